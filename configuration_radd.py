@@ -1,0 +1,1 @@
+radd_hf/configuration_radd.py

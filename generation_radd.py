@@ -1,0 +1,1 @@
+radd_hf/generation_radd.py

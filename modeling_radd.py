@@ -1,0 +1,1 @@
+radd_hf/modeling_radd.py

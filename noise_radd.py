@@ -1,0 +1,1 @@
+radd_hf/noise_radd.py

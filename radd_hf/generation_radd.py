@@ -1,0 +1,557 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""The reverse process: from a canvas with masks to text, as a plan, a draw and one loop.
+
+    canvas   ids in which every mask token is to be filled and every other token stays
+    plan     WHEN: for each masked position, the event that reveals it
+    draw     WHAT: a token for each position an event reveals, from the network's law given the canvas
+    loop     row by row the next event: evaluate, draw, write
+
+In absorbing diffusion when a token is revealed depends neither on the network nor on the text, and RADD's network
+does not depend on time (arXiv:2406.03736). So the plan can be made first, and the network evaluated only where
+the plan reveals something: that is the whole of "caching", and the law of the output is that of the published samplers.
+
+Shapes: R rows (batch x num_return_sequences), L length, V vocabulary, N positions revealed in one event.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers.generation import (
+    GenerationConfig,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.utils import ModelOutput
+
+from .noise_radd import get_noise, reveal_probabilities
+
+GRID_METHODS = ("tweedie", "euler")
+METHODS = (*GRID_METHODS, "first_hitting", "ordered")
+ORDERS = ("forward", "backward", "random")
+
+# Value of a plan at positions that are given, not generated.
+GIVEN = -1
+# Logits of at most this many elements (64 MB in float32) exist at once while tokens are drawn.
+MAX_LOGITS_ELEMENTS = 2**24
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Settings and output
+# ---------------------------------------------------------------------------------------------------------
+
+
+class RaddGenerationConfig(GenerationConfig):
+    """What `generate` does by default; saved as generation_config.json. See [`RaddGenerationMixin.generate`].
+
+    A field that is None is not set: the model's generation config, then [`RaddGenerationConfig.DEFAULTS`], decide.
+    """
+
+    DEFAULTS = {
+        "length": None,  # the model's max_position_embeddings
+        "steps": None,  # the length of the canvas; for "ordered", one token an event
+        "method": "tweedie",
+        "order": "forward",
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "use_cache": True,
+        "num_return_sequences": 1,
+        "output_history": False,
+        "return_dict_in_generate": False,
+    }
+    length: int | None
+    steps: int | None
+    method: str
+    order: Any
+    output_history: bool
+    METADATA = (
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "_commit_hash",
+        "_from_model_config",
+        "transformers_version",
+    )
+
+    def __init__(self, **kwargs):
+        # Not super().__init__(): most of its fields speak of autoregression.
+        for name in (*self.DEFAULTS, *self.METADATA):
+            setattr(self, name, kwargs.pop(name, None))
+        if kwargs:
+            raise ValueError(f"{sorted(kwargs)} are not settings of RADD's generate; they are {sorted(self.DEFAULTS)}.")
+        self.validate()
+
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
+        for name in ("length", "steps", "num_return_sequences"):
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or value < 1):
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+        if self.method is not None and self.method not in METHODS:
+            raise ValueError(f"method={self.method!r} must be one of {METHODS}.")
+        if isinstance(self.order, str) and self.order not in ORDERS:
+            raise ValueError(f"order={self.order!r} must be one of {ORDERS}, or a permutation of the positions.")
+        if self.temperature is not None and not (_is_number(self.temperature) and 0 <= self.temperature < float("inf")):
+            raise ValueError(f"temperature={self.temperature!r} must be a number >= 0 (0 takes the likeliest token).")
+        if self.top_k is not None and (not _is_int(self.top_k) or self.top_k < 0):
+            raise ValueError(f"top_k={self.top_k!r} must be an integer >= 0 (0 keeps every token).")
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(f"top_p={self.top_p!r} must lie in (0, 1] (1 keeps every token).")
+        for name in ("use_cache", "output_history", "return_dict_in_generate"):
+            if getattr(self, name) not in (None, True, False):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
+
+    @classmethod
+    def resolve(cls, *sources: Any) -> "RaddGenerationConfig":
+        """One complete configuration: each setting from the first source that has it, else the default.
+
+        Sources are dictionaries or configurations (of any class: remote code and package hold different ones).
+        """
+        values = [source if isinstance(source, dict) else vars(source) for source in sources if source is not None]
+        settings = {}
+        for name, default in cls.DEFAULTS.items():
+            given = [value[name] for value in values if value.get(name) is not None]
+            settings[name] = given[0] if given else default
+        return cls(**settings)
+
+    @classmethod
+    def from_model_config(cls, model_config):
+        raise NotImplementedError("RaddConfig holds no generation settings.")
+
+    def get_generation_mode(self, *args, **kwargs):
+        raise NotImplementedError("RADD's generate has methods, not autoregressive generation modes.")
+
+
+@dataclass
+class RaddGenerateOutput(ModelOutput):
+    """
+    sequences: (R, L) ids, without a mask.
+    num_function_evaluations: (R,) network evaluations that each row took (NFE).
+    reveal_step: (R, L) the step of the grid, or the event of an ordered method, that revealed each position;
+        -1 at given positions.
+    token_logprobs: (R, L) log-probability in nats of each drawn token when it was drawn, before temperature, top-k
+        and top-p; 0 at given positions. float32.
+    history: the canvas (R, L) at the start and after every event, when asked for.
+    """
+
+    sequences: Tensor | None = None
+    num_function_evaluations: Tensor | None = None
+    reveal_step: Tensor | None = None
+    token_logprobs: Tensor | None = None
+    history: tuple[Tensor, ...] | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Plan: when is each position revealed? All return (R, L) int64, GIVEN where nothing is masked.
+# ---------------------------------------------------------------------------------------------------------
+
+
+def plan_grid(masked: Tensor, reveal: Tensor, uniform: Tensor) -> Tensor:
+    """Tweedie or Euler: the step of the grid in which each masked position is revealed.
+
+    A position still masked is revealed in step i with probability r_i, so its reveal step has the law
+    q_i = r_i prod_{j<i} (1 - r_j), independently of all else. Drawn once, by inversion of its distribution function.
+
+    Args:
+        masked: (R, L) bool. reveal: (n,) float64, r, with r_n = 1 in the last step. uniform: (R, L) float64 in [0, 1).
+    """
+    distribution = 1 - (1 - reveal).cumprod(dim=0)  # (n,) P(reveal step <= i); 1 at the end, since r_n = 1
+    step = torch.searchsorted(distribution, uniform, right=True)  # (R, L)
+    return step.masked_fill(~masked, GIVEN)
+
+
+def plan_sequence(masked: Tensor, priority: Tensor, steps: int | None = None) -> Tensor:
+    """One position an event, in ascending `priority` (R, L); with fewer `steps` than masks, balanced groups.
+
+    First-hitting is this with uniform priorities: the hitting times of the continuous-time process are
+    independent and identically distributed, so their order is a uniform permutation (arXiv:2409.02908).
+    """
+    priority = priority.double().masked_fill(~masked, torch.inf)
+    rank = priority.argsort(dim=1, stable=True).argsort(dim=1)  # (R, L) 0, 1, ... over the masked positions
+    if steps is not None:
+        count = masked.sum(dim=1, keepdim=True)  # (R, 1)
+        rank = torch.where(count > steps, rank * steps // count.clamp(min=1), rank)
+    return rank.masked_fill(~masked, GIVEN)
+
+
+def without_empty_steps(plan: Tensor) -> Tensor:
+    """Numbers each row's events 0, 1, 2, ... in the order of the plan: (R, L) -> (R, L)."""
+    step, position = plan.sort(dim=1)
+    begins = step.diff(dim=1, prepend=torch.full_like(step[:, :1], GIVEN)) > 0  # a step larger than the one before
+    return torch.empty_like(plan).scatter_(1, position, begins.cumsum(dim=1) - 1)  # GIVEN, where none has begun
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Draw: which token?
+# ---------------------------------------------------------------------------------------------------------
+
+
+def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
+    """A token from softmax(scores) for each row, by inversion of the distribution function: (N, V), (N,) -> (N,).
+
+    The uniforms are float64 and so is the cumulative sum: the 24-bit uniforms of a float32 Gumbel or exponential race
+    never reach the tail, which acts like a lower temperature (arXiv:2409.02908). One uniform a token, so
+    that the draw belongs to the position and not to the event or the batch.
+    """
+    distribution = scores.softmax(dim=-1, dtype=torch.float32).double().cumsum(dim=-1)  # (N, V)
+    total = distribution[:, -1:]
+    # Strictly below the total, whatever the rounding: a token of probability zero is never drawn.
+    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(distribution, target, right=True).squeeze(1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Loop
+# ---------------------------------------------------------------------------------------------------------
+
+
+class RaddGenerationMixin:
+    """Gives a model with a trunk `self.model` and a head `self.compute_logits` the method `generate`."""
+
+    config: Any
+    model: Any
+    training: bool
+    generation_config: Any
+    generation_config_class: Any
+    compute_logits: Any
+    eval: Any
+    train: Any
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        prefix: Any = None,
+        suffix: Any = None,
+        length: int | None = None,
+        attention_mask: Tensor | None = None,
+        steps: int | None = None,
+        method: str | None = None,
+        order: Any = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        use_cache: bool | None = None,
+        num_return_sequences: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        tokenizer: Any = None,
+        logits_processor: LogitsProcessorList | None = None,
+        streamer: Any = None,
+        output_history: bool | None = None,
+        return_dict_in_generate: bool | None = None,
+        generation_config: RaddGenerationConfig | None = None,
+    ) -> Tensor | RaddGenerateOutput:
+        """Fills every mask of a canvas and leaves every other token as it is.
+
+        Settings are taken from the keyword, else `generation_config`, else the model's generation config, else the
+        default named below.
+
+        Args:
+            input_ids: (B, L) or (L,) the canvas itself, with the mask id where text is wanted.
+            prefix, suffix: instead of `input_ids`, what the text begins and ends with: ids (list, (l,) or (B, l)
+                tensor) or, with `tokenizer`, a text or a list of texts. The suffix ends at `length`. Without any of
+                the three the whole text is generated.
+            length: L. Default: the model's max_position_embeddings.
+            attention_mask: (B, L) 0 at padding of `input_ids`.
+            steps: of the grid for "tweedie" and "euler"; default L. For "ordered" the number of
+                events, if fewer than the masks; default one token an event. "first_hitting" takes none.
+            method: "tweedie" (default) or "euler", diffusion on a grid of times (`noise_radd.reveal_probabilities`);
+                "first_hitting", diffusion in continuous time, one token an event; "ordered", any-order autoregression.
+            order: of "ordered": "forward" (default), "backward", "random" (one permutation a row), or the positions
+                in the order in which they are revealed, (L,) for all rows or (R, L).
+            temperature, top_k, top_p: of the token draw, as transformers' warpers define them. Defaults 1, 0, 1 change
+                nothing; temperature 0 takes the likeliest token.
+            use_cache: False evaluates every row at every step of the grid, also where nothing is revealed:
+                the same tokens for the same generator, for comparison. Default True.
+            num_return_sequences: R / B, samples for each canvas. Default 1.
+            generator: source of randomness on any device, or one for each of the R rows: a row's draws then do not
+                depend on the rest of the batch. Default: torch's global generator.
+            tokenizer: for a `prefix` or `suffix` given as text.
+            logits_processor: called with canvases (N, L) and scores (N, V), a row for each revealed position,
+                before temperature, top-k and top-p.
+            streamer: transformers' TextDiffusionStreamer (one row), or any object with `put` and `end`.
+            output_history, return_dict_in_generate: return a [`RaddGenerateOutput`], with history. Default False.
+
+        Returns:
+            (R, L) ids, or [`RaddGenerateOutput`].
+
+        Raises:
+            ValueError: for arguments that do not fit, before the network is evaluated.
+        """
+        given = {name: value for name, value in locals().items() if name in RaddGenerationConfig.DEFAULTS}
+        settings = RaddGenerationConfig.resolve(given, generation_config, self.generation_config)
+        canvas, attention_mask = self._make_canvas(
+            input_ids, prefix, suffix, settings.length, attention_mask, tokenizer
+        )
+        copies = settings.num_return_sequences
+        canvas = canvas.repeat_interleave(copies, dim=0)  # (R, L)
+        if attention_mask is not None:
+            attention_mask = attention_mask.repeat_interleave(copies, dim=0)
+        draw = _Uniforms(generator, canvas)
+        plan = self._make_plan(canvas == self.config.mask_token_id, settings, draw)
+        processors = _make_processors(logits_processor, settings)
+
+        training = self.training
+        self.eval()
+        try:
+            output = self._reveal(canvas, attention_mask, plan, draw(), processors, settings, streamer)
+        finally:
+            self.train(training)
+        return output if settings.return_dict_in_generate else canvas  # filled in place
+
+    def _reveal(
+        self,
+        canvas: Tensor,
+        attention_mask: Tensor | None,
+        plan: Tensor,
+        uniform: Tensor,
+        processors: LogitsProcessorList,
+        settings: RaddGenerationConfig,
+        streamer: Any,
+    ) -> RaddGenerateOutput:
+        """The loop. All rows advance together, each to its own next event.
+
+        canvas (R, L), plan (R, L), uniform (R, L), one draw of a token for each position.
+        """
+        if settings.use_cache:
+            event = without_empty_steps(plan)  # (R, L)
+            evaluations = event.amax(dim=1) + 1  # (R,)
+        else:
+            event, evaluations = plan, plan.new_full((len(plan),), cast(int, settings.steps))
+        token_logprobs = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
+        history = [canvas.clone()] if settings.output_history else None
+
+        for current in range(int(evaluations.max())):
+            rows = (evaluations > current).nonzero().squeeze(1)  # (A,) rows that still have events
+            revealed = event[rows] == current  # (A, L)
+            hidden = self.model(
+                input_ids=canvas[rows],
+                attention_mask=None if attention_mask is None else attention_mask[rows],
+                output_positions=revealed,
+            ).last_hidden_state  # (N, D)
+            row, position = revealed.nonzero(as_tuple=True)
+            row = rows[row]  # (N,) each
+            tokens, logprobs = self._draw(hidden, canvas, row, uniform[row, position], processors, settings)
+            canvas[row, position] = tokens
+            token_logprobs[row, position] = logprobs
+            if history is not None:
+                history.append(canvas.clone())
+            if streamer is not None and hasattr(streamer, "put_draft"):
+                streamer.put_draft(canvas.cpu())
+
+        if streamer is not None:
+            streamer.put(canvas.cpu())
+            streamer.end()
+        return RaddGenerateOutput(
+            sequences=canvas,
+            num_function_evaluations=evaluations,
+            reveal_step=plan,
+            token_logprobs=token_logprobs,
+            history=None if history is None else tuple(history),
+        )
+
+    def _draw(
+        self,
+        hidden: Tensor,
+        canvas: Tensor,
+        row: Tensor,
+        uniform: Tensor,
+        processors: LogitsProcessorList,
+        settings: RaddGenerationConfig,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (N,) and their log-probabilities (N,) from hidden states (N, D), never more than a chunk of logits."""
+        tokens, logprobs = [], []
+        size = max(MAX_LOGITS_ELEMENTS // self.config.vocab_size, 1)
+        for h, r, u in zip(hidden.split(size), row.split(size), uniform.split(size), strict=True):
+            logits = self.compute_logits(h).float()  # (n, V)
+            scores = processors(cast(Any, canvas[r]), cast(Any, logits)) if processors else logits
+            token = scores.argmax(dim=-1) if settings.temperature == 0 else draw_tokens(scores, u)  # (n,)
+            tokens.append(token)
+            logprobs.append(logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=-1))
+        return torch.cat(tokens), torch.cat(logprobs)
+
+    def _make_plan(self, masked: Tensor, settings: RaddGenerationConfig, draw: "_Uniforms") -> Tensor:
+        """(R, L) int64: the event of each masked position, by `settings.method`."""
+        length = masked.shape[1]
+        if settings.method in GRID_METHODS:
+            settings.steps = settings.steps or length
+            reveal = reveal_probabilities(get_noise(self.config), settings.method, settings.steps)
+            return plan_grid(masked, reveal.to(masked.device), draw())
+        if not settings.use_cache:
+            raise ValueError(f"use_cache=False compares steps of a grid; method={settings.method!r} has none.")
+        if settings.method == "first_hitting":
+            if settings.steps is not None:
+                raise ValueError(f"steps={settings.steps}: method='first_hitting' has no grid, leave steps out.")
+            return plan_sequence(masked, draw())
+        return plan_sequence(masked, _order_priority(settings.order, masked, draw), settings.steps)
+
+    def _make_canvas(
+        self,
+        input_ids: Any,
+        prefix: Any,
+        suffix: Any,
+        length: int | None,
+        attention_mask: Tensor | None,
+        tokenizer: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, L) ids on the model's device, a copy, and the attention mask (B, L) or None."""
+        mask_id, vocab_size, device = self.config.mask_token_id, self.config.vocab_size, self.model.device
+        if input_ids is not None:
+            if prefix is not None or suffix is not None:
+                raise ValueError("input_ids is the whole canvas: pass it, or prefix and suffix, not both.")
+            rows = _id_rows("input_ids", input_ids, tokenizer, vocab_size)
+            lengths = sorted({len(row) for row in rows})
+            if len(lengths) > 1 or lengths[0] == 0:
+                raise ValueError(f"input_ids has rows of lengths {lengths}; a canvas has one length of at least 1.")
+            canvas = torch.tensor(rows, device=device)  # (B, L)
+        else:
+            if attention_mask is not None:
+                raise ValueError("attention_mask describes padding of input_ids: pass it with input_ids only.")
+            length = length or self.config.max_position_embeddings
+            before = [[]] if prefix is None else _id_rows("prefix", prefix, tokenizer, vocab_size)
+            after = [[]] if suffix is None else _id_rows("suffix", suffix, tokenizer, vocab_size)
+            if len(before) != len(after) and 1 not in (len(before), len(after)):
+                raise ValueError(
+                    f"prefix has {len(before)} rows and suffix {len(after)}: they must agree, or one of them be single."
+                )
+            batch = max(len(before), len(after))
+            canvas = torch.full((batch, length), mask_id, device=device)  # (B, L)
+            for row, head, tail in zip(
+                canvas, before * (batch // len(before)), after * (batch // len(after)), strict=True
+            ):
+                if len(head) + len(tail) >= length:
+                    raise ValueError(
+                        f"prefix ({len(head)} tokens) + suffix ({len(tail)} tokens) leave nothing to generate in "
+                        f"length={length}; pass length > {len(head) + len(tail)} or shorten them."
+                    )
+                row[: len(head)] = torch.tensor(head, dtype=canvas.dtype)
+                row[length - len(tail) :] = torch.tensor(tail, dtype=canvas.dtype)
+        if attention_mask is not None:
+            attention_mask = torch.as_tensor(attention_mask, device=device)
+            if attention_mask.shape != canvas.shape:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}; input_ids has {tuple(canvas.shape)}."
+                )
+            if bool(((attention_mask == 0) & (canvas == mask_id)).any()):
+                raise ValueError(f"attention_mask is 0 at a mask (id {mask_id}) of input_ids: pad with another id.")
+        return canvas, attention_mask
+
+    def adjust_generation_fn(
+        self, generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, *hub_args, **kwargs
+    ):
+        """Called by `from_pretrained` to give the model its generation config: the one passed, else the folder's."""
+        names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        hub = dict(zip((*names, "trust_remote_code"), hub_args, strict=False)) | kwargs
+        hub.pop("trust_remote_code", None)
+        if generation_config is not None:
+            self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
+        elif pretrained_model_name_or_path is not None:
+            with suppress(OSError):  # no generation_config.json, as in the authors' repositories: the defaults hold
+                self.generation_config = self.generation_config_class.from_pretrained(
+                    pretrained_model_name_or_path, _from_auto=from_auto_class, _from_pipeline=from_pipeline, **hub
+                )
+
+
+class _Uniforms:
+    """Uniform numbers in [0, 1) with 53 bits, (R, L) at each call, from one generator, one a row, or torch's own."""
+
+    def __init__(self, generator: torch.Generator | list[torch.Generator] | None, canvas: Tensor):
+        rows, self.length = canvas.shape
+        self.device = canvas.device
+        self.sources: list[tuple[torch.Generator | None, int]]
+        if isinstance(generator, (list, tuple)):
+            if len(generator) != rows:
+                raise ValueError(f"generator is a list of {len(generator)}; the batch has {rows} rows, one for each.")
+            self.sources = [(source, 1) for source in generator]
+        else:
+            self.sources = [(generator, rows)]
+        for source, _ in self.sources:
+            if source is not None and not isinstance(source, torch.Generator):
+                raise TypeError(f"generator={source!r} must be a torch.Generator, or a list of one for each row.")
+
+    def __call__(self) -> Tensor:
+        draws = [
+            torch.rand(
+                (rows, self.length),
+                generator=source,
+                dtype=torch.float64,
+                device=self.device if source is None else source.device,
+            ).to(self.device)
+            for source, rows in self.sources
+        ]
+        return torch.cat(draws)  # (R, L)
+
+
+def _make_processors(logits_processor: Any, settings: RaddGenerationConfig) -> LogitsProcessorList:
+    """The caller's processors, then temperature, top-k and top-p in transformers' order."""
+    processors = LogitsProcessorList(logits_processor or [])
+    if settings.temperature not in (0, 1):
+        processors.append(TemperatureLogitsWarper(float(settings.temperature)))
+    if settings.top_k > 0:
+        processors.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        processors.append(TopPLogitsWarper(float(settings.top_p)))
+    return processors
+
+
+def _order_priority(order: Any, masked: Tensor, draw: _Uniforms) -> Tensor:
+    """(R, L): the rank of each position in the order, small first."""
+    rows, length = masked.shape
+    position = torch.arange(length, device=masked.device)
+    if isinstance(order, str):
+        if order == "random":
+            return draw()
+        return (position if order == "forward" else -position).expand(rows, length)
+    order = torch.as_tensor(order, device=masked.device)
+    if order.shape not in ((length,), (rows, length)) or order.is_floating_point():
+        raise ValueError(
+            f"order has shape {tuple(order.shape)} and dtype {order.dtype}; it must hold positions as integers, "
+            f"({length},) for all rows or ({rows}, {length})."
+        )
+    if not torch.equal(order.sort(dim=-1).values, position.expand(order.shape)):
+        raise ValueError(f"order={order.tolist()} must name each position 0 .. {length - 1} exactly once.")
+    return order.argsort(dim=-1).expand(rows, length)
+
+
+def _id_rows(name: str, value: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:
+    """Rows of token ids from ids or text in any of the forms `generate` takes, checked."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.dtype == torch.bool or value.ndim not in (1, 2):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; ids are integers, (L,) or (B, L)."
+            )
+        value = value.tolist()
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)):
+        raise TypeError(f"{name}={value!r} must be ids (list or tensor) or text (with tokenizer=).")
+    if texts and all(isinstance(text, str) for text in texts):
+        if tokenizer is None:
+            raise ValueError(f"{name}={value!r} is text: pass tokenizer= with it, or token ids.")
+        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    elif not texts or _is_int(texts[0]):
+        rows = [list(texts)]
+    else:
+        rows = [list(row) if isinstance(row, (list, tuple)) else [row] for row in texts]
+    for row in rows:
+        for token in row:
+            if not _is_int(token):
+                raise TypeError(f"{name} holds {token!r}; it must be token ids, all text, or all rows of ids.")
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"{name} holds the id {token}; the vocabulary has ids 0 .. {vocab_size - 1}.")
+    return rows
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+__all__ = ["RaddGenerateOutput", "RaddGenerationConfig", "RaddGenerationMixin"]

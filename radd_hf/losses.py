@@ -1,0 +1,102 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""The four training objectives: one kernel, four laws for the mask, four weights.
+
+Every objective of RADD is a weighted cross-entropy at masked positions,
+
+    loss = w S + offset,        S = sum over masked positions of -log p(x_i | visible tokens)     nats per sequence
+
+and they differ only in how the mask is drawn and in the weight w. arXiv:2406.03736 (v4), with sigma = sigma(t):
+
+    t_DSE       t ~ U[1e-3, 1], a token masked with probability 1 - e^-sigma    w = sigma' / (e^sigma - 1)    eq. (2.11)
+    t_DCE       same mask, same w, offset sigma' n_masked log(e^sigma - 1) / (e^sigma - 1)                  eq. (3.5)
+    lambda_DCE  lambda ~ U(0, 1], a token masked with probability lambda        w = 1 / lambda                eq. (3.6)
+    k_DCE       k ~ U{1..L}, a uniform subset of k tokens masked                w = L / k                     eq. (C.20)
+
+In expectation lambda_DCE and k_DCE are the any-order autoregressive negative log-likelihood (Theorem 2); the t losses
+are 1 / (1 - 1e-3) times its integral from t = 1e-3 on. The offset does not depend on the network and has mean
+zero over the whole schedule, but adds about 1.8 nats a token of noise to one logged value: logs leave it out.
+
+The kernel S is computed by the model (`RaddForMaskedLM.forward` with `labels` and `loss_weights`).
+Shapes: B batch, L length.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .noise_radd import Noise
+
+T_LOSSES = ("t_DSE", "t_DCE")
+LOSS_TYPES = (*T_LOSSES, "lambda_DCE", "k_DCE")
+
+# The t losses begin here, where e^sigma - 1 is still far from zero.
+FIRST_TIME = 1e-3
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Where a batch is masked and what its loss weighs.
+
+    masked: (B, L) bool. weight: (B,) float32, w. offset: (B,) float32, nats per sequence, zero but for t_DCE.
+    """
+
+    masked: Tensor
+    weight: Tensor
+    offset: Tensor
+
+    def __getitem__(self, rows: slice) -> "Masks":
+        return Masks(self.masked[rows], self.weight[rows], self.offset[rows])
+
+    def apply(self, x0: Tensor, mask_token_id: int) -> dict[str, Tensor]:
+        """The arguments of the model's forward, for clean ids x0 (B, L) on any device."""
+        masked = self.masked.to(x0.device)
+        return {
+            "input_ids": x0.masked_fill(masked, mask_token_id),  # (B, L) x_t
+            "labels": x0.masked_fill(~masked, -100),  # (B, L)
+            "loss_weights": self.weight.to(x0.device),  # (B,)
+        }
+
+
+def draw_masks(loss_type: str, batch_size: int, length: int, noise: Noise, generator: torch.Generator) -> Masks:
+    """The mask law of `loss_type`, its noise levels stratified over the batch; on the CPU.
+
+    Row levels are (pi(i) + u_i) / B with a random permutation pi: together they cover (0, 1] evenly, and each one
+    alone is uniform, whichever row it goes to.
+    """
+    check_loss_type(loss_type)
+    stratum = torch.randperm(batch_size, generator=generator)
+    level = (stratum + torch.rand(batch_size, generator=generator, dtype=torch.float64)) / batch_size  # (B,) in [0, 1)
+    uniform = torch.rand(batch_size, length, generator=generator, dtype=torch.float64)  # (B, L)
+    if loss_type in T_LOSSES:
+        level = FIRST_TIME + (1 - FIRST_TIME) * level  # t
+        masked = uniform < -torch.expm1(-noise.sigma(level))[:, None]
+    elif loss_type == "lambda_DCE":
+        level = 1 - level  # lambda, in (0, 1]
+        masked = uniform < level[:, None]
+    else:
+        level = (level * length).floor() + 1  # k, in {1, ..., L}
+        masked = uniform.argsort(dim=1).argsort(dim=1) < level[:, None]
+    weight, offset = loss_weights(loss_type, level, masked.sum(dim=1), length, noise)
+    return Masks(masked, weight.float(), offset.float())
+
+
+def loss_weights(loss_type: str, level: Tensor, n_masked: Tensor, length: int, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Weight w and offset, (B,) each, of rows at `level` (t, lambda or k by the loss) with `n_masked` masks, (B,) each.
+
+    In the dtype of `level`; float64 is wise near t = 0, where the weight of the t losses grows as 1 / t.
+    """
+    check_loss_type(loss_type)
+    offset = torch.zeros_like(level)
+    if loss_type == "lambda_DCE":
+        return 1 / level, offset
+    if loss_type == "k_DCE":
+        return length / level, offset
+    odds = torch.expm1(noise.sigma(level))  # e^sigma - 1
+    weight = noise.dsigma(level) / odds
+    return weight, weight * n_masked * odds.log() if loss_type == "t_DCE" else offset
+
+
+def check_loss_type(loss_type: str) -> None:
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"loss_type={loss_type!r} must be one of {LOSS_TYPES}.")
