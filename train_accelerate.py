@@ -23,7 +23,7 @@ from accelerate.utils import set_seed
 from transformers import AutoTokenizer, HfArgumentParser, get_scheduler
 
 from radd_hf import RaddConfig, RaddForMaskedLM
-from radd_hf.data import add_mask_token, encode, fingerprint, load_documents, pack, train_tokenizer
+from radd_hf.data import add_mask_token, encode, fingerprint, load_documents, pack, split, train_tokenizer
 from radd_hf.ema import make_ema
 from radd_hf.likelihood import estimate_likelihood
 from radd_hf.losses import LOSS_TYPES, draw_masks
@@ -109,9 +109,8 @@ def main(argv: list[str]) -> None:
     else:
         tokenizer = train_tokenizer(documents, data_args.vocab_size)
     mask_token_id = add_mask_token(tokenizer)
-    blocks, _ = pack(encode(documents, tokenizer), data_args.length)  # (S, L)
-    validation, remainder = pack(encode(held_out, tokenizer), data_args.length)
-    validation = [*validation, remainder] if len(remainder) else list(validation)
+    blocks = pack(encode(documents, tokenizer), data_args.length)  # (S, L)
+    validation = split(encode(held_out, tokenizer), data_args.length)
     held_out_bytes = sum(len(text.encode()) for text in held_out)
 
     # Network, optimizer, average

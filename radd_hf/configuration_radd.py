@@ -45,10 +45,6 @@ class RaddConfig(PreTrainedConfig):
     """
 
     model_type = "radd"
-    base_model_tp_plan = {
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
 
     vocab_size: int = 50258
     mask_token_id: int | None = None
@@ -80,9 +76,10 @@ class RaddConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
+        self._check()
 
-    def validate_radd(self):
-        """Called by `@strict` after construction, as every method whose name begins with `validate`."""
+    def _check(self):
+        # Not one of `@strict`'s `validate_*` methods: those turn a ValueError into an error of another class.
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -27,12 +27,13 @@ def load_documents(source: str, split: str) -> list[str]:
 
     Args:
         source: "austen", Jane Austen's novels (shipped, public domain), or the path of a UTF-8 text file.
-        split: "train" or "validation". Of the novels, Persuasion is the validation set; of a file, its last 5 %.
+        split: "train", "validation" or "all". Of the novels, Persuasion is the validation set; of a file, its last 5 %.
     """
-    if split not in ("train", "validation"):
-        raise ValueError(f"split={split!r} must be 'train' or 'validation'.")
+    if split not in ("train", "validation", "all"):
+        raise ValueError(f"split={split!r} must be 'train', 'validation' or 'all'.")
     if source == "austen":
-        return [text for title, text in _novels().items() if (title == HELD_OUT_NOVEL) == (split == "validation")]
+        splits = {title: "validation" if title == HELD_OUT_NOVEL else "train" for title in NOVELS}
+        return [text for title, text in _novels().items() if split in ("all", splits[title])]
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"dataset={source!r} must be 'austen' or the path of a text file; there is no such file.")
@@ -40,7 +41,7 @@ def load_documents(source: str, split: str) -> list[str]:
     if not text.strip():
         raise ValueError(f"dataset={source!r} is empty.")
     boundary = len(text) - len(text) // 20
-    return [text[:boundary] if split == "train" else text[boundary:]]
+    return [{"train": text[:boundary], "validation": text[boundary:], "all": text}[split]]
 
 
 def _novels() -> dict[str, str]:
@@ -83,12 +84,16 @@ def encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return torch.tensor(ids)
 
 
-def pack(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Blocks (S, L) and the remainder (r,), r < L, which fills no block."""
+def pack(ids: Tensor, length: int) -> Tensor:
+    """Blocks (S, L) for training; the remainder, which fills no block, is left out."""
     if len(ids) < length:
         raise ValueError(f"length={length} is longer than the data, {len(ids)} tokens; it must be shorter.")
-    whole = len(ids) // length * length
-    return ids[:whole].view(-1, length), ids[whole:]
+    return ids[: len(ids) // length * length].view(-1, length)
+
+
+def split(ids: Tensor, length: int) -> list[Tensor]:
+    """Blocks (L,) for evaluation, the last one shorter where the text ends: every token is in one."""
+    return list(ids.split(length))
 
 
 def fingerprint(ids: Tensor) -> str:

@@ -285,6 +285,10 @@ class RaddGenerationMixin:
         """
         given = {name: value for name, value in locals().items() if name in RaddGenerationConfig.DEFAULTS}
         settings = RaddGenerationConfig.resolve(given, generation_config, self.generation_config)
+        if input_ids is not None and length is not None:
+            raise ValueError(
+                f"length={length}: input_ids is the whole canvas and has its own length, leave length out."
+            )
         canvas, attention_mask = self._make_canvas(
             input_ids, prefix, suffix, settings.length, attention_mask, tokenizer
         )
@@ -292,6 +296,8 @@ class RaddGenerationMixin:
         canvas = canvas.repeat_interleave(copies, dim=0)  # (R, L)
         if attention_mask is not None:
             attention_mask = attention_mask.repeat_interleave(copies, dim=0)
+        if settings.method in GRID_METHODS and settings.steps is None:
+            settings.steps = canvas.shape[1]
         draw = _Uniforms(generator, canvas)
         plan = self._make_plan(canvas == self.config.mask_token_id, settings, draw)
         processors = _make_processors(logits_processor, settings)
@@ -377,10 +383,8 @@ class RaddGenerationMixin:
 
     def _make_plan(self, masked: Tensor, settings: RaddGenerationConfig, draw: "_Uniforms") -> Tensor:
         """(R, L) int64: the event of each masked position, by `settings.method`."""
-        length = masked.shape[1]
         if settings.method in GRID_METHODS:
-            settings.steps = settings.steps or length
-            reveal = reveal_probabilities(get_noise(self.config), settings.method, settings.steps)
+            reveal = reveal_probabilities(get_noise(self.config), settings.method, cast(int, settings.steps))
             return plan_grid(masked, reveal.to(masked.device), draw())
         if not settings.use_cache:
             raise ValueError(f"use_cache=False compares steps of a grid; method={settings.method!r} has none.")
@@ -446,8 +450,8 @@ class RaddGenerationMixin:
     ):
         """Called by `from_pretrained` to give the model its generation config: the one passed, else the folder's."""
         names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-        hub = dict(zip((*names, "trust_remote_code"), hub_args, strict=False)) | kwargs
-        hub.pop("trust_remote_code", None)
+        hub = dict(zip(names, hub_args, strict=False))
+        hub |= {name: kwargs[name] for name in names if name in kwargs}  # the rest is for the model's configuration
         if generation_config is not None:
             self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
         elif pretrained_model_name_or_path is not None:

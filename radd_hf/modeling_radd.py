@@ -16,7 +16,7 @@ last layer everything but keys and values, run on the `output_positions` alone, 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,13 @@ from .generation_radd import RaddGenerationConfig, RaddGenerationMixin
 MAX_LOGITS_ELEMENTS = 2**24
 
 
-@dataclass(frozen=True)
-class Positions:
-    """Which positions of each row are wanted, as a rectangle: slots of a row that has fewer are not `valid`."""
+class Positions(NamedTuple):
+    """Which positions of each row are wanted, as a rectangle: slots of a row that has fewer are not `valid`.
 
-    index: Tensor  # (B, K) int64
+    A tuple, so that accelerate moves it along with the other inputs of a layer that lives on another device.
+    """
+
+    slot: Tensor  # (B, K) int64
     valid: Tensor | None = None  # (B, K) bool; None: every slot is wanted
 
     @classmethod
@@ -54,11 +56,11 @@ class Positions:
             return cls(wanted)
         counts = wanted.sum(dim=1)  # (B,)
         slots = max(int(counts.max()), 1)
-        index = (~wanted).int().argsort(dim=1, stable=True)[:, :slots]  # wanted positions first, in order
-        return cls(index, torch.arange(slots, device=wanted.device) < counts[:, None])
+        slot = (~wanted).int().argsort(dim=1, stable=True)[:, :slots]  # wanted positions first, in order
+        return cls(slot, torch.arange(slots, device=wanted.device) < counts[:, None])
 
     def select(self, hidden: Tensor) -> Tensor:
-        return torch.take_along_dim(hidden, self.index[..., None], dim=1)  # (B, L, D) -> (B, K, D)
+        return torch.take_along_dim(hidden, self.slot[..., None], dim=1)  # (B, L, D) -> (B, K, D)
 
     def flatten(self, hidden: Tensor) -> Tensor:
         return hidden if self.valid is None else hidden[self.valid]  # (B, K, D) -> (N, D)
@@ -149,12 +151,12 @@ class RaddAttention(nn.Module):
         if positions is None:
             query = rotate(query, cos, sin)
         else:
-            query = torch.take_along_dim(query, positions.index[:, None, :, None], dim=2)  # (B, H, K, d)
+            query = torch.take_along_dim(query, positions.slot[:, None, :, None], dim=2)  # (B, H, K, d)
             cos, sin = (positions.select(table.expand(batch, -1, -1)) for table in (cos, sin))
             query = rotate(query, cos, sin)
             if attention_mask is not None:  # (B, 1, L, L) -> (B, 1, K, L)
                 rows = attention_mask.expand(batch, -1, length, -1)
-                attention_mask = torch.take_along_dim(rows, positions.index[:, None, :, None], dim=2)
+                attention_mask = torch.take_along_dim(rows, positions.slot[:, None, :, None], dim=2)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -268,8 +270,7 @@ class RaddModel(RaddPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -287,28 +288,50 @@ class RaddModel(RaddPreTrainedModel):
             output_positions: the positions to return, as a boolean mask (B, L) or as indices (B, K); all when None.
 
         Returns:
-            `last_hidden_state` (B, L, D), or (N, D) for a mask (rows in order), or (B, K, D) for indices.
+            `last_hidden_state` (B, L, D), or (N, D) for a mask (rows in order), or (B, K, D) for indices. Recorded
+            `hidden_states` and `attentions` are those of every position in any case.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds.")
+        positions = None if output_positions is None else Positions.of(output_positions)
+        prune = positions is not None and self._can_prune(kwargs)
+        outputs = self._run_layers(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            positions if prune else None,
+            return_dict=True,
+            **kwargs,
+        )
+        if positions is not None and not prune:
+            outputs.last_hidden_state = positions.flatten(positions.select(outputs.last_hidden_state))
+        return outputs
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def _run_layers(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        positions: Positions | None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """Embedding, layers and norm; with `positions` the last layer returns only them."""
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, L) -> (B, L, D)
         if position_ids is None:
             position_ids = default_position_ids(inputs_embeds, attention_mask)
         position_embeddings = self.rotary_emb(position_ids)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
-
-        positions = None if output_positions is None else Positions.of(output_positions)
-        prune = positions is not None and self._can_prune(kwargs)
         hidden_states = inputs_embeds
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            hidden_states = layer(
-                hidden_states, position_embeddings, mask, positions if last and prune else None, **kwargs
-            )
-        if positions is not None and not prune:
-            hidden_states = positions.flatten(positions.select(hidden_states))
-        return BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+            hidden_states = layer(hidden_states, position_embeddings, mask, positions if last else None, **kwargs)
+        # Layers may live on several devices; the caller's positions and labels are where the embedding is.
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_states).to(inputs_embeds.device))
 
     def _can_prune(self, kwargs: dict) -> bool:
         """Whether the last layer may take queries for the output positions only.
@@ -367,12 +390,21 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As transformers'; the mask keeps its id, which therefore must stay in the vocabulary."""
+        if new_num_tokens is not None and new_num_tokens <= self.config.mask_token_id:
+            raise ValueError(
+                f"new_num_tokens={new_num_tokens} would cut off the mask, id {self.config.mask_token_id}; "
+                f"it must be at least {self.config.mask_token_id + 1}."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """(..., D) -> (..., V). The one place where the mask is ruled out: whatever follows is a law over real tokens.
 
         On the head's own output, since slicing its weight would break resizing, offloading and adapters.
         """
-        logits = self.lm_head(hidden_states)
+        logits = self.lm_head(hidden_states).to(hidden_states.device)
         logits.select(-1, self.config.mask_token_id).fill_(-torch.inf)
         return logits
 

@@ -1,0 +1,67 @@
+"""Fixtures shared by all tests: golden files, tiny models, a clean Accelerate."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach for the network
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from transformers import AutoTokenizer
+
+from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.data import train_tokenizer
+
+GOLDEN = Path(__file__).parent / "golden"
+SENTENCES = "It is a truth universally acknowledged, that a single man must be in want of a wife.\n"
+
+
+@pytest.fixture
+def golden() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture
+def golden_model() -> RaddForMaskedLM:
+    """The authors' small random checkpoint, read from their layout."""
+    return RaddForMaskedLM.from_pretrained(GOLDEN / "hub").eval()
+
+
+def random_model(seed: int = 0, **settings) -> RaddForMaskedLM:
+    """A tiny model whose every parameter is random, the output layer (zero at initialisation) included."""
+    defaults = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_dropout": 0.0}
+    model = RaddForMaskedLM(RaddConfig(**{**defaults, **settings})).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    return model
+
+
+@pytest.fixture
+def toy() -> RaddForMaskedLM:
+    """Two real tokens and the mask, three positions: small enough to enumerate."""
+    return random_model(vocab_size=3, max_position_embeddings=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text("".join(f"{number}. {SENTENCES}" for number in range(400)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([SENTENCES * 20], 300).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps its state in the process; a second Accelerator with other settings would be refused."""
+    yield
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
