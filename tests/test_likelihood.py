@@ -34,8 +34,8 @@ def exact(model) -> float:
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_the_interval_covers_the_exact_value_as_often_as_it_says(model, exact, loss_type):
-    """Over 200 seeds. The weights 1 / lambda and 1 / t are heavy-tailed, and with so few draws a rare large one is missing
-    from an estimate and from its error alike; L / k is bounded.
+    """Over 200 seeds. The weights 1 / lambda and 1 / t are heavy-tailed: with so few draws a rare large one is often
+    missing, from an estimate and from its error alike. L / k is bounded.
     """
     left_out = 1.004 if loss_type in T_LOSSES else 1.0  # the t losses stop at t = 1e-3
     results = [
