@@ -1,16 +1,17 @@
 # make demo    set up and fill a gap in a novel the model has not read
 # make test    set up and run the tests
 # make lint    style and types;  make format puts the style right
+# make figures draw the pictures of docs/ again
 # make austen  train the shipped checkpoint again (about 90 minutes on two cores)
 
 PYTHON ?= python3
 BIN := .venv/bin
 # At the root the *_radd.py are links into radd_hf/.
-SOURCES := radd_hf tests $(filter-out %_radd.py,$(wildcard *.py))
+SOURCES := radd_hf tests docs/figures $(filter-out %_radd.py,$(wildcard *.py))
 # glibc otherwise gives every large tensor back to the kernel, and page faults take a sixth of a training step.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-.PHONY: demo test lint format austen clean
+.PHONY: demo test lint format figures austen clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +32,10 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+figures: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/figures/generation.py
 
 austen: .venv/ready
 	$(TRAIN_ENV) $(BIN)/accelerate launch train_accelerate.py --config configs/austen.yaml --output_dir runs/austen

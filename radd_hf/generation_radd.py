@@ -7,12 +7,15 @@
     loop     row by row the next event: evaluate, draw, write
 
 In absorbing diffusion when a token is revealed depends neither on the network nor on the text, and RADD's network
-does not depend on time (arXiv:2406.03736). So the plan can be made first, and the network evaluated only where
-the plan reveals something: that is the whole of "caching", and the law of the output is that of the published samplers.
+does not depend on time (arXiv:2406.03736, section 3.1). So the plan can be made first, and the network evaluated only
+where the plan reveals something: that is the whole of "caching" (section 3.2), and the law of the output is that of the
+published samplers (algorithms 5 and 6). Equations are numbered as in version 4 of the paper.
 
 Shapes: R rows (batch x num_return_sequences), L length, V vocabulary, N positions revealed in one event.
 """
 
+import math
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,6 +29,7 @@ from transformers.generation import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.streamers import TextStreamer
 from transformers.utils import ModelOutput
 
 from .noise_radd import get_noise, reveal_probabilities
@@ -60,6 +64,8 @@ class RaddGenerationConfig(GenerationConfig):
         "top_k": 0,
         "top_p": 1.0,
         "use_cache": True,
+        "stop_on_eos": False,
+        "max_time": None,  # no limit
         "num_return_sequences": 1,
         "output_history": False,
         "return_dict_in_generate": False,
@@ -68,6 +74,8 @@ class RaddGenerationConfig(GenerationConfig):
     steps: int | None
     method: str
     order: Any
+    max_time: float | None
+    stop_on_eos: bool
     output_history: bool
     METADATA = (
         "pad_token_id",
@@ -101,7 +109,9 @@ class RaddGenerationConfig(GenerationConfig):
             raise ValueError(f"top_k={self.top_k!r} must be an integer >= 0 (0 keeps every token).")
         if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ValueError(f"top_p={self.top_p!r} must lie in (0, 1] (1 keeps every token).")
-        for name in ("use_cache", "output_history", "return_dict_in_generate"):
+        if self.max_time is not None and not (_is_number(self.max_time) and self.max_time > 0):
+            raise ValueError(f"max_time={self.max_time!r} must be a positive number of seconds.")
+        for name in ("use_cache", "stop_on_eos", "output_history", "return_dict_in_generate"):
             if getattr(self, name) not in (None, True, False):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
 
@@ -131,10 +141,10 @@ class RaddGenerateOutput(ModelOutput):
     """
     sequences: (R, L) ids, without a mask.
     num_function_evaluations: (R,) network evaluations that each row took (NFE).
-    reveal_step: (R, L) the step of the grid, or the event of an ordered method, that revealed each position;
-        -1 at given positions.
+    reveal_step: (R, L) the step of the grid (empty ones counted), or the event of a method without a grid, that
+        revealed each position; -1 at positions that were given, or padded after EOS.
     token_logprobs: (R, L) log-probability in nats of each drawn token when it was drawn, before temperature, top-k
-        and top-p; 0 at given positions. float32.
+        and top-p; 0 at positions that were given or padded. float32.
     history: the canvas (R, L) at the start and after every event, when asked for.
     """
 
@@ -153,8 +163,10 @@ class RaddGenerateOutput(ModelOutput):
 def plan_grid(masked: Tensor, reveal: Tensor, uniform: Tensor) -> Tensor:
     """Tweedie or Euler: the step of the grid in which each masked position is revealed.
 
-    A position still masked is revealed in step i with probability r_i, so its reveal step has the law
-    q_i = r_i prod_{j<i} (1 - r_j), independently of all else. Drawn once, by inversion of its distribution function.
+    A position still masked is revealed in step i with probability r_i (eq. (D.14) and (D.15)), so its reveal step has
+    the law q_i = r_i prod_{j<i} (1 - r_j), independently of all else. Drawn once, by inversion of the distribution
+    function. A row with m masks then takes sum_i 1 - (1 - q_i)^m evaluations in expectation (eq. (D.30)), which is
+    n (1 - (1 - 1/n)^m) for log-linear noise (eq. (3.4)).
 
     Args:
         masked: (R, L) bool. reveal: (n,) float64, r, with r_n = 1 in the last step. uniform: (R, L) float64 in [0, 1).
@@ -168,7 +180,7 @@ def plan_sequence(masked: Tensor, priority: Tensor, steps: int | None = None) ->
     """One position an event, in ascending `priority` (R, L); with fewer `steps` than masks, balanced groups.
 
     First-hitting is this with uniform priorities: the hitting times of the continuous-time process are
-    independent and identically distributed, so their order is a uniform permutation (arXiv:2409.02908).
+    independent and of one law, so their order is a uniform permutation (arXiv:2409.02908, section 4.2).
     """
     priority = priority.double().masked_fill(~masked, torch.inf)
     rank = priority.argsort(dim=1, stable=True).argsort(dim=1)  # (R, L) 0, 1, ... over the masked positions
@@ -194,11 +206,13 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
     """A token from softmax(scores) for each row, by inversion of the distribution function: (N, V), (N,) -> (N,).
 
     The uniforms are float64 and so is the cumulative sum: the 24-bit uniforms of a float32 Gumbel or exponential race
-    never reach the tail, which acts like a lower temperature (arXiv:2409.02908). One uniform a token, so
+    never reach the tail, which acts like a lower temperature (arXiv:2409.02908, section 5). One uniform a token, so
     that the draw belongs to the position and not to the event or the batch.
     """
     distribution = scores.softmax(dim=-1, dtype=torch.float32).double().cumsum(dim=-1)  # (N, V)
     total = distribution[:, -1:]
+    if not bool((total > 0).all()):
+        raise ValueError("logits_processor left a position without a token: no token is left with a finite score.")
     # Strictly below the total, whatever the rounding: a token of probability zero is never drawn.
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(distribution, target, right=True).squeeze(1)
@@ -237,6 +251,8 @@ class RaddGenerationMixin:
         top_k: int | None = None,
         top_p: float | None = None,
         use_cache: bool | None = None,
+        stop_on_eos: bool | None = None,
+        max_time: float | None = None,
         num_return_sequences: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         tokenizer: Any = None,
@@ -256,7 +272,8 @@ class RaddGenerationMixin:
             prefix, suffix: instead of `input_ids`, what the text begins and ends with: ids (list, (l,) or (B, l)
                 tensor) or, with `tokenizer`, a text or a list of texts. The suffix ends at `length`. Without any of
                 the three the whole text is generated.
-            length: L. Default: the model's max_position_embeddings.
+            length: L, of the whole text. Default: the model's max_position_embeddings; a longer text is beyond what
+                the model was trained on.
             attention_mask: (B, L) 0 at padding of `input_ids`.
             steps: of the grid for "tweedie" and "euler"; default L. For "ordered" the number of
                 events, if fewer than the masks; default one token an event. "first_hitting" takes none.
@@ -268,9 +285,15 @@ class RaddGenerationMixin:
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed:
                 the same tokens for the same generator, for comparison. Default True.
+            stop_on_eos: end a row at the first generated EOS with no mask before it: what was or would be generated
+                after it becomes padding. Needs eos_token_id in the generation config or the configuration; padding is
+                pad_token_id of either, else EOS. Default False.
+            max_time: seconds after which all that is still masked is drawn in one last event. Default: no limit.
             num_return_sequences: R / B, samples for each canvas. Default 1.
-            generator: source of randomness on any device, or one for each of the R rows: a row's draws then do not
-                depend on the rest of the batch. Default: torch's global generator.
+            generator: source of randomness on any device, or one for each of the R rows. A row's random numbers then
+                do not depend on the rest of the batch, nor do its tokens, as far as the network's logits do not: a
+                matrix product may round differently in a batch of another shape, which changes a token only where its
+                random number falls within that rounding (1e-6 of probability in float32). Default: torch's own.
             tokenizer: for a `prefix` or `suffix` given as text.
             logits_processor: called with canvases (N, L) and scores (N, V), a row for each revealed position,
                 before temperature, top-k and top-p.
@@ -285,13 +308,12 @@ class RaddGenerationMixin:
         """
         given = {name: value for name, value in locals().items() if name in RaddGenerationConfig.DEFAULTS}
         settings = RaddGenerationConfig.resolve(given, generation_config, self.generation_config)
-        if input_ids is not None and length is not None:
-            raise ValueError(
-                f"length={length}: input_ids is the whole canvas and has its own length, leave length out."
-            )
+        _check_together(settings, given, streamer, tokenizer)
         canvas, attention_mask = self._make_canvas(
             input_ids, prefix, suffix, settings.length, attention_mask, tokenizer
         )
+        if input_ids is not None and length not in (None, canvas.shape[1]):
+            raise ValueError(f"length={length}, but input_ids, the whole canvas, has length {canvas.shape[1]}.")
         copies = settings.num_return_sequences
         canvas = canvas.repeat_interleave(copies, dim=0)  # (R, L)
         if attention_mask is not None:
@@ -301,11 +323,14 @@ class RaddGenerationMixin:
         draw = _Uniforms(generator, canvas)
         plan = self._make_plan(canvas == self.config.mask_token_id, settings, draw)
         processors = _make_processors(logits_processor, settings)
+        ending = self._ending(generation_config) if settings.stop_on_eos else None
+        if streamer is not None and isinstance(streamer, TextStreamer) and len(canvas) > 1:
+            raise ValueError(f"streamer={type(streamer).__name__} prints one row; this batch has {len(canvas)}.")
 
         training = self.training
         self.eval()
         try:
-            output = self._reveal(canvas, attention_mask, plan, draw(), processors, settings, streamer)
+            output = self._reveal(canvas, attention_mask, plan, draw(), processors, ending, settings, streamer)
         finally:
             self.train(training)
         return output if settings.return_dict_in_generate else canvas  # filled in place
@@ -317,14 +342,17 @@ class RaddGenerationMixin:
         plan: Tensor,
         uniform: Tensor,
         processors: LogitsProcessorList,
+        ending: "_Ending | None",
         settings: RaddGenerationConfig,
         streamer: Any,
     ) -> RaddGenerateOutput:
         """The loop. All rows advance together, each to its own next event.
 
-        canvas (R, L), plan (R, L), uniform (R, L), one draw of a token for each position.
+        canvas (R, L), filled in place; plan (R, L); uniform (R, L), for the token of each position.
         """
-        if settings.use_cache:
+        deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
+        generated = plan != GIVEN  # (R, L)
+        if settings.use_cache or settings.method not in GRID_METHODS:
             event = without_empty_steps(plan)  # (R, L)
             evaluations = event.amax(dim=1) + 1  # (R,)
         else:
@@ -332,8 +360,13 @@ class RaddGenerationMixin:
         token_logprobs = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
         history = [canvas.clone()] if settings.output_history else None
 
-        for current in range(int(evaluations.max())):
-            rows = (evaluations > current).nonzero().squeeze(1)  # (A,) rows that still have events
+        current = 0
+        while len(rows := (evaluations > current).nonzero().squeeze(1)):  # (A,) rows that still have events
+            if time.monotonic() > deadline:
+                late = event >= current  # (R, L) everything this event and the later ones would reveal, at once
+                soonest = plan.masked_fill(~late, torch.iinfo(plan.dtype).max).amin(dim=1, keepdim=True)
+                plan, event = torch.where(late, soonest, plan), event.clamp(max=current)
+                evaluations = evaluations.clamp(max=current + 1)
             revealed = event[rows] == current  # (A, L)
             hidden = self.model(
                 input_ids=canvas[rows],
@@ -345,6 +378,13 @@ class RaddGenerationMixin:
             tokens, logprobs = self._draw(hidden, canvas, row, uniform[row, position], processors, settings)
             canvas[row, position] = tokens
             token_logprobs[row, position] = logprobs
+            if ending is not None:
+                stopped, padded = ending.find(canvas, generated, self.config.mask_token_id)
+                canvas.masked_fill_(padded, ending.pad_token_id)
+                token_logprobs.masked_fill_(padded, 0)
+                plan = plan.masked_fill(padded, GIVEN)
+                evaluations = torch.where(stopped, evaluations.clamp(max=current + 1), evaluations)
+            current += 1
             if history is not None:
                 history.append(canvas.clone())
             if streamer is not None and hasattr(streamer, "put_draft"):
@@ -386,13 +426,21 @@ class RaddGenerationMixin:
         if settings.method in GRID_METHODS:
             reveal = reveal_probabilities(get_noise(self.config), settings.method, cast(int, settings.steps))
             return plan_grid(masked, reveal.to(masked.device), draw())
-        if not settings.use_cache:
-            raise ValueError(f"use_cache=False compares steps of a grid; method={settings.method!r} has none.")
         if settings.method == "first_hitting":
-            if settings.steps is not None:
-                raise ValueError(f"steps={settings.steps}: method='first_hitting' has no grid, leave steps out.")
             return plan_sequence(masked, draw())
         return plan_sequence(masked, _order_priority(settings.order, masked, draw), settings.steps)
+
+    def _ending(self, generation_config: Any) -> "_Ending":
+        """The ids that end a row and pad it: the generation configs' or the model configuration's."""
+        sources = [source for source in (generation_config, self.generation_config, self.config) if source is not None]
+        eos, pad = (
+            next((value for source in sources if (value := getattr(source, name, None)) is not None), None)
+            for name in ("eos_token_id", "pad_token_id")
+        )
+        if eos is None:
+            raise ValueError("stop_on_eos=True needs eos_token_id in the generation config or in the model's.")
+        eos = [eos] if _is_int(eos) else list(eos)
+        return _Ending(eos, eos[0] if pad is None else pad)
 
     def _make_canvas(
         self,
@@ -461,6 +509,22 @@ class RaddGenerationMixin:
                 )
 
 
+@dataclass(frozen=True)
+class _Ending:
+    eos_token_ids: list[int]
+    pad_token_id: int
+
+    def find(self, canvas: Tensor, generated: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
+        """Rows that have ended (R,), and their generated positions after the end (R, L).
+
+        A row ends at its first generated EOS that has no mask before it: what lies before is final.
+        """
+        settled = (canvas == mask_token_id).cumsum(dim=1) == 0  # (R, L) no mask here or before
+        ends = torch.isin(canvas, torch.tensor(self.eos_token_ids, device=canvas.device)) & generated & settled
+        after = ends.cumsum(dim=1) - ends.long() > 0
+        return ends.any(dim=1), after & generated
+
+
 class _Uniforms:
     """Uniform numbers in [0, 1) with 53 bits, (R, L) at each call, from one generator, one a row, or torch's own."""
 
@@ -491,8 +555,29 @@ class _Uniforms:
         return torch.cat(draws)  # (R, L)
 
 
+def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, tokenizer: Any) -> None:
+    """Arguments that contradict each other. Only those given with the call: a saved config may hold more."""
+    method = settings.method
+    if given["order"] is not None and method != "ordered":
+        raise ValueError(f"order={given['order']!r} is for method='ordered'; method={method!r} draws its own order.")
+    if given["steps"] is not None and method == "first_hitting":
+        raise ValueError(f"steps={given['steps']}: method='first_hitting' reveals one token an event, leave steps out.")
+    if given["use_cache"] is False and method not in GRID_METHODS:
+        raise ValueError(f"use_cache=False evaluates the empty steps of a grid; method={method!r} has no grid.")
+    if tokenizer is not None and not callable(tokenizer):
+        raise TypeError(f"tokenizer={tokenizer!r} must be a tokenizer of transformers, loaded.")
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise TypeError(f"streamer={streamer!r} must have the methods put and end.")
+    if getattr(streamer, "skip_prompt", False):
+        raise ValueError(
+            "streamer has skip_prompt=True, which skips the first text put; here the first is the only one."
+        )
+
+
 def _make_processors(logits_processor: Any, settings: RaddGenerationConfig) -> LogitsProcessorList:
     """The caller's processors, then temperature, top-k and top-p in transformers' order."""
+    if not isinstance(logits_processor, (list, tuple, type(None))) or not all(map(callable, logits_processor or ())):
+        raise TypeError(f"logits_processor={logits_processor!r} must be a LogitsProcessorList or a list of processors.")
     processors = LogitsProcessorList(logits_processor or [])
     if settings.temperature not in (0, 1):
         processors.append(TemperatureLogitsWarper(float(settings.temperature)))

@@ -6,8 +6,8 @@
     dsigma   its rate sigma'(t)
 
 Pure functions of their arguments, in the dtype of `t`; nothing here is a module or holds a state.
-Source: arXiv:2406.03736, section 2.1 (absorbing process) and appendix on noise schedules; the schedules
-are those of arXiv:2310.16834 (SEDD), appendix C.1.
+Source: arXiv:2406.03736 (version 4), section 2.1; its log-linear schedule stands in section D.4, the
+geometric one in the authors' code.
 """
 
 from dataclasses import dataclass
@@ -66,10 +66,10 @@ def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
 
     On the grid t_0 = 1 > ... > t_n = 1e-5, with s = t - dt the end of the step:
 
-        tweedie   (exp(-sigma(s)) - exp(-sigma(t))) / (1 - exp(-sigma(t)))           arXiv:2406.03736, eq. (3.4)-(3.5)
-        euler     min(1, dt sigma'(t) exp(-sigma(t)) / (1 - exp(-sigma(t))))          the same, first order in dt
+        tweedie   (exp(-sigma(s)) - exp(-sigma(t))) / (1 - exp(-sigma(t)))         arXiv:2406.03736, eq. (D.14)
+        euler     min(1, dt sigma'(t) exp(-sigma(t)) / (1 - exp(-sigma(t))))       eq. (D.15), first order in dt
 
-    and 1 in the last step, which leaves no mask. Log-linear noise makes both equal to dt / t.
+    and 1 in the last step, which leaves no mask. Log-linear noise makes both equal to dt / t, eq. (D.16).
 
     In float64, and with the difference of exponentials as an `expm1`: in float32 the subtraction loses
     half of the digits where sigma(t) and sigma(s) are close.

@@ -1,0 +1,110 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Draws docs/figures/generation.png: a plan, the canvas it fills event by event, and evaluations against steps.
+
+python docs/figures/generation.py
+"""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from transformers import AutoModel, AutoTokenizer
+
+from radd_hf.noise_radd import GeometricNoise, LogLinearNoise, Noise, reveal_probabilities
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
+SHORT, STEPS = 24, 16  # the row that is shown: tokens, and steps of its grid
+ROWS = 64  # of the measurement
+
+
+def draw_plan(axes: Axes, reveal_step: torch.Tensor) -> None:
+    """reveal_step (L,)."""
+    position = np.arange(len(reveal_step))
+    planned = reveal_step >= 0
+    axes.scatter(position[planned], reveal_step[planned], c=reveal_step[planned], cmap="viridis", s=28, zorder=3)
+    used = set(reveal_step[planned].tolist())
+    for step in range(STEPS):
+        axes.axhline(step, color="0.9" if step in used else "#f2b8b5", linewidth=1 if step in used else 5, zorder=1)
+    axes.scatter(position[~planned], np.full((~planned).sum(), -1), marker="s", color="0.6", s=16)
+    axes.set(xlabel="position", ylabel="step of the grid", title="plan: when (red: empty steps, not evaluated)")
+    axes.invert_yaxis()
+
+
+def draw_canvas(axes: Axes, history: torch.Tensor, reveal_step: torch.Tensor, texts: list[str], mask_id: int) -> None:
+    """history (events + 1, L), reveal_step (L,), the final token of each position as text."""
+    shown = np.where(history == mask_id, np.nan, np.where(reveal_step < 0, -6, reveal_step))
+    axes.imshow(shown, aspect="auto", cmap="viridis", vmin=-6, vmax=STEPS, interpolation="nearest")
+    axes.set_xticks(range(len(texts)), texts, rotation=90, fontsize=7)
+    axes.set(ylabel="event", title="loop: one evaluation and one draw an event")
+
+
+def draw_evaluations(axes: Axes, model, length: int) -> None:
+    """Measured network evaluations of unconditional samples, and their expectation, against the steps of the grid."""
+    grid = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    for noise, name, colour in ((LogLinearNoise(), "loglinear", "C0"), (GeometricNoise(), "geometric", "C1")):
+        model.config.noise_type = name
+        measured = []
+        for steps in grid:
+            output = model.generate(
+                length=length,
+                steps=steps,
+                num_return_sequences=ROWS,
+                generator=torch.Generator().manual_seed(steps),
+                return_dict_in_generate=True,
+            )
+            measured.append(output.num_function_evaluations.double().mean())
+        axes.plot(grid, measured, "o", color=colour, label=f"{name}, measured")
+        axes.plot(grid, [expected_evaluations(noise, steps, length) for steps in grid], color=colour, label="expected")
+    axes.plot(grid, grid, ":", color="0.5", label="one a step (no caching)")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        ylim=(3, 1100),
+        xlabel="steps",
+        ylabel="evaluations",
+        title=f"evaluations, {length} masks",
+    )
+    axes.legend(fontsize=7)
+
+
+def expected_evaluations(noise: Noise, steps: int, masks: int) -> float:
+    """sum_i 1 - (1 - q_i)^m with q the law of the reveal step: arXiv:2406.03736 (v4), eq. (D.30)."""
+    reveal = reveal_probabilities(noise, "tweedie", steps)
+    still_masked = torch.cat((torch.ones(1, dtype=torch.float64), (1 - reveal).cumprod(0)[:-1]))
+    return float((1 - (1 - reveal * still_masked) ** masks).sum())
+
+
+def main() -> None:
+    model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    output = model.generate(
+        prefix="She had never",
+        suffix=" of her.",
+        length=SHORT,
+        steps=STEPS,
+        temperature=0.7,
+        tokenizer=tokenizer,
+        generator=torch.Generator().manual_seed(1),
+        output_history=True,
+        return_dict_in_generate=True,
+    )
+    texts = [tokenizer.decode([token]).replace("\n", "\\n") for token in output.sequences[0]]
+    history = torch.cat(output.history)
+
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), constrained_layout=True)
+    draw_plan(axes[0], output.reveal_step[0])
+    draw_canvas(axes[1], history, output.reveal_step[0], texts, model.config.mask_token_id)
+    draw_evaluations(axes[2], model, model.config.max_position_embeddings)
+    target = Path(__file__).with_suffix(".png")
+    figure.savefig(target, dpi=110, metadata={"Software": None})
+    print(f"wrote {target.relative_to(ROOT)}: {output.num_function_evaluations.item()} evaluations for {STEPS} steps")
+
+
+if __name__ == "__main__":
+    main()
