@@ -1,6 +1,7 @@
 # make demo    set up and fill a gap in a novel the model has not read
 # make test    set up and run the tests
 # make lint    style and types;  make format puts the style right
+# make compat  the tests again with the oldest transformers that setup.cfg admits
 # make figures draw the pictures of docs/ again
 # make austen  train the shipped checkpoint again (about 90 minutes on two cores)
 
@@ -11,7 +12,7 @@ SOURCES := radd_hf tests docs/figures $(filter-out %_radd.py,$(wildcard *.py))
 # glibc otherwise gives every large tensor back to the kernel, and page faults take a sixth of a training step.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-.PHONY: demo test lint format figures austen clean
+.PHONY: demo test lint format compat figures austen clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -33,6 +34,11 @@ format: .venv/ready
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+compat: .venv/ready
+	rm -rf .compat
+	$(BIN)/pip install --quiet --target .compat transformers==5.14.0
+	PYTHONPATH=.compat $(BIN)/python -m pytest
+
 figures: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python docs/figures/generation.py
@@ -41,4 +47,4 @@ austen: .venv/ready
 	$(TRAIN_ENV) $(BIN)/accelerate launch train_accelerate.py --config configs/austen.yaml --output_dir runs/austen
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .compat .mypy_cache .pytest_cache .ruff_cache

@@ -183,8 +183,7 @@ def main(argv: list[str]) -> None:
         torch.manual_seed(args.seed * 1_000_003 + step)  # dropout
         x0 = blocks[batch_rows(step, args.batch_size, len(blocks), args.seed)].to(accelerator.device)  # (B, L)
         masks = draw_masks(args.loss_type, args.batch_size, data_args.length, noise, generator)
-        with accelerator.autocast():
-            outputs = model(**masks.apply(x0, mask_token_id))
+        outputs = model(**masks.apply(x0, mask_token_id))  # in autocast, as `prepare` arranged
         accelerator.backward(outputs.loss)
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         optimizer.step()

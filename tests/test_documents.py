@@ -1,0 +1,48 @@
+"""What the README and the demo promise, run as they stand."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel
+
+import demo
+from radd_hf.data import load_documents
+
+ROOT = Path(__file__).parents[1]
+CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_first_lines_of_the_readme_write_a_text():
+    finished = subprocess.run([sys.executable, "-c", CODE[0]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("It was a very")
+    assert finished.stdout.rstrip().endswith("of spring.")
+
+
+def test_the_demo_shows_the_canvas_the_result_and_every_method(capsys):
+    demo.main()
+    printed = capsys.readouterr().out
+    assert demo.OPENING[:20] in printed
+    for method in demo.METHODS:
+        assert re.search(rf"^{re.escape(method)} +\d+ +\d+\.\d\d   \S", printed, flags=re.MULTILINE)
+    assert demo.OPENING in load_documents("austen", "validation")[0]
+
+
+def test_the_shipped_checkpoint_is_small_and_complete():
+    files = {path.name: path.stat().st_size for path in demo.CHECKPOINT.iterdir()}
+    assert sum(files.values()) < 25 * 2**20
+    assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_radd.py", "README.md"} <= set(files)
+    assert AutoModel.from_pretrained(demo.CHECKPOINT, trust_remote_code=True).config.vocab_size == 2048
+
+
+@pytest.mark.parametrize("name", ["configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py"])
+def test_the_shipped_checkpoint_carries_the_present_code(name):
+    assert (demo.CHECKPOINT / name).read_text() == (ROOT / "radd_hf" / name).read_text()
+
+
+def test_every_file_the_readme_names_exists():
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
