@@ -90,6 +90,7 @@ def main(argv: list[str]) -> None:
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
         raise ValueError(f"num_processes={accelerator.num_processes}: this version trains in one process.")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     output = Path(args.output_dir)
     (output / "checkpoints").mkdir(parents=True, exist_ok=True)
     logging.basicConfig(

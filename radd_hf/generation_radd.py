@@ -211,8 +211,6 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
     """
     distribution = scores.softmax(dim=-1, dtype=torch.float32).double().cumsum(dim=-1)  # (N, V)
     total = distribution[:, -1:]
-    if not bool((total > 0).all()):
-        raise ValueError("logits_processor left a position without a token: no token is left with a finite score.")
     # Strictly below the total, whatever the rounding: a token of probability zero is never drawn.
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(distribution, target, right=True).squeeze(1)
@@ -415,7 +413,11 @@ class RaddGenerationMixin:
         size = max(MAX_LOGITS_ELEMENTS // self.config.vocab_size, 1)
         for h, r, u in zip(hidden.split(size), row.split(size), uniform.split(size), strict=True):
             logits = self.compute_logits(h).float()  # (n, V)
-            scores = processors(cast(Any, canvas[r]), cast(Any, logits)) if processors else logits
+            scores = logits
+            if processors:  # a copy, since a processor may work in place
+                scores = processors(cast(Any, canvas[r]), cast(Any, logits.clone()))
+                if not bool(scores.amax(dim=-1).isfinite().all()):
+                    raise ValueError("logits_processor left a position where no token has a finite score.")
             token = scores.argmax(dim=-1) if settings.temperature == 0 else draw_tokens(scores, u)  # (n,)
             tokens.append(token)
             logprobs.append(logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=-1))

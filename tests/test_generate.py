@@ -519,9 +519,21 @@ def test_a_generation_config_is_refused_like_the_keywords(setting):
         RaddGenerationConfig(**setting)
 
 
-def test_a_processor_that_bans_every_token_is_reported(model):
-    with pytest.raises(ValueError, match="no token is left"):
-        model.generate(logits_processor=[lambda _, scores: torch.full_like(scores, -torch.inf)])
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_a_processor_that_leaves_no_token_is_reported(model, temperature, value):
+    with pytest.raises(ValueError, match="no token has a finite score"):
+        model.generate(temperature=temperature, logits_processor=[lambda _, scores: scores.fill_(value)])
+
+
+def test_a_processor_that_works_in_place_does_not_change_the_log_probabilities(model):
+    plain, doubled = (
+        model.generate(
+            temperature=0, logits_processor=processors, return_dict_in_generate=True, generator=seeded()
+        ).token_logprobs
+        for processors in (None, [lambda _, scores: scores.mul_(2)])
+    )
+    assert torch.equal(plain, doubled)
 
 
 def test_a_model_without_settings_of_generation_can_still_be_configured():
