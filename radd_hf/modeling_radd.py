@@ -81,15 +81,20 @@ class RaddRotaryEmbedding(nn.Module):
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         rope, device = cast(dict, self.config.rope_parameters), position_ids.device
         if rope["rope_type"] == "default":
-            width = self.config.hidden_size // self.config.num_attention_heads
-            exponent = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
-            inverse_frequencies, scaling = 1.0 / rope["rope_theta"] ** exponent, 1.0  # (d / 2,)
+            frequencies, scaling = default_frequencies(self.config, device), 1.0  # (d / 2,)
         else:
             initialise = ROPE_INIT_FUNCTIONS[rope["rope_type"]]
-            inverse_frequencies, scaling = initialise(self.config, device, seq_len=position_ids.shape[-1])
-        angles = position_ids[..., None].float() * inverse_frequencies  # (B or 1, L, d / 2)
+            frequencies, scaling = initialise(self.config, device, seq_len=position_ids.shape[-1])
+        angles = position_ids[..., None].float() * frequencies  # (B or 1, L, d / 2)
         angles = torch.cat((angles, angles), dim=-1)  # (B or 1, L, d)
         return angles.cos() * scaling, angles.sin() * scaling
+
+
+def default_frequencies(config: RaddConfig, device: torch.device | None = None) -> Tensor:
+    """(d / 2,) angle per position of each pair, base^(-2j / d), in float32 as the authors' code computes and stores it."""
+    width = config.hidden_size // config.num_attention_heads
+    exponent = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
+    return 1.0 / cast(dict, config.rope_parameters)["rope_theta"] ** exponent
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -487,7 +492,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
 register_checkpoint_conversion_mapping(
     "radd",
     [
-        WeightRenaming(r"^vocab_embed\.embedding$", "model.embed_tokens.weight"),
+        WeightRenaming(r"^vocab_embed\.embedding", "model.embed_tokens.weight"),
         WeightRenaming(r"^blocks\.(\d+)\.norm1\.", r"model.layers.\1.input_layernorm."),
         WeightRenaming(r"^blocks\.(\d+)\.attn_qkv\.", r"model.layers.\1.self_attn.qkv_proj."),
         WeightRenaming(r"^blocks\.(\d+)\.attn_out\.", r"model.layers.\1.self_attn.o_proj."),

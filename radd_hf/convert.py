@@ -1,0 +1,588 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints of the RADD paper (arXiv:2406.03736) to folders for the Hub, and back.
+
+    python -m radd_hf.convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
+    python -m radd_hf.convert RUN_FOLDER my-model --tokenizer gpt2        EMA weights; --no-ema: the raw ones
+    python -m radd_hf.convert my-model their-model --to-original
+
+A source is one of three layouts, told apart by the files it holds:
+
+    released   config.json (nested) and model.safetensors, a folder or a repository of the authors
+    run        .hydra/config.yaml and checkpoints-meta/checkpoint.pth, a training run of the authors' code; or one
+               `.pth` file of such a run
+    ours       what `save_pretrained` of this package writes, a folder or a repository
+
+Any of them -> the model in memory -> either of two targets: a folder of ours with a model card (`convert`), or the
+authors' released layout (`to_original`). A target appears complete or not at all.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils import cached_file, extract_commit_hash
+
+from .configuration_radd import RaddConfig
+from .data import add_mask_token
+from .modeling_radd import RaddForMaskedLM, default_frequencies
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+# The table of names is modeling_radd.py's; read backwards it gives the authors' names.
+TO_OURS = get_checkpoint_conversion_mapping(RaddConfig.model_type)
+TO_THEIRS = [rule.reverse_transform() for rule in reversed(TO_OURS)]
+
+WEIGHTS = "model.safetensors"
+# Files of a training run, relative to its folder.
+RUN_CONFIG = ".hydra/config.yaml"
+RUN_CHECKPOINT = "checkpoints-meta/checkpoint.pth"
+
+# The one buffer of the authors' network: d / 2 rotary frequencies, a constant, and the only tensor that tells the
+# number of heads.
+FREQUENCIES = "rotary_emb.inv_freq"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The two public functions
+# ---------------------------------------------------------------------------------------------------------
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    use_ema: bool = True,
+    dtype: str | None = None,
+    push_to_hub: str | None = None,
+) -> Path:
+    """Writes a complete folder of ours: weights under our names, configuration, code files, model card.
+
+    The weights are those that `RaddForMaskedLM.from_pretrained` reads from a released source, bit for bit, and the
+    same source gives the same bytes every time.
+
+    Args:
+        source: folder, repository or `.pth` file in one of the layouts that the module describes.
+        target: folder to make; it must not exist, or be empty.
+        tokenizer: name or folder of the tokenizer to put beside the model. If it has no mask token it is given one,
+            whose id must be the model's. None writes no tokenizer, and downloads nothing.
+        use_ema: from a run, take the moving average of the weights (what the authors evaluate) or the raw ones.
+        dtype: "float32", "bfloat16" or "float16"; None keeps the source's.
+        push_to_hub: name of a repository to upload the folder to.
+
+    Returns:
+        The path of the target.
+
+    Raises:
+        ValueError: for a source that is damaged, of another model or not consistent in itself, for a tokenizer whose
+            mask is not the model's and for a target in use. The target is then not made.
+    """
+    target = _free_target(target)
+    model, origin = _load(source, use_ema=use_ema, dtype=dtype)
+    text_tools = None if tokenizer is None else _load_tokenizer(tokenizer, cast(RaddConfig, model.config))
+    with _complete_or_absent(target) as folder:
+        model.save_pretrained(folder)
+        if text_tools is not None:
+            text_tools.save_pretrained(folder)
+        card = _model_card(model, origin, with_tokenizer=text_tools is not None, repository=push_to_hub)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    if push_to_hub is not None:
+        _push(target, push_to_hub)
+    return target
+
+
+def to_original(
+    source: str | Path,
+    target: str | Path,
+    *,
+    use_ema: bool = True,
+    dtype: str | None = None,
+    push_to_hub: str | None = None,
+) -> Path:
+    """Writes the authors' released layout, which their code loads: a nested config.json and model.safetensors.
+
+    Released -> ours -> released gives every tensor back bit for bit. Their config.json has no place for pad, bos and
+    eos ids, nor for settings that concern initialisation only; those are left out.
+
+    Args and Returns: as [`convert`].
+
+    Raises:
+        ValueError: as [`convert`], and for a configuration that their network cannot express, naming the field.
+    """
+    target = _free_target(target)
+    model, _ = _load(source, use_ema=use_ema, dtype=dtype)
+    config = cast(RaddConfig, model.config)
+    nested = _to_authors(config, model.dtype)
+    state = {_rename(name, TO_THEIRS): tensor for name, tensor in model.state_dict().items()}
+    state[FREQUENCIES] = default_frequencies(config)
+    with _complete_or_absent(target) as folder:
+        (folder / "config.json").write_text(json.dumps(nested, indent=2) + "\n", encoding="utf-8")
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    if push_to_hub is not None:
+        _push(target, push_to_hub)
+    return target
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Source: any layout -> the model, and where it came from
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Origin:
+    """What a model card says of the source. A local folder goes by its base name: paths mean nothing elsewhere."""
+
+    name: str
+    is_repository: bool
+    layout: str
+    revision: str | None = None  # commit of a repository
+    weights: str | None = None  # which of a run's two sets of weights
+    step: int | None = None  # optimizer steps of a run
+
+
+def _load(source: str | Path, *, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} must be one of {DTYPES}, or None for the source's.")
+    path = Path(source)
+    if path.is_file() or (path / RUN_CONFIG).is_file() or (path / RUN_CHECKPOINT).is_file():
+        return _load_run(path, use_ema, dtype)
+    if not use_ema:
+        raise ValueError(f"use_ema=False: only a training run holds raw weights beside their average, not {source}.")
+    try:
+        file = cached_file(source, "config.json")
+        if file is None:  # so for a local folder, where other files raise
+            raise FileNotFoundError("There is no config.json.")
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"source={str(source)!r} must be a released model or one of ours (with config.json), a training run (with "
+            f"{RUN_CONFIG}) or a `.pth` file of one. {error}"
+        ) from error
+    # Whatever else is read of a repository is then of the same commit.
+    revision = extract_commit_hash(file, None)
+    name = path.resolve().name if path.is_dir() else str(source)
+    if isinstance(settings, dict) and "model_type" in settings:
+        model = _load_ours(str(source), settings["model_type"], revision, dtype)
+        return model, Origin(name, not path.is_dir(), "a radd_hf model", revision)
+    model = _load_released(str(source), settings, revision, dtype)
+    return model, Origin(name, not path.is_dir(), "the authors' layout", revision)
+
+
+def _load_ours(source: str, model_type: str, revision: str | None, dtype: str | None) -> RaddForMaskedLM:
+    if model_type != RaddConfig.model_type:
+        raise ValueError(f"source={source!r} is a model of type {model_type!r}, not {RaddConfig.model_type!r}.")
+    try:
+        model, report = cast(
+            tuple[RaddForMaskedLM, dict],
+            RaddForMaskedLM.from_pretrained(
+                source, revision=revision or "main", dtype=dtype or "auto", output_loading_info=True
+            ),
+        )
+    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(f"source={source!r} cannot be loaded, it may be truncated. {error}") from error
+    # transformers only warns of these, and goes on with random numbers.
+    _check_names(report["missing_keys"], report["unexpected_keys"], source)
+    return model
+
+
+def _load_released(source: str, settings: Any, revision: str | None, dtype: str | None) -> RaddForMaskedLM:
+    config = _read_config(settings, source)
+    try:
+        state = load_file(cast(str, cached_file(source, WEIGHTS, revision=revision)))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"source={source!r}: {WEIGHTS} is absent or damaged. {error}") from error
+    _check_state(state, config, source)
+    return _build(config, state, dtype)
+
+
+def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
+    """A training run given by its folder, or one of its `.pth` files, which lie in a folder of the run."""
+    run = path.absolute().parents[1] if path.is_file() else path.resolve()
+    file = path.absolute() if path.is_file() else run / RUN_CHECKPOINT
+    name = f"{run.name}/{file.relative_to(run)}" if path.is_file() else run.name
+    try:
+        settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"source={str(path)!r}: {RUN_CONFIG} of its run cannot be read. {error}") from error
+    config = _read_config(settings, name)
+
+    checkpoint = _read_pth(file)
+    state, step = checkpoint.get("model"), checkpoint.get("step")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"{file.name} has the keys {_some(checkpoint)}; 'model' must be there and hold named tensors.")
+    _check_state(state, config, file.name)
+    weights = "raw"
+    if use_ema:
+        state = _averaged(state, checkpoint.get("ema"), config, file.name)
+        weights = "exponential moving average"
+    step = step if isinstance(step, int) else None
+    origin = Origin(name, False, "a training run of the authors' code", weights=weights, step=step)
+    return _build(config, state, dtype), origin
+
+
+def _read_config(settings: Any, source: str) -> RaddConfig:
+    """The authors' nested settings as a [`RaddConfig`]."""
+    try:
+        if not isinstance(settings, dict) or not isinstance(settings.get("model"), dict) or "tokens" not in settings:
+            raise ValueError("it must have 'model' (a mapping) and 'tokens'.")
+        return RaddConfig.from_dict(settings)
+    except KeyError as error:
+        raise ValueError(f"the configuration of {source} lacks {error}.") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"the configuration of {source} is not one of RADD: {error}") from error
+
+
+def _read_pth(file: Path) -> dict:
+    """The content of a checkpoint, of which no code is ever run.
+
+    A pickle can call any function when it is opened; `weights_only` admits tensors and plain containers alone.
+    """
+    try:
+        # Mapped: the optimizer's state, half of the file, is then never read.
+        checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{file.name} is not a whole file of torch.save; if it was cut short, copy it again. {error}"
+        ) from error
+    except Exception as error:  # a hostile or damaged pickle can end in any
+        raise ValueError(
+            f"{file.name} is refused: it is damaged, or opening it would run code ({_foreign_code(file)}). A "
+            "checkpoint must hold tensors and plain containers only: where its code belongs, and if you trust it, save "
+            "{'model': state_dict, 'ema': state_dict, 'step': int} of it again."
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{file.name} holds a {type(checkpoint).__name__}, not the dictionary of a training run.")
+    return checkpoint
+
+
+def _foreign_code(file: Path) -> str:
+    """What a pickle asks for, read from its byte code without running it."""
+    try:
+        return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(file))) or "none named"
+    except Exception:
+        return "its byte code cannot be read"
+
+
+def _averaged(state: dict[str, Tensor], ema: Any, config: RaddConfig, file: str) -> dict[str, Tensor]:
+    """The moving averages, a list without names, under the names of the parameters that they average.
+
+    The list was made from `parameters()` of the network, and `state` is `state_dict()` of the same network. Both walk
+    the modules in the order of registration, and the parameters of a module likewise; the state dict has buffers
+    besides. No parameter is shared, which either would list in its own way, and all require a gradient. So the n-th
+    average belongs to the n-th name that is not a buffer's. Shapes alone would not tell: a norm's weight and bias
+    have the same.
+    """
+    if not isinstance(ema, dict) or not isinstance(ema.get("shadow_params"), list):
+        raise ValueError(
+            f"{file} has no moving average ('ema' with its 'shadow_params'); use_ema=False (--no-ema) takes the raw "
+            "weights."
+        )
+    averages, names = ema["shadow_params"], [name for name in state if name != FREQUENCIES]
+    # The argument needs the order in which state_dict() made the names; a file written anew may have sorted them.
+    # Our network registers the same parameters in the same order.
+    if [_rename(name, TO_OURS) for name in names] != list(_expected_shapes(config)):
+        raise ValueError(
+            f"{file}: the names in 'model' are not in the network's order, so it is unknown which moving average is "
+            "whose; use_ema=False (--no-ema) takes the raw weights."
+        )
+    if len(averages) != len(names):
+        raise ValueError(f"{file} has {len(averages)} moving averages for {len(names)} parameters; they must agree.")
+    for name, average in zip(names, averages, strict=True):
+        shape = tuple(average.shape) if isinstance(average, Tensor) else type(average).__name__
+        if shape != tuple(state[name].shape):
+            raise ValueError(f"{file}: the moving average of {name} is {shape}, not {tuple(state[name].shape)}.")
+    return dict(zip(names, averages, strict=True))
+
+
+def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> None:
+    """Names and shapes of weights under the authors' names are those of the configuration's network."""
+    expected = _expected_shapes(config)
+    found = {_rename(name, TO_OURS): (name, tensor) for name, tensor in state.items() if name != FREQUENCIES}
+    missing = {_rename(name, TO_THEIRS) for name in expected.keys() - found.keys()}
+    _check_names(missing, {found[name][0] for name in found.keys() - expected.keys()}, source)
+    for ours, shape in expected.items():
+        name, tensor = found[ours]
+        if tensor.shape != shape:
+            raise ValueError(f"{source}: {name} is {tuple(tensor.shape)}, and the configuration says {tuple(shape)}.")
+    frequencies = default_frequencies(config)
+    stored = state.get(FREQUENCIES, frequencies).float()
+    # No other shape depends on the number of heads. The tolerance is bfloat16's.
+    if stored.shape != frequencies.shape or not torch.allclose(stored, frequencies, rtol=1e-2):
+        raise ValueError(
+            f"{source}: {FREQUENCIES} is for heads {2 * stored.numel()} wide, and n_heads={config.num_attention_heads} "
+            f"in the configuration makes them {2 * frequencies.numel()} wide, with frequencies of base 10000."
+        )
+
+
+def _check_names(missing: set[str], unexpected: set[str], source: str) -> None:
+    if missing or unexpected:
+        raise ValueError(
+            f"{source} does not hold the weights that its configuration says: missing {_some(missing)}; "
+            f"unexpected {_some(unexpected)}."
+        )
+
+
+def _build(config: RaddConfig, state: dict[str, Tensor], dtype: str | None) -> RaddForMaskedLM:
+    """The way of `from_pretrained`, so that the weights are those of a direct load, down to the last bit."""
+    # The frequencies stay float32 where the weights are not, and "auto" must not take their type for the model's.
+    state = {name: tensor for name, tensor in state.items() if name != FREQUENCIES}
+    return RaddForMaskedLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype or "auto")
+
+
+def _expected_shapes(config: RaddConfig) -> dict[str, torch.Size]:
+    """Our names of all parameters, in the order of registration, and their shapes."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in RaddForMaskedLM(config).named_parameters()}
+
+
+def _rename(name: str, rules: list[WeightRenaming]) -> str:
+    for rule in rules:
+        name, _ = rule.rename_source_key(name)
+    return name
+
+
+def _some(names: Collection[Any]) -> str:
+    """A few of many names, for a message."""
+    shown = sorted(map(str, names))
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Target: what is written beside the weights
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The nested configuration: what the authors' network, noise and scripts read from a released model.
+
+    The inverse of `RaddConfig.from_dict` on a nested dictionary.
+
+    Raises:
+        ValueError: for a setting that is a constant of their code and has another value here.
+    """
+    constants = {
+        "mask_token_id": config.vocab_size - 1,
+        "intermediate_size": 4 * config.hidden_size,
+        "layer_norm_eps": 1e-5,
+    }
+    if config.noise_type == "loglinear":
+        constants["noise_eps"] = 1e-3
+    for name, constant in constants.items():
+        if getattr(config, name) != constant:
+            raise ValueError(
+                f"{name}={getattr(config, name)} cannot be written in the authors' layout: in their code it is "
+                f"{constant}."
+            )
+    rope = cast(dict, config.rope_parameters)
+    if rope["rope_type"] != "default" or rope["rope_theta"] != 10000:
+        raise ValueError(
+            f"rope_parameters={rope} cannot be written in the authors' layout: in their code the type is 'default' and "
+            "the base 10000."
+        )
+    return {
+        "tokens": config.vocab_size - 1,
+        "noise": {"type": config.noise_type, "sigma_min": config.sigma_min, "sigma_max": config.sigma_max},
+        "model": {
+            "type": "ddit_wot",
+            "hidden_size": config.hidden_size,
+            "length": config.max_position_embeddings,
+            "n_blocks": config.num_hidden_layers,
+            "n_heads": config.num_attention_heads,
+            "dropout": config.hidden_dropout,
+            "use_checkpoint": False,
+            # Of the products inside autocast, not of the weights; theirs is float16 for float32 weights.
+            "dtype": "bfloat16" if dtype == torch.bfloat16 else "float16",
+        },
+    }
+
+
+def _load_tokenizer(name: str | Path, config: RaddConfig) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer={str(name)!r} cannot be loaded. {error}") from error
+    mask = add_mask_token(tokenizer)
+    if mask != config.mask_token_id:
+        raise ValueError(
+            f"tokenizer={str(name)!r} has its mask {tokenizer.mask_token!r} at id {mask}, and the model at "
+            f"{config.mask_token_id}; it must be the tokenizer that the model was trained with."
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"tokenizer={str(name)!r} has {len(tokenizer)} tokens, and the model a vocabulary of {config.vocab_size}."
+        )
+    return tokenizer
+
+
+# fill-mask is the task of AutoModelForMaskedLM; text-generation would promise a model that writes left to right.
+MODEL_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: fill-mask
+tags:
+- radd
+- diffusion
+- masked-diffusion
+- text-generation
+---
+
+# RADD
+
+A masked-diffusion language model without time input: the network gives, at every masked position, the law of the
+token there given all visible tokens. From Ou et al., [Your Absorbing Discrete Diffusion Secretly Models the
+Conditional Distributions of Clean Data](https://arxiv.org/abs/2406.03736).
+
+| | |
+|---|---|
+{facts}
+
+## Usage
+
+```python
+{usage}
+```
+
+`generate` fills every mask of a canvas: text between a `prefix` and a `suffix`, after a `prefix`, or from nothing. It
+samples by `method="tweedie"` (the default), `"euler"`, `"first_hitting"` or `"ordered"`, in fewer network evaluations
+with fewer `steps`.
+
+## License
+
+The code in this folder is under the Apache License 2.0. The weights are a conversion, and stay under the license of
+their source.
+"""
+
+
+def _model_card(model: RaddForMaskedLM, origin: Origin, *, with_tokenizer: bool, repository: str | None) -> str:
+    """README.md. Nothing in it depends on when, where or under which folder name it is written."""
+    config = model.config
+    source = f"[{origin.name}](https://huggingface.co/{origin.name})" if origin.is_repository else f"`{origin.name}`"
+    facts = {
+        "Source": f"{source}, {origin.layout}",
+        "Revision": origin.revision,
+        "Weights": origin.weights,
+        "Training step": origin.step,
+        "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "Type": str(model.dtype).removeprefix("torch."),
+        "Layers x width x heads": f"{config.num_hidden_layers} x {config.hidden_size} x {config.num_attention_heads}",
+        "Length": config.max_position_embeddings,
+        "Vocabulary": f"{config.vocab_size}, of which {config.mask_token_id} is the mask",
+        "Noise": config.noise_type,
+    }
+    return MODEL_CARD.format(
+        facts="\n".join(f"| {name} | {value} |" for name, value in facts.items() if value is not None),
+        usage=_usage(repository, min(config.max_position_embeddings, 64), with_tokenizer),
+    )
+
+
+def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
+    """The lines that take a stranger to text; they need transformers and torch only."""
+    name = f'name = "{repository}"' if repository else 'name = "..."  # of this repository, or the path of this folder'
+    load = "model = AutoModel.from_pretrained(name, trust_remote_code=True)"
+    if not with_tokenizer:
+        lines = ["from transformers import AutoModel", "", name, load]
+        return "\n".join([*lines, f"print(model.generate(prefix=[1, 2], suffix=[3], length={length}))  # token ids"])
+    return "\n".join(
+        [
+            "from transformers import AutoModel, AutoTokenizer",
+            "",
+            name,
+            load,
+            "tokenizer = AutoTokenizer.from_pretrained(name)",
+            f'ids = model.generate(prefix="Once", suffix="end.", length={length}, tokenizer=tokenizer)',
+            "print(tokenizer.batch_decode(ids)[0])",
+        ]
+    )
+
+
+def _push(folder: Path, repository: str) -> None:
+    """Uploads to the Hub, or to where HF_ENDPOINT points."""
+    api = HfApi()
+    api.create_repo(repository, exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload RADD model")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Target: complete or absent
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _free_target(target: str | Path) -> Path:
+    """The target's absolute path. Asked before anything large is read."""
+    target = Path(target).resolve()
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ValueError(f"target={str(target)!r} exists and is not an empty folder; name a new one.")
+    return target
+
+
+@contextmanager
+def _complete_or_absent(target: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the target's name when all is written and vanishes otherwise.
+
+    It lies beside the target, since a rename is one step only within a file system.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    partial.mkdir()
+    try:
+        yield partial
+        if target.is_dir():
+            target.rmdir()  # empty, or this fails
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+    """Exits with status 2 and the reason on standard error where [`convert`] or [`to_original`] refuse."""
+    parser = argparse.ArgumentParser(prog="radd_hf.convert", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("source", help="released model, training run, `.pth` file of one, or a folder of ours")
+    parser.add_argument("target", help="folder to make")
+    parser.add_argument("--tokenizer", help="name or folder of the tokenizer to put beside the model")
+    parser.add_argument("--no-ema", action="store_true", help="of a training run, the raw weights")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the source's")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="repository to upload the folder to")
+    parser.add_argument("--to-original", action="store_true", help="write the authors' layout instead of ours")
+    args = parser.parse_args(argv)
+    if args.to_original and args.tokenizer:
+        parser.error("--tokenizer: the authors' layout holds no tokenizer; leave it out with --to-original.")
+
+    options = {"use_ema": not args.no_ema, "dtype": args.dtype, "push_to_hub": args.push_to_hub}
+    try:
+        if args.to_original:
+            to_original(args.source, args.target, **options)
+        else:
+            convert(args.source, args.target, tokenizer=args.tokenizer, **options)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(f"{args.target} is written.")
+    if not args.to_original and args.tokenizer is None:
+        print("No tokenizer is in it; --tokenizer NAME_OR_DIR puts one there.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
