@@ -91,7 +91,7 @@ class RaddRotaryEmbedding(nn.Module):
 
 
 def default_frequencies(config: RaddConfig, device: torch.device | None = None) -> Tensor:
-    """(d / 2,) angle per position of each pair, base^(-2j / d), in float32 as the authors' code computes and stores it."""
+    """(d / 2,) base^(-2j / d), the angle each pair turns by a position; in float32, as the authors' code stores it."""
     width = config.hidden_size // config.num_attention_heads
     exponent = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
     return 1.0 / cast(dict, config.rope_parameters)["rope_theta"] ** exponent
