@@ -30,7 +30,7 @@ METHODS = {
 
 def main() -> None:
     model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True)
     (novel,) = load_documents("austen", "validation")
     passage = novel[novel.index(OPENING) :][:2000]
     ids = tokenizer(passage)["input_ids"][: PREFIX + GAP + SUFFIX]

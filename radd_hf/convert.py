@@ -506,7 +506,7 @@ def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
             "",
             name,
             load,
-            "tokenizer = AutoTokenizer.from_pretrained(name)",
+            "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)",
             f'ids = model.generate(prefix="Once", suffix="end.", length={length}, tokenizer=tokenizer)',
             "print(tokenizer.batch_decode(ids)[0])",
         ]

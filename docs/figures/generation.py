@@ -82,7 +82,7 @@ def expected_evaluations(noise: Noise, steps: int, masks: int) -> float:
 
 def main() -> None:
     model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True)
     output = model.generate(
         prefix="She had never",
         suffix=" of her.",
