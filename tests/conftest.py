@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: golden files, tiny models, a clean Accelerate."""
 
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach for the network
@@ -14,6 +15,9 @@ from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.data import train_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+# The README's lines of Python: a folder of ours, the authors' repository, the same by AutoModel.
+README_CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 SENTENCES = "It is a truth universally acknowledged, that a single man must be in want of a wife.\n"
 
 

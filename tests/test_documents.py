@@ -3,20 +3,19 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import README_CODE, ROOT
 from transformers import AutoModel
 
 import demo
 from radd_hf.data import load_documents
 
-ROOT = Path(__file__).parents[1]
-CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-
 
 def test_the_first_lines_of_the_readme_write_a_text():
-    finished = subprocess.run([sys.executable, "-c", CODE[0]], cwd=ROOT, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-c", README_CODE[0]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("It was a very")
     assert finished.stdout.rstrip().endswith("of spring.")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import README_CODE, random_model
 from hub_stand_in import HubStandIn
 from test_auto_classes import AUTO_MAP, SHIPPED
 
@@ -170,17 +170,16 @@ LOAD_THE_AUTHORS = """
 import torch
 from transformers import AutoModel
 from safetensors.torch import load_file
-from radd_hf import RaddConfig, RaddForMaskedLM
+import radd_hf
 
-name, golden = sys.argv[1:]
+name, golden, *lines_of_the_readme = sys.argv[1:]
 golden = load_file(golden)
 expected = golden["logits"][..., :-1]
 seen = {}
-for way, load in {
-    "class": lambda: RaddForMaskedLM.from_pretrained(name),
-    "auto class": lambda: AutoModel.from_pretrained(name, config=RaddConfig.from_pretrained(name)),
-}.items():
-    model = load()
+for way, lines in zip(("class", "auto class"), lines_of_the_readme, strict=True):
+    scope = {}
+    exec(lines, scope)
+    model = scope["model"]
     with torch.no_grad():
         logits = model(golden["input_ids"]).logits
     distance = (logits[..., :-1] - expected).norm() / expected.norm()
@@ -197,7 +196,8 @@ print(json.dumps(seen))
 def authors(hub, place):
     hub.publish(AUTHORS, Path(__file__).parent / "golden" / "hub")
     golden = Path(__file__).parent / "golden" / "forward.safetensors"
-    return run_script(OWNER + LOAD_THE_AUTHORS, AUTHORS, golden, hub=hub, home=place / "authors")
+    assert all(AUTHORS in lines for lines in README_CODE[1:])
+    return run_script(OWNER + LOAD_THE_AUTHORS, AUTHORS, golden, *README_CODE[1:], hub=hub, home=place / "authors")
 
 
 @pytest.mark.parametrize("way", ["class", "auto class"])
@@ -217,7 +217,8 @@ def test_the_auto_class_alone_cannot_tell_what_the_authors_repository_is(authors
 # A repository of ours, in a process without radd_hf
 
 LOAD_OURS = """
-name, old, again = sys.argv[1:]
+name, old, again, lines_of_the_readme = sys.argv[1:]
+exec(lines_of_the_readme.replace("checkpoints/radd-austen", name).replace("length=24", "length=64"), {})
 model = AutoModel.from_pretrained(name, trust_remote_code=True)
 twin = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
@@ -252,7 +253,7 @@ def published(hub, place, tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def stranger(hub, place, published):
-    arguments = ("someone/radd-tiny", published["first"], place / "again")
+    arguments = ("someone/radd-tiny", published["first"], place / "again", README_CODE[0])
     return run_script(STRANGER + LOAD_OURS, *arguments, hub=hub, home=place / "stranger")
 
 
@@ -278,7 +279,7 @@ def test_what_was_loaded_from_the_hub_is_saved_as_a_whole_folder_again(stranger,
 
 def test_a_second_load_works_offline_from_the_cache(stranger, hub, published, place):
     before = list(hub.requests)
-    arguments = ("someone/radd-tiny", published["first"], "-")
+    arguments = ("someone/radd-tiny", published["first"], "-", README_CODE[0])
     offline = run_script(STRANGER + LOAD_OURS, *arguments, hub=hub, home=place / "stranger", HF_HUB_OFFLINE="1")
     assert hub.requests == before
     kept = ("logits", "twin", "sample", "before", "code")
@@ -407,12 +408,12 @@ def test_loading_and_a_first_forward_cost_no_more_memory_than_the_weights(hub, p
     The peak is VmHWM of the process itself, mapped pages included: `ru_maxrss` would begin with that of its parent.
     """
     random_model(max_position_embeddings=16).save_pretrained(place / "small")
-    big = RaddForMaskedLM(RaddConfig(num_hidden_layers=6))  # 120 M parameters, 479 MB
+    big = RaddForMaskedLM(RaddConfig())  # small: 162 M parameters, 649 MB
     torch.nn.init.normal_(big.lm_head.weight, std=0.02)
     big.save_pretrained(place / "big")
     del big
     seen = run_script(OWNER + MEASURE_MEMORY, place / "small", place / "big", hub=hub, home=place / "measured")
     shutil.rmtree(place / "big")
-    assert seen["weights"] > 400e6
+    assert seen["weights"] == 4 * 162_265_682
     assert seen["loading"] < 0.2 * seen["weights"], "from_pretrained reads no weights"
     assert seen["peak"] < 1.2 * seen["weights"]
