@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # At the root the *_radd.py are links into radd_hf/.
 SOURCES := radd_hf tests docs/figures $(filter-out %_radd.py,$(wildcard *.py))
-# glibc otherwise gives every large tensor back to the kernel, and page faults take a sixth of a training step.
+# glibc otherwise gives every large tensor back to the kernel, and pays for page faults when it asks for the next.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 .PHONY: demo test lint format compat figures austen clean
@@ -37,7 +37,8 @@ format: .venv/ready
 compat: .venv/ready
 	rm -rf .compat
 	$(BIN)/pip install --quiet --target .compat transformers==5.14.0
-	PYTHONPATH=.compat $(BIN)/python -m pytest
+	PYTHONPATH=$(CURDIR)/.compat $(BIN)/python -c "import transformers as t; assert t.__version__ == '5.14.0', t"
+	PYTHONPATH=$(CURDIR)/.compat $(BIN)/python -m pytest
 
 figures: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'

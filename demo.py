@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from radd_hf.data import load_documents
-
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "radd-austen"
 OPENING = "I can listen no longer in silence."
 PREFIX, GAP, SUFFIX = 48, 24, 40  # tokens
@@ -29,8 +27,11 @@ METHODS = {
 
 
 def main() -> None:
+    # transformers would prefer the class of an imported radd_hf to the folder's own code.
     model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True)
+    from radd_hf.data import load_documents
+
     (novel,) = load_documents("austen", "validation")
     passage = novel[novel.index(OPENING) :][:2000]
     ids = tokenizer(passage)["input_ids"][: PREFIX + GAP + SUFFIX]
@@ -39,6 +40,8 @@ def main() -> None:
     def one_line(tokens: list[int]) -> str:
         return " ".join(tokenizer.decode(tokens).split())
 
+    code = type(model).__module__.split(".")[0]
+    print(f"{type(model).__name__} of {CHECKPOINT.name}, by the code in that folder ({code})")
     print(f"{model.num_parameters():,} parameters, {len(ids)} tokens, {GAP} of them masked\n")
     print(f"{one_line(prefix)}\n    [{GAP} masks]\n{one_line(suffix)}\n")
     print(f"the author wrote:        {one_line(truth)}\n")

@@ -8,16 +8,18 @@ The text is cut into blocks of the model's length, the last one at its true leng
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from transformers import AutoTokenizer, HfArgumentParser
 
 from radd_hf import RaddForMaskedLM
-from radd_hf.data import encode, fingerprint, load_documents, split
+from radd_hf.data import cut, encode, fingerprint, load_documents
 from radd_hf.likelihood import estimate_likelihood
 from radd_hf.losses import LOSS_TYPES
 
@@ -42,11 +44,13 @@ class Arguments:
 
 
 def main(argv: list[str]) -> None:
-    (args,) = HfArgumentParser(Arguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses(argv)
+    (args,) = HfArgumentParser(Arguments, description=(__doc__ or "").split("\n")[0]).parse_args_into_dataclasses(argv)
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    if accelerator.num_processes > 1:
-        raise ValueError(f"num_processes={accelerator.num_processes}: this version evaluates in one process.")
-    model = RaddForMaskedLM.from_pretrained(args.model).to(accelerator.device)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(f"WORLD_SIZE={processes}: this version evaluates in one process.")
+    # Whatever the checkpoint's type, arithmetic is in float32 but for what --mixed_precision says.
+    model = RaddForMaskedLM.from_pretrained(args.model, dtype=torch.float32).to(accelerator.device)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
     length = args.length or model.config.max_position_embeddings
     documents = load_documents(args.dataset, args.split if args.dataset == "austen" else "all")
@@ -56,7 +60,7 @@ def main(argv: list[str]) -> None:
     with accelerator.autocast():
         likelihood = estimate_likelihood(
             model,
-            split(ids, length),
+            cut(ids, length),
             loss_type=args.loss_type,
             passes=args.passes,
             batch_size=args.batch_size,

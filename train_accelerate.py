@@ -7,9 +7,11 @@ Every field of the YAML can be given on the command line, which wins. Started ag
 directory, the run goes on from its last checkpoint. Everything random is a function of the seed and the step.
 """
 
+import argparse
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -19,15 +21,20 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
-from transformers import AutoTokenizer, HfArgumentParser, get_scheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+from transformers import AutoTokenizer, HfArgumentParser, PreTrainedTokenizerBase, get_scheduler
 
 from radd_hf import RaddConfig, RaddForMaskedLM
-from radd_hf.data import add_mask_token, encode, fingerprint, load_documents, pack, split, train_tokenizer
+from radd_hf.data import add_mask_token, cut, encode, fingerprint, load_documents, pack, train_tokenizer
 from radd_hf.ema import make_ema
 from radd_hf.likelihood import estimate_likelihood
-from radd_hf.losses import LOSS_TYPES, draw_masks
+from radd_hf.losses import LOSS_TYPES, check_loss_type, draw_masks
 from radd_hf.noise_radd import get_noise
+from radd_hf.randomness import stream_seed
 
 logger = logging.getLogger("radd_hf.train")
 
@@ -65,7 +72,7 @@ class TrainingArguments:
     adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
     lr_schedule: str = field(
-        default="constant_with_warmup", metadata={"help": "a scheduler of transformers, or linear"}
+        default="constant_with_warmup", metadata={"help": "one of transformers' schedules, e.g. linear"}
     )
     warmup_steps: int = 2500
     max_grad_norm: float = field(default=1.0, metadata={"help": "of the loss in nats per sequence, as in the paper"})
@@ -87,44 +94,113 @@ class TrainingArguments:
 
 def main(argv: list[str]) -> None:
     model_args, data_args, args = parse_arguments(argv)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    if accelerator.num_processes > 1:
-        raise ValueError(f"num_processes={accelerator.num_processes}: this version trains in one process.")
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    accelerator = make_accelerator(args)
     output = Path(args.output_dir)
-    (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        handlers=[logging.StreamHandler(), logging.FileHandler(output / "train.log")],
-    )
+    start_logging(output)
+    last = last_checkpoint(output)
+    data = load_data(data_args, last)
+    run = build(model_args, data_args, args, data, accelerator)
+    if last is not None:
+        run.resume(last)
+    resolved = asdict(model_args) | asdict(data_args) | asdict(args)
+    (output / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+    logger.info("%s parameters; %s blocks of %s tokens", f"{run.ema.module.num_parameters():,}", *data.blocks.shape)
+    train(run, data, args)
+    final = run.evaluate(data.validation, args, n_bytes=data.validation_bytes)
+    run.log(step=run.step, **{f"final_{name}": value for name, value in final.items()})
 
-    # Text to blocks
+
+@dataclass
+class Data:
+    tokenizer: PreTrainedTokenizerBase
+    blocks: Tensor  # (S, L) to train on
+    validation: list[Tensor]  # (L,) each, the last one shorter
+    validation_bytes: int
+
+
+def load_data(data_args: DataArguments, last: Path | None) -> Data:
+    """Text to blocks, with the tokenizer of the last checkpoint when a run goes on."""
     documents = load_documents(data_args.dataset, "train")
     held_out = load_documents(data_args.dataset, "validation")
-    last = last_checkpoint(output)
-    if last is not None:
-        tokenizer = AutoTokenizer.from_pretrained(last)
-    elif data_args.tokenizer is not None:
-        tokenizer = AutoTokenizer.from_pretrained(data_args.tokenizer)
+    if last is not None or data_args.tokenizer is not None:
+        tokenizer = AutoTokenizer.from_pretrained(last or data_args.tokenizer)
     else:
         tokenizer = train_tokenizer(documents, data_args.vocab_size)
-    mask_token_id = add_mask_token(tokenizer)
-    blocks = pack(encode(documents, tokenizer), data_args.length)  # (S, L)
-    validation = split(encode(held_out, tokenizer), data_args.length)
-    held_out_bytes = sum(len(text.encode()) for text in held_out)
+    add_mask_token(tokenizer)
+    return Data(
+        tokenizer=tokenizer,
+        blocks=pack(encode(documents, tokenizer), data_args.length),
+        validation=cut(encode(held_out, tokenizer), data_args.length),
+        validation_bytes=sum(len(text.encode()) for text in held_out),
+    )
 
-    # Network, optimizer, average
+
+@dataclass
+class Run:
+    """What a checkpoint saves and a restart brings back."""
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: AcceleratedOptimizer
+    scheduler: LRScheduler
+    ema: AveragedModel
+    tokenizer: PreTrainedTokenizerBase
+    output: Path
+    identity: dict  # what must be the same for a run to go on
+    step: int = 0
+
+    def save(self, keep_last: int) -> None:
+        """Written beside and renamed: a folder that has a step's name is whole."""
+        target = self.output / "checkpoints" / f"step_{self.step}"
+        partial = target.with_name(f"partial_{self.step}")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.ema.module.save_pretrained(partial)
+        self.tokenizer.save_pretrained(partial)
+        self.accelerator.save_state(str(partial / "state"))
+        (partial / "state" / "identity.json").write_text(json.dumps(self.identity))
+        partial.replace(target)
+        for old in all_checkpoints(self.output)[:-keep_last]:
+            shutil.rmtree(old)
+
+    def resume(self, checkpoint: Path) -> None:
+        saved = json.loads((checkpoint / "state" / "identity.json").read_text())
+        now = json.loads(json.dumps(self.identity))
+        changed = {name: (saved.get(name), now[name]) for name in now if saved.get(name) != now[name]}
+        if changed:
+            raise ValueError(f"output_dir={self.output} holds another run; (saved, now) differ in {changed}.")
+        self.accelerator.load_state(str(checkpoint / "state"))
+        self.step = int(checkpoint.name.removeprefix("step_"))
+        logger.info("resumed from %s", checkpoint)
+
+    def evaluate(self, sequences: list[Tensor], args: TrainingArguments, n_bytes: int | None = None) -> dict:
+        with self.accelerator.autocast():
+            likelihood = estimate_likelihood(
+                self.ema.module, sequences, passes=args.eval_passes, batch_size=64, seed=args.seed, n_bytes=n_bytes
+            )
+        return likelihood.to_dict()
+
+    def log(self, **figures) -> None:
+        with (self.output / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+        logger.info(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in figures.items()))
+
+
+def build(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, data: Data, accelerator: Accelerator
+) -> Run:
+    """Network, optimizer, schedule and average."""
     config = RaddConfig(
-        vocab_size=len(tokenizer),
-        mask_token_id=mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(data.tokenizer),
+        mask_token_id=data.tokenizer.mask_token_id,
+        eos_token_id=data.tokenizer.eos_token_id,
         max_position_embeddings=data_args.length,
         attn_implementation=args.attn_implementation,
         **asdict(model_args),
     )
     set_seed(args.seed)
     model = RaddForMaskedLM(config)
+    # Before `prepare`, which replaces the forward of the model it is given.
+    ema = make_ema(model, args.ema_decay).to(accelerator.device)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=args.learning_rate,
@@ -134,95 +210,88 @@ def main(argv: list[str]) -> None:
         fused=True,
     )
     scheduler = get_scheduler(args.lr_schedule, optimizer, args.warmup_steps, args.max_steps)
-    ema = make_ema(model, args.ema_decay)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler, ema)
+    settings = {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+    identity = {
+        "model": settings,
+        "data": fingerprint(data.blocks),
+        "tokenizer": data_args.tokenizer or data_args.vocab_size,
+        "loss_type": args.loss_type,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
+    return Run(accelerator, model, optimizer, scheduler, ema, data.tokenizer, Path(args.output_dir), identity)
 
-    # What must be the same for a run to go on
-    identity = {"data": fingerprint(blocks), "config": config.to_diff_dict(), "seed": args.seed, "loss": args.loss_type}
-    step = 0
-    if last is not None:
-        if json.loads((last / "state" / "identity.json").read_text()) != json.loads(json.dumps(identity)):
-            raise ValueError(f"output_dir={output} holds a run with another model, data set, loss or seed.")
-        accelerator.load_state(last / "state")
-        step = int(last.name.removeprefix("step_"))
-        logger.info("resumed from %s", last)
-    resolved = asdict(model_args) | asdict(data_args) | asdict(args)
-    (output / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
-    logger.info("%s parameters; %s blocks of %s tokens", f"{model.num_parameters():,}", *blocks.shape)
 
-    def save(step: int) -> None:
-        """Written beside and renamed: a folder with a step's name is whole."""
-        target = output / "checkpoints" / f"step_{step}"
-        partial = target.with_name(f"partial_{step}")
-        shutil.rmtree(partial, ignore_errors=True)
-        ema.module.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        accelerator.save_state(partial / "state")
-        (partial / "state" / "identity.json").write_text(json.dumps(identity))
-        partial.replace(target)
-        for old in all_checkpoints(output)[: -args.keep_last]:
-            shutil.rmtree(old)
-
-    def evaluate(sequences: list[torch.Tensor], n_bytes: int | None = None) -> dict[str, float]:
-        with accelerator.autocast():
-            result = estimate_likelihood(
-                ema.module, sequences, passes=args.eval_passes, batch_size=64, seed=args.seed, n_bytes=n_bytes
-            )
-        return result.to_dict()
-
-    def log(**figures: float) -> None:
-        with (output / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(figures) + "\n")
-        logger.info(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in figures.items()))
-
-    noise = get_noise(config)
+def train(run: Run, data: Data, args: TrainingArguments) -> None:
+    accelerator, model, config = run.accelerator, run.model, run.ema.module.config
+    noise, length = get_noise(config), data.blocks.shape[1]
     model.train()
-    nats, tokens, started = 0.0, 0, time.perf_counter()
-    while step < args.max_steps:
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        torch.manual_seed(args.seed * 1_000_003 + step)  # dropout
-        x0 = blocks[batch_rows(step, args.batch_size, len(blocks), args.seed)].to(accelerator.device)  # (B, L)
-        masks = draw_masks(args.loss_type, args.batch_size, data_args.length, noise, generator)
-        outputs = model(**masks.apply(x0, mask_token_id))  # in autocast, as `prepare` arranged
+    nats, tokens, seconds = 0.0, 0, 0.0
+    while run.step < args.max_steps:
+        started = time.perf_counter()
+        torch.manual_seed(stream_seed(args.seed, "dropout", run.step))
+        generator = torch.Generator().manual_seed(stream_seed(args.seed, "masks", run.step))
+        x0 = data.blocks[batch_rows(run.step, args.batch_size, len(data.blocks), args.seed)]  # (B, L)
+        masks = draw_masks(args.loss_type, args.batch_size, length, noise, generator)
+        outputs = model(**masks.apply(x0.to(accelerator.device), config.mask_token_id))  # in autocast, by `prepare`
         accelerator.backward(outputs.loss)
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        ema.update_parameters(accelerator.unwrap_model(model))
-        step += 1
+        run.optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:  # as under fp16 when a gradient overflowed
+            run.scheduler.step()
+            run.ema.update_parameters(accelerator.unwrap_model(model))
+        run.optimizer.zero_grad()
+        run.step += 1
 
-        nats, tokens = nats + outputs.loss.item() * args.batch_size, tokens + x0.numel()
-        if not math.isfinite(nats):
-            raise FloatingPointError(f"the loss is {outputs.loss.item()} at step {step}; nothing was saved after it.")
-        if step % args.log_steps == 0:
-            seconds = time.perf_counter() - started
-            log(
-                step=step,
-                nats_per_token=nats / tokens,
-                lr=scheduler.get_last_lr()[0],
-                tokens_per_second=tokens / seconds,
+        loss = outputs.loss.item()  # nats per sequence
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {run.step}; nothing was saved after it.")
+        nats, tokens = nats + loss * args.batch_size, tokens + x0.numel()
+        seconds += time.perf_counter() - started
+        if run.step % args.log_steps == 0:
+            rate = {"lr": run.scheduler.get_last_lr()[0], "tokens_per_second": tokens / seconds}
+            run.log(step=run.step, nats_per_token=nats / tokens, **rate)
+            nats, tokens, seconds = 0.0, 0, 0.0
+        if run.step % args.eval_steps == 0:
+            scored = run.evaluate(data.validation[: args.eval_sequences], args)
+            run.log(
+                step=run.step,
+                validation_nats_per_token=scored["nats_per_token"],
+                standard_error=scored["standard_error"],
             )
-            nats, tokens, started = 0.0, 0, time.perf_counter()
-        if step % args.eval_steps == 0:
-            scored = evaluate(validation[: args.eval_sequences])
-            log(step=step, validation_nats_per_token=scored["nats_per_token"], error=scored["standard_error"])
-            started = time.perf_counter()
-        if step % args.save_steps == 0 or step == args.max_steps:
-            save(step)
-    log(step=step, **{f"final_{name}": value for name, value in evaluate(validation, held_out_bytes).items()})
+        if run.step % args.save_steps == 0 or run.step == args.max_steps:
+            run.save(args.keep_last)
 
 
-def batch_rows(step: int, batch_size: int, n_blocks: int, seed: int) -> torch.Tensor:
+def batch_rows(step: int, batch_size: int, n_blocks: int, seed: int) -> Tensor:
     """Rows (B,) of one optimizer step: a new permutation every epoch, as a function of the step alone."""
     rows = []
     for sample in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(sample, n_blocks)
         if not rows or place == 0:
-            permutation = torch.randperm(n_blocks, generator=torch.Generator().manual_seed(seed * 7919 + epoch))
+            generator = torch.Generator().manual_seed(stream_seed(seed, "epoch", epoch))
+            permutation = torch.randperm(n_blocks, generator=generator)
         rows.append(permutation[place])
     return torch.stack(rows)
+
+
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(f"WORLD_SIZE={processes}: this version trains in one process.")
+    return Accelerator(mixed_precision=args.mixed_precision)
+
+
+def start_logging(output: Path) -> None:
+    (output / "checkpoints").mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(output / "train.log")],
+    )
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
 
 
 def all_checkpoints(output: Path) -> list[Path]:
@@ -236,16 +305,28 @@ def last_checkpoint(output: Path) -> Path | None:
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """`--config FILE` stands for its fields as flags, before those on the command line, which win."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    known, rest = first.parse_known_args(argv)
     flags: list[str] = []
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 == len(argv):
-            raise ValueError("--config must be followed by the path of a YAML file.")
-        for name, value in yaml.safe_load(Path(argv[at + 1]).read_text()).items():
-            flags += [] if value is None else [f"--{name}", str(value)]
-        argv = argv[:at] + argv[at + 2 :]
-    parser = HfArgumentParser([ModelArguments, DataArguments, TrainingArguments], description=__doc__.split("\n")[0])
-    return parser.parse_args_into_dataclasses(flags + argv)
+    if known.config is not None:
+        fields = yaml.safe_load(known.config.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError(f"config={known.config} must hold fields and values, such as those in configs/.")
+        flags = [part for name, value in fields.items() if value is not None for part in (f"--{name}", str(value))]
+    parser = HfArgumentParser(
+        [ModelArguments, DataArguments, TrainingArguments],
+        description=(__doc__ or "").split("\n")[0],
+        epilog="--config FILE: a YAML file of these fields, which flags override.",
+        allow_abbrev=False,
+    )
+    model_args, data_args, args = parser.parse_args_into_dataclasses(flags + rest)
+    counts = ("max_steps", "batch_size", "log_steps", "save_steps", "eval_steps", "eval_sequences", "keep_last")
+    for name in counts:
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least 1.")
+    check_loss_type(args.loss_type)
+    return model_args, data_args, args
 
 
 if __name__ == "__main__":

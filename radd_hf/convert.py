@@ -71,6 +71,7 @@ def convert(
     tokenizer: str | Path | None = None,
     use_ema: bool = True,
     dtype: str | None = None,
+    license: str | None = None,
     push_to_hub: str | None = None,
 ) -> Path:
     """Writes a complete folder of ours: weights under our names, configuration, code files, model card.
@@ -85,6 +86,7 @@ def convert(
             whose id must be the model's. None writes no tokenizer, and downloads nothing.
         use_ema: from a run, take the moving average of the weights (what the authors evaluate) or the raw ones.
         dtype: "float32", "bfloat16" or "float16"; None keeps the source's.
+        license: identifier of the weights' license, such as "apache-2.0", for the model card; None names none.
         push_to_hub: name of a repository to upload the folder to.
 
     Returns:
@@ -101,7 +103,9 @@ def convert(
         model.save_pretrained(folder)
         if text_tools is not None:
             text_tools.save_pretrained(folder)
-        card = _model_card(model, origin, with_tokenizer=text_tools is not None, repository=push_to_hub)
+        card = _model_card(
+            model, origin, with_tokenizer=text_tools is not None, license=license, repository=push_to_hub
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
     if push_to_hub is not None:
         _push(target, push_to_hub)
@@ -214,7 +218,7 @@ def _load_released(source: str, settings: Any, revision: str | None, dtype: str 
 
 def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
     """A training run given by its folder, or one of its `.pth` files, which lie in a folder of the run."""
-    run = path.absolute().parents[1] if path.is_file() else path.resolve()
+    run = path.absolute().parent.parent if path.is_file() else path.resolve()
     file = path.absolute() if path.is_file() else run / RUN_CHECKPOINT
     name = f"{run.name}/{file.relative_to(run)}" if path.is_file() else run.name
     try:
@@ -434,8 +438,7 @@ def _load_tokenizer(name: str | Path, config: RaddConfig) -> PreTrainedTokenizer
 # fill-mask is the task of AutoModelForMaskedLM; text-generation would promise a model that writes left to right.
 MODEL_CARD = """\
 ---
-license: apache-2.0
-library_name: transformers
+{license}library_name: transformers
 pipeline_tag: fill-mask
 tags:
 - radd
@@ -466,12 +469,13 @@ with fewer `steps`.
 
 ## License
 
-The code in this folder is under the Apache License 2.0. The weights are a conversion, and stay under the license of
-their source.
+The code in this folder is under the Apache License 2.0. The weights {weights_license}.
 """
 
 
-def _model_card(model: RaddForMaskedLM, origin: Origin, *, with_tokenizer: bool, repository: str | None) -> str:
+def _model_card(
+    model: RaddForMaskedLM, origin: Origin, *, with_tokenizer: bool, license: str | None, repository: str | None
+) -> str:
     """README.md. Nothing in it depends on when, where or under which folder name it is written."""
     config = model.config
     source = f"[{origin.name}](https://huggingface.co/{origin.name})" if origin.is_repository else f"`{origin.name}`"
@@ -488,6 +492,8 @@ def _model_card(model: RaddForMaskedLM, origin: Origin, *, with_tokenizer: bool,
         "Noise": config.noise_type,
     }
     return MODEL_CARD.format(
+        license="" if license is None else f"license: {license}\n",
+        weights_license="stay under the license of their source" if license is None else f"are under {license}",
         facts="\n".join(f"| {name} | {value} |" for name, value in facts.items() if value is not None),
         usage=_usage(repository, min(config.max_position_embeddings, 64), with_tokenizer),
     )
@@ -565,18 +571,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--tokenizer", help="name or folder of the tokenizer to put beside the model")
     parser.add_argument("--no-ema", action="store_true", help="of a training run, the raw weights")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the source's")
+    parser.add_argument("--license", help="of the weights, for the model card, e.g. apache-2.0; default: none named")
     parser.add_argument("--push-to-hub", metavar="REPO", help="repository to upload the folder to")
     parser.add_argument("--to-original", action="store_true", help="write the authors' layout instead of ours")
     args = parser.parse_args(argv)
-    if args.to_original and args.tokenizer:
-        parser.error("--tokenizer: the authors' layout holds no tokenizer; leave it out with --to-original.")
+    if args.to_original and (args.tokenizer or args.license):
+        parser.error("--tokenizer, --license: the authors' layout has no place for them; leave them out.")
 
     options = {"use_ema": not args.no_ema, "dtype": args.dtype, "push_to_hub": args.push_to_hub}
     try:
         if args.to_original:
             to_original(args.source, args.target, **options)
         else:
-            convert(args.source, args.target, tokenizer=args.tokenizer, **options)
+            convert(args.source, args.target, tokenizer=args.tokenizer, license=args.license, **options)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(f"{args.target} is written.")

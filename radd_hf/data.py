@@ -78,6 +78,8 @@ def add_mask_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """All documents as one row of ids (T,), EOS after each."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer has no eos_token, and documents end in it: set one.")
     ids: list[int] = []
     for encoded in tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]:
         ids += [*encoded, tokenizer.eos_token_id]
@@ -91,7 +93,7 @@ def pack(ids: Tensor, length: int) -> Tensor:
     return ids[: len(ids) // length * length].view(-1, length)
 
 
-def split(ids: Tensor, length: int) -> list[Tensor]:
+def cut(ids: Tensor, length: int) -> list[Tensor]:
     """Blocks (L,) for evaluation, the last one shorter where the text ends: every token is in one."""
     return list(ids.split(length))
 

@@ -28,7 +28,6 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel:
             a.sub_(keep * (a - w))
 
     ema = AveragedModel(model, multi_avg_fn=update)
-    ema.n_averaged.fill_(
-        1
-    )  # AveragedModel's update at n = 0 is a plain copy; the paper's average starts at the weights
+    # AveragedModel's update at n = 0 is a plain copy; the paper's average starts at the weights.
+    ema.n_averaged.fill_(1)
     return ema

@@ -16,7 +16,6 @@ Shapes: R rows (batch x num_return_sequences), L length, V vocabulary, N positio
 
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,7 +29,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 from transformers.generation.streamers import TextStreamer
-from transformers.utils import ModelOutput
+from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .noise_radd import get_noise, reveal_probabilities
 
@@ -40,7 +39,8 @@ ORDERS = ("forward", "backward", "random")
 
 # Value of a plan at positions that are given, not generated.
 GIVEN = -1
-# Logits of at most this many elements (64 MB in float32) exist at once while tokens are drawn.
+# At most this many logits (64 MB in float32) are computed at once, here while tokens are drawn and in
+# `modeling_radd.py` while a loss is taken; softmax and cumulative sum need a few times as much.
 MAX_LOGITS_ELEMENTS = 2**24
 
 
@@ -103,8 +103,12 @@ class RaddGenerationConfig(GenerationConfig):
             raise ValueError(f"method={self.method!r} must be one of {METHODS}.")
         if isinstance(self.order, str) and self.order not in ORDERS:
             raise ValueError(f"order={self.order!r} must be one of {ORDERS}, or a permutation of the positions.")
-        if self.temperature is not None and not (_is_number(self.temperature) and 0 <= self.temperature < float("inf")):
-            raise ValueError(f"temperature={self.temperature!r} must be a number >= 0 (0 takes the likeliest token).")
+        if self.temperature is not None and not (
+            _is_number(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature < math.inf)
+        ):
+            raise ValueError(
+                f"temperature={self.temperature!r} must be a number >= 1e-6, or 0 to take the likeliest token."
+            )
         if self.top_k is not None and (not _is_int(self.top_k) or self.top_k < 0):
             raise ValueError(f"top_k={self.top_k!r} must be an integer >= 0 (0 keeps every token).")
         if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
@@ -112,7 +116,7 @@ class RaddGenerationConfig(GenerationConfig):
         if self.max_time is not None and not (_is_number(self.max_time) and self.max_time > 0):
             raise ValueError(f"max_time={self.max_time!r} must be a positive number of seconds.")
         for name in ("use_cache", "stop_on_eos", "output_history", "return_dict_in_generate"):
-            if getattr(self, name) not in (None, True, False):
+            if not isinstance(getattr(self, name), (bool, type(None))):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
 
     @classmethod
@@ -305,6 +309,7 @@ class RaddGenerationMixin:
             ValueError: for arguments that do not fit, before the network is evaluated.
         """
         given = {name: value for name, value in locals().items() if name in RaddGenerationConfig.DEFAULTS}
+        generation_config = _check_generation_config(generation_config)
         settings = RaddGenerationConfig.resolve(given, generation_config, self.generation_config)
         _check_together(settings, given, streamer, tokenizer)
         canvas, attention_mask = self._make_canvas(
@@ -316,14 +321,15 @@ class RaddGenerationMixin:
         canvas = canvas.repeat_interleave(copies, dim=0)  # (R, L)
         if attention_mask is not None:
             attention_mask = attention_mask.repeat_interleave(copies, dim=0)
+        if isinstance(streamer, TextStreamer) and len(canvas) > 1:
+            raise ValueError(f"streamer={type(streamer).__name__} prints one row; this batch has {len(canvas)}.")
         if settings.method in GRID_METHODS and settings.steps is None:
             settings.steps = canvas.shape[1]
-        draw = _Uniforms(generator, canvas)
-        plan = self._make_plan(canvas == self.config.mask_token_id, settings, draw)
         processors = _make_processors(logits_processor, settings)
         ending = self._ending(generation_config) if settings.stop_on_eos else None
-        if streamer is not None and isinstance(streamer, TextStreamer) and len(canvas) > 1:
-            raise ValueError(f"streamer={type(streamer).__name__} prints one row; this batch has {len(canvas)}.")
+        order = _check_order(settings, canvas)
+        draw = _Uniforms(generator, canvas)  # from here on the generator advances, and nothing is refused any more
+        plan = self._make_plan(canvas == self.config.mask_token_id, order, settings, draw)
 
         training = self.training
         self.eval()
@@ -386,10 +392,10 @@ class RaddGenerationMixin:
             if history is not None:
                 history.append(canvas.clone())
             if streamer is not None and hasattr(streamer, "put_draft"):
-                streamer.put_draft(canvas.cpu())
+                streamer.put_draft(canvas.to("cpu", copy=True))
 
         if streamer is not None:
-            streamer.put(canvas.cpu())
+            streamer.put(canvas.to("cpu", copy=True))
             streamer.end()
         return RaddGenerateOutput(
             sequences=canvas,
@@ -413,24 +419,27 @@ class RaddGenerationMixin:
         size = max(MAX_LOGITS_ELEMENTS // self.config.vocab_size, 1)
         for h, r, u in zip(hidden.split(size), row.split(size), uniform.split(size), strict=True):
             logits = self.compute_logits(h).float()  # (n, V)
-            scores = logits
-            if processors:  # a copy, since a processor may work in place
-                scores = processors(cast(Any, canvas[r]), cast(Any, logits.clone()))
-                if not bool(scores.amax(dim=-1).isfinite().all()):
-                    raise ValueError("logits_processor left a position where no token has a finite score.")
+            # Processors get a copy, since they may work in place.
+            scores = processors(cast(Any, canvas[r]), cast(Any, logits.clone())) if processors else logits
+            if not bool(scores.amax(dim=-1).isfinite().all()):
+                culprit = "logits_processor" if bool(logits.amax(dim=-1).isfinite().all()) else "the network"
+                raise ValueError(f"{culprit} left a position where no token has a finite score.")
             token = scores.argmax(dim=-1) if settings.temperature == 0 else draw_tokens(scores, u)  # (n,)
             tokens.append(token)
             logprobs.append(logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=-1))
         return torch.cat(tokens), torch.cat(logprobs)
 
-    def _make_plan(self, masked: Tensor, settings: RaddGenerationConfig, draw: "_Uniforms") -> Tensor:
-        """(R, L) int64: the event of each masked position, by `settings.method`."""
+    def _make_plan(
+        self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, draw: "_Uniforms"
+    ) -> Tensor:
+        """(R, L) int64: the event of each masked position, by `settings.method`; order (R, L), or None for random."""
         if settings.method in GRID_METHODS:
             reveal = reveal_probabilities(get_noise(self.config), settings.method, cast(int, settings.steps))
             return plan_grid(masked, reveal.to(masked.device), draw())
         if settings.method == "first_hitting":
             return plan_sequence(masked, draw())
-        return plan_sequence(masked, _order_priority(settings.order, masked, draw), settings.steps)
+        priority = draw() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
+        return plan_sequence(masked, priority, settings.steps)
 
     def _ending(self, generation_config: Any) -> "_Ending":
         """The ids that end a row and pad it: the generation configs' or the model configuration's."""
@@ -442,7 +451,14 @@ class RaddGenerationMixin:
         if eos is None:
             raise ValueError("stop_on_eos=True needs eos_token_id in the generation config or in the model's.")
         eos = [eos] if _is_int(eos) else list(eos)
-        return _Ending(eos, eos[0] if pad is None else pad)
+        ending = _Ending(eos, eos[0] if pad is None else pad)
+        for name, token in (*(("eos_token_id", token) for token in eos), ("pad_token_id", ending.pad_token_id)):
+            if not _is_int(token) or not 0 <= token < self.config.vocab_size or token == self.config.mask_token_id:
+                raise ValueError(
+                    f"{name}={token!r} must be an id below {self.config.vocab_size} and not the mask's, "
+                    f"{self.config.mask_token_id}."
+                )
+        return ending
 
     def _make_canvas(
         self,
@@ -454,7 +470,7 @@ class RaddGenerationMixin:
         tokenizer: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, L) ids on the model's device, a copy, and the attention mask (B, L) or None."""
-        mask_id, vocab_size, device = self.config.mask_token_id, self.config.vocab_size, self.model.device
+        mask_id, vocab_size, device = self.config.mask_token_id, self.config.vocab_size, _execution_device(self.model)
         if input_ids is not None:
             if prefix is not None or suffix is not None:
                 raise ValueError("input_ids is the whole canvas: pass it, or prefix and suffix, not both.")
@@ -486,26 +502,35 @@ class RaddGenerationMixin:
                 row[: len(head)] = torch.tensor(head, dtype=canvas.dtype)
                 row[length - len(tail) :] = torch.tensor(tail, dtype=canvas.dtype)
         if attention_mask is not None:
-            attention_mask = torch.as_tensor(attention_mask, device=device)
+            attention_mask = _as_tensor("attention_mask", attention_mask, device)
+            attention_mask = attention_mask[None] if attention_mask.ndim == 1 else attention_mask
             if attention_mask.shape != canvas.shape:
                 raise ValueError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}; input_ids has {tuple(canvas.shape)}."
                 )
+            if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+                raise ValueError(f"attention_mask={attention_mask.tolist()} must hold 1 at text and 0 at padding.")
             if bool(((attention_mask == 0) & (canvas == mask_id)).any()):
                 raise ValueError(f"attention_mask is 0 at a mask (id {mask_id}) of input_ids: pad with another id.")
         return canvas, attention_mask
 
     def adjust_generation_fn(
-        self, generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, *hub_args, **kwargs
+        self, generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, **kwargs
     ):
         """Called by `from_pretrained` to give the model its generation config: the one passed, else the folder's."""
         names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-        hub = dict(zip(names, hub_args, strict=False))
-        hub |= {name: kwargs[name] for name in names if name in kwargs}  # the rest is for the model's configuration
+        hub = {name: kwargs[name] for name in names if name in kwargs}  # the rest is for the model's configuration
         if generation_config is not None:
             self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
         elif pretrained_model_name_or_path is not None:
-            with suppress(OSError):  # no generation_config.json, as in the authors' repositories: the defaults hold
+            found = cached_file(
+                pretrained_model_name_or_path,
+                GENERATION_CONFIG_NAME,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **hub,
+            )
+            if found is not None:  # the authors' repositories have none: the defaults hold
                 self.generation_config = self.generation_config_class.from_pretrained(
                     pretrained_model_name_or_path, _from_auto=from_auto_class, _from_pipeline=from_pipeline, **hub
                 )
@@ -590,15 +615,24 @@ def _make_processors(logits_processor: Any, settings: RaddGenerationConfig) -> L
     return processors
 
 
-def _order_priority(order: Any, masked: Tensor, draw: _Uniforms) -> Tensor:
-    """(R, L): the rank of each position in the order, small first."""
-    rows, length = masked.shape
-    position = torch.arange(length, device=masked.device)
-    if isinstance(order, str):
-        if order == "random":
-            return draw()
-        return (position if order == "forward" else -position).expand(rows, length)
-    order = torch.as_tensor(order, device=masked.device)
+def _check_generation_config(generation_config: Any) -> Any:
+    """The `generation_config` argument, refused if it holds what RADD has no use for."""
+    if generation_config is None or type(generation_config).__name__ == RaddGenerationConfig.__name__:
+        return generation_config
+    if isinstance(generation_config, dict):
+        return RaddGenerationConfig(**generation_config)
+    raise TypeError(f"generation_config={generation_config!r} must be a RaddGenerationConfig or a dictionary.")
+
+
+def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | None:
+    """(R, L): the positions of each row in the order in which they are revealed; None if random, or of no use."""
+    rows, length = canvas.shape
+    if settings.method != "ordered" or settings.order == "random":
+        return None
+    position = torch.arange(length, device=canvas.device)
+    if isinstance(settings.order, str):
+        return (position if settings.order == "forward" else position.flip(0)).expand(rows, length)
+    order = _as_tensor("order", settings.order, canvas.device)
     if order.shape not in ((length,), (rows, length)) or order.is_floating_point():
         raise ValueError(
             f"order has shape {tuple(order.shape)} and dtype {order.dtype}; it must hold positions as integers, "
@@ -606,7 +640,21 @@ def _order_priority(order: Any, masked: Tensor, draw: _Uniforms) -> Tensor:
         )
     if not torch.equal(order.sort(dim=-1).values, position.expand(order.shape)):
         raise ValueError(f"order={order.tolist()} must name each position 0 .. {length - 1} exactly once.")
-    return order.argsort(dim=-1).expand(rows, length)
+    return order.expand(rows, length)
+
+
+def _as_tensor(name: str, value: Any, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}={value!r} must be a tensor, or lists of numbers of one length. {error}") from error
+
+
+def _execution_device(trunk: Any) -> torch.device:
+    """Where the trunk wants its ids. With offloaded weights (on the "meta" device), where accelerate runs them."""
+    if trunk.device.type != "meta":
+        return trunk.device
+    return torch.device(trunk.get_input_embeddings()._hf_hook.execution_device)
 
 
 def _id_rows(name: str, value: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:

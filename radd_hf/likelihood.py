@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .losses import check_loss_type, draw_masks
 from .noise_radd import get_noise
+from .randomness import stream_seed
 
 # Independent stratified replicates among the passes of one sequence; two leave the most strata to each.
 REPLICATES = 2
@@ -106,7 +107,7 @@ def estimate_likelihood(
     def masked_rows():
         """Every pass of every sequence: (index of the sequence, inputs of the forward for one row)."""
         for index, x0 in enumerate(sequences):
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            generator = torch.Generator().manual_seed(stream_seed(seed, "likelihood", index))
             for _ in range(REPLICATES):
                 masks = draw_masks(loss_type, passes // REPLICATES, len(x0), noise, generator)
                 rows = masks.apply(x0.expand(passes // REPLICATES, -1), mask_id)

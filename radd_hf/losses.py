@@ -14,7 +14,7 @@ and they differ only in how the mask is drawn and in the weight w. arXiv:2406.03
 
 In expectation lambda_DCE and k_DCE are the any-order autoregressive negative log-likelihood (Theorem 2); the t losses
 are 1 / (1 - 1e-3) times its integral from t = 1e-3 on. The offset does not depend on the network and has mean
-zero over the whole schedule, but adds about 1.8 nats a token of noise to one logged value: logs leave it out.
+zero over the whole schedule, but is noise in one logged value: logs leave it out.
 
 The kernel S is computed by the model (`RaddForMaskedLM.forward` with `labels` and `loss_weights`).
 Shapes: B batch, L length.
@@ -66,7 +66,8 @@ def draw_masks(loss_type: str, batch_size: int, length: int, noise: Noise, gener
     """
     check_loss_type(loss_type)
     stratum = torch.randperm(batch_size, generator=generator)
-    level = (stratum + torch.rand(batch_size, generator=generator, dtype=torch.float64)) / batch_size  # (B,) in [0, 1)
+    level = (stratum + torch.rand(batch_size, generator=generator, dtype=torch.float64)) / batch_size
+    level = level.clamp(max=1 - 2**-53)  # (B,) in [0, 1): the sum may have been rounded up
     uniform = torch.rand(batch_size, length, generator=generator, dtype=torch.float64)  # (B, L)
     if loss_type in T_LOSSES:
         level = FIRST_TIME + (1 - FIRST_TIME) * level  # t

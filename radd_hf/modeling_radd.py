@@ -34,10 +34,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_radd import AUTO_MAP, RaddConfig
-from .generation_radd import RaddGenerationConfig, RaddGenerationMixin
-
-# Logits of at most this many elements (64 MB in float32) exist at once while a loss is computed.
-MAX_LOGITS_ELEMENTS = 2**24
+from .generation_radd import MAX_LOGITS_ELEMENTS, RaddGenerationConfig, RaddGenerationMixin
 
 
 class Positions(NamedTuple):
@@ -428,7 +425,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         """
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds: see [`RaddModel`].
-            labels: (B, L) clean ids where a loss is wanted, -100 elsewhere. The head then runs at those positions
+            labels: (B, L) clean ids where a loss is wanted, -100 elsewhere; never the mask, which has probability 0 and
+                would give an infinite loss. The head then runs at those positions
                 only, in chunks, with the softmax in float32, and `logits` is None.
             loss_weights: (B,) w of the diffusion objectives, which are all mean(w S); see `losses.py`.
             output_positions: where logits are wanted, boolean (B, L) or indices (B, K); everywhere when None.
@@ -438,7 +436,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             else the mean over the labelled tokens in nats per token, the ordinary masked-LM loss.
 
         Raises:
-            ValueError: for `loss_weights` without `labels`, and for `labels` with `output_positions`.
+            ValueError: for `loss_weights` without `labels` or of another shape than (B,), and for `labels` with
+                `output_positions`.
         """
         if labels is None and loss_weights is not None:
             raise ValueError("loss_weights are weights of a loss: pass labels with them.")
@@ -464,6 +463,11 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         token_nll = nll.new_zeros(labels.shape).masked_scatter(output_positions, nll)  # (B, L)
         sequence_nll = token_nll.sum(dim=1)  # (B,)
         if loss_weights is not None:
+            if loss_weights.shape != sequence_nll.shape:
+                raise ValueError(
+                    f"loss_weights has shape {tuple(loss_weights.shape)}; it must hold one weight a row, "
+                    f"{tuple(sequence_nll.shape)}."
+                )
             loss = (loss_weights * sequence_nll).mean()
         else:
             loss = sequence_nll.sum() / output_positions.sum().clamp(min=1)

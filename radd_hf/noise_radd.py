@@ -10,6 +10,7 @@ Source: arXiv:2406.03736 (version 4), section 2.1; its log-linear schedule stand
 geometric one in the authors' code.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +41,7 @@ class GeometricNoise:
         return self.sigma_min ** (1 - t) * self.sigma_max**t
 
     def dsigma(self, t: Tensor) -> Tensor:
-        # log(max / min) as a difference of fp64 logarithms of the two ends
-        log_ratio = torch.tensor(self.sigma_max / self.sigma_min, dtype=torch.float64).log().item()
-        return self.sigma(t) * log_ratio
+        return self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
 
 
 Noise = LogLinearNoise | GeometricNoise
@@ -93,4 +92,24 @@ def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
     return reveal
 
 
-__all__ = ["FINAL_TIME", "GeometricNoise", "LogLinearNoise", "Noise", "get_noise", "reveal_probabilities"]
+def expected_evaluations(noise: Noise, method: str, steps: int, n_masked: int) -> float:
+    """Mean number of network evaluations that a row with `n_masked` masks takes on a grid of `steps`.
+
+    sum_i 1 - (1 - q_i)^m, with q_i = r_i prod_{j<i} (1 - r_j) the law of a position's reveal step
+    (arXiv:2406.03736, eq. (D.30)); for log-linear noise n (1 - (1 - 1/n)^m), eq. (3.4).
+    """
+    reveal = reveal_probabilities(noise, method, steps)  # (n,) r
+    revealed_before = 1 - (1 - reveal).cumprod(dim=0)  # (n,) P(reveal step <= i)
+    q = revealed_before.diff(prepend=torch.zeros(1, dtype=reveal.dtype))
+    return float((1 - (1 - q) ** n_masked).sum())
+
+
+__all__ = [
+    "FINAL_TIME",
+    "GeometricNoise",
+    "LogLinearNoise",
+    "Noise",
+    "expected_evaluations",
+    "get_noise",
+    "reveal_probabilities",
+]

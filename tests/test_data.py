@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from radd_hf.data import NOVELS, add_mask_token, encode, fingerprint, load_documents, pack, split, train_tokenizer
+from radd_hf.data import NOVELS, add_mask_token, cut, encode, fingerprint, load_documents, pack, train_tokenizer
 
 
 def test_the_novels_are_six_and_persuasion_is_held_out():
@@ -44,7 +44,7 @@ def test_each_document_ends_in_eos_and_every_token_is_in_a_block(tiny_tokenizer)
     ids = encode(["a wife", "a man"], tiny_tokenizer)
     assert (ids == tiny_tokenizer.eos_token_id).sum() == 2
     assert ids[-1] == tiny_tokenizer.eos_token_id
-    assert torch.equal(torch.cat(split(ids, 4)), ids)
+    assert torch.equal(torch.cat(cut(ids, 4)), ids)
     blocks = pack(ids, 4)
     assert torch.equal(blocks.flatten(), ids[: blocks.numel()])
     assert 0 <= len(ids) - blocks.numel() < 4

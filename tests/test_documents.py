@@ -21,9 +21,11 @@ def test_the_first_lines_of_the_readme_write_a_text():
     assert finished.stdout.rstrip().endswith("of spring.")
 
 
-def test_the_demo_shows_the_canvas_the_result_and_every_method(capsys):
-    demo.main()
-    printed = capsys.readouterr().out
+def test_the_demo_runs_the_folders_own_code_and_shows_every_method():
+    finished = subprocess.run([sys.executable, "demo.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    printed = finished.stdout
+    assert "by the code in that folder (transformers_modules)" in printed
     assert demo.OPENING[:20] in printed
     for method in demo.METHODS:
         assert re.search(rf"^{re.escape(method)} +\d+ +\d+\.\d\d   \S", printed, flags=re.MULTILINE)

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 from conftest import random_model
-from transformers import LogitsProcessorList, TextDiffusionStreamer, TextStreamer
+from transformers import GenerationConfig, LogitsProcessorList, TextDiffusionStreamer, TextStreamer
 from transformers.generation import MinPLogitsWarper
 
 from radd_hf import RaddConfig, RaddForMaskedLM, RaddGenerateOutput, RaddGenerationConfig
@@ -76,6 +76,10 @@ def test_padding_is_neither_filled_nor_seen(model):
     )
     assert padded[0, 4:].tolist() == [9, 9]
     assert torch.equal(padded[:, :4], alone)
+
+
+def test_one_row_may_come_with_one_row_of_attention_mask(model):
+    assert model.generate([3, M, 9], attention_mask=[1, 1, 0], generator=seeded())[0, 2] == 9
 
 
 def test_num_return_sequences_are_different_samples_of_each_canvas_in_order(model):
@@ -281,6 +285,27 @@ def test_a_plain_text_streamer_prints_the_text(model, tiny_tokenizer, capsys):
     assert capsys.readouterr().out.strip() == tiny_tokenizer.decode(ids[0]).strip()
 
 
+def test_a_streamer_may_keep_and_change_what_it_is_given(model):
+    class Keeper:
+        def __init__(self):
+            self.drafts = []
+
+        def put_draft(self, value):
+            self.drafts.append(value.clone())
+            value.fill_(0)
+
+        def put(self, value):
+            self.final = value
+
+        def end(self):
+            pass
+
+    keeper = Keeper()
+    ids = model.generate(steps=4, streamer=keeper, generator=seeded())
+    assert torch.equal(keeper.final, ids)
+    assert len({tuple(draft[0].tolist()) for draft in keeper.drafts}) == len(keeper.drafts)
+
+
 def test_any_object_with_put_and_end_may_follow_a_batch(model):
     class Recorder:
         def __init__(self):
@@ -351,6 +376,26 @@ def test_saved_settings_a_method_has_no_use_for_are_passed_over(model):
     assert output.num_function_evaluations.item() == L
 
 
+def test_a_dictionary_may_stand_for_a_generation_config(model):
+    ids = model.generate(generation_config={"length": 5}, generator=seeded())
+    assert ids.shape == (1, 5)
+
+
+def test_a_damaged_generation_config_is_not_passed_over(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{broken")
+    with pytest.raises(OSError, match=r"generation_config\.json"):
+        RaddForMaskedLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_network_that_is_not_finite_is_reported(model, temperature):
+    with torch.no_grad():
+        model.lm_head.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the network left a position where no token has a finite score"):
+        model.generate(temperature=temperature, generator=seeded())
+
+
 def test_length_defaults_to_the_model_and_may_be_set(model):
     assert model.generate(generator=seeded()).shape == (1, L)
     assert model.generate(length=5, generator=seeded()).shape == (1, 5)
@@ -415,7 +460,7 @@ BAD = {
     "steps of first_hitting": ({"steps": 4, "method": "first_hitting"}, "steps=4: method='first_hitting'"),
     "num_return_sequences zero": ({"num_return_sequences": 0}, "num_return_sequences=0"),
     "num_return_sequences fractional": ({"num_return_sequences": 1.5}, "num_return_sequences=1.5"),
-    "temperature negative": ({"temperature": -0.1}, "temperature=-0.1 must be a number >= 0"),
+    "temperature negative": ({"temperature": -0.1}, "temperature=-0.1 must be a number >= 1e-6, or 0"),
     "temperature not a number": ({"temperature": float("nan")}, "temperature=nan"),
     "temperature infinite": ({"temperature": float("inf")}, "temperature=inf"),
     "temperature a string": ({"temperature": "hot"}, "temperature='hot'"),
@@ -445,7 +490,31 @@ BAD = {
         "use_cache=False evaluates the empty steps",
     ),
     "stop_on_eos without an EOS": ({"stop_on_eos": True}, "stop_on_eos=True needs eos_token_id"),
+    "use_cache a number": ({"use_cache": 0}, "use_cache=0 must be True or False"),
+    "temperature too small to divide by": ({"temperature": 1e-42}, "temperature=1e-42"),
+    "a dictionary with an unknown setting": ({"generation_config": {"stepz": 4}}, "stepz"),
+    "a dictionary with a bad setting": ({"generation_config": {"steps": 0}}, "steps=0"),
+    "padding with the mask": (
+        {"stop_on_eos": True, "generation_config": RaddGenerationConfig(eos_token_id=1, pad_token_id=M)},
+        "pad_token_id=299 must be an id below 300 and not the mask's",
+    ),
+    "padding beyond the vocabulary": (
+        {"stop_on_eos": True, "generation_config": RaddGenerationConfig(eos_token_id=1, pad_token_id=999)},
+        "pad_token_id=999",
+    ),
+    "an EOS beyond the vocabulary": (
+        {"stop_on_eos": True, "generation_config": RaddGenerationConfig(eos_token_id=[1, V])},
+        "eos_token_id=300",
+    ),
+    "attention_mask of words": ({"input_ids": CANVAS, "attention_mask": "x"}, "attention_mask='x' must be a tensor"),
+    "attention_mask of other numbers": (
+        {"input_ids": CANVAS, "attention_mask": torch.tensor([[1, 1, 5, 1]])},
+        "attention_mask=.* must hold 1 at text and 0 at padding",
+    ),
     # orders
+    "order of words": ({"method": "ordered", "order": ["a"] * L}, "order=.* must be a tensor, or lists of numbers"),
+    "ragged order": ({"method": "ordered", "order": [[0, 1], [0]]}, "order=.* must be a tensor, or lists"),
+    "order in a dictionary": ({"method": "ordered", "order": {1: 2}}, "order=.* must be a tensor"),
     "unknown order": ({"method": "ordered", "order": "sideways"}, "order='sideways' must be one of"),
     "order of another method": ({"order": "backward"}, "order='backward' is for method='ordered'"),
     "order too short": ({"method": "ordered", "order": [0, 1]}, r"order has shape \(2,\)"),
@@ -480,6 +549,11 @@ BAD_TYPES = {
         "logits_processor=.* must be a LogitsProcessorList",
     ),
     "a bare function for a list of processors": ({"logits_processor": lambda _, s: s}, "logits_processor="),
+    "the name of a generation config": ({"generation_config": "x"}, "generation_config='x' must be"),
+    "another model's generation config": (
+        {"generation_config": GenerationConfig(max_new_tokens=3)},
+        "(?s)generation_config=.* must be a RaddGenerationConfig",
+    ),
     "an unknown keyword": ({"num_beams": 4}, "num_beams"),
     "max_new_tokens": ({"max_new_tokens": 4}, "max_new_tokens"),
 }
@@ -493,9 +567,11 @@ BAD_TYPES = {
 def test_bad_input_is_refused_by_name_before_any_evaluation(model, monkeypatch, error, arguments, message):
     monkeypatch.setattr(model.model, "forward", lambda **kwargs: pytest.fail("the network was evaluated"))
     before = {name: value.clone() for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    generator = seeded()
     with pytest.raises(error, match=message):
-        model.generate(**arguments)
+        model.generate(**{"generator": generator, **arguments})
     assert all(torch.equal(arguments[name], value) for name, value in before.items())
+    assert torch.equal(generator.get_state(), seeded().get_state())
 
 
 def test_the_table_of_bad_input_is_long_enough():
@@ -522,7 +598,7 @@ def test_a_generation_config_is_refused_like_the_keywords(setting):
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan])
 def test_a_processor_that_leaves_no_token_is_reported(model, temperature, value):
-    with pytest.raises(ValueError, match="no token has a finite score"):
+    with pytest.raises(ValueError, match="logits_processor left a position where no token"):
         model.generate(temperature=temperature, logits_processor=[lambda _, scores: scores.fill_(value)])
 
 

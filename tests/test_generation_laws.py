@@ -46,7 +46,10 @@ REFUSED = 1e-6  # a planted error has one below this
 
 
 def reveal_rates(noise: str, method: str, steps: int, clipped: bool = True) -> list[float]:
-    """r_1 .. r_n of DESIGN section 2 at eps = 1e-3, sigma from 1e-4 to 20; the last one is 1 if `clipped`."""
+    """r_1 .. r_n of arXiv:2406.03736 (v4), eq. (D.14) and (D.15), for eps = 1e-3 and sigma from 1e-4 to 20.
+
+    The last one is 1 if `clipped`.
+    """
 
     def sigma(t):
         return -math.log(1 - (1 - 1e-3) * t) if noise == "loglinear" else 1e-4 ** (1 - t) * 20.0**t
@@ -302,6 +305,18 @@ def test_every_method_samples_its_law_under_temperature_top_k_and_top_p(method, 
 @each_method
 def test_temperature_0_takes_the_likeliest_token(method):
     assert p_value(table_network(method.noise), method, sampled={"top_k": 0, "temperature": 0}, top_k=1) > ACCEPTED
+
+
+@each_method
+@each_condition
+def test_every_method_samples_its_law_given_some_tokens_under_top_k(method, arguments, canvas):
+    assert p_value(table_network(method.noise), method, canvas, sampled=arguments, top_k=2) > ACCEPTED
+
+
+@each_method
+def test_the_real_network_is_sampled_by_its_law_given_some_tokens_under_top_k(method):
+    arguments, canvas = CONDITIONS["canvas"]
+    assert p_value(real_network(method.noise), method, canvas, sampled=arguments, top_k=2) > ACCEPTED
 
 
 @pytest.mark.parametrize("name", ["tweedie-loglinear-2", "euler-geometric-3", "first_hitting", "ordered-backward-1"])

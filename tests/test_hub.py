@@ -76,7 +76,7 @@ def place(tmp_path_factory):
 
 def run_script(script: str, *arguments, hub: HubStandIn, home: Path, **variables) -> dict:
     """What the script printed last. Its process knows of the Hub only the stand-in and the cache in `home`."""
-    foreign = ("HF_", "HUGGING", "TRANSFORMERS_", "PYTHONPATH")
+    foreign = ("HF_", "HUGGING", "TRANSFORMERS_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     environment |= {
         "HF_ENDPOINT": hub.endpoint,

@@ -88,8 +88,49 @@ def test_a_run_started_again_goes_on_from_its_last_whole_checkpoint(run, tmp_pat
 
 def test_a_run_is_not_continued_with_another_model(run):
     run()
-    with pytest.raises(ValueError, match="holds a run with another model"):
+    with pytest.raises(ValueError, match=r"holds another run; .*'hidden_size': 32.*'hidden_size': 64"):
         run(hidden_size=64)
+    with pytest.raises(ValueError, match=r"differ in \{'batch_size': \(8, 4\)\}"):
+        run(batch_size=4)
+    with pytest.raises(ValueError, match=r"differ in \{'tokenizer': \(320, 400\)\}"):
+        run(vocab_size=400)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"log_steps": 0}, "log_steps=0 must be at least 1"),
+        ({"keep_last": 0}, "keep_last=0 must be at least 1"),
+        ({"batch_size": -1}, "batch_size=-1 must be at least 1"),
+        ({"loss_type": "elbo"}, "loss_type='elbo' must be one of"),
+        ({"dataset": "/no/such/text"}, "dataset='/no/such/text' must be"),
+        ({"ema_decay": 1.5}, r"decay=1\.5 must lie in"),
+        ({"length": 10**6}, "length=1000000 is longer than the data"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(run, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(**settings)
+
+
+def test_a_script_in_one_of_several_processes_says_that_it_cannot(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2"):
+        run()
+    with pytest.raises(ValueError, match="WORLD_SIZE=2"):
+        eval_ppl.main(["--model", "none"])
+
+
+def test_an_empty_configuration_file_is_refused(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ValueError, match="must hold fields and values"):
+        train_accelerate.main([f"--config={tmp_path / 'empty.yaml'}"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(run, monkeypatch):
+    monkeypatch.setattr(RaddForMaskedLM, "_nll", lambda self, hidden, targets: hidden.sum(dim=-1) * float("nan"))
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        run()
 
 
 def test_the_command_line_wins_over_the_file_and_unknown_fields_are_errors(run, tmp_path):

@@ -1157,7 +1157,7 @@ def test_a_device_map_never_splits_a_layer():
     assert not [name for name in device_map if name.startswith("model.layers.") and name.count(".") > 2]
 
 
-@pytest.mark.parametrize("offloaded", ["model.layers", "lm_head"])
+@pytest.mark.parametrize("offloaded", ["model.embed_tokens", "model.layers", "lm_head"])
 def test_offloaded_weights_give_equal_logits(model, tmp_path, offloaded):
     accelerate = pytest.importorskip("accelerate")
     ids = draw_ids()

@@ -15,7 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from transformers import AutoModel, AutoTokenizer
 
-from radd_hf.noise_radd import GeometricNoise, LogLinearNoise, Noise, reveal_probabilities
+from radd_hf.noise_radd import expected_evaluations, get_noise
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
@@ -47,8 +47,9 @@ def draw_canvas(axes: Axes, history: torch.Tensor, reveal_step: torch.Tensor, te
 def draw_evaluations(axes: Axes, model, length: int) -> None:
     """Measured network evaluations of unconditional samples, and their expectation, against the steps of the grid."""
     grid = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
-    for noise, name, colour in ((LogLinearNoise(), "loglinear", "C0"), (GeometricNoise(), "geometric", "C1")):
+    for name, colour in (("loglinear", "C0"), ("geometric", "C1")):
         model.config.noise_type = name
+        noise = get_noise(model.config)
         measured = []
         for steps in grid:
             output = model.generate(
@@ -60,7 +61,12 @@ def draw_evaluations(axes: Axes, model, length: int) -> None:
             )
             measured.append(output.num_function_evaluations.double().mean())
         axes.plot(grid, measured, "o", color=colour, label=f"{name}, measured")
-        axes.plot(grid, [expected_evaluations(noise, steps, length) for steps in grid], color=colour, label="expected")
+        axes.plot(
+            grid,
+            [expected_evaluations(noise, "tweedie", steps, length) for steps in grid],
+            color=colour,
+            label="expected",
+        )
     axes.plot(grid, grid, ":", color="0.5", label="one a step (no caching)")
     axes.set(
         xscale="log",
@@ -71,13 +77,6 @@ def draw_evaluations(axes: Axes, model, length: int) -> None:
         title=f"evaluations, {length} masks",
     )
     axes.legend(fontsize=7)
-
-
-def expected_evaluations(noise: Noise, steps: int, masks: int) -> float:
-    """sum_i 1 - (1 - q_i)^m with q the law of the reveal step: arXiv:2406.03736 (v4), eq. (D.30)."""
-    reveal = reveal_probabilities(noise, "tweedie", steps)
-    still_masked = torch.cat((torch.ones(1, dtype=torch.float64), (1 - reveal).cumprod(0)[:-1]))
-    return float((1 - (1 - reveal * still_masked) ** masks).sum())
 
 
 def main() -> None:
