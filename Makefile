@@ -12,7 +12,10 @@ SOURCES := radd_hf tests docs/figures $(filter-out %_radd.py,$(wildcard *.py))
 # glibc otherwise gives every large tensor back to the kernel, and pays for page faults when it asks for the next.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
-.PHONY: demo test lint format compat figures austen clean
+RUN := runs/austen
+AUSTEN := checkpoints/radd-austen
+
+.PHONY: demo test lint format compat figures austen checkpoint clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -45,7 +48,17 @@ figures: .venv/ready
 	$(BIN)/python docs/figures/generation.py
 
 austen: .venv/ready
-	$(TRAIN_ENV) $(BIN)/accelerate launch train_accelerate.py --config configs/austen.yaml --output_dir runs/austen
+	$(TRAIN_ENV) $(BIN)/python train_accelerate.py --config configs/austen.yaml --output_dir $(RUN)
+	$(MAKE) checkpoint
+
+# The last checkpoint of the run as the folder that is shipped, with its recipe, its log and its figure.
+checkpoint: LAST = $(lastword $(shell ls -dv $(RUN)/checkpoints/step_*))
+checkpoint: .venv/ready
+	rm -rf $(AUSTEN)
+	$(BIN)/python -m radd_hf.convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0
+	mkdir $(AUSTEN)/training
+	cp $(RUN)/config.yaml $(RUN)/metrics.jsonl $(AUSTEN)/training/
+	$(BIN)/python eval_ppl.py --model $(AUSTEN) --dataset austen --output $(AUSTEN)/evaluation.json
 
 clean:
 	rm -rf .venv .compat .mypy_cache .pytest_cache .ruff_cache

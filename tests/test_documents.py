@@ -1,15 +1,18 @@
 """What the README and the demo promise, run as they stand."""
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import README_CODE, ROOT
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 import demo
-from radd_hf.data import load_documents
+from radd_hf.data import cut, encode, fingerprint, load_documents
+from radd_hf.likelihood import estimate_likelihood
 
 
 def test_the_first_lines_of_the_readme_write_a_text():
@@ -47,3 +50,23 @@ def test_the_shipped_checkpoint_carries_the_present_code(name):
 def test_every_file_the_readme_names_exists():
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / path).exists(), path
+
+
+def test_the_readme_gives_the_figures_of_the_shipped_evaluation():
+    readme, result = (ROOT / "README.md").read_text(), json.loads((demo.CHECKPOINT / "evaluation.json").read_text())
+    assert f"**{result['bits_per_byte']:.3f} bits per byte**" in readme
+    assert f"error\n{result['bits_per_byte_error']:.3f}, {result['n_tokens']:,} tokens" in readme
+    assert (result["dataset"], result["split"], result["length"], result["passes"]) == ("austen", "validation", 128, 16)
+    weights = (demo.CHECKPOINT / "model.safetensors").stat().st_size
+    assert 2 * 4_200_000 < weights < 2 * 4_300_000, "4.2 million parameters in bfloat16"
+
+
+def test_a_small_part_of_the_held_out_novel_is_scored_as_recorded():
+    """The figure is of these weights: the first blocks agree with the whole within a few standard errors."""
+    model = AutoModel.from_pretrained(demo.CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(demo.CHECKPOINT, trust_remote_code=True)
+    ids = encode(load_documents("austen", "validation"), tokenizer)
+    result = json.loads((demo.CHECKPOINT / "evaluation.json").read_text())
+    assert fingerprint(ids) == result["ids"]
+    part = estimate_likelihood(model, cut(ids, 128)[100:132], passes=4)
+    assert abs(part.nats_per_token - result["nats_per_token"]) < 0.35
