@@ -8,6 +8,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # At the root the *_radd.py are links into radd_hf/.
+# Two processes of one thread each; a file's tests stay together, since they share what is slow to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 SOURCES := radd_hf tests docs/figures $(filter-out %_radd.py,$(wildcard *.py))
 # glibc otherwise gives every large tensor back to the kernel, and pays for page faults when it asks for the next.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -26,7 +28,7 @@ demo: .venv/ready
 	$(BIN)/python demo.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/ready
 	$(BIN)/ruff check $(SOURCES)
@@ -41,7 +43,7 @@ compat: .venv/ready
 	rm -rf .compat
 	$(BIN)/pip install --quiet --target .compat transformers==5.14.0
 	PYTHONPATH=$(CURDIR)/.compat $(BIN)/python -c "import transformers as t; assert t.__version__ == '5.14.0', t"
-	PYTHONPATH=$(CURDIR)/.compat $(BIN)/python -m pytest
+	PYTHONPATH=$(CURDIR)/.compat $(PYTEST)
 
 figures: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
