@@ -1,9 +1,11 @@
 """Text to blocks of ids: nothing lost, nothing held out is trained on."""
 
+import re
+
 import pytest
 import torch
 
-from radd_hf.data import NOVELS, add_mask_token, cut, encode, fingerprint, load_documents, pack, train_tokenizer
+from radd_hf.data import NOVELS, add_mask_token, cut, encode, fingerprint, load_documents, pack, train_tokenizer, unwrap
 
 
 def test_the_novels_are_six_and_persuasion_is_held_out():
@@ -14,6 +16,15 @@ def test_the_novels_are_six_and_persuasion_is_held_out():
     assert validation[0].startswith("Persuasion\n")
     assert "Anne Elliot" not in "".join(train)
     assert [text.splitlines()[0] for text in everything] == list(NOVELS)
+
+
+def test_the_lines_of_a_paragraph_are_joined_byte_for_byte():
+    assert unwrap("It is a truth\nuniversally acknowledged,\n\nthat a single\nman") == (
+        "It is a truth universally acknowledged,\n\nthat a single man"
+    )
+    novel = load_documents("austen", "validation")[0]
+    assert len(novel.encode()) == 466_771
+    assert not re.search(r"[^\n]\n[^\n]", novel)
 
 
 def test_a_text_file_is_split_without_loss_or_overlap(tiny_text):
