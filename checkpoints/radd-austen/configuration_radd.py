@@ -1,0 +1,142 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a RADD checkpoint remembers: sizes, token ids and noise schedule, validated.
+
+RADD is the masked-diffusion language model of Ou et al., "Your Absorbing Discrete Diffusion Secretly
+Models the Conditional Distributions of Clean Data" (arXiv:2406.03736).
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+# One entry per auto class. AutoModel, too, gives the model with a head: a diffusion model is used by `.generate`.
+AUTO_MAP = {
+    "AutoConfig": "configuration_radd.RaddConfig",
+    "AutoModel": "modeling_radd.RaddForMaskedLM",
+    "AutoModelForMaskedLM": "modeling_radd.RaddForMaskedLM",
+}
+
+NOISE_TYPES = ("loglinear", "geometric")
+
+
+@strict
+class RaddConfig(PreTrainedConfig):
+    r"""Configuration of [`RaddModel`] and [`RaddForMaskedLM`]. The defaults are the paper's small model.
+
+    Args:
+        vocab_size: V, the number of tokens *including* the mask token (GPT-2's 50257 and the mask).
+        mask_token_id: M, the absorbing token; `vocab_size - 1` when None, as in the authors' code.
+        hidden_size, num_hidden_layers, num_attention_heads: width, depth and heads of the transformer.
+        intermediate_size: width inside the MLP; `4 * hidden_size` when None.
+        max_position_embeddings: L, the length the model was trained at and `generate` defaults to.
+        hidden_dropout: dropout on both residual branches while training.
+        layer_norm_eps: epsilon of every LayerNorm.
+        rope_parameters: rotary settings in transformers' form, e.g. `{"rope_type": "default", "rope_theta": 10000.0}`.
+        noise_type: "loglinear" or "geometric", the schedule of `noise_radd.py`.
+        noise_eps: eps of the log-linear schedule; the mask probability at t = 1 is `1 - noise_eps`.
+        sigma_min, sigma_max: total noise of the geometric schedule at t = 0 and t = 1.
+        embedding_std: standard deviation of a normal initialisation of the token embedding; None is the
+            paper's `kaiming_uniform(a=sqrt(5))`.
+        zero_init_residual: start both residual branches of every layer at zero; False is the paper's choice.
+
+    Raises:
+        ValueError: for values that do not fit together, naming the argument.
+    """
+
+    model_type = "radd"
+
+    vocab_size: int = 50258
+    mask_token_id: int | None = None
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 1024
+    hidden_dropout: float | int = 0.02
+    layer_norm_eps: float = 1e-5
+    rope_parameters: dict | None = None
+
+    noise_type: str = "loglinear"
+    noise_eps: float = 1e-3
+    sigma_min: float = 1e-4
+    sigma_max: float | int = 20.0
+
+    embedding_std: float | int | None = None
+    zero_init_residual: bool = False
+
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.mask_token_id is None:
+            self.mask_token_id = self.vocab_size - 1
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self):
+        # Not one of `@strict`'s `validate_*` methods: those turn a ValueError into an error of another class.
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.max_position_embeddings < 1:
+            raise ValueError(f"max_position_embeddings={self.max_position_embeddings} must be at least 1.")
+        if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} must give heads "
+                "of an even whole width, since rotary embeddings turn pairs."
+            )
+        if self.mask_token_id is None or not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(f"mask_token_id={self.mask_token_id} must lie in [0, vocab_size={self.vocab_size}).")
+        if not 0 <= self.hidden_dropout < 1:
+            raise ValueError(f"hidden_dropout={self.hidden_dropout} must lie in [0, 1).")
+        if self.noise_type not in NOISE_TYPES:
+            raise ValueError(f"noise_type={self.noise_type!r} must be one of {NOISE_TYPES}.")
+        if not 0 < self.noise_eps < 1:
+            raise ValueError(f"noise_eps={self.noise_eps} must lie in (0, 1).")
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max} must satisfy 0 < min < max.")
+        if self.embedding_std is not None and self.embedding_std <= 0:
+            raise ValueError(f"embedding_std={self.embedding_std} must be positive, or None for the paper's choice.")
+        if self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings=True is not RADD: its output layer has its own weight and a bias.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As transformers', and it also reads the nested config.json of the authors' repositories."""
+        if isinstance(config_dict.get("model"), dict) and "tokens" in config_dict:
+            config_dict = _from_authors(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
+
+def _from_authors(nested: dict[str, Any]) -> dict[str, Any]:
+    """The authors' `{"model": {...}, "tokens": V - 1, "noise": {...}, ...}` in the fields of [`RaddConfig`].
+
+    Their MLP ratio (4), rotary base and LayerNorm epsilon are constants of their code, and our defaults.
+    """
+    model, noise = nested["model"], nested.get("noise", {})
+    if model.get("type", "ddit_wot") != "ddit_wot":
+        raise ValueError(f"model.type={model['type']!r} in the configuration must be 'ddit_wot', the network of RADD.")
+    flat = {
+        "vocab_size": nested["tokens"] + 1,
+        "hidden_size": model["hidden_size"],
+        "num_hidden_layers": model["n_blocks"],
+        "num_attention_heads": model["n_heads"],
+        "max_position_embeddings": model["length"],
+        "hidden_dropout": model["dropout"],
+    }
+    names = {"type": "noise_type", "sigma_min": "sigma_min", "sigma_max": "sigma_max"}
+    flat |= {ours: noise[theirs] for theirs, ours in names.items() if theirs in noise}
+    # What `from_pretrained` itself adds to the dictionary (commit hash, attention implementation) stays.
+    return flat | {
+        key: value for key, value in nested.items() if key in ("_commit_hash", "attn_implementation", "dtype")
+    }
+
+
+RaddConfig.register_for_auto_class("AutoConfig")
+
+__all__ = ["RaddConfig"]

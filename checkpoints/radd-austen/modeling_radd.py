@@ -1,0 +1,515 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""The network: a canvas of token ids, some of them masks, to the law of the clean token at every position.
+
+    p(x_i | visible tokens),   with no time input                      arXiv:2406.03736
+
+Shapes: B batch, L length, V vocabulary (with the mask), D hidden size, H heads, d head width,
+        K output positions per row, N output positions in the whole batch.
+
+    input_ids (B, L) -> embedding (B, L, D) -> layers (B, L, D) -> norm -> lm_head (B, L, V), mask column -inf
+
+A sampler needs the law only where it draws, a loss only where there is a label. So the head, and of the
+last layer everything but keys and values, run on the `output_positions` alone, and a tensor of shape
+(B, L, V) exists only when somebody asks for the logits of every position.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_radd import AUTO_MAP, RaddConfig
+from .generation_radd import MAX_LOGITS_ELEMENTS, RaddGenerationConfig, RaddGenerationMixin
+
+
+class Positions(NamedTuple):
+    """Which positions of each row are wanted, as a rectangle: slots of a row that has fewer are not `valid`.
+
+    A tuple, so that accelerate moves it along with the other inputs of a layer that lives on another device.
+    """
+
+    slot: Tensor  # (B, K) int64
+    valid: Tensor | None = None  # (B, K) bool; None: every slot is wanted
+
+    @classmethod
+    def of(cls, wanted: Tensor) -> "Positions":
+        """From a boolean mask (B, L), or from indices (B, K) as they are."""
+        if wanted.dtype != torch.bool:
+            return cls(wanted)
+        counts = wanted.sum(dim=1)  # (B,)
+        slots = max(int(counts.max()), 1)
+        slot = (~wanted).int().argsort(dim=1, stable=True)[:, :slots]  # wanted positions first, in order
+        return cls(slot, torch.arange(slots, device=wanted.device) < counts[:, None])
+
+    def select(self, hidden: Tensor) -> Tensor:
+        return torch.take_along_dim(hidden, self.slot[..., None], dim=1)  # (B, L, D) -> (B, K, D)
+
+    def flatten(self, hidden: Tensor) -> Tensor:
+        return hidden if self.valid is None else hidden[self.valid]  # (B, K, D) -> (N, D)
+
+
+class RaddRotaryEmbedding(nn.Module):
+    """Cosines and sines of the rotary embedding (arXiv:2104.09864), in float32.
+
+    The frequencies are a handful of numbers and are computed anew, not buffered: a buffer would be rounded
+    by `.to(torch.bfloat16)` and would have to be filled by hand after construction on the meta device.
+    """
+
+    def __init__(self, config: RaddConfig):
+        super().__init__()
+        self.config = config
+
+    @torch.no_grad()
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        rope, device = cast(dict, self.config.rope_parameters), position_ids.device
+        if rope["rope_type"] == "default":
+            frequencies, scaling = default_frequencies(self.config, device), 1.0  # (d / 2,)
+        else:
+            initialise = ROPE_INIT_FUNCTIONS[rope["rope_type"]]
+            frequencies, scaling = initialise(self.config, device, seq_len=position_ids.shape[-1])
+        angles = position_ids[..., None].float() * frequencies  # (B or 1, L, d / 2)
+        angles = torch.cat((angles, angles), dim=-1)  # (B or 1, L, d)
+        return angles.cos() * scaling, angles.sin() * scaling
+
+
+def default_frequencies(config: RaddConfig, device: torch.device | None = None) -> Tensor:
+    """(d / 2,) base^(-2j / d), the angle each pair turns by a position; in float32, as the authors' code stores it."""
+    width = config.hidden_size // config.num_attention_heads
+    exponent = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
+    return 1.0 / cast(dict, config.rope_parameters)["rope_theta"] ** exponent
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair (x_j, x_{j + d/2}) of states (B, H, L, d) by its angle, in float32: a bfloat16 cosine is
+    off by up to 0.4 %, which a long row would feel."""
+    first, second = states.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return (states * cos[:, None] + rotated * sin[:, None]).to(states.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T / sqrt(d)) v written out: the reference, and the implementation that can return its weights."""
+    weights = query @ key.transpose(2, 3) * scaling  # (B, H, L, L)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, L, H, d)
+
+
+class RaddAttention(nn.Module):
+    """Every token attends to every token: text to the left and to the right, and the masks between."""
+
+    def __init__(self, config: RaddConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False  # scaled_dot_product_attention is causal where a module does not say so
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        mark_zero_init(self.o_proj, config.zero_init_residual)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        positions: Positions | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        batch, length = hidden_states.shape[:2]
+        # One product for all three, also where queries are pruned: slicing the weight would bypass adapters and
+        # offload hooks, for a saving of 1/12 of one layer.
+        qkv = self.qkv_proj(hidden_states)  # (B, L, D) -> (B, L, 3 D)
+        qkv = qkv.view(batch, length, 3, -1, self.head_dim).transpose(1, 3)  # (B, H, 3, L, d)
+        query, key, value = qkv.unbind(dim=2)  # each (B, H, L, d)
+
+        cos, sin = position_embeddings
+        key = rotate(key, cos, sin)
+        if positions is None:
+            query = rotate(query, cos, sin)
+        else:
+            query = torch.take_along_dim(query, positions.slot[:, None, :, None], dim=2)  # (B, H, K, d)
+            cos, sin = (positions.select(table.expand(batch, -1, -1)) for table in (cos, sin))
+            query = rotate(query, cos, sin)
+            if attention_mask is not None:  # (B, 1, L, L) -> (B, 1, K, L)
+                rows = attention_mask.expand(batch, -1, length, -1)
+                attention_mask = torch.take_along_dim(rows, positions.slot[:, None, :, None], dim=2)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )  # (B, L or K, H, d)
+        output = output.reshape(batch, output.shape[1], -1)  # (B, L or K, D)
+        if positions is not None:
+            output = positions.flatten(output)
+        return self.o_proj(output), weights
+
+
+def mark_zero_init(linear: nn.Linear, zero: bool = True) -> None:
+    """For `_init_weights`, which meets each layer without knowing what it is for."""
+    setattr(linear, "zero_init", zero)  # noqa: B010, a plain assignment is an error to the type checker
+
+
+class RaddMLP(nn.Module):
+    def __init__(self, config: RaddConfig):
+        super().__init__()
+        width = cast(int, config.intermediate_size)  # never None once the configuration is made
+        self.up_proj = nn.Linear(config.hidden_size, width)
+        self.act_fn = nn.GELU(approximate="tanh")
+        self.down_proj = nn.Linear(width, config.hidden_size)
+        mark_zero_init(self.down_proj, config.zero_init_residual)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+class RaddLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer block. With `positions`, only they leave it: (B, L, D) -> (B, K, D) or (N, D)."""
+
+    def __init__(self, config: RaddConfig, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = RaddAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = RaddMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        positions: Positions | None = None,
+        **kwargs,
+    ) -> Tensor:
+        attention, _ = self.self_attn(
+            self.input_layernorm(hidden_states), position_embeddings, attention_mask, positions, **kwargs
+        )
+        if positions is not None:
+            hidden_states = positions.flatten(positions.select(hidden_states))
+        hidden_states = hidden_states + self.dropout(attention)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+
+class RaddPreTrainedModel(PreTrainedModel):
+    config_class = RaddConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RaddLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": RaddLayer, "attentions": RaddAttention}
+    # The authors' checkpoints store the rotary frequencies, which are constants.
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The paper's initialisation, oddities included; transformers' habit would be N(0, 0.02)."""
+        if isinstance(module, nn.Embedding):
+            if self.config.embedding_std is None:
+                init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            else:
+                init.normal_(module.weight, std=self.config.embedding_std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.ones_(module.bias)  # ones, not zeros: so in the authors' code
+        elif isinstance(module, nn.Linear):
+            # Either zeros (a mark set where the layer is made) or torch's own default.
+            bound = 0.0 if getattr(module, "zero_init", False) else 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers', and the folder is complete: our parameter names, the code files, the whole auto_map.
+
+        transformers would write a model loaded from the authors' weights under their names again
+        (`save_original_format`), and would register only the auto class of the class being saved.
+        """
+        kwargs.setdefault("save_original_format", False)
+        self.config.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class RaddModel(RaddPreTrainedModel):
+    """The trunk: ids (B, L) to hidden states (B, L, D) after the final norm."""
+
+    def __init__(self, config: RaddConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.rotary_emb = RaddRotaryEmbedding(config)
+        self.layers = nn.ModuleList([RaddLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_positions: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """
+        Args:
+            input_ids: (B, L) token ids, masks among them; or `inputs_embeds` (B, L, D) in their place.
+            attention_mask: (B, L), 0 at padding, on either side; or (B, 1, L, L) as transformers prepares it.
+            position_ids: (B or 1, L); by default each row counts from its first token that is not padding.
+            output_positions: the positions to return, as a boolean mask (B, L) or as indices (B, K); all when None.
+
+        Returns:
+            `last_hidden_state` (B, L, D), or (N, D) for a mask (rows in order), or (B, K, D) for indices. Recorded
+            `hidden_states` and `attentions` are those of every position in any case.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds.")
+        positions = None if output_positions is None else Positions.of(output_positions)
+        prune = positions is not None and self._can_prune(kwargs)
+        outputs = self._run_layers(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            positions if prune else None,
+            return_dict=True,
+            **kwargs,
+        )
+        if positions is not None and not prune:
+            outputs.last_hidden_state = positions.flatten(positions.select(outputs.last_hidden_state))
+        return outputs
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def _run_layers(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        positions: Positions | None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """Embedding, layers and norm; with `positions` the last layer returns only them."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)  # (B, L) -> (B, L, D)
+        if position_ids is None:
+            position_ids = default_position_ids(inputs_embeds, attention_mask)
+        position_embeddings = self.rotary_emb(position_ids)
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        hidden_states = inputs_embeds
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            hidden_states = layer(hidden_states, position_embeddings, mask, positions if last else None, **kwargs)
+        # Layers may live on several devices; the caller's positions and labels are where the embedding is.
+        return BaseModelOutput(last_hidden_state=self.norm(hidden_states).to(inputs_embeds.device))
+
+    def _can_prune(self, kwargs: dict) -> bool:
+        """Whether the last layer may take queries for the output positions only.
+
+        Flash attention places fewer queries than keys at the end of a row and flex attention has its mask built for
+        L queries; and recorded hidden states and attentions are those of every position.
+        """
+        recorded = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        recorded = recorded or self.config.output_hidden_states or self.config.output_attentions
+        return self.config._attn_implementation in ("eager", "sdpa") and not recorded
+
+
+def default_position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """(B or 1, L): a left-padded row is turned by the same angles as the same row alone."""
+    if attention_mask is not None and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    return torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+
+
+@dataclass
+class RaddMaskedLMOutput(ModelOutput):
+    """
+    loss: () what to minimise, when `labels` are given.
+    logits: (B, L, V), or (N, V) / (B, K, V) at the `output_positions`, mask column -inf; None with `labels`.
+    sequence_nll: (B,) S, the sum of -log c over the labelled positions of each row, nats per sequence, float32.
+    token_nll: (B, L) -log c at each labelled position, nats, 0 elsewhere, float32.
+    hidden_states, attentions: one entry a layer, on request.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    sequence_nll: Tensor | None = None
+    token_nll: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
+    """RADD: p(x_i | visible tokens) at every position, and the reverse process that writes text with it."""
+
+    generation_config_class = RaddGenerationConfig
+    # Both losses below are means over sequences or tokens of this call; transformers' Trainer then divides
+    # by the number of accumulation steps, which is right for the diffusion objectives.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: RaddConfig):
+        super().__init__(config)
+        self.model = RaddModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        mark_zero_init(self.lm_head)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As transformers'; the mask keeps its id, which therefore must stay in the vocabulary."""
+        if new_num_tokens is not None and new_num_tokens <= self.config.mask_token_id:
+            raise ValueError(
+                f"new_num_tokens={new_num_tokens} would cut off the mask, id {self.config.mask_token_id}; "
+                f"it must be at least {self.config.mask_token_id + 1}."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """(..., D) -> (..., V). The one place where the mask is ruled out: whatever follows is a law over real tokens.
+
+        On the head's own output, since slicing its weight would break resizing, offloading and adapters.
+        """
+        logits = self.lm_head(hidden_states).to(hidden_states.device)
+        logits.select(-1, self.config.mask_token_id).fill_(-torch.inf)
+        return logits
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        output_positions: Tensor | None = None,
+        **kwargs,
+    ) -> RaddMaskedLMOutput:
+        """
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds: see [`RaddModel`].
+            labels: (B, L) clean ids where a loss is wanted, -100 elsewhere; never the mask, which has probability 0 and
+                would give an infinite loss. The head then runs at those positions
+                only, in chunks, with the softmax in float32, and `logits` is None.
+            loss_weights: (B,) w of the diffusion objectives, which are all mean(w S); see `losses.py`.
+            output_positions: where logits are wanted, boolean (B, L) or indices (B, K); everywhere when None.
+
+        Returns:
+            [`RaddMaskedLMOutput`]. `loss` is `mean(loss_weights * S)` in nats per sequence with `loss_weights`,
+            else the mean over the labelled tokens in nats per token, the ordinary masked-LM loss.
+
+        Raises:
+            ValueError: for `loss_weights` without `labels` or of another shape than (B,), and for `labels` with
+                `output_positions`.
+        """
+        if labels is None and loss_weights is not None:
+            raise ValueError("loss_weights are weights of a loss: pass labels with them.")
+        if labels is not None and output_positions is not None:
+            raise ValueError(
+                "labels already say which positions are computed: pass labels or output_positions, not both."
+            )
+        if labels is not None:
+            output_positions = labels != -100  # (B, L)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_positions=output_positions,
+            **kwargs,
+        )
+        recorded = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        if labels is None or output_positions is None:
+            return RaddMaskedLMOutput(logits=self.compute_logits(outputs.last_hidden_state), **recorded)
+
+        nll = self._nll(outputs.last_hidden_state, labels[output_positions])  # (N,)
+        token_nll = nll.new_zeros(labels.shape).masked_scatter(output_positions, nll)  # (B, L)
+        sequence_nll = token_nll.sum(dim=1)  # (B,)
+        if loss_weights is not None:
+            if loss_weights.shape != sequence_nll.shape:
+                raise ValueError(
+                    f"loss_weights has shape {tuple(loss_weights.shape)}; it must hold one weight a row, "
+                    f"{tuple(sequence_nll.shape)}."
+                )
+            loss = (loss_weights * sequence_nll).mean()
+        else:
+            loss = sequence_nll.sum() / output_positions.sum().clamp(min=1)
+        return RaddMaskedLMOutput(loss=loss, sequence_nll=sequence_nll, token_nll=token_nll, **recorded)
+
+    def _nll(self, hidden_states: Tensor, targets: Tensor) -> Tensor:
+        """-log c in float32: hidden states (N, D), ids (N,) -> (N,). The logits of one chunk exist at a time.
+
+        More than one chunk means that the logits would be large: their softmax is then computed again in the backward
+        pass rather than kept. At least one chunk is run, so that a batch without labels still has a gradient (zero).
+        """
+
+        def chunk_nll(hidden: Tensor, target: Tensor) -> Tensor:
+            logits = self.compute_logits(hidden).float()  # (n, V)
+            return nn.functional.cross_entropy(logits, target, reduction="none")
+
+        size = max(MAX_LOGITS_ELEMENTS // self.config.vocab_size, 1)
+        chunks = list(zip(hidden_states.split(size), targets.split(size), strict=True))
+        if len(chunks) == 1 or not torch.is_grad_enabled():
+            return torch.cat([chunk_nll(*chunk) for chunk in chunks])
+        return torch.cat([checkpoint(chunk_nll, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+# The authors' parameter names, so that `from_pretrained` reads their repositories as they are. Anchored: none of
+# these can match a name of ours.
+register_checkpoint_conversion_mapping(
+    "radd",
+    [
+        WeightRenaming(r"^vocab_embed\.embedding", "model.embed_tokens.weight"),
+        WeightRenaming(r"^blocks\.(\d+)\.norm1\.", r"model.layers.\1.input_layernorm."),
+        WeightRenaming(r"^blocks\.(\d+)\.attn_qkv\.", r"model.layers.\1.self_attn.qkv_proj."),
+        WeightRenaming(r"^blocks\.(\d+)\.attn_out\.", r"model.layers.\1.self_attn.o_proj."),
+        WeightRenaming(r"^blocks\.(\d+)\.norm2\.", r"model.layers.\1.post_attention_layernorm."),
+        WeightRenaming(r"^blocks\.(\d+)\.mlp\.0\.", r"model.layers.\1.mlp.up_proj."),
+        WeightRenaming(r"^blocks\.(\d+)\.mlp\.2\.", r"model.layers.\1.mlp.down_proj."),
+        WeightRenaming(r"^output_layer\.norm_final\.", "model.norm."),
+        WeightRenaming(r"^output_layer\.linear\.", "lm_head."),
+    ],
+    overwrite=True,
+)
+
+RaddModel.register_for_auto_class("AutoModel")
+RaddForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+
+__all__ = ["RaddForMaskedLM", "RaddMaskedLMOutput", "RaddModel", "RaddPreTrainedModel"]
