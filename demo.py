@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "radd-austen"
 OPENING = "I can listen no longer in silence."
-PREFIX, GAP, SUFFIX = 48, 24, 40  # tokens
+PREFIX, GAP, SUFFIX = 48, 22, 42  # tokens
 METHODS = {
     "tweedie, 8 steps": {"method": "tweedie", "steps": 8},
     "tweedie, 24 steps": {"method": "tweedie", "steps": 24},
