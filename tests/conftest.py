@@ -18,6 +18,17 @@ GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
 # The README's lines of Python: a folder of ours, the authors' repository, the same by AutoModel.
 README_CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+# The first lines of a script that runs as where this package is not installed.
+WITHOUT_RADD_HF = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "radd_hf":
+            raise ImportError("radd_hf is not installed here")
+
+sys.meta_path.insert(0, Absent())
+"""
 SENTENCES = "It is a truth universally acknowledged, that a single man must be in want of a wife.\n"
 
 

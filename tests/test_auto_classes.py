@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import WITHOUT_RADD_HF, random_model
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -24,15 +24,7 @@ AUTO_MAP = {
     "AutoModelForMaskedLM": "modeling_radd.RaddForMaskedLM",
 }
 
-STRANGER = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "radd_hf":
-            raise ImportError("radd_hf is not installed here")
-
-sys.meta_path.insert(0, Absent())
+LOAD_GENERATE_SAVE = """
 import json, torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
@@ -71,7 +63,15 @@ def test_a_saved_folder_holds_the_code_the_full_auto_map_and_our_names(folder):
 
 def test_a_stranger_loads_generates_saves_and_loads_again(folder, tmp_path):
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "error:::transformers_modules", "-c", STRANGER, folder, tmp_path / "again"]
+    command = [
+        sys.executable,
+        "-W",
+        "error:::transformers_modules",
+        "-c",
+        WITHOUT_RADD_HF + LOAD_GENERATE_SAVE,
+        folder,
+        tmp_path / "again",
+    ]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert finished.returncode == 0, finished.stderr
     seen = json.loads(finished.stdout.splitlines()[-1])

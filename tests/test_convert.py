@@ -13,7 +13,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
-from conftest import GOLDEN, random_model
+from conftest import GOLDEN, WITHOUT_RADD_HF, random_model
 from safetensors.torch import load, load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
@@ -186,25 +186,13 @@ def test_a_repository_is_named_with_its_revision(tmp_path, monkeypatch):
     assert same_files(tmp_path / "ours", convert(HUB, tmp_path / "local"))
 
 
-STRANGER = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "radd_hf":
-            raise ImportError("radd_hf is not installed here")
-
-sys.meta_path.insert(0, Absent())
-"""
-
-
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 def test_the_usage_on_the_card_runs_for_a_stranger(tmp_path, words, with_tokenizer):
     folder = convert(RUN, tmp_path / "ours", tokenizer=words if with_tokenizer else None)
     (usage,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert '"..."' in usage
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", STRANGER + usage.replace('"..."', repr(str(folder)))]
+    command = [sys.executable, "-c", WITHOUT_RADD_HF + usage.replace('"..."', repr(str(folder)))]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert finished.returncode == 0, finished.stderr
     assert ("word" if with_tokenizer else "tensor([[") in finished.stdout

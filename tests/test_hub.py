@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from conftest import README_CODE, random_model
+from conftest import README_CODE, WITHOUT_RADD_HF, random_model
 from hub_stand_in import HubStandIn
 from test_auto_classes import AUTO_MAP, SHIPPED
 
@@ -43,13 +43,9 @@ sys.addaudithook(guard)
 
 OWNER = f"sys.path.insert(0, {str(ROOT)!r})\n"  # this radd_hf, installed or not
 
-STRANGER = """
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "radd_hf":
-            raise ImportError("radd_hf is not installed here")
-
-sys.meta_path.insert(0, Absent())
+STRANGER = (
+    WITHOUT_RADD_HF
+    + """
 import torch, transformers
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -60,6 +56,7 @@ def logits_of(model):
 def sample_of(model):
     return model.generate(prefix=[1, 2], length=8, generator=torch.Generator().manual_seed(0)).tolist()
 """
+)
 
 
 @pytest.fixture(scope="module")
