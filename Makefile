@@ -3,7 +3,7 @@
 # make lint    style and types;  make format puts the style right
 # make compat  the tests again with the oldest transformers that setup.cfg admits
 # make figures draw the pictures of docs/ again
-# make austen  train the shipped checkpoint again (half an hour on two cores)
+# make austen  train the shipped checkpoint again (an hour and a half on two cores)
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Fills a gap in a novel the model has not read.
 
-The shipped checkpoint (4.2 M parameters) was trained on five of Jane Austen's novels; the passage is from the sixth,
+The shipped checkpoint (5.3 M parameters) was trained on five of Jane Austen's novels; the passage is from the sixth,
 Persuasion. It is loaded as any checkpoint from the Hub would be.
 """
 

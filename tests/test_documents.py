@@ -39,7 +39,7 @@ def test_the_shipped_checkpoint_is_small_and_complete():
     files = {path.name: path.stat().st_size for path in demo.CHECKPOINT.iterdir()}
     assert sum(files.values()) < 25 * 2**20
     assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_radd.py", "README.md"} <= set(files)
-    assert AutoModel.from_pretrained(demo.CHECKPOINT, trust_remote_code=True).config.vocab_size == 2048
+    assert AutoModel.from_pretrained(demo.CHECKPOINT, trust_remote_code=True).config.vocab_size == 4096
 
 
 @pytest.mark.parametrize("name", ["configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py"])
@@ -58,7 +58,7 @@ def test_the_readme_gives_the_figures_of_the_shipped_evaluation():
     assert f"error\n{result['bits_per_byte_error']:.3f}, {result['n_tokens']:,} tokens" in readme
     assert (result["dataset"], result["split"], result["length"], result["passes"]) == ("austen", "validation", 128, 16)
     weights = (demo.CHECKPOINT / "model.safetensors").stat().st_size
-    assert 2 * 4_200_000 < weights < 2 * 4_300_000, "4.2 million parameters in bfloat16"
+    assert 2 * 5_250_000 < weights < 2 * 5_350_000, "5.3 million parameters in bfloat16"
 
 
 def test_a_small_part_of_the_held_out_novel_is_scored_as_recorded():
