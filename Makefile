@@ -1,6 +1,7 @@
 # make demo    set up and fill a gap in a novel the model has not read
 # make test    set up and run the tests
 # make lint    style and types;  make format puts the style right
+# make torture kill a training 20 times, and one of two processes, and compare with runs left alone
 # make compat  the tests again with the oldest transformers that setup.cfg admits
 # make figures draw the pictures of docs/ again
 # make austen  train the shipped checkpoint again (an hour and a half on two cores)
@@ -17,7 +18,7 @@ TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen
 
-.PHONY: demo test lint format compat figures austen checkpoint clean
+.PHONY: demo test lint format torture compat figures austen checkpoint clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,6 +39,9 @@ lint: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+torture: .venv/ready
+	RADD_KILLS=20 $(BIN)/python -m pytest -s -k killed tests/test_kills.py
 
 compat: .venv/ready
 	rm -rf .compat

@@ -1,11 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """The exponential moving average of the weights, by the paper's law."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def ema_decay(decay: float, n: int) -> float:
@@ -13,21 +14,67 @@ def ema_decay(decay: float, n: int) -> float:
     return min(decay, (1 + n) / (10 + n))
 
 
-def make_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """An average of `model` whose `update_parameters(model)` is a <- a - (1 - d_n) (a - w).
+class Ema:
+    """a <- a - (1 - d_n) (a - w) for every trained parameter w, n = 1, 2, ...; a starts at w.
 
-    Written with `sub_`, which is the authors' arithmetic to the last bit; `lerp` rounds differently.
+    Written with `sub_`, which is the authors' arithmetic to the last bit; `lerp` rounds differently. torch's
+    AveragedModel would keep a second module, which cannot be sharded along with the first: here the averages are
+    tensors laid out as the parameters are, whole or sharded, and `applied` puts them in their place.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay={decay} must lie in [0, 1).")
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema_decay={decay} must lie in [0, 1).")
+        self.decay = decay
+        self.updates = 0
+        self.averages = {name: weight.detach().clone() for name, weight in trained_parameters(model)}
 
     @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
-        keep = 1 - ema_decay(decay, int(n))
-        for a, w in zip(averaged, current, strict=True):
-            a.sub_(keep * (a - w))
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        keep = 1 - ema_decay(self.decay, self.updates)
+        for name, weight in trained_parameters(model):
+            average = self.averages[name]
+            average.sub_(keep * (average - weight))
 
-    ema = AveragedModel(model, multi_avg_fn=update)
-    # AveragedModel's update at n = 0 is a plain copy; the paper's average starts at the weights.
-    ema.n_averaged.fill_(1)
-    return ema
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Inside, `model` has the averages and is in evaluation mode; afterwards it is as before, to the bit."""
+        training = model.training
+        self._exchange(model)
+        model.eval()
+        try:
+            yield
+        finally:
+            self._exchange(model)
+            model.train(training)
+
+    @torch.no_grad()
+    def _exchange(self, model: nn.Module) -> None:
+        for name, weight in trained_parameters(model):
+            current = weight.detach().clone()
+            weight.copy_(self.averages[name])
+            self.averages[name].copy_(current)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whole tensors, gathered where they are sharded: every process must call it."""
+        return {name: whole(average) for name, average in self.averages.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
+        if state.keys() != self.averages.keys():
+            raise ValueError(f"the averages of {sorted(state.keys() ^ self.averages.keys())} are missing or too many.")
+        self.updates = updates
+        for name, average in self.averages.items():
+            value = state[name].to(average.device)
+            if isinstance(average, DTensor):
+                value = distribute_tensor(value, average.device_mesh, average.placements)
+            average.copy_(value)
+
+
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -13,6 +13,7 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from .losses import check_loss_type, draw_masks
@@ -79,6 +80,7 @@ def estimate_likelihood(
     batch_size: int = 32,
     seed: int = 0,
     n_bytes: int | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Likelihood:
     """The any-order negative log-likelihood of `sequences`, each an (L,) tensor of ids of its own length.
 
@@ -89,6 +91,7 @@ def estimate_likelihood(
         loss_type: which objective is averaged; "k_DCE", with stratified numbers of masks, has the smallest error.
             The constant offset of t_DCE is left out: it has mean zero and no information.
         passes: P, masks drawn for each sequence; even, since half of them form each replicate.
+        accelerator: its processes, all of which must call, share the sequences; each gets the same result.
 
     Raises:
         ValueError: for no sequences, an empty sequence, odd `passes`, an unknown `loss_type`.
@@ -103,10 +106,12 @@ def estimate_likelihood(
     if not sequences or min(map(len, sequences)) == 0:
         raise ValueError(f"sequences must hold at least one sequence, none of them empty; got {len(sequences)}.")
     noise, mask_id = get_noise(model.config), model.config.mask_token_id
+    first, stride = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
 
     def masked_rows():
         """Every pass of every sequence: (index of the sequence, inputs of the forward for one row)."""
-        for index, x0 in enumerate(sequences):
+        for index in range(first, len(sequences), stride):
+            x0 = sequences[index]
             generator = torch.Generator().manual_seed(stream_seed(seed, "likelihood", index))
             for _ in range(REPLICATES):
                 masks = draw_masks(loss_type, passes // REPLICATES, len(x0), noise, generator)
@@ -127,6 +132,9 @@ def estimate_likelihood(
             nll[index, column[index]] = value
             column[index] += 1
     model.train(training)
+    if accelerator is not None and stride > 1:
+        # Every other process has zeros where this one has values, so the sum is exact; float32 has no digit to lose.
+        nll = accelerator.reduce(nll.float().to(accelerator.device), "sum").double().cpu()
 
     replicates = nll.view(len(sequences), REPLICATES, -1).mean(dim=2)  # (S, 2), independent and equal in law
     n_tokens = sum(map(len, sequences))

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .noise_radd import Noise
+from .randomness import stream_seed
 
 T_LOSSES = ("t_DSE", "t_DCE")
 LOSS_TYPES = (*T_LOSSES, "lambda_DCE", "k_DCE")
@@ -45,9 +46,6 @@ class Masks:
     weight: Tensor
     offset: Tensor
 
-    def __getitem__(self, rows: slice) -> "Masks":
-        return Masks(self.masked[rows], self.weight[rows], self.offset[rows])
-
     def apply(self, x0: Tensor, mask_token_id: int) -> dict[str, Tensor]:
         """The arguments of the model's forward, for clean ids x0 (B, L) on any device."""
         masked = self.masked.to(x0.device)
@@ -59,30 +57,72 @@ class Masks:
 
 
 def draw_masks(loss_type: str, batch_size: int, length: int, noise: Noise, generator: torch.Generator) -> Masks:
-    """The mask law of `loss_type`, its noise levels stratified over the batch; on the CPU.
+    """The mask law of `loss_type` for B rows of L tokens, its noise levels stratified over the batch; on the CPU."""
+    quantile = stratified(batch_size, generator)
+    uniform = torch.rand(batch_size, length, generator=generator, dtype=torch.float64)
+    return masks_at(loss_type, quantile, uniform, noise)
 
-    Row levels are (pi(i) + u_i) / B with a random permutation pi: together they cover (0, 1] evenly, and each one
-    alone is uniform, whichever row it goes to.
+
+def draw_step_masks(
+    loss_type: str, seed: int, step: int, rows: range, n_rows: int, lengths: Tensor, length: int, noise: Noise
+) -> Masks:
+    """The masks of some rows of one optimizer step, whoever computes them.
+
+    The levels of the `n_rows` rows of the step are one stratified sample, drawn by every process alike; the tokens
+    of a row are masked by a generator of its own. So a row's mask is a function of (seed, step, index of the row in
+    the step), and neither processes nor accumulation can change it.
+
+    Args:
+        rows: the rows wanted, of 0 .. n_rows - 1.
+        lengths: (B,) tokens of each wanted row, the rest of its L places being padding.
+    """
+    levels = torch.Generator().manual_seed(stream_seed(seed, "levels", step))
+    quantile = stratified(n_rows, levels)[rows.start : rows.stop]  # (B,)
+    uniform = torch.empty(len(rows), length, dtype=torch.float64)
+    for place, row in enumerate(rows):
+        generator = torch.Generator().manual_seed(stream_seed(seed, "masks", step, row))
+        torch.rand(length, generator=generator, dtype=torch.float64, out=uniform[place])
+    return masks_at(loss_type, quantile, uniform, noise, lengths)
+
+
+def stratified(n: int, generator: torch.Generator) -> Tensor:
+    """(n,) numbers in [0, 1), one in each of n equal intervals: (pi(i) + u_i) / n with a random permutation pi.
+
+    Together they cover [0, 1) evenly, and each one alone is uniform, whichever row it goes to.
+    """
+    stratum = torch.randperm(n, generator=generator)
+    quantile = (stratum + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+    return quantile.clamp(max=1 - 2**-53)  # the sum may have been rounded up
+
+
+def masks_at(loss_type: str, quantile: Tensor, uniform: Tensor, noise: Noise, lengths: Tensor | None = None) -> Masks:
+    """The masks that random numbers stand for.
+
+    Args:
+        quantile: (B,) in [0, 1), float64: where in its law each row's level lies.
+        uniform: (B, L) in [0, 1), float64: decides which tokens of a row are masked at that level.
+        lengths: (B,) tokens of each row; places from there on are padding and stay unmasked. None: all L.
     """
     check_loss_type(loss_type)
-    stratum = torch.randperm(batch_size, generator=generator)
-    level = (stratum + torch.rand(batch_size, generator=generator, dtype=torch.float64)) / batch_size
-    level = level.clamp(max=1 - 2**-53)  # (B,) in [0, 1): the sum may have been rounded up
-    uniform = torch.rand(batch_size, length, generator=generator, dtype=torch.float64)  # (B, L)
+    length = torch.full_like(quantile, uniform.shape[1]) if lengths is None else lengths.to(quantile)  # (B,)
+    padding = torch.arange(uniform.shape[1]) >= length[:, None]  # (B, L)
     if loss_type in T_LOSSES:
-        level = FIRST_TIME + (1 - FIRST_TIME) * level  # t
+        level = FIRST_TIME + (1 - FIRST_TIME) * quantile  # t
         masked = uniform < -torch.expm1(-noise.sigma(level))[:, None]
     elif loss_type == "lambda_DCE":
-        level = 1 - level  # lambda, in (0, 1]
+        level = 1 - quantile  # lambda, in (0, 1]
         masked = uniform < level[:, None]
     else:
-        level = (level * length).floor() + 1  # k, in {1, ..., L}
-        masked = uniform.argsort(dim=1).argsort(dim=1) < level[:, None]
+        level = (quantile * length).floor() + 1  # k, in {1, ..., L}
+        masked = uniform.masked_fill(padding, 1.0).argsort(dim=1).argsort(dim=1) < level[:, None]
+    masked &= ~padding
     weight, offset = loss_weights(loss_type, level, masked.sum(dim=1), length, noise)
     return Masks(masked, weight.float(), offset.float())
 
 
-def loss_weights(loss_type: str, level: Tensor, n_masked: Tensor, length: int, noise: Noise) -> tuple[Tensor, Tensor]:
+def loss_weights(
+    loss_type: str, level: Tensor, n_masked: Tensor, length: int | Tensor, noise: Noise
+) -> tuple[Tensor, Tensor]:
     """Weight w and offset, (B,) each, of rows at `level` (t, lambda or k by the loss) with `n_masked` masks, (B,) each.
 
     In the dtype of `level`; float64 is wise near t = 0, where the weight of the t losses grows as 1 / t.

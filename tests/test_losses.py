@@ -10,7 +10,17 @@ from safetensors.torch import load_file
 from scipy.integrate import quad
 from scipy.special import beta
 
-from radd_hf.losses import FIRST_TIME, LOSS_TYPES, T_LOSSES, draw_masks, loss_weights
+from radd_hf.losses import (
+    FIRST_TIME,
+    LOSS_TYPES,
+    T_LOSSES,
+    Masks,
+    draw_masks,
+    draw_step_masks,
+    loss_weights,
+    masks_at,
+    stratified,
+)
 from radd_hf.noise_radd import GeometricNoise, LogLinearNoise
 
 NOISES = {"loglinear": LogLinearNoise(), "geometric": GeometricNoise()}
@@ -141,6 +151,37 @@ def test_levels_are_stratified_over_the_batch_and_uniform_in_each_row(loss_type)
 def test_k_dce_masks_exactly_k_tokens():
     masks = draw_masks("k_DCE", 256, 32, NOISES["loglinear"], torch.Generator().manual_seed(3))
     torch.testing.assert_close(masks.masked.sum(dim=1).float(), 32 / masks.weight)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_the_masks_of_a_step_do_not_depend_on_who_draws_them(loss_type):
+    """However a step is divided among processes and forwards, the union is one stratified sample."""
+
+    def draw(rows: range, step: int = 5) -> Masks:
+        lengths = torch.full((len(rows),), 16)
+        return draw_step_masks(loss_type, 0, step, rows, 12, lengths, 16, NOISES["loglinear"])
+
+    whole, parts = draw(range(12)), [draw(range(first, first + 3)) for first in (0, 3, 6, 9)]
+    for name in ("masked", "weight", "offset"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    assert not torch.equal(draw(range(12), step=6).masked, whole.masked)
+    if loss_type == "lambda_DCE":
+        strata = ((1 - 1 / whole.weight.double()) * 12).floor().clamp(min=0)
+        assert sorted(strata.tolist()) == list(range(12))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_padding_is_never_masked_and_a_padded_row_has_the_law_of_its_own_length(masked_nll, loss_type):
+    """400,000 rows of L tokens and two places of padding have the expectation of rows of L tokens."""
+    generator, rows = torch.Generator().manual_seed(4), 400_000
+    uniform = torch.rand(rows, L + 2, generator=generator, dtype=torch.float64)
+    masks = masks_at(loss_type, stratified(rows, generator), uniform, NOISES["loglinear"], torch.full((rows,), L))
+    assert not masks.masked[:, L:].any()
+    code = (masks.masked[:, :L] * torch.tensor([4, 2, 1])).sum(dim=1)
+    values = masks.weight * torch.tensor(list(masked_nll.values()))[code]  # (B,)
+    exact, error = any_order_nll(masked_nll), values.std() / len(values) ** 0.5
+    tolerance = 3e-3 * exact if loss_type in T_LOSSES else 0
+    assert abs(values.mean() - exact) < 5 * error + tolerance
 
 
 def test_an_unknown_loss_is_refused_by_name():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 import eval_ppl
 import train_accelerate
 from radd_hf import RaddForMaskedLM
-from radd_hf.ema import ema_decay, make_ema
+from radd_hf.ema import Ema, ema_decay
 from radd_hf.losses import LOSS_TYPES
 
 TINY = {
@@ -102,9 +103,10 @@ def test_a_run_is_not_continued_with_another_model(run):
         ({"log_steps": 0}, "log_steps=0 must be at least 1"),
         ({"keep_last": 0}, "keep_last=0 must be at least 1"),
         ({"batch_size": -1}, "batch_size=-1 must be at least 1"),
+        ({"accumulation": 3}, r"batch_size=8 must be a multiple of 1 processes x accumulation=3"),
         ({"loss_type": "elbo"}, "loss_type='elbo' must be one of"),
         ({"dataset": "/no/such/text"}, "dataset='/no/such/text' must be"),
-        ({"ema_decay": 1.5}, r"decay=1\.5 must lie in"),
+        ({"ema_decay": 1.5}, r"ema_decay=1\.5 must lie in"),
         ({"length": 10**6}, "length=1000000 is longer than the data"),
     ],
 )
@@ -113,9 +115,10 @@ def test_settings_that_cannot_be_are_refused_by_name(run, settings, message):
         run(**settings)
 
 
-def test_a_script_in_one_of_several_processes_says_that_it_cannot(run, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="WORLD_SIZE=2"):
+def test_a_launchers_world_that_accelerate_does_not_share_is_refused(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # without the rest of what a launcher sets
+    monkeypatch.setattr(train_accelerate, "Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match="WORLD_SIZE=2, but Accelerate runs 1 processes"):
         run()
     with pytest.raises(ValueError, match="WORLD_SIZE=2"):
         eval_ppl.main(["--model", "none"])
@@ -156,21 +159,33 @@ def test_the_average_follows_the_papers_law_to_the_last_bit():
     """a <- a - (1 - d_n) (a - w) with d_n = min(decay, (1 + n) / (10 + n)), n = 1, 2, ...; a starts at w."""
     generator = torch.Generator().manual_seed(0)
     model = torch.nn.Linear(7, 5)
-    ema = make_ema(model, 0.9)
+    ema = Ema(model, 0.9)
     expected = {name: value.detach().clone() for name, value in model.named_parameters()}
     for n in range(1, 100):
         with torch.no_grad():
             for value in model.parameters():
                 value.add_(torch.randn(value.shape, generator=generator))
-        ema.update_parameters(model)
+        ema.update(model)
         one_minus_decay = 1.0 - min(0.9, (1 + n) / (10 + n))
         for name, value in model.named_parameters():
             expected[name].sub_(one_minus_decay * (expected[name] - value.detach()))
-    assert all(torch.equal(value, expected[name]) for name, value in ema.module.named_parameters())
+    assert all(torch.equal(value, expected[name]) for name, value in ema.state_dict().items())
+
+
+def test_the_averages_take_the_weights_place_and_give_it_back_to_the_bit():
+    model = torch.nn.Linear(3, 2)
+    ema, before = Ema(model, 0.9), {name: value.clone() for name, value in model.state_dict().items()}
+    ema.averages["bias"].fill_(7.0)
+    with ema.applied(model):
+        assert not model.training
+        assert (model.bias == 7).all()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (ema.averages["bias"] == 7).all()
 
 
 def test_the_decay_warms_up():
     assert ema_decay(0.9999, 1) == 2 / 11
     assert ema_decay(0.9999, 10**9) == 0.9999
-    with pytest.raises(ValueError, match=r"decay=1\.0"):
-        make_ema(torch.nn.Linear(1, 1), 1.0)
+    with pytest.raises(ValueError, match=r"ema_decay=1\.0"):
+        Ema(torch.nn.Linear(1, 1), 1.0)

@@ -1,0 +1,191 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a training costs in operations, memory and time: counted from a configuration, not measured.
+
+python docs/training_cost.py [--config small medium] [--processes 8] [--memory 80]
+
+Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L length, V vocabulary, n layers.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.modeling_radd import MAX_LOGITS_ELEMENTS
+
+CONFIGS = {
+    "small": RaddConfig(),
+    "medium": RaddConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
+}
+MASKED = 0.5  # mean fraction of masked tokens: of lambda ~ U(0, 1] and of k ~ U{1..L}, but for 1 / 2L
+ASSUMPTIONS = """
+* FLOPs: 2 for each multiply-add of a matrix product, nothing else counted; half of the tokens masked; in the last
+  layer queries of all L positions (K, the most masks of a row in the micro-batch, comes close); backward twice forward.
+* The logits of the head are computed again in the backward pass, as the model does when they take more than one
+  chunk; with gradient checkpointing all layers are, too.
+* Data parallel, bf16 by autocast. Every GPU has weights (4 bytes a parameter), gradients (4), AdamW's moments (8), the
+  average of the weights (4), DDP's buckets (4, with more than one process) and bf16 copies of what is in a Linear (2).
+* Activations: the residual stream in float32, the rest in bf16, from attention no L x L matrix (sdpa, flash); the last
+  layer as any other, though its gather indices make it a little larger. One chunk of logits in bf16, and in float32
+  itself, its softmax and two gradients.
+* {reserve:.0%} of the memory stay free, for CUDA, fragments and short-lived tensors.
+* Each GPU does {utilisation:.0%} of {peak:.3g} FLOP/s (989e12: H100, bf16, dense), recomputation included. That takes
+  in the time of everything else, communication and data among it.
+* An optimizer step is {batch_size} rows; the micro-batch the largest power of two that fits and divides a process's.
+"""
+
+
+@dataclass
+class Flops:
+    """Forward FLOPs of one row of L tokens; `layers` without the head, `head` the head alone."""
+
+    layers: float
+    head: float
+
+    def training(self, checkpointing: bool, head_again: bool = True) -> float:
+        """Forward, backward (twice that) and what the backward pass computes again."""
+        return (3 + checkpointing) * self.layers + (3 + head_again) * self.head
+
+
+def forward_flops(config: RaddConfig, masked: float, queries: float | None = None, length: int | None = None) -> Flops:
+    """FLOPs of a row's forward pass.
+
+    Args:
+        masked: labelled positions of the row.
+        queries: K, positions for which the last layer computes attention: the most labels of any row; L when None.
+        length: L; the configuration's when None.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    length = config.max_position_embeddings if length is None else length
+    queries = length if queries is None else queries
+
+    def layer(queries: float, outputs: float) -> float:
+        qkv = 2 * length * width * 3 * width  # of all positions, in the last layer, too
+        scores = 2 * queries * length * width  # q k^T, all heads together
+        values = 2 * queries * length * width  # weights times v
+        projection = 2 * outputs * width * width
+        mlp = 2 * outputs * width * inner + 2 * outputs * inner * width
+        return qkv + scores + values + projection + mlp
+
+    layers = (config.num_hidden_layers - 1) * layer(length, length) + layer(queries, masked)
+    return Flops(layers=layers, head=2 * masked * width * config.vocab_size)
+
+
+def count_parameters(config: RaddConfig) -> tuple[int, int]:
+    """Parameters of the real model, and those of them in Linear layers; on the meta device, without memory."""
+    with torch.device("meta"):
+        model = RaddForMaskedLM(config)
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    return model.num_parameters(), sum(p.numel() for module in linear for p in module.parameters())
+
+
+def state_bytes(config: RaddConfig, processes: int) -> int:
+    """Bytes on each GPU that do not depend on the micro-batch, but for the logits."""
+    parameters, in_linear = count_parameters(config)
+    weights, gradients, moments, average, buckets, copies = 4, 4, 2 * 4, 4, 4, 2
+    each = weights + gradients + moments + average + (buckets if processes > 1 else 0)
+    return each * parameters + copies * in_linear
+
+
+def layer_bytes(config: RaddConfig) -> int:
+    """Bytes a layer keeps for its backward pass, for each token."""
+    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    norms = 2 * (4 * width + 4 + 4)  # input in float32, mean and deviation, of both
+    attention = 2 * width + 6 * width + 2 * (2 * width) + 4 * heads  # input of qkv, v (in qkv), turned q and k, log-sum
+    projection = 2 * width  # its input, the output of attention
+    mlp = 2 * width + 2 * inner + 2 * inner  # inputs of up_proj, of GELU, of down_proj
+    dropout = 2 * width if config.hidden_dropout else 0  # two masks of one byte
+    return norms + attention + projection + mlp + dropout
+
+
+def activation_bytes(config: RaddConfig, checkpointing: bool) -> float:
+    """Bytes of activations for each row of a micro-batch."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    # With checkpointing a layer keeps its input in float32, and one layer at a time keeps everything.
+    kept = layers * 4 * width + layer_bytes(config) if checkpointing else layers * layer_bytes(config)
+    last = MASKED * (4 * width + 2 * width)  # inputs of the last norm and of the head
+    return config.max_position_embeddings * (kept + last)
+
+
+def logits_bytes() -> int:
+    """Bytes of one chunk of logits in its backward pass: bf16, and four times float32."""
+    return (2 + 4 * 4) * MAX_LOGITS_ELEMENTS
+
+
+def largest_micro_batch(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -> tuple[int, float]:
+    """Rows of a micro-batch, and the bytes in use with it.
+
+    Raises:
+        ValueError: if the batch cannot be divided among the processes, or not even one row fits.
+    """
+    if args.batch_size % args.processes:
+        raise ValueError(f"batch_size={args.batch_size} must be a multiple of processes={args.processes}.")
+    fixed, row = state_bytes(config, args.processes) + logits_bytes(), activation_bytes(config, checkpointing)
+    share, micro_batch = args.batch_size // args.processes, 1
+    fits = args.memory * 1e9 * (1 - args.reserve) - fixed
+    if fits < row:
+        raise ValueError(
+            f"memory={args.memory} GB must be larger: weights and one row take {(fixed + row) / 1e9:.1f} GB."
+        )
+    while share % (2 * micro_batch) == 0 and 2 * micro_batch * row <= fits:
+        micro_batch *= 2
+    return micro_batch, fixed + micro_batch * row
+
+
+def figures(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -> dict[str, str]:
+    """The rows of the table for one configuration."""
+    length = config.max_position_embeddings
+    forward = forward_flops(config, masked=MASKED * length)
+    training = forward.training(checkpointing)  # FLOPs a row
+    micro_batch, used = largest_micro_batch(config, args, checkpointing)
+    seconds = args.batch_size * training / (args.processes * args.flops_per_second * args.utilisation)
+    return {
+        "parameters": f"{count_parameters(config)[0]:,}",
+        "forward, GFLOPs a token": f"{(forward.layers + forward.head) / length / 1e9:.3f}",
+        "training, GFLOPs a token": f"{training / length / 1e9:.3f}",
+        "training, PFLOPs a step": f"{args.batch_size * training / 1e15:.3f}",
+        "weights, optimizer, average, GB": f"{state_bytes(config, args.processes) / 1e9:.2f}",
+        "activations, GB a row": f"{activation_bytes(config, checkpointing) / 1e9:.3f}",
+        "a chunk of logits, GB": f"{logits_bytes() / 1e9:.2f}",
+        "micro-batch, rows a GPU": f"{micro_batch}",
+        "accumulation": f"{args.batch_size // args.processes // micro_batch}",
+        "memory in use, GB": f"{used / 1e9:.1f}",
+        "seconds a step": f"{seconds:.3f}",
+        "tokens a second": f"{args.batch_size * length / seconds:,.0f}",
+        f"days for {args.steps:,} steps": f"{args.steps * seconds / 86400:.1f}",
+    }
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--config", nargs="+", default=list(CONFIGS), help="small, medium, or folders with a config.json"
+    )
+    parser.add_argument("--processes", type=int, default=8, help="GPUs")
+    parser.add_argument("--memory", type=float, default=80, help="of a GPU, GB")
+    parser.add_argument("--reserve", type=float, default=0.1, help="fraction of the memory that stays free")
+    parser.add_argument("--batch_size", type=int, default=512, help="rows of an optimizer step")
+    parser.add_argument("--steps", type=int, default=400_000, help="optimizer steps")
+    parser.add_argument("--flops_per_second", type=float, default=989e12, help="peak of one GPU")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="fraction of the peak")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    columns = {}
+    for name in args.config:
+        config = CONFIGS[name] if name in CONFIGS else RaddConfig.from_pretrained(name)
+        for checkpointing in (False, True):
+            columns[f"{name}, checkpointing" if checkpointing else name] = figures(config, args, checkpointing)
+    print(f"| {args.processes} GPUs of {args.memory:g} GB |", " | ".join(columns), "|")
+    print("|---|" + "---:|" * len(columns))
+    for row in next(iter(columns.values())):
+        print(f"| {row} |", " | ".join(column[row] for column in columns.values()), "|")
+    print(ASSUMPTIONS.rstrip().format(peak=args.flops_per_second, **vars(args)))
+
+
+if __name__ == "__main__":
+    main()

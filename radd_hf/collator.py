@@ -1,0 +1,104 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Clean blocks to the arguments of one forward: masks, labels, weights, and what may attend to what.
+
+`train_accelerate.py` asks for the rows of a numbered step; transformers' own `Trainer` calls it with lists of examples:
+
+    collator = DiffusionCollator(model.config, loss_type="lambda_DCE", seed=0)
+    trainer = Trainer(model, TrainingArguments("runs/mine", ...), train_dataset=blocks, data_collator=collator)
+
+Both get the same draws for the same seed, step and rows.
+
+Shapes: B rows of a step, b rows of them in one forward, L length.
+"""
+
+import os
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from .configuration_radd import RaddConfig
+from .losses import check_loss_type, draw_step_masks
+from .noise_radd import get_noise
+from .randomness import stream_seed
+
+
+class DiffusionCollator:
+    """Draws the masks of one of the four objectives; the model's own forward computes the loss.
+
+    Args:
+        config: of the model: its mask token and its noise.
+        loss_type: t_DSE, t_DCE, lambda_DCE or k_DCE.
+        seed: of all draws.
+        random_length_fraction: of rows are cut to a length uniform in 1 .. L and padded, so that short texts are seen.
+        separate_documents: a token attends to those of its own document alone; a document ends with its EOS, which
+            `config.eos_token_id` names. Needs eager or sdpa attention.
+
+    Raises:
+        ValueError: for an unknown loss, a fraction outside [0, 1], or documents to be separated without an EOS.
+    """
+
+    def __init__(
+        self,
+        config: RaddConfig,
+        loss_type: str = "lambda_DCE",
+        seed: int = 0,
+        random_length_fraction: float = 0.0,
+        separate_documents: bool = False,
+    ):
+        check_loss_type(loss_type)
+        if not 0 <= random_length_fraction <= 1:
+            raise ValueError(f"random_length_fraction={random_length_fraction} must lie in [0, 1].")
+        if separate_documents and config.eos_token_id is None:
+            raise ValueError("separate_documents needs config.eos_token_id, with which every document ends.")
+        self.noise = get_noise(config)
+        self.mask_token_id, self.eos_token_id = cast(int, config.mask_token_id), config.eos_token_id
+        self.loss_type, self.seed = loss_type, seed
+        self.random_length_fraction, self.separate_documents = random_length_fraction, separate_documents
+        self.calls = 0
+
+    def rows(self, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
+        """The arguments of a forward on `rows` of the `n_rows` of a step, whose clean ids are x0 (b, L); on the CPU."""
+        length = x0.shape[1]
+        lengths = self._lengths(step, length, n_rows)[rows.start : rows.stop]  # (b,)
+        masks = draw_step_masks(self.loss_type, self.seed, step, rows, n_rows, lengths, length, self.noise)
+        inputs = masks.apply(x0, self.mask_token_id)
+        visible = torch.arange(length) < lengths[:, None]  # (b, L)
+        if self.separate_documents:
+            ends = torch.eq(x0, cast(int, self.eos_token_id)).long()
+            document = (ends.cumsum(dim=1) - ends).masked_fill(~visible, -1)  # (b, L); an EOS is of what it ends
+            apart = document[:, :, None] != document[:, None, :]
+            inputs["attention_mask"] = torch.zeros(apart.shape).masked_fill(apart, -torch.inf)[:, None]  # (b, 1, L, L)
+        elif not visible.all():
+            inputs["attention_mask"] = visible.long()
+        return inputs
+
+    def n_tokens(self, step: int, length: int, n_rows: int) -> int:
+        """Tokens of all rows of a step, padding left out: what a loss per token is per."""
+        return int(self._lengths(step, length, n_rows).sum())
+
+    def _lengths(self, step: int, length: int, n_rows: int) -> Tensor:
+        """(B,) tokens of each row of a step."""
+        lengths = torch.full((n_rows,), length)
+        if self.random_length_fraction > 0:
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, "lengths", step))
+            short = torch.rand(n_rows, generator=generator) < self.random_length_fraction
+            lengths = torch.where(short, torch.randint(1, length + 1, (n_rows,), generator=generator), lengths)
+        return lengths
+
+    def __call__(self, features: list[dict]) -> dict[str, Tensor]:
+        """A batch of examples with "input_ids", all of one length: the next step, of which every process has its rows.
+
+        A worker of a DataLoader draws from a stream of its own, anew each time it is started.
+        """
+        blocks = [torch.as_tensor(feature["input_ids"]) for feature in features]
+        if len({len(block) for block in blocks}) != 1:
+            raise ValueError(f"examples must be blocks of one length; got lengths {sorted({len(b) for b in blocks})}.")
+        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None and self.calls == 0:
+            # worker.seed differs between processes too, which then no longer share a stratified sample.
+            self.seed, rank, processes = stream_seed(self.seed, "worker", worker.seed), 0, 1
+        first = rank * len(blocks)
+        step, self.calls = self.calls, self.calls + 1
+        return self.rows(torch.stack(blocks), step, range(first, first + len(blocks)), processes * len(blocks))

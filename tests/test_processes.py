@@ -1,0 +1,63 @@
+"""Several processes, with and without accumulation, train what one does."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from launching import QUIET, command
+from safetensors.torch import load_file
+from test_training import TINY, metrics
+
+from radd_hf.losses import LOSS_TYPES
+
+# Trains with each loss in turn, in every process.
+EVERY_LOSS = """
+import sys
+import train_accelerate
+from accelerate.state import AcceleratorState
+from radd_hf.losses import LOSS_TYPES
+
+config, output = sys.argv[1:]
+for loss_type in LOSS_TYPES:
+    train_accelerate.main(["--config", config, "--output_dir", f"{output}/{loss_type}", "--loss_type", loss_type])
+    AcceleratorState._reset_state()
+"""
+
+
+@pytest.fixture
+def config(tmp_path, tiny_text):
+    def write(**settings) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(TINY | {"dataset": str(tiny_text), "hidden_dropout": 0.0} | settings))
+        return str(path)
+
+    return write
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["nats_per_token"] for record in metrics(folder) if "nats_per_token" in record]
+
+
+def test_two_processes_and_accumulation_train_what_one_process_does_with_every_loss(config, tmp_path):
+    script = tmp_path / "every_loss.py"
+    script.write_text(EVERY_LOSS)
+    environment = QUIET | {"PYTHONPATH": str(ROOT)}
+    settings = {"max_steps": 20, "save_steps": 20, "eval_steps": 20, "log_steps": 1}
+    for name, processes, accumulation in (("one", 1, 1), ("two", 2, 1), ("two_twice", 2, 2)):
+        arguments = (str(script), config(**settings, accumulation=accumulation), str(tmp_path / name))
+        subprocess.run(command(processes, *arguments), cwd=ROOT, env=environment, check=True, capture_output=True)
+    for loss_type in LOSS_TYPES:
+        one = tmp_path / "one" / loss_type
+        for name in ("two", "two_twice"):
+            other = tmp_path / name / loss_type
+            assert losses(other) == pytest.approx(losses(one), rel=1e-4)
+            assert metrics(other)[-1]["final_nats_per_token"] == pytest.approx(
+                metrics(one)[-1]["final_nats_per_token"], rel=1e-4
+            )
+            for weights in ("model.safetensors", "state/model.safetensors"):
+                ours, theirs = (load_file(folder / "checkpoints" / "step_20" / weights) for folder in (other, one))
+                for key, value in theirs.items():
+                    torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-4)
