@@ -125,6 +125,8 @@ def main(argv: list[str]) -> None:
     train(run, data, args)
     final = run.evaluate(data.validation, args, n_bytes=data.validation_bytes)
     run.log(step=run.step, **{f"final_{name}": value for name, value in final.items()})
+    if accelerator.num_processes > 1:
+        accelerator.end_training()  # gloo may abort a process that leaves its group standing at exit
 
 
 @dataclass
