@@ -125,8 +125,6 @@ def main(argv: list[str]) -> None:
     train(run, data, args)
     final = run.evaluate(data.validation, args, n_bytes=data.validation_bytes)
     run.log(step=run.step, **{f"final_{name}": value for name, value in final.items()})
-    if accelerator.num_processes > 1:
-        accelerator.end_training()  # gloo may abort a process that leaves its group standing at exit
 
 
 @dataclass
@@ -474,3 +472,5 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # gloo may abort a process that leaves its group standing at exit

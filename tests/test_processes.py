@@ -16,6 +16,7 @@ from radd_hf.losses import LOSS_TYPES
 # Trains with each loss in turn, in every process.
 EVERY_LOSS = """
 import sys
+import torch
 import train_accelerate
 from accelerate.state import AcceleratorState
 from radd_hf.losses import LOSS_TYPES
@@ -24,6 +25,8 @@ config, output = sys.argv[1:]
 for loss_type in LOSS_TYPES:
     train_accelerate.main(["--config", config, "--output_dir", f"{output}/{loss_type}", "--loss_type", loss_type])
     AcceleratorState._reset_state()
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
 """
 
 
