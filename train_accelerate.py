@@ -170,11 +170,10 @@ class Run:
     tokens: int = 0  # of all processes since the last log
 
     def nats_of_each_process(self) -> list[float]:
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1:  # on any device, float64 or not
             return [self.nats]
-        return self.accelerator.gather(
-            torch.tensor([self.nats], dtype=torch.float64).to(self.accelerator.device)
-        ).tolist()
+        nats = torch.tensor([self.nats], dtype=torch.float64, device=self.accelerator.device)
+        return self.accelerator.gather(nats).tolist()
 
     def save(self, keep_last: int) -> None:
         """Written beside and renamed: a folder that has a step's name is whole."""
@@ -187,11 +186,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         try:
             self._write(partial)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # RuntimeError is what torch.save makes of a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError on a full disk
             raise OSError(f"{partial} could not be written ({error}); the checkpoints before it are whole.") from error
         self.accelerator.wait_for_everyone()  # every process has written its part
         if main:
@@ -453,17 +448,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
         allow_abbrev=False,
     )
     model_args, data_args, args = parser.parse_args_into_dataclasses(flags + rest)
-    counts = (
-        "max_steps",
-        "batch_size",
-        "accumulation",
-        "log_steps",
-        "save_steps",
-        "eval_steps",
-        "eval_sequences",
-        "keep_last",
-    )
-    for name in counts:
+    steps = ("max_steps", "log_steps", "save_steps", "eval_steps")
+    for name in (*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name}={getattr(args, name)} must be at least 1.")
     check_loss_type(args.loss_type)

@@ -59,9 +59,12 @@ class DiffusionCollator:
 
     def rows(self, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
         """The arguments of a forward on `rows` of the `n_rows` of a step, whose clean ids are x0 (b, L); on the CPU."""
+        return self._rows(self.seed, x0, step, rows, n_rows)
+
+    def _rows(self, seed: int, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
         length = x0.shape[1]
-        lengths = self._lengths(step, length, n_rows)[rows.start : rows.stop]  # (b,)
-        masks = draw_step_masks(self.loss_type, self.seed, step, rows, n_rows, lengths, length, self.noise)
+        lengths = self._lengths(seed, step, length, n_rows)[rows.start : rows.stop]  # (b,)
+        masks = draw_step_masks(self.loss_type, seed, step, rows, n_rows, lengths, length, self.noise)
         inputs = masks.apply(x0, self.mask_token_id)
         visible = torch.arange(length) < lengths[:, None]  # (b, L)
         if self.separate_documents:
@@ -75,13 +78,13 @@ class DiffusionCollator:
 
     def n_tokens(self, step: int, length: int, n_rows: int) -> int:
         """Tokens of all rows of a step, padding left out: what a loss per token is per."""
-        return int(self._lengths(step, length, n_rows).sum())
+        return int(self._lengths(self.seed, step, length, n_rows).sum())
 
-    def _lengths(self, step: int, length: int, n_rows: int) -> Tensor:
+    def _lengths(self, seed: int, step: int, length: int, n_rows: int) -> Tensor:
         """(B,) tokens of each row of a step."""
         lengths = torch.full((n_rows,), length)
         if self.random_length_fraction > 0:
-            generator = torch.Generator().manual_seed(stream_seed(self.seed, "lengths", step))
+            generator = torch.Generator().manual_seed(stream_seed(seed, "lengths", step))
             short = torch.rand(n_rows, generator=generator) < self.random_length_fraction
             lengths = torch.where(short, torch.randint(1, length + 1, (n_rows,), generator=generator), lengths)
         return lengths
@@ -95,10 +98,11 @@ class DiffusionCollator:
         if len({len(block) for block in blocks}) != 1:
             raise ValueError(f"examples must be blocks of one length; got lengths {sorted({len(b) for b in blocks})}.")
         rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        worker = torch.utils.data.get_worker_info()
-        if worker is not None and self.calls == 0:
-            # worker.seed differs between processes too, which then no longer share a stratified sample.
-            self.seed, rank, processes = stream_seed(self.seed, "worker", worker.seed), 0, 1
+        worker, seed = torch.utils.data.get_worker_info(), self.seed
+        if worker is not None:
+            # worker.seed differs between processes too, which then do not share a stratified sample.
+            seed, rank, processes = stream_seed(self.seed, "worker", worker.seed), 0, 1
         first = rank * len(blocks)
         step, self.calls = self.calls, self.calls + 1
-        return self.rows(torch.stack(blocks), step, range(first, first + len(blocks)), processes * len(blocks))
+        rows = range(first, first + len(blocks))
+        return self._rows(seed, torch.stack(blocks), step, rows, processes * len(blocks))

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def ema_decay(decay: float, n: int) -> float:
@@ -18,8 +17,8 @@ class Ema:
     """a <- a - (1 - d_n) (a - w) for every trained parameter w, n = 1, 2, ...; a starts at w.
 
     Written with `sub_`, which is the authors' arithmetic to the last bit; `lerp` rounds differently. torch's
-    AveragedModel would keep a second module, which cannot be sharded along with the first: here the averages are
-    tensors laid out as the parameters are, whole or sharded, and `applied` puts them in their place.
+    AveragedModel would keep a second module; here the averages are tensors alone, and `applied` puts them in the place
+    of the parameters.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -57,8 +56,7 @@ class Ema:
             self.averages[name].copy_(current)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whole tensors, gathered where they are sharded: every process must call it."""
-        return {name: whole(average) for name, average in self.averages.items()}
+        return self.averages
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
@@ -66,15 +64,8 @@ class Ema:
             raise ValueError(f"the averages of {sorted(state.keys() ^ self.averages.keys())} are missing or too many.")
         self.updates = updates
         for name, average in self.averages.items():
-            value = state[name].to(average.device)
-            if isinstance(average, DTensor):
-                value = distribute_tensor(value, average.device_mesh, average.placements)
-            average.copy_(value)
+            average.copy_(state[name])
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

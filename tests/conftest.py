@@ -8,7 +8,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported:
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState, PartialState
+from launching import TINY
 from transformers import AutoTokenizer
 
 from radd_hf import RaddConfig, RaddForMaskedLM
@@ -65,6 +67,18 @@ def tiny_text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "tiny.txt"
     path.write_text("".join(f"{number}. {SENTENCES}" for number in range(400)))
     return path
+
+
+@pytest.fixture
+def tiny_config(tmp_path, tiny_text):
+    """Writes the training script's tiny settings, and the given ones, to a file; returns its path."""
+
+    def write(**settings) -> str:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(TINY | {"dataset": str(tiny_text)} | settings))
+        return str(path)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,32 @@
-"""How tests start the scripts in processes of their own."""
+"""How tests run the training script: tiny settings, processes of its own, and what it logged."""
 
+import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "zero_init_residual": True,
+    "embedding_std": 0.5,
+    "vocab_size": 320,
+    "length": 16,
+    "batch_size": 8,
+    "learning_rate": 0.01,
+    "warmup_steps": 2,
+    "max_steps": 8,
+    "save_steps": 4,
+    "eval_steps": 4,
+    "log_steps": 4,
+    "eval_sequences": 4,
+    "eval_passes": 2,
+    "keep_last": 3,
+}
 
 
 def command(processes: int, *script: str) -> list[str]:
@@ -15,3 +37,7 @@ def command(processes: int, *script: str) -> list[str]:
         port = free.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
     return [sys.executable, *launcher, *script]
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

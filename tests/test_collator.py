@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import random_model
-from test_training import TINY, metrics
+from launching import TINY, metrics
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import train_accelerate

@@ -13,23 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import yaml
 from conftest import ROOT
-from launching import QUIET, command
+from launching import QUIET, command, metrics
 from safetensors.torch import load_file
-from test_training import TINY, metrics
 
 KILLS = int(os.environ.get("RADD_KILLS", "3"))
-
-
-@pytest.fixture
-def config(tmp_path, tiny_text):
-    def write(**settings) -> str:
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(TINY | {"dataset": str(tiny_text), "hidden_dropout": 0.0} | settings))
-        return str(path)
-
-    return write
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -66,11 +54,11 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(config, tmp_path, processes):
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tiny_config, tmp_path, processes):
     steps = 30 * (KILLS + 2)
     # Checkpoints fall between two lines of the log and in the middle of an epoch; dropout is on.
     fixed = {"max_steps": steps, "save_steps": 5, "log_steps": 7, "eval_steps": 50, "hidden_dropout": 0.1}
-    path, script = config(**fixed), str(ROOT / "train_accelerate.py")
+    path, script = tiny_config(**fixed), str(ROOT / "train_accelerate.py")
 
     def start(name: str) -> subprocess.Popen:
         arguments = command(processes, script, "--config", path, "--output_dir", str(tmp_path / name))

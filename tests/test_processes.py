@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT
-from launching import QUIET, command
+from launching import QUIET, command, metrics
 from safetensors.torch import load_file
-from test_training import TINY, metrics
 
 from radd_hf.losses import LOSS_TYPES
 
@@ -30,27 +28,17 @@ if torch.distributed.is_initialized():
 """
 
 
-@pytest.fixture
-def config(tmp_path, tiny_text):
-    def write(**settings) -> str:
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(TINY | {"dataset": str(tiny_text), "hidden_dropout": 0.0} | settings))
-        return str(path)
-
-    return write
-
-
 def losses(folder: Path) -> list[float]:
     return [record["nats_per_token"] for record in metrics(folder) if "nats_per_token" in record]
 
 
-def test_two_processes_and_accumulation_train_what_one_process_does_with_every_loss(config, tmp_path):
+def test_two_processes_and_accumulation_train_what_one_process_does_with_every_loss(tiny_config, tmp_path):
     script = tmp_path / "every_loss.py"
     script.write_text(EVERY_LOSS)
     environment = QUIET | {"PYTHONPATH": str(ROOT)}
-    settings = {"max_steps": 20, "save_steps": 20, "eval_steps": 20, "log_steps": 1}
+    settings = {"hidden_dropout": 0.0, "max_steps": 20, "save_steps": 20, "eval_steps": 20, "log_steps": 1}
     for name, processes, accumulation in (("one", 1, 1), ("two", 2, 1), ("two_twice", 2, 2)):
-        arguments = (str(script), config(**settings, accumulation=accumulation), str(tmp_path / name))
+        arguments = (str(script), tiny_config(**settings, accumulation=accumulation), str(tmp_path / name))
         subprocess.run(command(processes, *arguments), cwd=ROOT, env=environment, check=True, capture_output=True)
     for loss_type in LOSS_TYPES:
         one = tmp_path / "one" / loss_type

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from launching import metrics
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -16,43 +17,17 @@ from radd_hf import RaddForMaskedLM
 from radd_hf.ema import Ema, ema_decay
 from radd_hf.losses import LOSS_TYPES
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "zero_init_residual": True,
-    "embedding_std": 0.5,
-    "vocab_size": 320,
-    "length": 16,
-    "batch_size": 8,
-    "learning_rate": 0.01,
-    "warmup_steps": 2,
-    "max_steps": 8,
-    "save_steps": 4,
-    "eval_steps": 4,
-    "log_steps": 4,
-    "eval_sequences": 4,
-    "eval_passes": 2,
-    "keep_last": 3,
-}
-
 
 @pytest.fixture
-def run(tmp_path, tiny_text):
+def run(tmp_path, tiny_config):
     """Trains with the tiny settings and the given ones; returns the run folder."""
 
     def train(name="run", **settings):
-        config = tmp_path / "tiny.yaml"
-        config.write_text(yaml.safe_dump(TINY | {"dataset": str(tiny_text)}))
         flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        train_accelerate.main(["--config", str(config), "--output_dir", str(tmp_path / name), *flags])
+        train_accelerate.main(["--config", tiny_config(), "--output_dir", str(tmp_path / name), *flags])
         return tmp_path / name
 
     return train
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
