@@ -110,7 +110,8 @@ def estimate_likelihood(
 
     def masked_rows():
         """Every pass of every sequence: (index of the sequence, inputs of the forward for one row)."""
-        for index in range(first, len(sequences), stride):
+        mine = range(first, len(sequences), stride)
+        for index in sorted(mine, key=lambda index: len(sequences[index])):  # so that equal lengths share a batch
             x0 = sequences[index]
             generator = torch.Generator().manual_seed(stream_seed(seed, "likelihood", index))
             for _ in range(REPLICATES):
