@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from radd_hf.losses import LOSS_TYPES
 
-# Trains with each loss in turn, in every process.
+# Trains with each loss and each number of forwards a step in turn, in every process: starting them is what takes time.
 EVERY_LOSS = """
 import sys
 import torch
@@ -19,10 +19,13 @@ import train_accelerate
 from accelerate.state import AcceleratorState
 from radd_hf.losses import LOSS_TYPES
 
-config, output = sys.argv[1:]
-for loss_type in LOSS_TYPES:
-    train_accelerate.main(["--config", config, "--output_dir", f"{output}/{loss_type}", "--loss_type", loss_type])
-    AcceleratorState._reset_state()
+config, *accumulations = sys.argv[1:]
+for output in accumulations:
+    name, accumulation = output.split("=")
+    for loss_type in LOSS_TYPES:
+        run = ["--config", config, "--output_dir", f"{name}/{loss_type}", "--loss_type", loss_type]
+        train_accelerate.main([*run, "--accumulation", accumulation])
+        AcceleratorState._reset_state()
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
 """
@@ -37,8 +40,8 @@ def test_two_processes_and_accumulation_train_what_one_process_does_with_every_l
     script.write_text(EVERY_LOSS)
     environment = QUIET | {"PYTHONPATH": str(ROOT)}
     settings = {"hidden_dropout": 0.0, "max_steps": 20, "save_steps": 20, "eval_steps": 20, "log_steps": 1}
-    for name, processes, accumulation in (("one", 1, 1), ("two", 2, 1), ("two_twice", 2, 2)):
-        arguments = (str(script), tiny_config(**settings, accumulation=accumulation), str(tmp_path / name))
+    for processes, runs in ((1, ["one=1"]), (2, ["two=1", "two_twice=2"])):
+        arguments = (str(script), tiny_config(**settings), *(str(tmp_path / run) for run in runs))
         subprocess.run(command(processes, *arguments), cwd=ROOT, env=environment, check=True, capture_output=True)
     for loss_type in LOSS_TYPES:
         one = tmp_path / "one" / loss_type
