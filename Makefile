@@ -15,7 +15,7 @@ BIN := .venv/bin
 # At the root the *_radd.py are links into radd_hf/.
 # Two processes of one thread each; a file's tests stay together, since they share what is slow to make.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-SOURCES := radd_hf tests docs benchmarks $(filter-out %_radd.py,$(wildcard *.py))
+SOURCES := radd_hf tests docs benchmarks examples $(filter-out %_radd.py,$(wildcard *.py))
 # glibc otherwise gives every large tensor back to the kernel, and pays for page faults when it asks for the next.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 

@@ -49,6 +49,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--timed_steps", type=int, default=32, help="most steps of the baseline, tokens of an order, that are timed"
     )
+    parser.add_argument("--refresh_interval", type=int, default=16, help="of the approximate sampler")
     parser.add_argument("--matmul_size", type=int, default=4096, help="of the product that gives the machine's rate")
 
     model = parser.add_argument_group("model, by default the paper's small one")
@@ -60,6 +61,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     sizes = parser.add_argument_group("sizes: rows x length x steps")
     sizes.add_argument("--evaluation", type=size(3), nargs="*", default=[(1, 256, 64), (1, 1024, 64)])
     sizes.add_argument("--cached", type=size(3), nargs="*", default=[(8, 128, 1024)])
+    sizes.add_argument("--partial", type=size(3), nargs="*", default=[(1, 1024, 1024)], help="by refresh_interval")
     sizes.add_argument("--ordered", type=int, default=256, help="length")
     sizes.add_argument("--nfe_steps", type=int, nargs="+", default=[2**power for power in range(3, 13)])
     sizes.add_argument("--sweep_batches", type=int, nargs="+", default=[1, 2, 4, 8])

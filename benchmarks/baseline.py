@@ -8,24 +8,44 @@ revealed and as what, and what the network said of a row is kept for as long as 
 authors' code keeps it in float16; here it is float32, as is all else.
 
 A network is a function from canvases (B, L) to logits (B, L, V) that are -inf for the mask; `full_logits` makes one of
-a model.
+a model's weights, written plainly: all layers at all positions, and what autograd keeps of them.
 Shapes: B rows, L length, V vocabulary with the mask, M masked positions of the whole batch, n steps of the grid.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from radd_hf.generation_radd import plan_grid
 from radd_hf.losses import Masks
+from radd_hf.modeling_radd import rotate
 from radd_hf.noise_radd import Noise, reveal_probabilities
 
 Network = Callable[[Tensor], Tensor]
 
 
 def full_logits(model) -> Network:
-    return lambda canvas: model(input_ids=canvas).logits
+    trunk, mask_token_id = model.model, model.config.mask_token_id
+    heads, dropout = model.config.num_attention_heads, partial(F.dropout, p=model.config.hidden_dropout)
+
+    def network(canvas: Tensor) -> Tensor:
+        hidden = trunk.embed_tokens(canvas)  # (B, L, D)
+        cos, sin = trunk.rotary_emb(torch.arange(canvas.shape[1])[None])
+        for layer in trunk.layers:
+            qkv = layer.self_attn.qkv_proj(layer.input_layernorm(hidden))  # (B, L, 3 D)
+            query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
+            attended = F.scaled_dot_product_attention(rotate(query, cos, sin), rotate(key, cos, sin), value)
+            attended = layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))  # (B, L, D)
+            hidden = hidden + dropout(attended, training=model.training)
+            inner = layer.mlp.act_fn(layer.mlp.up_proj(layer.post_attention_layernorm(hidden)))  # (B, L, 4 D)
+            hidden = hidden + dropout(layer.mlp.down_proj(inner), training=model.training)
+        logits = model.lm_head(trunk.norm(hidden))  # (B, L, V)
+        return logits.index_fill(-1, torch.tensor(mask_token_id), -torch.inf)
+
+    return network
 
 
 def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:

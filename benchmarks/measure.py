@@ -25,8 +25,8 @@ import transformers
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from docs.training_cost import forward_flops
 from radd_hf import RaddConfig
+from radd_hf.flops import forward_flops
 
 BASELINE, OURS, OURS_BF16 = SIDES = ("baseline fp32", "ours fp32", "ours bf16")
 DTYPES = {BASELINE: torch.float32, OURS: torch.float32, OURS_BF16: torch.bfloat16}

@@ -7,12 +7,9 @@ Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L leng
 """
 
 import argparse
-from dataclasses import dataclass
 
-import torch
-from torch import nn
-
-from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf import RaddConfig
+from radd_hf.flops import count_parameters, forward_flops
 from radd_hf.modeling_radd import MAX_LOGITS_ELEMENTS
 
 CONFIGS = {
@@ -28,57 +25,12 @@ ASSUMPTIONS = """
 * Data parallel, bf16 by autocast. Every GPU has weights (4 bytes a parameter), gradients (4), AdamW's moments (8), the
   average of the weights (4), DDP's buckets (4, with more than one process) and bf16 copies of what is in a Linear (2).
 * Activations: the residual stream in float32, the rest in bf16, from attention no L x L matrix (sdpa, flash); the last
-  layer as any other, though its gather indices make it a little larger. One chunk of logits in bf16, and in float32
-  itself, its softmax and two gradients.
+  layer as any other. One chunk of logits and one of their gradients in bf16.
 * {reserve:.0%} of the memory stay free, for CUDA, fragments and short-lived tensors.
 * Each GPU does {utilisation:.0%} of {peak:.3g} FLOP/s (989e12: H100, bf16, dense), recomputation included. That takes
   in the time of everything else, communication and data among it.
 * An optimizer step is {batch_size} rows; the micro-batch the largest power of two that fits and divides a process's.
 """
-
-
-@dataclass
-class Flops:
-    """Forward FLOPs of one row of L tokens; `layers` without the head, `head` the head alone."""
-
-    layers: float
-    head: float
-
-    def training(self, checkpointing: bool, head_again: bool = True) -> float:
-        """Forward, backward (twice that) and what the backward pass computes again."""
-        return (3 + checkpointing) * self.layers + (3 + head_again) * self.head
-
-
-def forward_flops(config: RaddConfig, masked: float, queries: float | None = None, length: int | None = None) -> Flops:
-    """FLOPs of a row's forward pass.
-
-    Args:
-        masked: labelled positions of the row.
-        queries: K, positions for which the last layer computes attention: the most labels of any row; L when None.
-        length: L; the configuration's when None.
-    """
-    width, inner = config.hidden_size, config.intermediate_size
-    length = config.max_position_embeddings if length is None else length
-    queries = length if queries is None else queries
-
-    def layer(queries: float, outputs: float) -> float:
-        qkv = 2 * length * width * 3 * width  # of all positions, in the last layer, too
-        scores = 2 * queries * length * width  # q k^T, all heads together
-        values = 2 * queries * length * width  # weights times v
-        projection = 2 * outputs * width * width
-        mlp = 2 * outputs * width * inner + 2 * outputs * inner * width
-        return qkv + scores + values + projection + mlp
-
-    layers = (config.num_hidden_layers - 1) * layer(length, length) + layer(queries, masked)
-    return Flops(layers=layers, head=2 * masked * width * config.vocab_size)
-
-
-def count_parameters(config: RaddConfig) -> tuple[int, int]:
-    """Parameters of the real model, and those of them in Linear layers; on the meta device, without memory."""
-    with torch.device("meta"):
-        model = RaddForMaskedLM(config)
-    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
-    return model.num_parameters(), sum(p.numel() for module in linear for p in module.parameters())
 
 
 def state_bytes(config: RaddConfig, processes: int) -> int:
@@ -92,12 +44,11 @@ def state_bytes(config: RaddConfig, processes: int) -> int:
 def layer_bytes(config: RaddConfig) -> int:
     """Bytes a layer keeps for its backward pass, for each token."""
     width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    norms = 2 * (4 * width + 4 + 4)  # input in float32, mean and deviation, of both
-    attention = 2 * width + 6 * width + 2 * (2 * width) + 4 * heads  # input of qkv, v (in qkv), turned q and k, log-sum
-    projection = 2 * width  # its input, the output of attention
-    mlp = 2 * width + 2 * inner + 2 * inner  # inputs of up_proj, of GELU, of down_proj
+    norms = 2 * 4 * width  # inputs in float32, of both; the outputs are computed again
+    attention = 3 * 2 * width + 2 * width + 4 * heads  # turned q and k, v, the output (input of o_proj), log-sum
+    mlp = 2 * inner  # input of GELU, whose output is computed again
     dropout = 2 * width if config.hidden_dropout else 0  # two masks of one byte
-    return norms + attention + projection + mlp + dropout
+    return norms + attention + mlp + dropout
 
 
 def activation_bytes(config: RaddConfig, checkpointing: bool) -> float:
@@ -110,8 +61,8 @@ def activation_bytes(config: RaddConfig, checkpointing: bool) -> float:
 
 
 def logits_bytes() -> int:
-    """Bytes of one chunk of logits in its backward pass: bf16, and four times float32."""
-    return (2 + 4 * 4) * MAX_LOGITS_ELEMENTS
+    """Bytes of one chunk of logits in its backward pass, and of their gradient, in bf16."""
+    return 2 * 2 * MAX_LOGITS_ELEMENTS
 
 
 def largest_micro_batch(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -> tuple[int, float]:

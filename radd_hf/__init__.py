@@ -5,23 +5,28 @@ Importing this package registers the classes, so that `AutoModel.from_pretrained
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_radd import RaddConfig
 from .generation_radd import RaddGenerateOutput, RaddGenerationConfig
 from .modeling_radd import RaddForMaskedLM, RaddMaskedLMOutput, RaddModel, RaddPreTrainedModel
+from .pipeline_radd import RaddInfillingPipeline, encode_blanks
 from .version import __version__
 
 AutoConfig.register("radd", RaddConfig, exist_ok=True)
 AutoModel.register(RaddConfig, RaddForMaskedLM, exist_ok=True)
 AutoModelForMaskedLM.register(RaddConfig, RaddForMaskedLM, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline("radd-infilling", RaddInfillingPipeline, pt_model=AutoModelForMaskedLM)
 
 __all__ = [
     "RaddConfig",
     "RaddForMaskedLM",
     "RaddGenerateOutput",
     "RaddGenerationConfig",
+    "RaddInfillingPipeline",
     "RaddMaskedLMOutput",
     "RaddModel",
     "RaddPreTrainedModel",
     "__version__",
+    "encode_blanks",
 ]

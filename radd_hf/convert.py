@@ -23,7 +23,6 @@ import sys
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +40,7 @@ from transformers.utils import cached_file, extract_commit_hash
 
 from .configuration_radd import RaddConfig
 from .data import add_mask_token
+from .model_card import Origin, model_card
 from .modeling_radd import RaddForMaskedLM, default_frequencies
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -103,9 +103,7 @@ def convert(
         model.save_pretrained(folder)
         if text_tools is not None:
             text_tools.save_pretrained(folder)
-        card = _model_card(
-            model, origin, with_tokenizer=text_tools is not None, license=license, repository=push_to_hub
-        )
+        card = model_card(model, origin, with_tokenizer=text_tools is not None, license=license, repository=push_to_hub)
         (folder / "README.md").write_text(card, encoding="utf-8")
     if push_to_hub is not None:
         _push(target, push_to_hub)
@@ -147,18 +145,6 @@ def to_original(
 # ---------------------------------------------------------------------------------------------------------
 # Source: any layout -> the model, and where it came from
 # ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Origin:
-    """What a model card says of the source. A local folder goes by its base name: paths mean nothing elsewhere."""
-
-    name: str
-    is_repository: bool
-    layout: str
-    revision: str | None = None  # commit of a repository
-    weights: str | None = None  # which of a run's two sets of weights
-    step: int | None = None  # optimizer steps of a run
 
 
 def _load(source: str | Path, *, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
@@ -433,90 +419,6 @@ def _load_tokenizer(name: str | Path, config: RaddConfig) -> PreTrainedTokenizer
             f"tokenizer={str(name)!r} has {len(tokenizer)} tokens, and the model a vocabulary of {config.vocab_size}."
         )
     return tokenizer
-
-
-# fill-mask is the task of AutoModelForMaskedLM; text-generation would promise a model that writes left to right.
-MODEL_CARD = """\
----
-{license}library_name: transformers
-pipeline_tag: fill-mask
-tags:
-- radd
-- diffusion
-- masked-diffusion
-- text-generation
----
-
-# RADD
-
-A masked-diffusion language model without time input: the network gives, at every masked position, the law of the
-token there given all visible tokens. From Ou et al., [Your Absorbing Discrete Diffusion Secretly Models the
-Conditional Distributions of Clean Data](https://arxiv.org/abs/2406.03736).
-
-| | |
-|---|---|
-{facts}
-
-## Usage
-
-```python
-{usage}
-```
-
-`generate` fills every mask of a canvas: text between a `prefix` and a `suffix`, after a `prefix`, or from nothing. It
-samples by `method="tweedie"` (the default), `"euler"`, `"first_hitting"` or `"ordered"`, in fewer network evaluations
-with fewer `steps`.
-
-## License
-
-The code in this folder is under the Apache License 2.0. The weights {weights_license}.
-"""
-
-
-def _model_card(
-    model: RaddForMaskedLM, origin: Origin, *, with_tokenizer: bool, license: str | None, repository: str | None
-) -> str:
-    """README.md. Nothing in it depends on when, where or under which folder name it is written."""
-    config = model.config
-    source = f"[{origin.name}](https://huggingface.co/{origin.name})" if origin.is_repository else f"`{origin.name}`"
-    facts = {
-        "Source": f"{source}, {origin.layout}",
-        "Revision": origin.revision,
-        "Weights": origin.weights,
-        "Training step": origin.step,
-        "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        "Type": str(model.dtype).removeprefix("torch."),
-        "Layers x width x heads": f"{config.num_hidden_layers} x {config.hidden_size} x {config.num_attention_heads}",
-        "Length": config.max_position_embeddings,
-        "Vocabulary": f"{config.vocab_size}, of which {config.mask_token_id} is the mask",
-        "Noise": config.noise_type,
-    }
-    return MODEL_CARD.format(
-        license="" if license is None else f"license: {license}\n",
-        weights_license="stay under the license of their source" if license is None else f"are under {license}",
-        facts="\n".join(f"| {name} | {value} |" for name, value in facts.items() if value is not None),
-        usage=_usage(repository, min(config.max_position_embeddings, 64), with_tokenizer),
-    )
-
-
-def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
-    """The lines that take a stranger to text; they need transformers and torch only."""
-    name = f'name = "{repository}"' if repository else 'name = "..."  # of this repository, or the path of this folder'
-    load = "model = AutoModel.from_pretrained(name, trust_remote_code=True)"
-    if not with_tokenizer:
-        lines = ["from transformers import AutoModel", "", name, load]
-        return "\n".join([*lines, f"print(model.generate(prefix=[1, 2], suffix=[3], length={length}))  # token ids"])
-    return "\n".join(
-        [
-            "from transformers import AutoModel, AutoTokenizer",
-            "",
-            name,
-            load,
-            "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)",
-            f'ids = model.generate(prefix="Once", suffix="end.", length={length}, tokenizer=tokenizer)',
-            "print(tokenizer.batch_decode(ids)[0])",
-        ]
-    )
 
 
 def _push(folder: Path, repository: str) -> None:

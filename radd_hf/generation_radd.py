@@ -1,26 +1,30 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """The reverse process: from a canvas with masks to text, as a plan, a draw and one loop.
 
-    canvas   ids in which every mask token is to be filled and every other token stays
-    plan     WHEN: for each masked position, the event that reveals it
-    draw     WHAT: a token for each position an event reveals, from the network's law given the canvas
-    loop     row by row the next event: evaluate, draw, write
+    canvas    ids in which every mask token is to be filled and every other token stays
+    plan      WHEN: for each masked position, the event that reveals it
+    schedule  the plan turned round: for each event, the rows and positions it concerns
+    draw      WHAT: a token for each position an event reveals, from the network's law given the canvas
+    loop      event by event: evaluate, draw, write
 
 In absorbing diffusion when a token is revealed depends neither on the network nor on the text, and RADD's network
 does not depend on time (arXiv:2406.03736, section 3.1). So the plan can be made first, and the network evaluated only
 where the plan reveals something: that is the whole of "caching" (section 3.2), and the law of the output is that of the
 published samplers (algorithms 5 and 6). Equations are numbered as in version 4 of the paper.
 
-Shapes: R rows (batch x num_return_sequences), L length, V vocabulary, N positions revealed in one event.
+Knowing what comes next also allows an approximation, which has to be asked for: `refresh_interval`, see `generate`.
+
+Shapes: R rows (batch x num_return_sequences), A rows that still have events, L length, V vocabulary;
+        N positions revealed in one event, at most K in any row; C positions computed anew in a row.
 """
 
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.generation import (
     GenerationConfig,
     LogitsProcessorList,
@@ -39,9 +43,9 @@ ORDERS = ("forward", "backward", "random")
 
 # Value of a plan at positions that are given, not generated.
 GIVEN = -1
-# At most this many logits (64 MB in float32) are computed at once, here while tokens are drawn and in
-# `modeling_radd.py` while a loss is taken; softmax and cumulative sum need a few times as much.
-MAX_LOGITS_ELEMENTS = 2**24
+# At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
+# few times as much.
+MAX_DRAW_ELEMENTS = 2**24
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -64,6 +68,8 @@ class RaddGenerationConfig(GenerationConfig):
         "top_k": 0,
         "top_p": 1.0,
         "use_cache": True,
+        "refresh_interval": 1,
+        "refresh_window": 4,
         "stop_on_eos": False,
         "max_time": None,  # no limit
         "num_return_sequences": 1,
@@ -74,6 +80,8 @@ class RaddGenerationConfig(GenerationConfig):
     steps: int | None
     method: str
     order: Any
+    refresh_interval: int
+    refresh_window: int
     max_time: float | None
     stop_on_eos: bool
     output_history: bool
@@ -95,10 +103,10 @@ class RaddGenerationConfig(GenerationConfig):
         self.validate()
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
-        for name in ("length", "steps", "num_return_sequences"):
-            value = getattr(self, name)
-            if value is not None and (not _is_int(value) or value < 1):
-                raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+        for name in ("length", "steps", "num_return_sequences", "refresh_interval", "refresh_window"):
+            value, least = getattr(self, name), 0 if name == "refresh_window" else 1
+            if value is not None and (not _is_int(value) or value < least):
+                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
         if self.method is not None and self.method not in METHODS:
             raise ValueError(f"method={self.method!r} must be one of {METHODS}.")
         if isinstance(self.order, str) and self.order not in ORDERS:
@@ -144,7 +152,8 @@ class RaddGenerationConfig(GenerationConfig):
 class RaddGenerateOutput(ModelOutput):
     """
     sequences: (R, L) ids, without a mask.
-    num_function_evaluations: (R,) network evaluations that each row took (NFE).
+    num_function_evaluations: (R,) network evaluations that each row took (NFE); with `refresh_interval` m > 1 all but
+        one in m of them were partial.
     reveal_step: (R, L) the step of the grid (empty ones counted), or the event of a method without a grid, that
         revealed each position; -1 at positions that were given, or padded after EOS.
     token_logprobs: (R, L) log-probability in nats of each drawn token when it was drawn, before temperature, top-k
@@ -202,6 +211,76 @@ def without_empty_steps(plan: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Schedule: what does each event do?
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Event(NamedTuple):
+    """One turn of the loop.
+
+    rows: (A,) that still have events. slot: (A, K) the positions that it reveals in each, some repeated in a row that
+    reveals fewer than K. wanted: (N,) which of the A K are no repetitions, None if all of them. row, position: (N,)
+    where on the canvas they are. recompute: (A, C) positions computed anew where not all are, those of `slot` among
+    them; None for a whole evaluation.
+    """
+
+    rows: Tensor
+    slot: Tensor
+    wanted: Tensor | None
+    row: Tensor
+    position: Tensor
+    recompute: Tensor | None
+
+    def to(self, device: torch.device) -> "Event":
+        moved = {name: field.to(device) for name, field in self._asdict().items() if field is not None}
+        return self._replace(**moved)
+
+
+def make_schedule(
+    event: Tensor, evaluations: Tensor, first: int = 0, refresh_interval: int = 1, refresh_window: int = 0
+) -> list[Event]:
+    """The events from `first` on, on the device of the plan. All is known before the network is evaluated for the first
+    time, so that the loop need not wait for the device to learn what comes next.
+
+    Args:
+        event: (R, L) the event of each position, GIVEN where there is none. evaluations: (R,) events of each row.
+        refresh_interval, refresh_window: see `generate`.
+    """
+    device, event, evaluations = event.device, event.cpu(), evaluations.cpu()
+    schedule = []
+    for current in range(first, int(evaluations.max())):
+        rows = (evaluations > current).nonzero().squeeze(1)  # (A,)
+        mine = event[rows]  # (A, L)
+        slot, valid = pack(mine == current)  # (A, K) both
+        wanted = None if bool(valid.all()) else valid.flatten().nonzero().squeeze(1)  # (N,)
+        recompute = None
+        if current % refresh_interval:
+            # What the event before wrote and what lies beside it, and where this one draws.
+            recompute = pack(widen(mine == current - 1, refresh_window) | (mine == current))[0]  # (A, C)
+        row, position = rows[:, None].expand_as(slot)[valid], slot[valid]  # (N,) both
+        schedule.append(Event(rows, slot, wanted, row, position, recompute))
+    return [each.to(device) for each in schedule]
+
+
+def pack(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """A boolean mask (A, L) as indices (A, K), at least one, K being the most of any row, and which of them are chosen.
+
+    Rows that have fewer repeat their first, so that no row's computation depends on the others.
+    """
+    counts = chosen.sum(dim=1, keepdim=True)  # (A, 1)
+    most = max(int(counts.max()), 1)
+    slot = (~chosen).int().argsort(dim=1, stable=True)[:, :most]  # the chosen ones first, in their order
+    valid = torch.arange(most, device=chosen.device) < counts
+    return slot.where(valid, slot[:, :1]), valid
+
+
+def widen(chosen: Tensor, window: int) -> Tensor:
+    """A boolean mask (A, L) with `window` neighbours on either side of each chosen position."""
+    near = nn.functional.max_pool1d(chosen[:, None].float(), 2 * window + 1, stride=1, padding=window)
+    return near[:, 0] > 0
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Draw: which token?
 # ---------------------------------------------------------------------------------------------------------
 
@@ -217,7 +296,8 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
     total = distribution[:, -1:]
     # Strictly below the total, whatever the rounding: a token of probability zero is never drawn.
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(distribution, target, right=True).squeeze(1)
+    token = torch.searchsorted(distribution, target, right=True).squeeze(1)
+    return token.clamp(max=scores.shape[1] - 1)  # also where scores are NaN, which `generate` refuses at its end
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -253,6 +333,8 @@ class RaddGenerationMixin:
         top_k: int | None = None,
         top_p: float | None = None,
         use_cache: bool | None = None,
+        refresh_interval: int | None = None,
+        refresh_window: int | None = None,
         stop_on_eos: bool | None = None,
         max_time: float | None = None,
         num_return_sequences: int | None = None,
@@ -287,6 +369,12 @@ class RaddGenerationMixin:
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed:
                 the same tokens for the same generator, for comparison. Default True.
+            refresh_interval: m, an approximation where m > 1: the network is evaluated as a whole at every m-th event
+                only. At the others it computes the positions revealed just before, their neighbours and those to be
+                revealed now, against the keys and values that all other positions had when they were last computed.
+                The law is exact at every m-th event, and nearly so between. Default 1: exact.
+            refresh_window: with `refresh_interval` > 1, how many neighbours on either side of a new token are computed
+                along, since their keys and values change most. Default 4.
             stop_on_eos: end a row at the first generated EOS with no mask before it: what was or would be generated
                 after it becomes padding. Needs eos_token_id in the generation config or the configuration; padding is
                 pad_token_id of either, else EOS. Default False.
@@ -328,7 +416,8 @@ class RaddGenerationMixin:
         processors = _make_processors(logits_processor, settings)
         ending = self._ending(generation_config) if settings.stop_on_eos else None
         order = _check_order(settings, canvas)
-        draw = _Uniforms(generator, canvas)  # from here on the generator advances, and nothing is refused any more
+        # From here on the generator advances, and nothing is refused any more.
+        draw = _Uniforms(generator, canvas, attention_mask)
         plan = self._make_plan(canvas == self.config.mask_token_id, order, settings, draw)
 
         training = self.training
@@ -364,36 +453,48 @@ class RaddGenerationMixin:
         token_logprobs = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
         history = [canvas.clone()] if settings.output_history else None
 
-        current = 0
-        while len(rows := (evaluations > current).nonzero().squeeze(1)):  # (A,) rows that still have events
+        refresh = settings.refresh_interval, settings.refresh_window
+        cache = self.model.make_cache() if settings.refresh_interval > 1 else None
+        schedule, current = make_schedule(event, evaluations, 0, *refresh), 0
+        before: Tensor | None = None  # rows of the event before, whose keys and values the cache has
+        scores = _Scores(canvas.device)
+        while schedule:
             if time.monotonic() > deadline:
                 late = event >= current  # (R, L) everything this event and the later ones would reveal, at once
                 soonest = plan.masked_fill(~late, torch.iinfo(plan.dtype).max).amin(dim=1, keepdim=True)
                 plan, event = torch.where(late, soonest, plan), event.clamp(max=current)
                 evaluations = evaluations.clamp(max=current + 1)
-            revealed = event[rows] == current  # (A, L)
+                schedule = make_schedule(event, evaluations, current)  # one whole evaluation
+            rows, slot, wanted, row, position, recompute = schedule.pop(0)
+            if recompute is not None and before is not None and len(rows) < len(before):
+                cast(Any, cache).select_rows(torch.searchsorted(before, rows))  # both in ascending order
+            before = rows
             hidden = self.model(
                 input_ids=canvas[rows],
                 attention_mask=None if attention_mask is None else attention_mask[rows],
-                output_positions=revealed,
-            ).last_hidden_state  # (N, D)
-            row, position = revealed.nonzero(as_tuple=True)
-            row = rows[row]  # (N,) each
-            tokens, logprobs = self._draw(hidden, canvas, row, uniform[row, position], processors, settings)
+                output_positions=slot,
+                **({} if cache is None else {"cache": cache, "recompute": recompute}),
+            ).last_hidden_state.flatten(0, 1)  # (A K, D)
+            if wanted is not None:
+                hidden = hidden[wanted]  # (N, D)
+            tokens, logprobs = self._draw(hidden, canvas, row, uniform[row, position], processors, settings, scores)
             canvas[row, position] = tokens
             token_logprobs[row, position] = logprobs
+            current += 1
             if ending is not None:
                 stopped, padded = ending.find(canvas, generated, self.config.mask_token_id)
                 canvas.masked_fill_(padded, ending.pad_token_id)
                 token_logprobs.masked_fill_(padded, 0)
                 plan = plan.masked_fill(padded, GIVEN)
-                evaluations = torch.where(stopped, evaluations.clamp(max=current + 1), evaluations)
-            current += 1
+                if bool((stopped & (evaluations > current)).any()):
+                    evaluations = torch.where(stopped, evaluations.clamp(max=current), evaluations)
+                    schedule = make_schedule(event, evaluations, current, *refresh)
             if history is not None:
                 history.append(canvas.clone())
             if streamer is not None and hasattr(streamer, "put_draft"):
                 streamer.put_draft(canvas.to("cpu", copy=True))
 
+        scores.check()
         if streamer is not None:
             streamer.put(canvas.to("cpu", copy=True))
             streamer.end()
@@ -413,17 +514,16 @@ class RaddGenerationMixin:
         uniform: Tensor,
         processors: LogitsProcessorList,
         settings: RaddGenerationConfig,
+        checks: "_Scores",
     ) -> tuple[Tensor, Tensor]:
         """Tokens (N,) and their log-probabilities (N,) from hidden states (N, D), never more than a chunk of logits."""
         tokens, logprobs = [], []
-        size = max(MAX_LOGITS_ELEMENTS // self.config.vocab_size, 1)
+        size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
         for h, r, u in zip(hidden.split(size), row.split(size), uniform.split(size), strict=True):
             logits = self.compute_logits(h).float()  # (n, V)
             # Processors get a copy, since they may work in place.
             scores = processors(cast(Any, canvas[r]), cast(Any, logits.clone())) if processors else logits
-            if not bool(scores.amax(dim=-1).isfinite().all()):
-                culprit = "logits_processor" if bool(logits.amax(dim=-1).isfinite().all()) else "the network"
-                raise ValueError(f"{culprit} left a position where no token has a finite score.")
+            checks.note(logits, scores)
             token = scores.argmax(dim=-1) if settings.temperature == 0 else draw_tokens(scores, u)  # (n,)
             tokens.append(token)
             logprobs.append(logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=-1))
@@ -552,12 +652,41 @@ class _Ending:
         return ends.any(dim=1), after & generated
 
 
-class _Uniforms:
-    """Uniform numbers in [0, 1) with 53 bits, (R, L) at each call, from one generator, one a row, or torch's own."""
+class _Scores:
+    """Whether every position had a token with a finite score.
 
-    def __init__(self, generator: torch.Generator | list[torch.Generator] | None, canvas: Tensor):
-        rows, self.length = canvas.shape
+    Noted at every draw and asked once, at the end: the host has to wait for the device when it asks.
+    """
+
+    def __init__(self, device: torch.device):
+        self.of_network = self.processed = torch.ones((), dtype=torch.bool, device=device)
+
+    def note(self, logits: Tensor, scores: Tensor) -> None:
+        self.of_network = self.of_network & logits.amax(dim=-1).isfinite().all()
+        self.processed = self.processed & scores.amax(dim=-1).isfinite().all()
+
+    def check(self) -> None:
+        if not bool(self.processed):
+            culprit = "logits_processor" if bool(self.of_network) else "the network"
+            raise ValueError(f"{culprit} left a position where no token has a finite score.")
+
+
+class _Uniforms:
+    """Uniform numbers in [0, 1) with 53 bits, (R, L) at each call, from one generator, one a row, or torch's own.
+
+    Padding takes none, so that a row that has its own generator has the same numbers in any batch.
+    """
+
+    def __init__(
+        self,
+        generator: torch.Generator | list[torch.Generator] | None,
+        canvas: Tensor,
+        attention_mask: Tensor | None = None,
+    ):
+        rows = len(canvas)
         self.device = canvas.device
+        self.text = torch.ones_like(canvas) if attention_mask is None else attention_mask
+        self.text = self.text.bool()  # (R, L)
         self.sources: list[tuple[torch.Generator | None, int]]
         if isinstance(generator, (list, tuple)):
             if len(generator) != rows:
@@ -570,16 +699,18 @@ class _Uniforms:
                 raise TypeError(f"generator={source!r} must be a torch.Generator, or a list of one for each row.")
 
     def __call__(self) -> Tensor:
+        counts = [int(rows.sum()) for rows in self.text.split([rows for _, rows in self.sources])]
         draws = [
             torch.rand(
-                (rows, self.length),
+                count,
                 generator=source,
                 dtype=torch.float64,
                 device=self.device if source is None else source.device,
             ).to(self.device)
-            for source, rows in self.sources
+            for count, (source, _) in zip(counts, self.sources, strict=True)
         ]
-        return torch.cat(draws)  # (R, L)
+        uniform = torch.zeros(self.text.shape, dtype=torch.float64, device=self.device)
+        return uniform.masked_scatter_(self.text, torch.cat(draws))  # (R, L)
 
 
 def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, tokenizer: Any) -> None:
@@ -589,6 +720,11 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         raise ValueError(f"order={given['order']!r} is for method='ordered'; method={method!r} draws its own order.")
     if given["steps"] is not None and method == "first_hitting":
         raise ValueError(f"steps={given['steps']}: method='first_hitting' reveals one token an event, leave steps out.")
+    if settings.use_cache is False and settings.refresh_interval > 1:
+        raise ValueError(
+            f"refresh_interval={settings.refresh_interval} reuses keys and values, use_cache=False evaluates all "
+            "rows at all steps: pass refresh_interval=1 or use_cache=True."
+        )
     if given["use_cache"] is False and method not in GRID_METHODS:
         raise ValueError(f"use_cache=False evaluates the empty steps of a grid; method={method!r} has no grid.")
     if tokenizer is not None and not callable(tokenizer):

@@ -17,7 +17,7 @@ import radd_hf
 from radd_hf import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py")
+SHIPPED = ("configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py", "pipeline_radd.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_radd.RaddConfig",
     "AutoModel": "modeling_radd.RaddForMaskedLM",

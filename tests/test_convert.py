@@ -23,7 +23,7 @@ from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.convert import convert, main, to_original
 
 HUB, RUN = GOLDEN / "hub", GOLDEN / "run"
-CODE = {"configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py"}
+CODE = {"configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py", "pipeline_radd.py"}
 MODEL_FILES = {*CODE, "README.md", "config.json", "generation_config.json", "model.safetensors"}
 
 
@@ -84,7 +84,7 @@ def words(tmp_path) -> Path:
 def test_a_converted_release_is_the_directly_loaded_one_bit_for_bit(tmp_path, golden_model):
     converted = RaddForMaskedLM.from_pretrained(convert(HUB, tmp_path / "ours"))
     assert same_weights(converted, golden_model)
-    ignored = {"auto_map": None, "architectures": None, "dtype": None, "_name_or_path": None}
+    ignored = dict.fromkeys(("auto_map", "custom_pipelines", "architectures", "dtype", "_name_or_path"))
     assert converted.config.to_dict() | ignored == golden_model.config.to_dict() | ignored
     names = set(load_file(tmp_path / "ours" / "model.safetensors"))
     assert names == set(golden_model.state_dict())

@@ -189,7 +189,7 @@ def test_one_generator_may_serve_each_row(model):
 @pytest.mark.parametrize("method", ["tweedie", "euler", "first_hitting", "ordered"])
 def test_chunked_logits_draw_the_same_tokens(model, method, monkeypatch):
     whole = model.generate(method=method, num_return_sequences=3, generator=seeded())
-    monkeypatch.setattr("radd_hf.generation_radd.MAX_LOGITS_ELEMENTS", 2 * V)
+    monkeypatch.setattr("radd_hf.generation_radd.MAX_DRAW_ELEMENTS", 2 * V)
     assert torch.equal(whole, model.generate(method=method, num_return_sequences=3, generator=seeded()))
 
 
@@ -355,6 +355,8 @@ def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path)
         "top_k": 4,
         "top_p": 0.9,
         "use_cache": False,
+        "refresh_interval": 3,
+        "refresh_window": 1,
         "stop_on_eos": True,
         "max_time": 1.5,
         "num_return_sequences": 2,

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toys import TableNetwork, seeded, tiny_model
 
 from benchmarks import __main__ as entry
-from benchmarks import baseline, commands, measure
+from benchmarks import baseline, commands, measure, partial_caching
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.losses import LOSS_TYPES, draw_masks
@@ -35,9 +35,9 @@ from radd_hf.noise_radd import get_noise
 ROWS = 20_000
 TINY = (
     "--repeats 1 --timed_steps 3 --matmul_size 16 --vocab_size 20 --hidden_size 8 --layers 2 --heads 2 "
-    "--evaluation 1x4x2 --cached 2x4x8 --ordered 4 --nfe_steps 2 4 --sweep_batches 1 2 --sweep_length 4 "
-    "--sweep_lengths 2 4 --sweep_steps 2 --training 2x4 --likelihood 2x4 --loading 4 --memory 2x4x2 "
-    "--vocabularies 10 20"
+    "--evaluation 1x4x2 --cached 2x4x8 --partial 1x4x4 --refresh_interval 2 --ordered 4 --nfe_steps 2 4 "
+    "--sweep_batches 1 2 --sweep_length 4 --sweep_lengths 2 4 --sweep_steps 2 --training 2x4 --likelihood 2x4 "
+    "--loading 4 --memory 2x4x2 --vocabularies 10 20"
 )
 
 
@@ -267,7 +267,7 @@ def test_what_is_scaled_comes_to_the_time_of_the_whole_run(monkeypatch):
 @pytest.mark.parametrize(
     ("command", "lines", "plots"),
     [
-        ("sampling", 3, ["nfe", "time"]),
+        ("sampling", 4, ["nfe", "time"]),
         ("training", 3, []),
         ("likelihood", 1, []),
         ("loading", 2, []),
@@ -287,7 +287,8 @@ def test_each_command_prints_its_table_and_writes_json_and_plots(tmp_path, capsy
         assert list(case["sides"]) == list(measure.SIDES)
         assert all(side["median"] > 0 for side in case["sides"].values())
         assert all(
-            (side["fraction"] is None) == (case["unit"] == "MB" or command == "loading")
+            (side["fraction"] is None)
+            == (case["unit"] == "MB" or command == "loading" or "refresh_interval" in case["name"])
             for side in case["sides"].values()
         )
     assert sorted(path.stem for path in pictures.iterdir()) == plots
@@ -306,3 +307,19 @@ def test_an_argument_that_means_nothing_is_named(capsys, argv, message):
     with pytest.raises(SystemExit):
         entry.parse_arguments(argv)
     assert message in capsys.readouterr().err
+
+
+def test_what_partial_caching_costs_is_measured_beside_the_exact_sampler(tmp_path, capsys, monkeypatch):
+    tiny_model(length=6, std=1.0).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(partial_caching, "SETTINGS", [(1, 0), (3, 1)])
+    files = ["--json", str(tmp_path / "report.json"), "--plot", str(tmp_path / "plot.png")]
+    counts = ["--rows", "3", "--scored_rows", "2", "--passes", "2", "--repeats", "1"]
+    partial_caching.main(["--model", str(tmp_path / "model"), *counts, *files])
+    exact, partial = json.loads((tmp_path / "report.json").read_text())["outcomes"]
+    # Events 0 and 3 of 6 are whole; the others compute a new token, its neighbours and the next place, 3 or 4 of 6.
+    assert exact["cost"] == 6
+    assert 2 + 4 * 2 / 6 < partial["cost"] < 2 + 4 * 5 / 6
+    assert abs(exact["kl"]) < 1e-6 < abs(partial["kl"])
+    assert (exact["nll_above"], exact["nll_above_error"]) == (0, 0)
+    assert capsys.readouterr().out.count("\n| ") == 4
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

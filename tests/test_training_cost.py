@@ -1,4 +1,4 @@
-"""docs/training_cost.py counts what the model does: operations, bytes kept for the backward pass, parameters."""
+"""radd_hf/flops.py and docs/training_cost.py count what the model does: operations, bytes kept, parameters."""
 
 import importlib.util
 import sys
@@ -9,6 +9,7 @@ from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from radd_hf import RaddConfig, RaddForMaskedLM, modeling_radd
+from radd_hf.flops import count_parameters, forward_flops
 
 BATCH, LENGTH = 3, 16
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50}
@@ -37,14 +38,14 @@ def make_batch(masked: list[int]) -> dict:
 
 @pytest.mark.parametrize("masked", [[16, 16, 16], [3, 9, 5], [1, 0, 0]])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_operations_are_those_a_counter_finds(cost, monkeypatch, masked, checkpointing):
+def test_operations_are_those_a_counter_finds(monkeypatch, masked, checkpointing):
     """The last layer's queries are a rectangle, as many for each row as the row with the most labels has."""
     monkeypatch.setattr(modeling_radd, "MAX_LOGITS_ELEMENTS", 4 * SIZES["vocab_size"])  # 4 positions a chunk
     # Dropout, since without it recomputation stops before the last product of a layer, whose result nothing needs.
     model = make_model(attn_implementation="eager", hidden_dropout=0.1)
     if checkpointing:
         model.gradient_checkpointing_enable()
-    rows = [cost.forward_flops(model.config, count, queries=max(masked)) for count in masked]
+    rows = [forward_flops(model.config, count, queries=max(masked)) for count in masked]
     with FlopCounterMode(display=False) as forward:
         loss = model(**make_batch(masked)).loss
     assert forward.get_total_flops() == sum(row.layers + row.head for row in rows)
@@ -56,10 +57,10 @@ def test_operations_are_those_a_counter_finds(cost, monkeypatch, masked, checkpo
 
 
 def test_a_layer_keeps_as_many_bytes_as_said(cost):
-    """Without dropout, whose masks are bytes on a GPU alone. Weights, and autocast's copies of them, do not count."""
+    """Weights, and autocast's copies of them, do not count."""
 
     def kept(layers: int, batch: int) -> int:
-        model, storages = make_model(num_hidden_layers=layers, hidden_dropout=0.0), {}
+        model, storages = make_model(num_hidden_layers=layers, hidden_dropout=0.1), {}
 
         def note(tensor):
             storages[tensor.untyped_storage().data_ptr()] = tensor
@@ -74,12 +75,12 @@ def test_a_layer_keeps_as_many_bytes_as_said(cost):
         return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
     a_layer = {batch: kept(4, batch) - kept(3, batch) for batch in (2, 4)}
-    config = RaddConfig(**SIZES, hidden_dropout=0.0)
+    config = RaddConfig(**SIZES, hidden_dropout=0.1)
     assert a_layer[4] - a_layer[2] == 2 * LENGTH * cost.layer_bytes(config)
 
 
 def test_parameters_are_counted_on_the_real_model(cost):
-    small, medium = (cost.count_parameters(cost.CONFIGS[name]) for name in ("small", "medium"))
+    small, medium = (count_parameters(cost.CONFIGS[name]) for name in ("small", "medium"))
     assert small[0] == 162_265_682
     width, layers, vocabulary = 768, 12, 50258
     assert small[1] == layers * (12 * width**2 + 5 * width) + vocabulary * (width + 1)
@@ -88,7 +89,7 @@ def test_parameters_are_counted_on_the_real_model(cost):
 
 
 def test_bytes_a_parameter_are_twenty_for_training_four_for_buckets_two_for_copies(cost):
-    parameters, in_linear = cost.count_parameters(cost.CONFIGS["small"])
+    parameters, in_linear = count_parameters(cost.CONFIGS["small"])
     assert cost.state_bytes(cost.CONFIGS["small"], processes=1) == 20 * parameters + 2 * in_linear
     assert cost.state_bytes(cost.CONFIGS["small"], processes=8) == 24 * parameters + 2 * in_linear
 

@@ -66,7 +66,8 @@ class _Trunk:
     def __call__(self, *, input_ids: Tensor, attention_mask: Tensor | None = None, output_positions: Tensor):
         assert not self.owner.training, "generate must evaluate without dropout"
         self.owner.rows_evaluated.append(len(input_ids))
-        return SimpleNamespace(last_hidden_state=self.owner.logits(input_ids)[output_positions])  # (N, V)
+        logits = self.owner.logits(input_ids).take_along_dim(output_positions[..., None], dim=1)  # (B, K, V)
+        return SimpleNamespace(last_hidden_state=logits)
 
 
 class TableNetwork(StandIn):

@@ -10,16 +10,19 @@ Shapes: B batch, L length, V vocabulary (with the mask), D hidden size, H heads,
 
 A sampler needs the law only where it draws, a loss only where there is a label. So the head, and of the
 last layer everything but keys and values, run on the `output_positions` alone, and a tensor of shape
-(B, L, V) exists only when somebody asks for the logits of every position.
+(B, L, V) exists only when somebody asks for the logits of every position. What is cheap to compute again is not
+kept for the backward pass.
 """
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
@@ -35,7 +38,12 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_radd import AUTO_MAP, RaddConfig
-from .generation_radd import MAX_LOGITS_ELEMENTS, RaddGenerationConfig, RaddGenerationMixin
+from .generation_radd import RaddGenerationConfig, RaddGenerationMixin
+
+# At most this many logits (128 MB in float32) exist at once while a loss is taken, and as many of their gradients.
+MAX_LOGITS_ELEMENTS = 2**25
+# Queries of a row at once where attention is written as products: scores that stay in a processor's cache.
+QUERIES_AT_ONCE = 256
 
 
 class Positions(NamedTuple):
@@ -58,10 +66,54 @@ class Positions(NamedTuple):
         return cls(slot, torch.arange(slots, device=wanted.device) < counts[:, None])
 
     def select(self, hidden: Tensor) -> Tensor:
-        return torch.take_along_dim(hidden, self.slot[..., None], dim=1)  # (B, L, D) -> (B, K, D)
+        # Not by gather, which keeps an index as large as what it returns for its backward pass, and its argument.
+        row = torch.arange(len(hidden), device=hidden.device)[:, None]
+        return hidden[row, self.slot]  # (B, L, ...) -> (B, K, ...)
 
     def flatten(self, hidden: Tensor) -> Tensor:
         return hidden if self.valid is None else hidden[self.valid]  # (B, K, D) -> (N, D)
+
+    def select_queries(self, table: Tensor) -> Tensor:
+        """Rows of a table with a line for each query: (B, H or 1, L, n) -> (B, H or 1, K, n)."""
+        return self.select(table.transpose(1, 2)).transpose(1, 2)
+
+
+class CanvasCache:
+    """Keys and values of every layer at all positions of a canvas, each as old as its last computation.
+
+    What makes an approximate evaluation cheap: after a whole one, `RaddModel.forward(..., recompute=...)` computes
+    some positions anew, against the keys and values that the others had.
+    """
+
+    def __init__(self):
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, (B, H, L, d) both
+
+    def update(self, layer_idx: int, key: Tensor, value: Tensor, recomputed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Writes keys and values, of all positions or of those `recomputed` (B, C); returns those of all."""
+        if recomputed is None:
+            self.states[layer_idx] = key, value.contiguous()  # not a view that keeps the queries' memory alive
+        else:
+            slot = recomputed[:, None, :, None].expand_as(key)  # (B, H, C, d)
+            for states, fresh in zip(self.states[layer_idx], (key, value), strict=True):
+                states.scatter_(2, slot, fresh)
+        return self.states[layer_idx]
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keeps the rows (A,) of the batch, in that order."""
+        for layer_idx, states in self.states.items():
+            key, value = (each.index_select(0, rows.to(each.device)) for each in states)
+            self.states[layer_idx] = key, value
+
+
+def rematerialise(function: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
+    """function(argument), of which the backward pass keeps the argument alone, for functions that end in a product.
+
+    What comes before the product (a norm, an activation) is computed again, the product is not: it needs its own input
+    and not its output. Compilers decide this for themselves.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(argument)
+    return cast(Tensor, checkpoint(function, argument, use_reentrant=False))
 
 
 class RaddRotaryEmbedding(nn.Module):
@@ -120,6 +172,30 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, L, H, d)
 
 
+def attention_by_products(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """The same in parts of the queries, for bfloat16 on a CPU: torch's kernel there does not use the processor's
+    bfloat16 products and takes 2.4 times as long (12 heads of 64, L = 256 and 1024)."""
+    parts = []
+    for start in range(0, query.shape[2], QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
+        weights = (query[:, :, part] * scaling) @ key.transpose(2, 3)  # (B, H, 256, L)
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            weights.masked_fill_(~attention_mask[:, :, part], torch.finfo(weights.dtype).min)
+        elif attention_mask is not None:
+            weights += attention_mask[:, :, part]
+        weights = weights.softmax(dim=-1)  # in float32 within, and rounded once
+        parts.append(weights @ value)  # (B, H, 256, d)
+    return torch.cat(parts, dim=2).transpose(1, 2), None  # (B, L, H, d)
+
+
 class RaddAttention(nn.Module):
     """Every token attends to every token: text to the left and to the right, and the masks between."""
 
@@ -140,37 +216,54 @@ class RaddAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         positions: Positions | None = None,
+        cache: CanvasCache | None = None,
+        recomputed: Tensor | None = None,
+        *,
+        norm: Callable[[Tensor], Tensor],
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
+        """
+        Args:
+            hidden_states: (B, L, D), or (B, C, D) at the positions `recomputed` (B, C), of a canvas that `cache` knows.
+            positions: where queries are wanted; everywhere when None.
+            norm: applied to the hidden states first.
+        """
         batch, length = hidden_states.shape[:2]
         # One product for all three, also where queries are pruned: slicing the weight would bypass adapters and
         # offload hooks, for a saving of 1/12 of one layer.
-        qkv = self.qkv_proj(hidden_states)  # (B, L, D) -> (B, L, 3 D)
+        qkv = rematerialise(lambda hidden: self.qkv_proj(norm(hidden)), hidden_states)  # (B, L, D) -> (B, L, 3 D)
         qkv = qkv.view(batch, length, 3, -1, self.head_dim).transpose(1, 3)  # (B, H, 3, L, d)
         query, key, value = qkv.unbind(dim=2)  # each (B, H, L, d)
+        if value.requires_grad:
+            value = value.contiguous()  # what is kept of a view is all of qkv
 
         cos, sin = position_embeddings
         key = rotate(key, cos, sin)
         if positions is None:
             query = rotate(query, cos, sin)
         else:
-            query = torch.take_along_dim(query, positions.slot[:, None, :, None], dim=2)  # (B, H, K, d)
             cos, sin = (positions.select(table.expand(batch, -1, -1)) for table in (cos, sin))
-            query = rotate(query, cos, sin)
+            query = rotate(positions.select_queries(query), cos, sin)  # (B, H, K, d)
             if attention_mask is not None:  # (B, 1, L, L) -> (B, 1, K, L)
-                rows = attention_mask.expand(batch, -1, length, -1)
-                attention_mask = torch.take_along_dim(rows, positions.slot[:, None, :, None], dim=2)
+                attention_mask = positions.select_queries(attention_mask.expand(batch, -1, length, -1))
+        if cache is not None:
+            key, value = cache.update(self.layer_idx, key, value, recomputed)
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attend(
+        output, weights = self._attention_function(query)(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )  # (B, L or K, H, d)
         output = output.reshape(batch, output.shape[1], -1)  # (B, L or K, D)
         if positions is not None:
             output = positions.flatten(output)
         return self.o_proj(output), weights
+
+    def _attention_function(self, query: Tensor) -> Callable:
+        implementation = self.config._attn_implementation
+        on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+        # Not in training: it would keep the weights of every layer.
+        if implementation == "sdpa" and on_cpu and not torch.is_grad_enabled():
+            return attention_by_products
+        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
 
 def mark_zero_init(linear: nn.Linear, zero: bool = True) -> None:
@@ -187,8 +280,18 @@ class RaddMLP(nn.Module):
         self.down_proj = nn.Linear(width, config.hidden_size)
         mark_zero_init(self.down_proj, config.zero_init_residual)
 
+    def forward(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        inner = rematerialise(lambda hidden: self.up_proj(norm(hidden)), hidden_states)  # (..., D) -> (..., 4 D)
+        return rematerialise(lambda inner: self.down_proj(self.act_fn(inner)), inner)
+
+
+class RaddDropout(nn.Dropout):
+    """As torch's, which on a CPU would keep the mask as numbers of four bytes."""
+
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+        if not self.training or self.p == 0:
+            return hidden_states
+        return torch.native_dropout(hidden_states, self.p, True)[0]
 
 
 class RaddLayer(GradientCheckpointingLayer):
@@ -200,7 +303,7 @@ class RaddLayer(GradientCheckpointingLayer):
         self.self_attn = RaddAttention(config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = RaddMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = RaddDropout(config.hidden_dropout)
 
     def forward(
         self,
@@ -210,13 +313,15 @@ class RaddLayer(GradientCheckpointingLayer):
         positions: Positions | None = None,
         **kwargs,
     ) -> Tensor:
+        # Norms go along as functions, not as modules, which accelerate would move to another device as it does tensors.
+        norm = self.input_layernorm.__call__
         attention, _ = self.self_attn(
-            self.input_layernorm(hidden_states), position_embeddings, attention_mask, positions, **kwargs
+            hidden_states, position_embeddings, attention_mask, positions, norm=norm, **kwargs
         )
         if positions is not None:
             hidden_states = positions.flatten(positions.select(hidden_states))
         hidden_states = hidden_states + self.dropout(attention)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        return hidden_states + self.dropout(self.mlp(hidden_states, norm=self.post_attention_layernorm.__call__))
 
 
 class RaddPreTrainedModel(PreTrainedModel):
@@ -251,7 +356,7 @@ class RaddPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, *args, **kwargs):
-        """As transformers', and the folder is complete: our parameter names, the code files, the whole auto_map.
+        """As transformers', and the folder is complete: our parameter names, all code files, the auto classes.
 
         transformers would write a model loaded from the authors' weights under their names again
         (`save_original_format`), would register only the auto class of the class being saved, and would empty the
@@ -259,7 +364,11 @@ class RaddPreTrainedModel(PreTrainedModel):
         whose files would be shipped as the code: the model is saved under the class that it had before.
         """
         kwargs.setdefault("save_original_format", False)
+        # Here: it ships the file, as every relative import does, and leaves transformers' pipelines alone until then.
+        from .pipeline_radd import CUSTOM_PIPELINES
+
         self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
         weights = None if state_dict is None else dict(state_dict)
         sharded = type(self)
         whole = next(cls for cls in sharded.__mro__ if not issubclass(cls, FSDPModule))
@@ -290,6 +399,8 @@ class RaddModel(RaddPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_positions: Tensor | None = None,
+        cache: CanvasCache | None = None,
+        recompute: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutput:
         """
@@ -298,6 +409,9 @@ class RaddModel(RaddPreTrainedModel):
             attention_mask: (B, L), 0 at padding, on either side; or (B, 1, L, L) as transformers prepares it.
             position_ids: (B or 1, L); by default each row counts from its first token that is not padding.
             output_positions: the positions to return, as a boolean mask (B, L) or as indices (B, K); all when None.
+            cache: where keys and values are kept; filled by an evaluation without `recompute`.
+            recompute: (B, C) indices, the `output_positions` (B, K) among them: only these are computed, from the
+                keys and values that the `cache` has of all others. An approximation, where others have changed.
 
         Returns:
             `last_hidden_state` (B, L, D), or (N, D) for a mask (rows in order), or (B, K, D) for indices. Recorded
@@ -305,6 +419,11 @@ class RaddModel(RaddPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds.")
+        if recompute is not None:
+            if cache is None or output_positions is None or output_positions.dtype == torch.bool:
+                raise ValueError("recompute needs a cache and output_positions as indices.")
+            found = recompute[:, None, :] == output_positions[:, :, None]  # (B, K, C)
+            output_positions = found.int().argmax(dim=-1)  # (B, K) where among the C
         positions = None if output_positions is None else Positions.of(output_positions)
         prune = positions is not None and self._can_prune(kwargs)
         outputs = self._run_layers(
@@ -313,6 +432,8 @@ class RaddModel(RaddPreTrainedModel):
             position_ids,
             inputs_embeds,
             positions if prune else None,
+            cache,
+            recompute,
             return_dict=True,
             **kwargs,
         )
@@ -329,6 +450,8 @@ class RaddModel(RaddPreTrainedModel):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         positions: Positions | None,
+        cache: CanvasCache | None,
+        recompute: Tensor | None,
         **kwargs,
     ) -> BaseModelOutput:
         """Embedding, layers and norm; with `positions` the last layer returns only them."""
@@ -339,11 +462,40 @@ class RaddModel(RaddPreTrainedModel):
         position_embeddings = self.rotary_emb(position_ids)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         hidden_states = inputs_embeds
+        if recompute is not None:
+            batch, length = inputs_embeds.shape[:2]
+            chosen = Positions(recompute)
+            hidden_states = chosen.select(inputs_embeds)  # (B, L, D) -> (B, C, D)
+            cos, sin = (chosen.select(table.expand(batch, -1, -1)) for table in position_embeddings)
+            position_embeddings = cos, sin
+            if mask is not None:  # (B, 1, L, L) -> (B, 1, C, L)
+                mask = chosen.select_queries(cast(Tensor, mask).expand(batch, -1, length, -1))
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            hidden_states = layer(hidden_states, position_embeddings, mask, positions if last else None, **kwargs)
+            hidden_states = layer(
+                hidden_states,
+                position_embeddings,
+                mask,
+                positions if last else None,
+                cache=cache,
+                recomputed=recompute,
+                **kwargs,
+            )
         # Layers may live on several devices; the caller's positions and labels are where the embedding is.
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states).to(inputs_embeds.device))
+
+    def make_cache(self) -> CanvasCache:
+        """For `generate`'s `refresh_interval`.
+
+        Raises:
+            ValueError: for an attention that cannot take fewer queries than keys.
+        """
+        if not self._can_prune({}):
+            raise ValueError(
+                f"refresh_interval needs attn_implementation 'sdpa' or 'eager'; it is "
+                f"{self.config._attn_implementation!r}, or hidden states or attentions are recorded."
+            )
+        return CanvasCache()
 
     def _can_prune(self, kwargs: dict) -> bool:
         """Whether the last layer may take queries for the output positions only.
@@ -385,6 +537,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
     """RADD: p(x_i | visible tokens) at every position, and the reverse process that writes text with it."""
 
     generation_config_class = RaddGenerationConfig
+    output_modalities = ("text",)  # asked for by pipelines
     # Both losses below are means over sequences or tokens of this call; transformers' Trainer then divides
     # by the number of accumulation steps, which is right for the diffusion objectives.
     accepts_loss_kwargs = False
@@ -417,7 +570,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         On the head's own output, since slicing its weight would break resizing, offloading and adapters.
         """
         logits = (head or self.lm_head)(hidden_states).to(hidden_states.device)
-        logits.select(-1, self.config.mask_token_id).fill_(-torch.inf)
+        # Detached, or the backward pass would copy a gradient of this size, to no effect: at -inf it is zero.
+        logits.detach().select(-1, self.config.mask_token_id).fill_(-torch.inf)
         return logits
 
     @can_return_tuple
@@ -486,14 +640,13 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
     def _nll(self, hidden_states: Tensor, targets: Tensor) -> Tensor:
         """-log c in float32: hidden states (N, D), ids (N,) -> (N,). The logits of one chunk exist at a time.
 
-        More than one chunk means that the logits would be large: their softmax is then computed again in the backward
-        pass rather than kept. At least one chunk is run, so that a batch without labels still has a gradient (zero).
+        Those of more than one chunk are computed again in the backward pass rather than kept. At least one chunk is
+        run, so that a batch without labels still has a gradient (zero).
         """
         size = max(MAX_LOGITS_ELEMENTS // self.config.vocab_size, 1)
 
         def chunk_nll(hidden: Tensor, target: Tensor, *head: Callable) -> Tensor:
-            logits = self.compute_logits(hidden, *head).float()  # (n, V)
-            return nn.functional.cross_entropy(logits, target, reduction="none")
+            return cast(Tensor, TokenNLL.apply(self.compute_logits(hidden, *head), target))
 
         def nll(hidden: Tensor, *head: Callable) -> Tensor:
             chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
@@ -506,6 +659,34 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             # A unit of `fully_shard` communicates at every call, and processes differ in chunks: one call for all.
             return call_around(head, nll, hidden_states)
         return nll(hidden_states)
+
+
+class TokenNLL(torch.autograd.Function):
+    """-log softmax(logits)[target] in float32: (N, V), (N,) -> (N,).
+
+    As torch's cross-entropy, which keeps a softmax beside the logits, in float32 whatever their dtype, and fills two
+    more such tensors in the backward pass. Here there are the logits, as they are, and their gradient.
+    """
+
+    ROWS = 32  # whose softmax is in a processor's cache at a time
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        total = torch.cat([rows.float().logsumexp(dim=-1) for rows in logits.split(TokenNLL.ROWS)])  # (N,)
+        ctx.save_for_backward(logits, target, total)
+        return total - logits.gather(1, target[:, None]).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor, None]:
+        logits, target, total = ctx.saved_tensors
+        gradient = torch.empty_like(logits)  # (softmax - one at the target) * grad_nll
+        rows = (each.split(TokenNLL.ROWS) for each in (gradient, logits, total, grad_nll))
+        for part, logit, log_sum, scale in zip(*rows, strict=True):
+            part.copy_((logit.float() - log_sum[:, None]).exp_().mul_(scale[:, None]))
+        at_target = (logits.gather(1, target[:, None]).squeeze(1) - total).expm1() * grad_nll  # (N,)
+        gradient.scatter_(1, target[:, None], at_target[:, None].to(gradient.dtype))
+        return gradient, None
 
 
 def call_around(module: nn.Module, function: Callable[[Tensor, Callable], Tensor], argument: Tensor) -> Tensor:

@@ -1,0 +1,196 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""What `generate(..., refresh_interval=m, refresh_window=w)` costs in quality and saves in time, on the
+shipped checkpoint.
+
+    python -m benchmarks.partial_caching [--method first_hitting] [--json F] [--plot F]
+
+Every setting fills the same wholly masked rows with the same random numbers, so that differences to the exact sampler
+are paired. Three answers to what the approximation costs, nats per token:
+
+    KL     E[log q(x) - log p(x)] over samples x of the approximate law q, p being the exact law in the order in which x
+           was written: by so much x is off, and the sharpest of the three
+    NLL    any-order, of the samples under the exact model
+    entropy of the tokens within a sample
+
+A cost is the positions that a setting computes, in evaluations of the whole text. Shapes: R rows, L length.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from radd_hf import RaddForMaskedLM, generation_radd
+from radd_hf.likelihood import estimate_likelihood, exact_likelihood
+from radd_hf.quality import token_entropy
+
+from .estimators import CHECKPOINT
+from .measure import describe_machine
+
+SETTINGS = [(1, 0), (16, 0), (16, 1), (16, 2), (16, 4), (8, 4), (32, 4), (64, 4), (32, 8)]
+HEADER = (
+    "| refresh_interval | refresh_window | cost | seconds | times as fast | KL | of the NLL | any-order NLL "
+    "| above exact | entropy |\n|---:|---:|---:|---:|---:|---|---:|---|---|---:|"
+)
+
+
+@dataclass
+class Outcome:
+    """Of one setting; `_error` the standard error over rows. NLL, KL: nats per token; entropy: nats."""
+
+    interval: int
+    window: int
+    cost: float
+    seconds: float
+    kl: float
+    kl_error: float
+    nll: float
+    nll_error: float
+    nll_above: float
+    nll_above_error: float
+    entropy: float
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+class Sampler:
+    """Samples of one model and method, always by the same random numbers."""
+
+    def __init__(self, model, method: str, rows: int, seed: int):
+        self.model, self.method, self.rows, self.seed = model, method, rows, seed
+
+    def sample(self, interval: int, window: int):
+        return self.model.generate(
+            num_return_sequences=self.rows,
+            method=self.method,
+            refresh_interval=interval,
+            refresh_window=window,
+            generator=[torch.Generator().manual_seed(self.seed + row) for row in range(self.rows)],
+            return_dict_in_generate=True,
+        )
+
+    def seconds(self, interval: int, window: int) -> float:
+        start = time.perf_counter()
+        self.sample(interval, window)
+        return time.perf_counter() - start
+
+
+def cost_of(reveal_step: Tensor, interval: int, window: int) -> float:
+    """Positions computed, over the length: mean over rows (R, L)."""
+    event = generation_radd.without_empty_steps(reveal_step)
+    schedule = generation_radd.make_schedule(event, event.amax(dim=1) + 1, 0, interval, window)
+    whole = sum(len(each.rows) for each in schedule if each.recompute is None)
+    part = sum(each.recompute.numel() for each in schedule if each.recompute is not None)
+    return (whole + part / event.shape[1]) / len(event)
+
+
+def nll_in_own_order(model, sequences: Tensor, reveal_step: Tensor) -> Tensor:
+    """(R,) nats per sequence under the exact model, in the order in which one token an event was revealed."""
+    orders = reveal_step.argsort(dim=1)
+    rows = [exact_likelihood(model, [x], order, batch_size=64) for x, order in zip(sequences, orders, strict=True)]
+    return torch.cat(rows)
+
+
+def measure(sampler: Sampler, scored_rows: int, passes: int, repeats: int) -> list[Outcome]:
+    model, length = sampler.model, sampler.model.config.max_position_embeddings
+    times: dict[tuple[int, int], list[float]] = {setting: [] for setting in SETTINGS}
+    for _ in range(repeats):  # the settings taking turns
+        for setting in SETTINGS:
+            times[setting].append(sampler.seconds(*setting))
+    outcomes: list[Outcome] = []
+    exact: Tensor | None = None
+    for interval, window in SETTINGS:
+        output = sampler.sample(interval, window)
+        part = slice(0, scored_rows)
+        exact_nll = nll_in_own_order(model, output.sequences[part], output.reveal_step[part])
+        kl = (output.token_logprobs[part].double().sum(dim=1) + exact_nll) / length  # (scored rows,)
+        nats = torch.zeros(sampler.rows, dtype=torch.float64)
+
+        def keep(row: int, number: int, value: float, nats: Tensor = nats) -> None:
+            nats[row] += value / length / 2  # two rounds
+
+        estimate_likelihood(model, list(output.sequences), passes=passes, batch_size=64, seed=1, on_round=keep)
+        exact = nats if exact is None else exact
+        seconds = sorted(times[interval, window])[repeats // 2]
+        nll, above = mean_and_error(nats), mean_and_error(nats - exact)
+        cost = cost_of(output.reveal_step, interval, window)
+        figures = (cost, seconds, *mean_and_error(kl), *nll, *above, token_entropy(output.sequences))
+        outcomes.append(Outcome(interval, window, *figures))
+        print(format_row(outcomes[-1], outcomes[0]), flush=True)
+    return outcomes
+
+
+def format_row(outcome: Outcome, exact: Outcome) -> str:
+    cells = [
+        f"{outcome.interval}",
+        f"{outcome.window}" if outcome.interval > 1 else "",
+        f"{outcome.cost:.1f}",
+        f"{outcome.seconds:.2f}",
+        f"{exact.seconds / outcome.seconds:.1f}",
+        f"{outcome.kl:.4f} ± {outcome.kl_error:.4f}",
+        f"{outcome.kl / exact.nll:.2%}",
+        f"{outcome.nll:.3f} ± {outcome.nll_error:.3f}",
+        f"{outcome.nll_above:+.3f} ± {outcome.nll_above_error:.3f}",
+        f"{outcome.entropy:.3f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def plot(outcomes: list[Outcome], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    kinds = {"KL to the exact law": ("kl", "kl_error"), "any-order NLL above exact": ("nll_above", "nll_above_error")}
+    for axes, (label, (name, error)) in zip(panels, kinds.items(), strict=True):
+        for outcome in outcomes:
+            colour = "k" if outcome.interval == 1 else f"C{[0, 1, 2, 4, 8].index(outcome.window)}"
+            value, bar = getattr(outcome, name), 1.96 * getattr(outcome, error)
+            axes.errorbar(outcome.seconds, value, bar, fmt="o", color=colour, capsize=3)
+            text = "exact" if outcome.interval == 1 else f"m={outcome.interval}, w={outcome.window}"
+            axes.annotate(text, (outcome.seconds, value), (5, 5), textcoords="offset points", fontsize=8)
+        axes.axhline(0, color="0.7", linewidth=0.8)
+        axes.axhline(0.01 * outcomes[0].nll, color="0.7", linestyle=":", linewidth=0.8, label="1 % of the NLL")
+        axes.set(xlabel="seconds", xscale="log", ylabel=f"{label}, nats per token (95 %)")
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default=str(CHECKPOINT))
+    parser.add_argument(
+        "--method", default="first_hitting", choices=["first_hitting", "ordered"], help="one token an event"
+    )
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--scored_rows", type=int, default=48, help="of which the KL is taken: L evaluations a row")
+    parser.add_argument("--passes", type=int, default=16, help="of the any-order NLL")
+    parser.add_argument("--repeats", type=int, default=3, help="of the times")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args(argv)
+    model = RaddForMaskedLM.from_pretrained(args.model, dtype=torch.float32)
+    machine = describe_machine()
+    print("; ".join(f"{name} {value}" for name, value in machine.items() if value))
+    print(f"{args.method}, {args.rows} rows of {model.config.max_position_embeddings} tokens, float32\n\n{HEADER}")
+    outcomes = measure(Sampler(model, args.method, args.rows, args.seed), args.scored_rows, args.passes, args.repeats)
+    if args.json is not None:
+        settings = {name: str(value) for name, value in vars(args).items() if name not in ("json", "plot")}
+        report = {"machine": machine, "settings": settings, "outcomes": [asdict(outcome) for outcome in outcomes]}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.plot is not None:
+        plot(outcomes, args.plot)
+
+
+if __name__ == "__main__":
+    main()

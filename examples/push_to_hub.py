@@ -1,0 +1,67 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Publishes a model: weights, code, tokenizer, and a card with usage, figures and provenance.
+
+    hf auth login
+    python eval_ppl.py --model runs/mine/checkpoints/step_6400 --dataset austen --output result.json
+    python examples/push_to_hub.py runs/mine/checkpoints/step_6400 me/my-radd --license apache-2.0 \
+        --recipe runs/mine/config.yaml --evaluation result.json
+    python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --dry_run
+
+A folder that has a card (`python -m radd_hf.convert` writes one, with where the weights are from) keeps it, and what is
+known of training and evaluation is added; `training/config.yaml` and `evaluation.json` in the folder are found.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from huggingface_hub import upload_file
+
+from radd_hf.loading import load_tokenizer
+from radd_hf.model_card import Origin, model_card, with_results
+from radd_hf.modeling_radd import RaddForMaskedLM
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, help="a model with its tokenizer")
+    parser.add_argument("repository", help="on the Hub, such as me/my-radd; made if it does not exist")
+    parser.add_argument("--recipe", type=Path, help="config.yaml of the run")
+    parser.add_argument("--evaluation", type=Path, help="what eval_ppl.py wrote with --output")
+    parser.add_argument("--license", help="of the weights, such as apache-2.0, for a folder without a card")
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--dry_run", action="store_true", help="print the card and upload nothing")
+    args = parser.parse_args(argv)
+
+    model = RaddForMaskedLM.from_pretrained(args.folder)  # in the precision of the folder, which is what is published
+    tokenizer = load_tokenizer(str(args.folder))
+    if (args.folder / "README.md").is_file():
+        card = (args.folder / "README.md").read_text(encoding="utf-8")
+    else:
+        origin = Origin(args.folder.resolve().name, is_repository=False, layout="a radd_hf model")
+        card = model_card(model, origin, with_tokenizer=True, license=args.license)
+    recipe = args.recipe or existing(args.folder / "training" / "config.yaml")
+    evaluation = args.evaluation or existing(args.folder / "evaluation.json")
+    card = with_results(
+        card,
+        recipe=recipe and yaml.safe_load(recipe.read_text(encoding="utf-8")),
+        evaluation=evaluation and json.loads(evaluation.read_text(encoding="utf-8")),
+        repository=args.repository,
+    )
+    if args.dry_run:
+        print(card)
+        return
+    model.push_to_hub(args.repository, private=args.private)  # the code files go with it
+    tokenizer.push_to_hub(args.repository)
+    upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=args.repository)
+    print(f"{args.repository} is published.")
+
+
+def existing(file: Path) -> Path | None:
+    return file if file.is_file() else None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,74 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Trains a small model with transformers' own Trainer: the collator draws the masks, the model computes the loss.
+
+    python examples/trainer.py --output_dir runs/trainer
+    python examples/trainer.py --output_dir runs/trainer --dataset my.txt --max_steps 2000
+
+On the shipped novels by default, with the tokenizer of the shipped checkpoint; a few minutes on two cores. What is
+saved is a folder like any other: `python eval_ppl.py --model runs/trainer --dataset austen` says what it needs, and
+docs/training.md what `train_accelerate.py` does beyond this.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers import Trainer, TrainingArguments, set_seed
+
+from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.blocks import Blocks
+from radd_hf.collator import DiffusionCollator
+from radd_hf.data import load_documents, tokenize
+from radd_hf.loading import load_tokenizer
+
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--dataset", default="austen", help="as in train_accelerate.py")
+    parser.add_argument("--max_steps", type=int, default=600)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--hidden_size", type=int, default=128)
+    args = parser.parse_args(argv)
+
+    set_seed(0)
+    tokenizer = load_tokenizer(str(CHECKPOINT))
+    blocks = Blocks(tokenize(load_documents(args.dataset, "train"), tokenizer), length=128)
+    config = RaddConfig(
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        hidden_size=args.hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        embedding_std=0.1,  # this and the next help small models
+        zero_init_residual=True,
+    )
+    settings = TrainingArguments(
+        args.output_dir,
+        max_steps=args.max_steps,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=2e-3,
+        warmup_steps=min(100, args.max_steps // 4),
+        logging_steps=50,
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        RaddForMaskedLM(config),
+        settings,
+        train_dataset=blocks,
+        data_collator=DiffusionCollator(config, loss_type="k_DCE", seed=0),
+        processing_class=tokenizer,
+    )
+    trainer.train()  # its "loss" is nats per sequence of 128 tokens
+    trainer.save_model()
+    print(f"{args.output_dir} is a model with its tokenizer.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+radd_hf/pipeline_radd.py
