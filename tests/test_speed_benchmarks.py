@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from test_generation_laws import (
     ACCEPTED,
     BY_NAME,
@@ -26,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toys import TableNetwork, seeded, tiny_model
 
 from benchmarks import __main__ as entry
-from benchmarks import baseline, commands, measure, partial_caching
+from benchmarks import attention, baseline, commands, measure, partial_caching
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.losses import LOSS_TYPES, draw_masks
@@ -321,5 +322,29 @@ def test_what_partial_caching_costs_is_measured_beside_the_exact_sampler(tmp_pat
     assert 2 + 4 * 2 / 6 < partial["cost"] < 2 + 4 * 5 / 6
     assert abs(exact["kl"]) < 1e-6 < abs(partial["kl"])
     assert (exact["nll_above"], exact["nll_above_error"]) == (0, 0)
-    assert capsys.readouterr().out.count("\n| ") == 4
+    assert capsys.readouterr().out.count("\n| ") == 3
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_of_the_page_are_those_that_were_measured():
+    page, figures = (ROOT / "docs" / "performance.md").read_text(), ROOT / "docs" / "figures"
+    cases = json.loads((figures / "speed.json").read_text())["cases"]
+    assert len(cases) >= 10
+    for case in cases:
+        sides = case["sides"].items()
+        values = {side: each["all"] for side, each in sides}
+        rates = {side: [each["matmul_flops_per_second"]] for side, each in sides if case["flops"]}
+        row = entry.format_row(measure.Case(case["name"], case["unit"], values, case["flops"], rates))
+        assert (row in page) == ("V=" not in case["name"]), row  # those against the vocabulary are a picture
+    outcomes = json.loads((figures / "partial_caching.json").read_text())["outcomes"]
+    outcomes = [partial_caching.Outcome(**outcome) for outcome in outcomes]
+    for outcome in outcomes:
+        assert partial_caching.format_row(outcome, outcomes[0]) in page
+
+
+def test_attention_by_products_is_timed_beside_torchs_and_no_less_exact_than_bfloat16_allows(capsys, monkeypatch):
+    monkeypatch.setattr(attention, "SIZES", [(2, 8), (1, 300)])
+    attention.main(["--heads", "2", "--width", "16", "--repeats", "1"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["2", "8"], ["1", "300"]]
+    assert all(float(error.rstrip("%")) < 1 for row in rows for error in row[5:])

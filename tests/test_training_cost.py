@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from radd_hf import RaddConfig, RaddForMaskedLM, modeling_radd
 from radd_hf.flops import count_parameters, forward_flops
@@ -56,8 +57,9 @@ def test_operations_are_those_a_counter_finds(monkeypatch, masked, checkpointing
     assert total == sum(row.training(checkpointing, head_again=chunked) for row in rows)
 
 
-def test_a_layer_keeps_as_many_bytes_as_said(cost):
-    """Weights, and autocast's copies of them, do not count."""
+def test_a_layer_keeps_as_many_bytes_as_said(cost, monkeypatch):
+    """With torch's attention, as on a GPU. Weights, and autocast's copies of them, do not count."""
+    monkeypatch.setattr(modeling_radd, "attention_by_products", ALL_ATTENTION_FUNCTIONS["sdpa"])
 
     def kept(layers: int, batch: int) -> int:
         model, storages = make_model(num_hidden_layers=layers, hidden_dropout=0.1), {}

@@ -1,0 +1,84 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the text around a gap is worth, and in which order to fill it: on the novel that the checkpoint has not read.
+
+    python docs/conditioning.py
+
+The likelihood of what the author wrote in the gap, exact in each order, given one side, both or none; and all at once,
+as a sampler of one step has it. Prints the table of docs/generation.md and writes docs/figures/conditioning.json.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from radd_hf.blocks import Blocks
+from radd_hf.data import load_documents, tokenize
+from radd_hf.likelihood import conditional_likelihood
+from radd_hf.loading import load_model, load_tokenizer
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
+RESULT = ROOT / "docs" / "figures" / "conditioning.json"
+BEFORE, GAP, AFTER = 56, 16, 56  # tokens
+PASSAGES = 64
+GIVEN = {"nothing": (False, False), "prefix": (True, False), "suffix": (False, True), "both": (True, True)}
+ORDERS = ("forward", "backward", "random")
+COLUMNS = (*ORDERS, "all at once")
+
+
+def read_passages(tokenizer) -> list[Tensor]:
+    """PASSAGES texts of BEFORE + GAP + AFTER tokens, spread evenly over the novel."""
+    blocks = Blocks(tokenize(load_documents("austen", "validation"), tokenizer), BEFORE + GAP + AFTER)
+    return [blocks[(2 * place + 1) * len(blocks) // (2 * PASSAGES)] for place in range(PASSAGES)]
+
+
+@torch.no_grad()
+def all_at_once(model, targets: list[Tensor], prefixes: list[Tensor], suffixes: list[Tensor]) -> Tensor:
+    """(S,) nats of the targets where no token of a target sees another."""
+    text = torch.stack([torch.cat(parts) for parts in zip(prefixes, targets, suffixes, strict=True)])  # (S, L)
+    gap = torch.zeros_like(text, dtype=torch.bool)
+    gap[:, len(prefixes[0]) : len(prefixes[0]) + GAP] = True
+    masked = text.masked_fill(gap, model.config.mask_token_id)
+    return model.eval()(input_ids=masked, labels=text.masked_fill(~gap, -100)).sequence_nll.double()
+
+
+def measure() -> dict:
+    model, passages = load_model(str(CHECKPOINT)), read_passages(load_tokenizer(str(CHECKPOINT)))
+    parts = [passage.split([BEFORE, GAP, AFTER]) for passage in passages]
+    prefixes, targets, suffixes = (list(sides) for sides in zip(*parts, strict=True))
+    nothing = [targets[0][:0]] * PASSAGES
+    per_token = {}
+    for given, (before, after) in GIVEN.items():
+        sides = {"prefixes": prefixes if before else nothing, "suffixes": suffixes if after else nothing}
+        nats = {order: conditional_likelihood(model, targets, order=order, **sides) for order in ORDERS}
+        nats["all at once"] = all_at_once(model, targets, **sides)
+        per_token[given] = {column: values / GAP for column, values in nats.items()}  # (S,) each
+    prefix, both = per_token["prefix"], per_token["both"]
+    per_token["prefix, less both"] = {column: prefix[column] - both[column] for column in COLUMNS}
+    rows = [{"given": given} | {c: mean_and_error(row[c]) for c in COLUMNS} for given, row in per_token.items()]
+    return {"passages": PASSAGES, "before": BEFORE, "gap": GAP, "after": AFTER, "rows": rows}
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
+
+
+def table(result: dict) -> str:
+    lines = [f"| given | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
+    for row in result["rows"]:
+        cells = [f"{mean:.2f} +- {error:.2f}" for mean, error in (row[column] for column in COLUMNS)]
+        lines.append(f"| {row['given']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    result = measure()
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{PASSAGES} gaps of {GAP} tokens between {BEFORE} and {AFTER}; nats per token of what the author wrote\n")
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()

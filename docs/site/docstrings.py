@@ -1,0 +1,79 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""The docstrings of this project as the reference reads them: an extension of griffe.
+
+They follow Google's style with three habits: [`Name`] is a reference, as in transformers; one entry may describe
+several arguments; and the fields of an output stand in its docstring without a heading.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+
+import griffe
+
+logger = logging.getLogger("mkdocs.docstrings")  # below mkdocs', so that a warning fails the build
+
+REFERENCE = re.compile(r"\[`([\w.]+)`\](?![\[(])")
+FIELD = re.compile(r"(\w+(?:, \w+)*): ")
+ARGUMENT = re.compile(r"    (\*{0,2}\w+(?:, \*{0,2}\w+)*): ")
+
+
+class Docstrings(griffe.Extension):
+    def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
+        objects = {obj.path: obj for obj in walk(pkg)}
+        for obj in objects.values():
+            if obj.docstring is None and obj.is_public and (obj.is_function or "property" in obj.labels):
+                obj.docstring = griffe.Docstring("", parent=obj)  # a name that says it all has a place, too
+        for obj in objects.values():
+            if obj.docstring is None:
+                continue
+            text = link_names(obj.docstring.value, obj, objects)
+            text = re.sub(r"^Shapes: ", "**Shapes:** ", text, flags=re.MULTILINE)  # not a box of its own
+            if obj.is_class:
+                text = "\n\n".join(with_heading(part, obj) for part in text.split("\n\n"))
+            elif obj.is_function:
+                check_arguments(text, obj)
+            obj.docstring.value = text
+
+
+def walk(obj: griffe.Object) -> Iterator[griffe.Object]:
+    yield obj
+    for member in obj.members.values():
+        if not member.is_alias:
+            yield from walk(member)
+
+
+def link_names(text: str, owner: griffe.Object, objects: dict[str, griffe.Object]) -> str:
+    """[`Name`] as a link to the object that it names, if that has a place in the reference."""
+
+    def link(match: re.Match) -> str:
+        found = [path for path in objects if f".{path}".endswith(f".{match[1]}")]
+        found = [path for path in found if path.startswith(f"{owner.module.path}.")] or found
+        if not found:
+            logger.warning(f"{owner.path} names [`{match[1]}`], which is not in the package")
+        return f"[`{match[1]}`][{found[0]}]" if found and objects[found[0]].docstring else f"`{match[1]}`"
+
+    return REFERENCE.sub(link, text)
+
+
+def with_heading(paragraph: str, cls: griffe.Class) -> str:
+    """A paragraph of fields under the heading that the parser knows."""
+    if paragraph.startswith("Args:\n") and "__init__" not in cls.members:  # the fields of a dataclass
+        return paragraph.replace("Args:", "Attributes:", 1)
+    lines = paragraph.strip("\n").split("\n")
+    entries = [match[1].split(", ") for line in lines if (match := FIELD.match(line))]
+    known = {name for names in entries for name in names} <= set(cls.members)
+    if not entries or not known or not FIELD.match(lines[0]) or re.search(r"\. \w+: ", paragraph):
+        return paragraph
+    return "Attributes:\n" + "\n".join(f"    {line}" for line in lines)
+
+
+def check_arguments(text: str, function: griffe.Function) -> None:
+    """The parser's own check does not know an entry of several names."""
+    _, _, arguments = text.partition("Args:\n")
+    known = {parameter.name for parameter in function.parameters}
+    for line in arguments.partition("\n\n")[0].split("\n"):
+        if match := ARGUMENT.match(line):
+            for name in match[1].replace("*", "").split(", "):
+                if name not in known:
+                    logger.warning(f"{function.path} has no argument {name}, which its docstring describes")

@@ -1,0 +1,40 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""What mkdocs does besides: formulas become MathML, links to modules lead to the reference.
+
+A page that would make the browser fetch something from elsewhere is refused. The pages are written so that they read
+as well where they lie, in a repository on the web.
+"""
+
+import html
+import re
+
+from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
+
+# As pymdownx.arithmatex leaves them, with `generic`.
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+# A tag that makes the browser fetch something by itself; a link, which waits for a click, is none.
+FETCHED = re.compile(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="?https?:[^>]*>|<link\b[^>]*\bhref="?https?:[^>]*>')
+
+
+def on_page_markdown(markdown: str, **kwargs) -> str:
+    return re.sub(r"\]\(\.\./radd_hf/(\w+)\.py\)", r"][radd_hf.\1]", markdown)
+
+
+def on_page_content(page_html: str, page, **kwargs) -> str:
+    def mathml(match: re.Match) -> str:
+        latex = html.unescape(match[2]).strip()
+        block = match[1] == "div"
+        formula = convert(latex, display="block" if block else "inline")
+        if "\\" in html.unescape(formula):  # a command that the converter has left as it was
+            raise PluginError(f"{page.file.src_path}: ${latex}$ cannot be written as MathML: {formula}")
+        return f'<div class="formula">{formula}</div>' if block else formula
+
+    return FORMULA.sub(mathml, page_html)
+
+
+def on_post_page(output: str, page, **kwargs) -> str:
+    for tag in FETCHED.findall(output):
+        if 'rel="canonical"' not in tag:
+            raise PluginError(f"{page.file.src_path}: {tag} is fetched from elsewhere; put the file into docs/.")
+    return output

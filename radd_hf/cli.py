@@ -1,0 +1,694 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""The command `radd`: text from a model, facts about a model, the authors' checkpoints converted, a web page.
+
+    radd generate MODEL "It was [MASK:12] of spring"
+    radd info MODEL
+    radd convert SOURCE TARGET
+    radd demo
+
+What a command is asked for goes to standard output and nothing else does: it can be piped. The exit status is 0 when
+that was done, 2 when the command line is at fault, 1 when it could not be done, 130 after an interrupt; a reason is one
+line on standard error.
+
+Nothing but the standard library is imported before a command line is understood, since torch and transformers take
+seconds. So imports stand inside functions, and are absolute: `radd_command.py` reads this file without its package.
+"""
+
+import argparse
+import json
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+# As in generation_radd.py and convert.py, which cannot be asked yet.
+METHODS = ("tweedie", "euler", "first_hitting", "ordered")
+ORDERS = ("forward", "backward", "random")
+DTYPES = ("float32", "bfloat16", "float16")
+
+EXAMPLES = """\
+commands:
+  generate   fill the blanks of a text, or write one
+  info       what a model is: sizes, noise, tokenizer, training, figures
+  convert    checkpoints of the authors to folders for the Hub, and back
+  demo       a web page on which a model writes
+
+examples:
+  radd generate checkpoints/radd-austen "It was [MASK:12] of spring"
+  radd info checkpoints/radd-austen
+  radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
+  radd demo
+
+`radd COMMAND --help` tells the rest. Exit status: 0 done, 2 the command line is at fault, 1 it could not be done.
+"""
+
+GENERATE_EXAMPLES = """\
+blanks: [MASK] is a blank of one token, [MASK:12] one of twelve; a space before a blank belongs to it.
+
+examples:
+  radd generate checkpoints/radd-austen "It was [MASK:12] of spring" --number 3 --seed 1
+  radd generate checkpoints/radd-austen --prefix "It was a very" --suffix " of spring." --length 24
+  echo "She [MASK:3] the letter." | radd generate checkpoints/radd-austen --json
+  cat opening.txt | radd generate checkpoints/radd-austen --prefix - --length 64 > text.txt
+  radd generate checkpoints/radd-austen --length 96 --method ordered --order random --live --pause 0.05
+  radd generate checkpoints/radd-austen "[MASK:40]" --steps 16 --picture text.html --picture text.gif
+
+The authors' released models have no tokenizer: add --tokenizer gpt2.
+"""
+
+
+class UsageError(Exception):
+    """The command line is at fault: exit status 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that `argv` names, by default that of the process; returns the exit status.
+
+    Raises:
+        SystemExit: as argparse does, after `--help` or for a command line that it cannot read.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser("radd", "RADD: text by filling in masks.", EXAMPLES)
+    parser.add_argument("--version", action=_Version)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
+    return COMMANDS[parser.parse_args(argv[:1]).command](argv[1:])
+
+
+def _parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+class _Version(argparse.Action):
+    """Reads the version when it is asked for, from the file beside this one."""
+
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, dest, nargs=0, help="print the version")
+
+    def __call__(self, parser, *args, **kwargs):
+        found = re.search(r'__version__ = "(.+)"', Path(__file__).with_name("version.py").read_text())
+        print(f"radd_hf {found[1] if found else 'of unknown version'}")
+        parser.exit()
+
+
+def _guard(run: Callable[[], None], debug: bool) -> int:
+    """The exit status of a command; any failure is one line, or with `debug` its traceback."""
+    try:
+        run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _note("radd: interrupted")
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough; nor may the interpreter try to flush it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        reason = " ".join(str(error).split())
+        if not isinstance(error, (UsageError, ValueError, OSError)):  # not one that was written to be read
+            reason = f"{type(error).__name__}: {reason} (--debug shows where)"
+        _note(f"radd: error: {reason}")
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# radd generate
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _generate_parser() -> argparse.ArgumentParser:
+    parser = _parser("radd generate", "Fills the blanks of a text, or writes one.", GENERATE_EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
+    parser.add_argument(
+        "text",
+        nargs="?",
+        metavar="TEXT",
+        help="with blanks; '-' reads standard input, as leaving out TEXT, --prefix, --suffix and --length does where "
+        "that is no terminal",
+    )
+    parser.add_argument(
+        "--prefix", metavar="TEXT", help="what the text begins with, instead of TEXT; '-' reads standard input"
+    )
+    parser.add_argument(
+        "--suffix", metavar="TEXT", help="what the text ends with, instead of TEXT; '-' reads standard input"
+    )
+    parser.add_argument(
+        "--length", type=int, metavar="N", help="tokens of the whole, without TEXT; default: the model's length"
+    )
+    parser.add_argument("--number", "-n", type=int, metavar="N", default=1, help="texts to write (default 1)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed writes the same texts; default: a new one, named"
+    )
+
+    how = parser.add_argument_group("how", "defaults are those of the model's generation_config.json, else of generate")
+    how.add_argument("--method", choices=METHODS)
+    how.add_argument(
+        "--steps", type=int, metavar="N", help="of the grid, or events of 'ordered'; default: one for each token"
+    )
+    how.add_argument("--order", choices=ORDERS, help="of 'ordered'")
+    how.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token")
+    how.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that have this probability together"
+    )
+    how.add_argument("--top-k", type=int, metavar="N", help="draw from this many of the likeliest tokens")
+    how.add_argument(
+        "--refresh-interval", type=int, metavar="N", help="above 1: faster and no longer exact, see generate"
+    )
+    how.add_argument("--refresh-window", type=int, metavar="N", help="neighbours computed along, see generate")
+    how.add_argument("--stop-on-eos", action="store_const", const=True, help="end a text at its first end-of-text")
+
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--json",
+        action="store_true",
+        help="one object a line: sample, text, fills (of each blank), ids, tokens (written), nfe (network "
+        "evaluations), log_probability (of the tokens when drawn, nats), seconds (of its batch, divided), seed",
+    )
+    out.add_argument("--live", action="store_true", help="show on standard error how the text fills")
+    out.add_argument(
+        "--pause",
+        type=float,
+        metavar="SECONDS",
+        default=0.0,
+        help="with --live, seconds to hold each event (default 0)",
+    )
+    out.add_argument(
+        "--picture", action="append", default=[], metavar="FILE", help="of the first text: .html or .gif play, or .png"
+    )
+    out.add_argument("--order-map", metavar="FILE", help="heat map of what was revealed when, of all texts, as .png")
+    out.add_argument("--quiet", "-q", action="store_true", help="no remarks on standard error")
+
+    where = parser.add_argument_group("where")
+    where.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the model's")
+    where.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default float32)")
+    where.add_argument(
+        "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
+    )
+    where.add_argument(
+        "--batch-size", type=int, metavar="N", default=8, help="texts written together (default 8; 1 with --live)"
+    )
+    where.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return parser
+
+
+# Flags that are settings of `generate`.
+SETTINGS = (
+    "length",
+    "method",
+    "steps",
+    "order",
+    "temperature",
+    "top_p",
+    "top_k",
+    "refresh_interval",
+    "refresh_window",
+    "stop_on_eos",
+)
+
+
+def generate(argv: Sequence[str]) -> int:
+    args = _generate_parser().parse_intermixed_args(argv)
+    return _guard(lambda: _write_texts(args), args.debug)
+
+
+def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
+    """Fills in the arguments that standard input is to give, without the line break that ends it.
+
+    Raises:
+        UsageError: for arguments that contradict each other.
+    """
+    ends = [name for name in ("prefix", "suffix") if getattr(args, name) is not None]
+    if args.text is not None and (ends or args.length is not None):
+        raise UsageError(
+            f"TEXT {args.text!r} is the whole text: leave out --{ends[0] if ends else 'length'}, or pass --prefix and "
+            "--suffix instead of it."
+        )
+    if args.prefix == "-" and args.suffix == "-":
+        raise UsageError("--prefix and --suffix cannot both be read from standard input.")
+    # A length asks for a text of which nothing is given; else there must be one, and a pipe has it.
+    piped = args.text is None and not ends and args.length is None and not stdin.isatty()
+    for name in ("text", "prefix", "suffix"):
+        if getattr(args, name) == "-" or (name == "text" and piped):
+            setattr(args, name, stdin.read().removesuffix("\n"))
+    if piped and not args.text:
+        raise UsageError("standard input is empty: pass a text with blanks, --prefix, --suffix or --length.")
+
+
+def _check(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `generate` that were given; what would fail later is refused before a model is loaded.
+
+    Raises:
+        UsageError: for a value that does not fit.
+    """
+    for name, least in (("number", 1), ("batch_size", 1), ("pause", 0)):
+        if getattr(args, name) < least:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}.")
+    if args.pause and not args.live:
+        raise UsageError(f"--pause {args.pause} holds the events that --live shows: pass --live, too.")
+    from radd_hf.generation_radd import RaddGenerationConfig
+    from radd_hf.visualize import check_picture
+
+    settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    try:
+        RaddGenerationConfig(**settings)
+        for picture in args.picture:
+            check_picture(picture)
+        if args.order_map is not None:
+            check_picture(args.order_map, (".png",))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return settings
+
+
+def _write_texts(args: argparse.Namespace) -> None:
+    _read_text(args, sys.stdin)
+    settings = _check(args)
+    model, tokenizer = _load(args)
+    canvas, spans = _make_canvas(args, settings.pop("length", None), model, tokenizer)  # (L,)
+    longest = model.config.max_position_embeddings
+    if len(canvas) > longest and not args.quiet:
+        _note(f"{len(canvas)} tokens are more than the {longest} that the model was trained on.")
+    if args.seed is None:
+        args.seed = secrets.randbelow(2**31)
+
+    outputs, batch = [], 1 if args.live else args.batch_size
+    for first in range(0, args.number, batch):
+        samples = range(first, min(first + batch, args.number))
+        output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
+        for row, sample in enumerate(samples):
+            _report(args, output, row, sample, spans, tokenizer, seconds)
+        outputs.append(output)
+    _draw_pictures(args, outputs, model, tokenizer, settings)
+
+
+def _write_batch(
+    args: argparse.Namespace, model: Any, tokenizer: Any, canvas: Any, samples: range, settings: dict[str, Any]
+) -> tuple[Any, float]:
+    """What `generate` returns for these samples of the canvas (L,), and the seconds for each.
+
+    Raises:
+        UsageError: for settings that do not fit together.
+    """
+    import torch
+
+    from radd_hf.randomness import stream_seed
+
+    generators = [torch.Generator().manual_seed(stream_seed(args.seed, "sample", sample)) for sample in samples]
+    untouched, started = generators[0].get_state(), time.perf_counter()
+    with _LiveCanvas(canvas.tolist(), tokenizer, model.config.mask_token_id, args.pause, args.live) as live:
+        try:
+            output = model.generate(
+                canvas[None],
+                num_return_sequences=len(samples),
+                generator=generators,
+                streamer=live if args.live else None,
+                return_dict_in_generate=True,
+                **settings,
+            )
+        except ValueError as error:
+            if not torch.equal(generators[0].get_state(), untouched):
+                raise
+            raise UsageError(str(error)) from error  # arguments are refused before anything is drawn
+    return output, (time.perf_counter() - started - live.paused) / len(samples)
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model, ready to write, and its tokenizer."""
+    import torch
+    from transformers.utils import logging
+
+    from radd_hf.loading import check_tokenizer, load_model, load_tokenizer
+
+    logging.disable_progress_bar()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = args.device or accelerator or "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise UsageError(f"--device {device} cannot be used: {error}") from error
+    _read_config(args.model)  # the first to fail where there is no such model, and the one to say so
+    tokenizer = load_tokenizer(args.tokenizer or args.model)
+    model = load_model(args.model).eval()
+    cast(torch.nn.Module, model).to(device, getattr(torch, args.dtype))  # in place
+    check_tokenizer(tokenizer, model)
+    return model, tokenizer
+
+
+def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, tokenizer: Any) -> tuple[Any, list]:
+    """(L,) ids with masks, and where each blank of the text begins and ends.
+
+    Raises:
+        UsageError: for malformed blanks, none, or no room.
+    """
+    import torch
+
+    from radd_hf.pipeline_radd import encode_with_spans
+
+    try:
+        if args.text is None:
+            length = length or model.generation_config.length
+            return model._make_canvas(None, args.prefix, args.suffix, length, None, tokenizer)[0][0].cpu(), []
+        ids, spans = encode_with_spans(args.text, tokenizer, model.config.mask_token_id)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not spans:
+        raise UsageError(
+            f"TEXT {args.text[:60]!r} has no blank: write [MASK:12] where twelve tokens are wanted, or pass it as "
+            "--prefix to have it continued."
+        )
+    return torch.tensor(ids), spans
+
+
+def _report(
+    args: argparse.Namespace, output: Any, row: int, sample: int, spans: list, tokenizer: Any, seconds: float
+) -> None:
+    """Writes the text in a row of a batch, the `sample`-th of all, to standard output, and about it to the other."""
+
+    def decode(ids: Any) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    ids = output.sequences[row].tolist()
+    result = {
+        "sample": sample,
+        "text": decode(ids),
+        "fills": [decode(ids[begin:end]) for begin, end in spans],
+        "ids": ids,
+        "tokens": int((output.reveal_step[row] >= 0).sum()),
+        "nfe": int(output.num_function_evaluations[row]),
+        "log_probability": float(output.token_logprobs[row].double().sum()),
+        "seconds": seconds,
+        "seed": args.seed,
+    }
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+    else:
+        print("\n" * (sample > 0) + str(result["text"]), flush=True)
+    if not args.quiet:
+        _note(
+            f"[{sample + 1} of {args.number}: {result['tokens']} tokens in {result['nfe']} network evaluations, "
+            f"log-probability {result['log_probability']:.1f} nats, {seconds:.2f} s, seed {args.seed}]"
+        )
+
+
+def _draw_pictures(
+    args: argparse.Namespace, outputs: list, model: Any, tokenizer: Any, settings: dict[str, Any]
+) -> None:
+    import torch
+
+    from radd_hf.generation_radd import GRID_METHODS, RaddGenerationConfig
+    from radd_hf.visualize import Denoising, plot_reveal_order, save_picture, save_plot
+
+    resolved = RaddGenerationConfig.resolve(settings, model.generation_config)
+    steps, title = None, f"{Path(args.model).resolve().name}, {resolved.method}"
+    if resolved.method in GRID_METHODS:
+        steps = resolved.steps or outputs[0].sequences.shape[1]
+        title += f", {steps} steps"
+    for picture in args.picture:
+        save_picture(Denoising.of(outputs[0], tokenizer, n_steps=steps), picture, title)
+    if args.order_map is not None:
+        revealed = torch.cat([output.reveal_step for output in outputs])  # (R, L)
+        save_plot(plot_reveal_order(revealed), args.order_map)
+
+
+class _LiveCanvas:
+    """A streamer of `generate` that shows one canvas as it fills, the newest tokens marked.
+
+    On standard error, in place; where that is no terminal, a line at every tenth of the text says how far it is.
+    Looking takes no longer than writing: events that follow fast are shown together, unless `pause` holds each.
+    """
+
+    MASK, MASK_ASCII = " \u2591\u2591\u2591", " ___"
+    WRITTEN, NEWEST = "cyan", "bold black on bright_yellow"
+
+    def __init__(self, ids: list[int], tokenizer: Any, mask_token_id: int, pause: float, shown: bool):
+        self.ids, self.tokenizer, self.mask_token_id, self.pause = ids, tokenizer, mask_token_id, pause
+        self.given = [token != mask_token_id for token in ids]
+        self.shown, self.events, self.top = shown, 0, 0
+        self.drawn = ids  # the canvas on the screen
+        self.paused = 0.0  # seconds that went into showing it
+        self.next_draw = 0.0
+
+    def __enter__(self) -> "_LiveCanvas":
+        self.started = time.perf_counter()
+        self.display: Any = None
+        if self.shown:
+            from rich.console import Console
+            from rich.live import Live
+
+            self.console = Console(stderr=True, highlight=False)
+            if self.console.is_terminal and not self.console.is_dumb_terminal:
+                # Where the text itself goes to the same terminal, it takes the place of the canvas.
+                self.display = Live(console=self.console, auto_refresh=False, transient=sys.stdout.isatty())
+                self.display.start()
+                self._show()
+        return self
+
+    def __exit__(self, *failure) -> None:
+        if self.display is not None:
+            self.display.stop()
+
+    def put_draft(self, canvas: Any) -> None:
+        """canvas (1, L)."""
+        before, self.ids = self._done()[0], canvas[0].tolist()
+        self.events += 1
+        done, total = self._done()
+        if self.display is None:
+            if done == total or 10 * done // total > 10 * before // total:
+                _note(self._status())
+        elif self.pause or done == total or time.perf_counter() >= self.next_draw:
+            self._show()
+
+    def _show(self) -> None:
+        started = time.perf_counter()
+        self._draw()
+        self.drawn = self.ids
+        time.sleep(self.pause)
+        spent = time.perf_counter() - started
+        self.paused += spent
+        self.next_draw = started + 2 * max(spent, 0.02)
+
+    def put(self, ids: Any) -> None:
+        pass  # the last draft was the same
+
+    def end(self) -> None:
+        pass
+
+    def _done(self) -> tuple[int, int]:
+        """Tokens written so far, and in the end."""
+        return sum(token != self.mask_token_id for token in self.ids) - sum(self.given), len(self.ids) - sum(self.given)
+
+    def _status(self) -> str:
+        done, total = self._done()
+        speed = done / max(time.perf_counter() - self.started - self.paused, 1e-9)
+        return f"NFE {self.events} \u00b7 {done} of {total} tokens \u00b7 {speed:,.0f} tokens/s"
+
+    def _draw(self) -> None:
+        from rich.console import Group
+        from rich.text import Text
+
+        from radd_hf.visualize import RETURN, token_texts
+
+        text = Text()
+        mask = self.MASK_ASCII if self.console.options.ascii_only else self.MASK
+        for index, piece in enumerate(token_texts(self.ids, self.tokenizer)):
+            if self.ids[index] == self.mask_token_id:
+                text.append(mask, style="dim")
+                continue
+            # A model can write anything, and a terminal obeys control characters.
+            piece = re.sub(r"[^\n -~\xa0-\U0010ffff]", "\ufffd", piece.replace("\t", " "))
+            if self.given[index]:
+                text.append(piece)
+            else:
+                newest = self.drawn[index] == self.mask_token_id
+                text.append(piece.replace("\n", f"{RETURN}\n"), style=self.NEWEST if newest else self.WRITTEN)
+        lines, room = text.wrap(self.console, self.console.width), max(self.console.height - 2, 1)
+        fresh = [number for number, line in enumerate(lines) if any(span.style == self.NEWEST for span in line.spans)]
+        if fresh and not any(self.top <= number < self.top + room for number in fresh):
+            self.top = fresh[0] - room // 2
+        self.top = max(min(self.top, len(lines) - room), 0)
+        status = Text(self._status(), style="dim")
+        self.display.update(Group(*lines[self.top : self.top + room], status), refresh=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# radd info
+# ---------------------------------------------------------------------------------------------------------
+
+
+def info(argv: Sequence[str]) -> int:
+    parser = _parser("radd info", "What a folder or repository of a RADD model holds; its weights are not read.", "")
+    parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model, ours or the authors'")
+    parser.add_argument("--json", action="store_true", help="one object")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    args = parser.parse_args(argv)
+    return _guard(lambda: _show_facts(args), args.debug)
+
+
+def _show_facts(args: argparse.Namespace) -> None:
+    facts = model_facts(args.model)
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key.replace('_', ' ')} {_figure(part)}" for key, part in value.items())
+        print(f"{name.replace('_', ' '):<22}{_figure(value)}")
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+
+
+def model_facts(name: str) -> dict[str, Any]:
+    """What is known of a model from the small files beside its weights: for people, and as JSON.
+
+    Raises:
+        ValueError: where there is no RADD model.
+    """
+    from radd_hf import RaddConfig, RaddGenerationConfig
+    from radd_hf.flops import count_parameters, forward_flops
+    from radd_hf.loading import load_tokenizer
+    from radd_hf.model_card import RECIPE
+
+    settings = _read_config(name)
+    config = RaddConfig.from_dict(settings)
+    length = config.max_position_embeddings
+    whole, one = (forward_flops(config, masked=masked, queries=masked) for masked in (length, 1))
+    facts: dict[str, Any] = {
+        "model": name,
+        "layout": "radd_hf" if "model_type" in settings else "the authors'",
+        "parameters": count_parameters(config)[0],
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "length": length,
+        "vocabulary": config.vocab_size,
+        "mask_token_id": config.mask_token_id,
+        "noise": {"type": config.noise_type}
+        | ({"eps": config.noise_eps} if config.noise_type == "loglinear" else {})
+        | ({"from": config.sigma_min, "to": config.sigma_max} if config.noise_type == "geometric" else {}),
+        "dtype": str(config.dtype or "float32").removeprefix("torch."),
+        "gflops_per_evaluation": {
+            "all_masked": (whole.layers + whole.head) / 1e9,
+            "one_masked": (one.layers + one.head) / 1e9,
+        },
+    }
+    try:
+        tokenizer = load_tokenizer(name)
+        facts["tokenizer"] = {"tokens": len(tokenizer), "mask": tokenizer.mask_token, "end": tokenizer.eos_token}
+    except ValueError:
+        facts["tokenizer"] = "none beside the model (the authors' models: gpt2)"
+    own = _read(name, "generation_config.json") or {}
+    chosen = {key: own[key] for key in RaddGenerationConfig.DEFAULTS if own.get(key) is not None}
+    facts["generation"] = chosen or "defaults"
+
+    source = _read(name, "README.md") or ""
+    facts |= {row[1].lower().replace(" ", "_"): row[2].replace("`", "") for row in re.finditer(CARD_ROW, source)}
+    recipe = _read(name, "training/config.yaml") or _read(name, "config.yaml")
+    if recipe is not None:
+        facts["training"] = {key: recipe[key] for key in RECIPE if recipe.get(key) is not None}
+    evaluation = _read(name, "evaluation.json")
+    if evaluation is not None:
+        keys = ("dataset", "split", "bits_per_byte", "bits_per_byte_error", "perplexity", "perplexity_error")
+        facts["evaluation"] = {key: evaluation[key] for key in keys if key in evaluation}
+    return facts
+
+
+# What `model_card.py` says of where a model came from.
+CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    """The config.json of a RADD model.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    settings = _read(name, "config.json")
+    if settings is None:
+        if Path(name).is_dir():
+            raise ValueError(f"model={name!r} is a folder without a config.json, so not one of a model.")
+        raise ValueError(f"model={name!r} is no folder here, nor a repository with a config.json that can be reached.")
+    if settings.get("model_type", "radd") != "radd":
+        raise ValueError(f"model={name!r} is a model of type {settings['model_type']!r}, not 'radd'.")
+    return settings
+
+
+def _read(name: str, file: str) -> Any:
+    """A file beside a model: a dictionary of JSON or YAML, else text; None where there is none.
+
+    Raises:
+        ValueError: for a repository that cannot be reached, or a damaged file.
+    """
+    import yaml
+    from transformers.utils import cached_file
+
+    path: str | Path | None = Path(name) / file
+    parsers: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load}
+    parse = parsers.get(Path(file).suffix)
+    try:
+        if not Path(name).is_dir():
+            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        if path is None or not Path(path).is_file():
+            return None
+        text = Path(path).read_text(encoding="utf-8")
+        content = text if parse is None else parse(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"model={name!r}: {file} cannot be read. {error}") from error
+    if parse is not None and not isinstance(content, dict):
+        raise ValueError(f"model={name!r}: {file} must hold an object; it holds {str(content)[:60]!r}.")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------------------
+# radd convert, radd demo
+# ---------------------------------------------------------------------------------------------------------
+
+
+def convert(argv: Sequence[str]) -> int:
+    from radd_hf.convert import main as convert_main
+
+    convert_main(list(argv))
+    return 0
+
+
+def demo(argv: Sequence[str]) -> int:
+    """The page of `web.py`; in a checkout of the repository it begins with the checkpoint that lies there."""
+    checkpoint = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
+
+    def run() -> None:
+        try:
+            from radd_hf.web import main as web_main
+        except ModuleNotFoundError as error:
+            if error.name != "gradio":
+                raise
+            raise ValueError("the page needs gradio: pip install 'radd_hf[demo]'") from error
+        if not checkpoint.is_dir() and not {"--model", "-h", "--help"} & set(argv):
+            raise UsageError("name a folder or repository of a RADD model: radd demo --model NAME")
+        web_main(list(argv), model=str(checkpoint))
+
+    return _guard(run, debug=False)
+
+
+COMMANDS = {"generate": generate, "info": info, "convert": convert, "demo": demo}
+
+if __name__ == "__main__":
+    sys.exit(main())

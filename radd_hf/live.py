@@ -1,0 +1,352 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Writing and scoring that can be watched and stopped, as HTML for the page of `web.py`.
+
+    what is typed -> canvas of ids -> denoise, in a thread -> HTML
+    text -> ids -> score, batch by batch -> HTML
+
+Shapes: L length of the one canvas.
+"""
+
+import contextlib
+import html
+import math
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .generation_radd import RaddGenerateOutput
+from .likelihood import order_of, order_round
+from .loading import check_tokenizer, load_model, load_tokenizer
+from .modeling_radd import RaddForMaskedLM
+from .pipeline_radd import encode_blanks
+from .visualize import RETURN, token_texts
+
+BLANKS, ENDS = FORMS = ("text with blanks", "beginning and end")
+GIVEN_ALL_OTHERS = "each token given all others"
+# Rows of one evaluation of `score`: between two of them it can be stopped and shown.
+SCORED_AT_ONCE = 16
+# A page is redrawn at most this often, in seconds, however fast the model is.
+FRAME = 0.05
+
+
+class Stopped(Exception):
+    """The reader pressed stop, or closed the page."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# From what is typed to a canvas and settings
+# ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def load(model: str, tokenizer: str) -> tuple[RaddForMaskedLM, PreTrainedTokenizerBase]:
+    """Both by name, on the accelerator if there is one. An empty tokenizer name means the one beside the model."""
+    if not model.strip():
+        raise ValueError(f"model={model!r} must be a folder or the name of a repository.")
+    network = load_model(model.strip()).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    words = load_tokenizer(tokenizer.strip() or model.strip(), "the name of its tokenizer (the authors' models: gpt2)")
+    check_tokenizer(words, network)
+    return network, words
+
+
+def make_canvas(
+    model: RaddForMaskedLM,
+    tokenizer: PreTrainedTokenizerBase,
+    form: str,
+    text: str = "",
+    prefix: str = "",
+    suffix: str = "",
+    length: int | None = None,
+) -> Tensor:
+    """(L,) ids with masks: of `text` if the form is BLANKS, else of `prefix`, `suffix` and the `length` of the whole.
+
+    Raises:
+        ValueError: for nothing to fill, or more tokens than the model was trained on (a page has visitors, whose
+            texts share its memory).
+    """
+    longest = model.config.max_position_embeddings
+    if form == BLANKS:
+        ids = encode_blanks(text, tokenizer, model.config.mask_token_id)
+        if model.config.mask_token_id not in ids:
+            raise ValueError(f"text={text!r} has no blank to fill: write [MASK:12] where twelve tokens are wanted.")
+        canvas = torch.tensor(ids)
+    elif form == ENDS:
+        if length is not None and not 1 <= length <= longest:
+            raise ValueError(f"length={length} must lie in 1 .. {longest}, the length the model was trained at.")
+        canvas = model._make_canvas(None, prefix, suffix, length, None, tokenizer)[0][0].cpu()
+    else:
+        raise ValueError(f"form={form!r} must be one of {FORMS}.")
+    check_length("the text with its blanks", len(canvas), longest)
+    return canvas
+
+
+def check_length(what: str, tokens: int, longest: int) -> None:
+    if tokens > longest:
+        raise ValueError(f"{what} has {tokens} tokens; at most {longest}, the length the model was trained at.")
+
+
+def generation_settings(
+    method: str,
+    steps: int | None,
+    order: str,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    refresh_interval: int | None,
+) -> dict[str, Any]:
+    """Arguments of `generate`. None is its default, and so are no (0) steps; a field that the method has no use for is
+    left out, since the page holds it all the same."""
+    return {
+        "method": method,
+        "steps": None if method == "first_hitting" else steps or None,
+        "order": order if method == "ordered" else None,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "refresh_interval": refresh_interval,
+    }
+
+
+def choose_seed(seed: int | None) -> int:
+    """The seed itself; for -1 or None a new one, which the page shows so that a text can be had again."""
+    if seed in (-1, None):
+        return secrets.randbelow(2**31)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed} must lie in 0 .. 2^63 - 1, or be -1 for a new one.")
+    return seed
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Denoising and scoring that can be watched and stopped
+# ---------------------------------------------------------------------------------------------------------
+
+
+class DraftStreamer:
+    """A streamer of `generate`: holds the newest canvas (L,), waits `pause` seconds for the eye, ends at `stop`."""
+
+    def __init__(self, canvas: Tensor, stop: threading.Event, pause: float):
+        self.canvas, self.stop, self.pause = canvas, stop, pause
+
+    def put_draft(self, canvas: Tensor) -> None:
+        self.canvas = canvas[0]
+        if self.stop.wait(self.pause):
+            raise Stopped
+
+    def put(self, ids: Tensor) -> None:
+        pass  # the output of `generate` has it
+
+    def end(self) -> None:
+        pass
+
+
+def denoise(
+    model: RaddForMaskedLM, canvas: Tensor, *, stop: threading.Event, pause: float = 0.0, **settings: Any
+) -> Iterator[tuple[Tensor, RaddGenerateOutput | None]]:
+    """Runs `generate` in a thread and yields the canvas (L,) as it fills; with the output, once it is full.
+
+    A run that `stop` ends, at its next event, yields no output. A consumer that goes away stops it as well. Of canvases
+    that come faster than one a FRAME the newest is shown.
+
+    Raises:
+        ValueError: what `generate` raises.
+    """
+    streamer = DraftStreamer(canvas, stop, pause)
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        running = worker.submit(
+            model.generate, canvas[None], streamer=streamer, return_dict_in_generate=True, **settings
+        )
+        try:
+            yield (shown := canvas), None
+            done = False
+            while not done:
+                done = running in wait([running], timeout=FRAME).done
+                if streamer.canvas is not shown:
+                    yield (shown := streamer.canvas), None
+        finally:
+            stop.set()  # where the run is over this changes nothing
+    with contextlib.suppress(Stopped):
+        output = cast(RaddGenerateOutput, running.result())
+        yield cast(Tensor, output.sequences)[0].cpu(), output
+
+
+@torch.no_grad()
+def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: threading.Event, seed: int = 0) -> Iterator[Tensor]:
+    """Yields (L,) float32 nats of each token, nan where not known yet, after every batch.
+
+    In an order ("forward", "backward", "random") each token is given those before it, and the sum is the
+    negative log-likelihood of the text in that order (`likelihood.exact_likelihood`); in GIVEN_ALL_OTHERS each is
+    given all others, and the sum is no likelihood.
+    """
+    if order == GIVEN_ALL_OTHERS:
+        masked = scored = torch.eye(len(ids), dtype=torch.bool)  # (L, L)
+    else:
+        rows = order_round(order_of(order, len(ids), torch.Generator().manual_seed(seed)))
+        masked, scored = rows.masked, rows.scored
+    nll = torch.full(ids.shape, math.nan)
+    for part in torch.arange(len(ids)).split(SCORED_AT_ONCE):
+        if stop.is_set():
+            return
+        input_ids = torch.where(masked[part], model.config.mask_token_id, ids)  # (rows, L)
+        labels = torch.where(scored[part], ids, -100)
+        found = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device)).token_nll.cpu()
+        nll[scored[part].any(dim=0)] = found.sum(dim=0)[scored[part].any(dim=0)]
+        yield nll.clone()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# HTML
+# ---------------------------------------------------------------------------------------------------------
+
+
+def texts_to_show(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What each token adds to the text, as HTML; special tokens, such as the end of a text, by their names."""
+    special = set(tokenizer.all_special_ids)
+    return [
+        html.escape(str(tokenizer.convert_ids_to_tokens(token)) if token in special else text)
+        for token, text in zip(ids.tolist(), token_texts(ids.tolist(), tokenizer), strict=True)
+    ]
+
+
+def boxed(text: str, attributes: str) -> str:
+    """White space before a word stays outside of its box, so that lines break there; a line break is made visible."""
+    core = text.lstrip(" ") or text
+    shown = core.replace("\n", f"{RETURN}\n")
+    return f"{text[: len(text) - len(core)]}<span {attributes}>{shown}</span>"
+
+
+def render_canvas(
+    ids: Tensor, given: Tensor, fresh: Tensor, tokenizer: PreTrainedTokenizerBase, mask_token_id: int
+) -> str:
+    """The canvas (L,): masks as bars, what was given in plain type, what was written marked, and most where `fresh`.
+
+    given, fresh: (L,) bool.
+    """
+    masked, spans = ids == mask_token_id, []
+    for position, text in enumerate(texts_to_show(ids, tokenizer)):
+        if masked[position]:
+            spans.append('<span class="radd-mask" role="img" aria-label="mask"></span>')
+        elif given[position]:
+            spans.append(f"<span>{text}</span>")
+        else:
+            spans.append(boxed(text, f'class="radd-written{" radd-fresh" if fresh[position] else ""}"'))
+    return f'<div class="radd-text" data-masks="{int(masked.sum())}">{"".join(spans)}</div>'
+
+
+def render_heat(ids: Tensor, nll: Tensor, tokenizer: PreTrainedTokenizerBase, uniform: float) -> str:
+    """A text (L,) with each token as warm as it was unlikely; pointing at one, or touching it, says how unlikely.
+
+    nll: (L,) nats, nan where there is nothing to say. uniform: nats of a guess among all tokens, the warmest.
+    """
+    spans = []
+    for text, nats in zip(texts_to_show(ids, tokenizer), nll.tolist(), strict=True):
+        if math.isnan(nats):
+            spans.append(f"<span>{text}</span>")
+            continue
+        # -1: a touch gives it the focus, the tabulator key does not stop at each of a thousand tokens.
+        note = f"{nats:.2f} nats, probability {math.exp(-nats):.2g}"
+        heat = min(max(nats, 0) / uniform, 1)
+        spans.append(boxed(text, f'class="radd-heat" style="--heat: {heat:.3f}" data-note="{note}" tabindex="-1"'))
+    scale = f'certain <span class="radd-scale"></span> {uniform:.1f} nats, a blind guess'
+    return f'<div class="radd-text radd-map">{"".join(spans)}</div><div class="radd-legend">{scale}</div>'
+
+
+def number_of(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What the two buttons do: generators of the HTML to show
+# ---------------------------------------------------------------------------------------------------------
+
+
+def write(
+    stop: threading.Event,
+    *,
+    model: str,
+    tokenizer: str,
+    form: str,
+    text: str,
+    prefix: str,
+    suffix: str,
+    length: int | None,
+    seed: int | None,
+    pause: float,
+    **sampling: Any,
+) -> Iterator[tuple[str, str, str]]:
+    """Yields the canvas, a line about it, and at the end the heat map of what was written (until then empty).
+
+    sampling: the arguments of [`generation_settings`]. Until the end the newest tokens are marked.
+    """
+    network, words = load(model, tokenizer)
+    mask_id = network.config.mask_token_id
+    shown = make_canvas(network, words, form, text, prefix, suffix, length)  # (L,)
+    seed = choose_seed(seed)
+    generator, given = torch.Generator().manual_seed(seed), shown != mask_id
+    total, started = int((~given).sum()), time.monotonic()
+    run = denoise(network, shown, stop=stop, pause=pause, generator=generator, **generation_settings(**sampling))
+    page = line = ""
+    output = None
+    for canvas, output in run:
+        fresh = (shown == mask_id) & (canvas != mask_id)  # (L,)
+        shown, page = canvas, render_canvas(canvas, given, fresh, words, mask_id)
+        line = f"{int((canvas != mask_id).sum() - given.sum())} of {number_of(total, 'token')} written"
+        if output is None:
+            yield page, line, ""
+    if output is None:
+        yield page, f"Stopped: {line} · seed {seed}", ""
+        return
+    nll = -cast(Tensor, output.token_logprobs)[0].cpu()  # (L,)
+    evaluations = number_of(int(cast(Tensor, output.num_function_evaluations)[0]), "network evaluation")
+    seconds = time.monotonic() - started
+    line += f" · {evaluations} · {seconds:.1f} s · {float(nll.sum()) / total:.2f} nats per token · seed {seed}"
+    yield page, line, render_heat(shown, nll.masked_fill(given, math.nan), words, blind_guess(network))
+
+
+def judge(stop: threading.Event, *, model: str, tokenizer: str, text: str, order: str) -> Iterator[tuple[str, str]]:
+    """Yields the heat map of a text, as far as it is known, and a line about it."""
+    network, words = load(model, tokenizer)
+    mask_id = network.config.mask_token_id
+    ids = torch.tensor(words(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)  # (L,)
+    check_length("the text", len(ids), network.config.max_position_embeddings)
+    if len(ids) == 0:
+        raise ValueError(f"text={text!r} has no token to score: write something.")
+    if bool((ids == mask_id).any()):
+        raise ValueError(f"text={text!r} holds the mask token, which has no likelihood.")
+    heat, line = "", f"0 of {number_of(len(ids), 'token')} scored"
+    nll = torch.full(ids.shape, math.nan)
+    for nll in score(network, ids, order, stop=stop):
+        heat = render_heat(ids, nll, words, blind_guess(network))
+        line = f"{int((~nll.isnan()).sum())} of {number_of(len(ids), 'token')} scored"
+        yield heat, line
+    if bool(nll.isnan().any()):
+        yield heat, f"Stopped: {line}"
+        return
+    total = float(nll.double().sum())
+    line = f"{number_of(len(ids), 'token')} · {total / len(ids):.2f} nats per token"
+    if order != GIVEN_ALL_OTHERS:
+        line += f" · perplexity {math.exp(total / len(ids)):.1f}"
+        line += f" · {total / len(text.encode()) / math.log(2):.2f} bits per byte · {total:.1f} nats in all"
+    yield heat, line
+
+
+def blind_guess(model: RaddForMaskedLM) -> float:
+    """Nats of a token under the uniform law over all but the mask."""
+    return math.log(model.config.vocab_size - 1)
+
+
+def describe(model: str, tokenizer: str) -> str:
+    network, _ = load(model, tokenizer)
+    config = network.config
+    return (
+        f"{network.num_parameters() / 1e6:,.1f} million parameters · texts of up to "
+        f"{number_of(config.max_position_embeddings, 'token')} · vocabulary of {config.vocab_size:,} · "
+        f"{config.noise_type} noise · on {network.device}"
+    )
