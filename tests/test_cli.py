@@ -337,6 +337,8 @@ def terminal(monkeypatch):
     """Standard error then counts as one, of 40 columns and 8 lines."""
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "40", "LINES": "8"}.items():
         monkeypatch.setenv(name, value)
+    # `datasets` leaves another dictionary as os.environ behind where it has started processes.
+    monkeypatch.setattr("rich.console.Console._environ", os.environ)
 
 
 def test_a_terminal_shows_each_event_with_the_newest_tokens_marked(radd, terminal):

@@ -13,6 +13,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -87,8 +88,9 @@ def shipped():
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A folder that looks like the checkout, in which a page may write what it likes."""
-    for name in ("checkpoints", "configs", "docs", "examples"):
+    for name in ("checkpoints", "configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")  # a command may draw its picture anew
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

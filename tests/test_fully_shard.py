@@ -154,7 +154,7 @@ def test_the_gathered_weights_are_a_model_with_the_logits_of_the_sharded_one(sha
 
 def test_a_sharded_model_saves_its_own_code_too(sharded):
     assert {path.name for path in sharded["folder"].glob("*.py")} == {
-        f"{name}_radd.py" for name in ("configuration", "noise", "generation", "modeling")
+        f"{name}_radd.py" for name in ("configuration", "noise", "generation", "modeling", "pipeline")
     }
     auto_map = json.loads((sharded["folder"] / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForMaskedLM"] == "modeling_radd.RaddForMaskedLM"
