@@ -22,6 +22,8 @@ from radd_hf.losses import FIRST_TIME, masks_at
 from radd_hf.noise_radd import get_noise
 from radd_hf.randomness import stream_seed
 
+from .commands import spread
+
 GROUP = 4  # blocks that the authors' code scores together
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
@@ -45,7 +47,7 @@ def main() -> None:
     length = model.config.max_position_embeddings
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     whole = load_evaluation_text("austen", tokenizer, length=length).blocks
-    blocks = [whole[(2 * place + 1) * (len(whole) - 1) // (2 * args.blocks)] for place in range(args.blocks)]
+    blocks = [whole[place] for place in spread(args.blocks, len(whole) - 1)]
     print(f"{len(blocks)} blocks of {length} tokens, spread evenly over Persuasion; nats per token\n")
     if args.command == "agreement":
         print_agreement(model, blocks, args.passes, args.orders)

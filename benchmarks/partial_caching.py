@@ -17,7 +17,6 @@ A cost is the positions that a setting computes, in evaluations of the whole tex
 
 import argparse
 import json
-import math
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddForMaskedLM, generation_radd
-from radd_hf.likelihood import estimate_likelihood, exact_likelihood
+from radd_hf.likelihood import ROUNDS, estimate_likelihood, exact_likelihood, mean_and_error
 from radd_hf.quality import token_entropy
 
 from .estimators import CHECKPOINT
@@ -55,10 +54,6 @@ class Outcome:
     nll_above: float
     nll_above_error: float
     entropy: float
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
 class Sampler:
@@ -113,7 +108,7 @@ def measure(sampler: Sampler, scored_rows: int, passes: int, repeats: int) -> li
         nats = torch.zeros(sampler.rows, dtype=torch.float64)
 
         def keep(row: int, number: int, value: float, nats: Tensor = nats) -> None:
-            nats[row] += value / length / 2  # two rounds
+            nats[row] += value / length / ROUNDS
 
         estimate_likelihood(model, list(output.sequences), passes=passes, batch_size=64, seed=1, on_round=keep)
         exact = nats if exact is None else exact
@@ -184,7 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.method}, {args.rows} rows of {model.config.max_position_embeddings} tokens, float32\n\n{HEADER}")
     outcomes = measure(Sampler(model, args.method, args.rows, args.seed), args.scored_rows, args.passes, args.repeats)
     if args.json is not None:
-        settings = {name: str(value) for name, value in vars(args).items() if name not in ("json", "plot")}
+        settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
+        settings["model"] = Path(args.model).name  # where it lay means nothing elsewhere
         report = {"machine": machine, "settings": settings, "outcomes": [asdict(outcome) for outcome in outcomes]}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.plot is not None:

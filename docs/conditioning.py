@@ -15,7 +15,7 @@ from torch import Tensor
 
 from radd_hf.blocks import Blocks
 from radd_hf.data import load_documents, tokenize
-from radd_hf.likelihood import conditional_likelihood
+from radd_hf.likelihood import conditional_likelihood, mean_and_error
 from radd_hf.loading import load_model, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -59,10 +59,6 @@ def measure() -> dict:
     per_token["prefix, less both"] = {column: prefix[column] - both[column] for column in COLUMNS}
     rows = [{"given": given} | {c: mean_and_error(row[c]) for c in COLUMNS} for given, row in per_token.items()]
     return {"passages": PASSAGES, "before": BEFORE, "gap": GAP, "after": AFTER, "rows": rows}
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
 def table(result: dict) -> str:

@@ -11,7 +11,6 @@ directory holds the adapters alone, in `merged/` the sum of them and the model, 
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from radd_hf.blocks import Blocks
 from radd_hf.collator import DiffusionCollator
 from radd_hf.data import load_documents, tokenize
-from radd_hf.likelihood import ROUNDS, estimate_likelihood
+from radd_hf.likelihood import ROUNDS, estimate_likelihood, mean_and_error
 from radd_hf.loading import load_model, load_tokenizer
 from radd_hf.lora import add_adapters, merged
 
@@ -41,8 +40,8 @@ def nats_by_passage(model: nn.Module, passages: Sequence[Tensor]) -> Tensor:
     return nats
 
 
-def mean_and_error(values: Tensor) -> str:
-    return f"{values.mean():.3f} +- {values.std() / math.sqrt(len(values)):.3f}"
+def figure(values: Tensor) -> str:
+    return "{:.3f} +- {:.3f}".format(*mean_and_error(values))
 
 
 def main(argv: list[str]) -> None:
@@ -85,9 +84,9 @@ def main(argv: list[str]) -> None:
     merged(adapted).save_pretrained(args.output_dir / "merged")
     tokenizer.save_pretrained(args.output_dir / "merged")
     print(f"nats per token, mean of {len(held_out)} passages that were not trained on, and its error between passages:")
-    print(f"before      {mean_and_error(before)}")
-    print(f"after       {mean_and_error(after)}")
-    print(f"difference  {mean_and_error(after - before)}")
+    print(f"before      {figure(before)}")
+    print(f"after       {figure(after)}")
+    print(f"difference  {figure(after - before)}")
 
 
 if __name__ == "__main__":

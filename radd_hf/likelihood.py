@@ -485,6 +485,11 @@ def conditional_likelihood(
     return exact_likelihood(model, sequences, order, scored=scored, batch_size=batch_size, seed=seed)
 
 
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of independent values (n,), and its standard error."""
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
 def check_estimator(estimator: str) -> None:
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator={estimator!r} must be one of {ESTIMATORS}.")

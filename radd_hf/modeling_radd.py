@@ -38,7 +38,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_radd import AUTO_MAP, RaddConfig
-from .generation_radd import RaddGenerationConfig, RaddGenerationMixin
+from .generation_radd import RaddGenerationConfig, RaddGenerationMixin, pack
 
 # At most this many logits (128 MB in float32) exist at once while a loss is taken, and as many of their gradients.
 MAX_LOGITS_ELEMENTS = 2**25
@@ -58,23 +58,18 @@ class Positions(NamedTuple):
     @classmethod
     def of(cls, wanted: Tensor) -> "Positions":
         """From a boolean mask (B, L), or from indices (B, K) as they are."""
-        if wanted.dtype != torch.bool:
-            return cls(wanted)
-        counts = wanted.sum(dim=1)  # (B,)
-        slots = max(int(counts.max()), 1)
-        slot = (~wanted).int().argsort(dim=1, stable=True)[:, :slots]  # wanted positions first, in order
-        return cls(slot, torch.arange(slots, device=wanted.device) < counts[:, None])
+        return cls(*pack(wanted)) if wanted.dtype == torch.bool else cls(wanted)
 
     def select(self, hidden: Tensor) -> Tensor:
         # Not by gather, which keeps an index as large as what it returns for its backward pass, and its argument.
-        row = torch.arange(len(hidden), device=hidden.device)[:, None]
-        return hidden[row, self.slot]  # (B, L, ...) -> (B, K, ...)
+        row = torch.arange(len(self.slot), device=hidden.device)[:, None]
+        return hidden.expand(len(self.slot), *hidden.shape[1:])[row, self.slot]  # (B or 1, L, ...) -> (B, K, ...)
 
     def flatten(self, hidden: Tensor) -> Tensor:
         return hidden if self.valid is None else hidden[self.valid]  # (B, K, D) -> (N, D)
 
     def select_queries(self, table: Tensor) -> Tensor:
-        """Rows of a table with a line for each query: (B, H or 1, L, n) -> (B, H or 1, K, n)."""
+        """Lines of a table that has one for each query: (B or 1, H or 1, L, n) -> (B, H or 1, K, n)."""
         return self.select(table.transpose(1, 2)).transpose(1, 2)
 
 
@@ -244,10 +239,10 @@ class RaddAttention(nn.Module):
         if positions is None:
             query = rotate(query, cos, sin)
         else:
-            cos, sin = (positions.select(table.expand(batch, -1, -1)) for table in (cos, sin))
+            cos, sin = positions.select(cos), positions.select(sin)
             query = rotate(positions.select_queries(query), cos, sin)  # (B, H, K, d)
             if attention_mask is not None:  # (B, 1, L, L) -> (B, 1, K, L)
-                attention_mask = positions.select_queries(attention_mask.expand(batch, -1, length, -1))
+                attention_mask = positions.select_queries(attention_mask.expand(-1, -1, length, -1))
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value, recomputed)
 
@@ -463,13 +458,11 @@ class RaddModel(RaddPreTrainedModel):
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         hidden_states = inputs_embeds
         if recompute is not None:
-            batch, length = inputs_embeds.shape[:2]
-            chosen = Positions(recompute)
+            chosen, (cos, sin) = Positions(recompute), position_embeddings
             hidden_states = chosen.select(inputs_embeds)  # (B, L, D) -> (B, C, D)
-            cos, sin = (chosen.select(table.expand(batch, -1, -1)) for table in position_embeddings)
-            position_embeddings = cos, sin
+            position_embeddings = chosen.select(cos), chosen.select(sin)
             if mask is not None:  # (B, 1, L, L) -> (B, 1, C, L)
-                mask = chosen.select_queries(cast(Tensor, mask).expand(batch, -1, length, -1))
+                mask = chosen.select_queries(cast(Tensor, mask).expand(-1, -1, inputs_embeds.shape[1], -1))
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
             hidden_states = layer(

@@ -63,7 +63,8 @@ class _Trunk:
     def __init__(self, owner: StandIn):
         self.owner = owner
 
-    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor | None = None, output_positions: Tensor):
+    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor | None, output_positions: Tensor, cache, recompute):
+        assert cache is recompute is None, "a stand-in has no keys and values to keep"
         assert not self.owner.training, "generate must evaluate without dropout"
         self.owner.rows_evaluated.append(len(input_ids))
         logits = self.owner.logits(input_ids).take_along_dim(output_positions[..., None], dim=1)  # (B, K, V)

@@ -473,7 +473,8 @@ class RaddGenerationMixin:
                 input_ids=canvas[rows],
                 attention_mask=None if attention_mask is None else attention_mask[rows],
                 output_positions=slot,
-                **({} if cache is None else {"cache": cache, "recompute": recompute}),
+                cache=cache,
+                recompute=recompute,
             ).last_hidden_state.flatten(0, 1)  # (A K, D)
             if wanted is not None:
                 hidden = hidden[wanted]  # (N, D)
@@ -662,8 +663,9 @@ class _Scores:
         self.of_network = self.processed = torch.ones((), dtype=torch.bool, device=device)
 
     def note(self, logits: Tensor, scores: Tensor) -> None:
-        self.of_network = self.of_network & logits.amax(dim=-1).isfinite().all()
-        self.processed = self.processed & scores.amax(dim=-1).isfinite().all()
+        finite = logits.amax(dim=-1).isfinite().all()
+        self.of_network = self.of_network & finite
+        self.processed = self.processed & (finite if scores is logits else scores.amax(dim=-1).isfinite().all())
 
     def check(self) -> None:
         if not bool(self.processed):
