@@ -16,15 +16,25 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from radd_hf.generation_radd import plan_grid
 from radd_hf.losses import Masks
-from radd_hf.modeling_radd import rotate
 from radd_hf.noise_radd import Noise, reveal_probabilities
 
 Network = Callable[[Tensor], Tensor]
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The rotary embedding as it is usually written: states (B, H, L, d), tables (1, L, d)."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def linear(module: nn.Linear, hidden: Tensor) -> Tensor:
+    """By torch's choice of a library, whatever that of the module is."""
+    return F.linear(hidden, module.weight, module.bias)
 
 
 def full_logits(model) -> Network:
@@ -35,14 +45,14 @@ def full_logits(model) -> Network:
         hidden = trunk.embed_tokens(canvas)  # (B, L, D)
         cos, sin = trunk.rotary_emb(torch.arange(canvas.shape[1])[None])
         for layer in trunk.layers:
-            qkv = layer.self_attn.qkv_proj(layer.input_layernorm(hidden))  # (B, L, 3 D)
+            qkv = linear(layer.self_attn.qkv_proj, layer.input_layernorm(hidden))  # (B, L, 3 D)
             query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
             attended = F.scaled_dot_product_attention(rotate(query, cos, sin), rotate(key, cos, sin), value)
-            attended = layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))  # (B, L, D)
+            attended = linear(layer.self_attn.o_proj, attended.transpose(1, 2).flatten(2))  # (B, L, D)
             hidden = hidden + dropout(attended, training=model.training)
-            inner = layer.mlp.act_fn(layer.mlp.up_proj(layer.post_attention_layernorm(hidden)))  # (B, L, 4 D)
-            hidden = hidden + dropout(layer.mlp.down_proj(inner), training=model.training)
-        logits = model.lm_head(trunk.norm(hidden))  # (B, L, V)
+            inner = layer.mlp.act_fn(linear(layer.mlp.up_proj, layer.post_attention_layernorm(hidden)))  # (B, L, 4 D)
+            hidden = hidden + dropout(linear(layer.mlp.down_proj, inner), training=model.training)
+        logits = linear(model.lm_head, trunk.norm(hidden))  # (B, L, V)
         return logits.index_fill(-1, torch.tensor(mask_token_id), -torch.inf)
 
     return network

@@ -157,6 +157,7 @@ def plot(outcomes: list[Outcome], path: Path) -> None:
         axes.set(xlabel="seconds", xscale="log", ylabel=f"{label}, nats per token (95 %)")
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,17 +1,22 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Operations and parameters, counted from a configuration: 2 FLOPs for each multiply-add of a matrix product.
 
+With it torch's `FlopCounterMode`, which counts what really ran, knows the products of `RaddLinear`, too.
+
 Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L length, V vocabulary, n layers.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import register_flop_formula
 
 from .configuration_radd import RaddConfig
-from .modeling_radd import RaddForMaskedLM
+from .modeling_radd import ONEDNN_LINEAR, RaddForMaskedLM
 
 
 @dataclass
@@ -57,3 +62,12 @@ def count_parameters(config: RaddConfig) -> tuple[int, int]:
         model = RaddForMaskedLM(config)
     linear = (module for module in model.modules() if isinstance(module, nn.Linear))
     return model.num_parameters(), sum(p.numel() for module in linear for p in module.parameters())
+
+
+def _onednn_flops(hidden: Sequence[int], weight: Sequence[int], *others: object, **kwargs: object) -> int:
+    """Of the shapes (..., D_in) and (D_out, D_in)."""
+    return 2 * math.prod(hidden) * weight[0]
+
+
+if ONEDNN_LINEAR is not None:
+    register_flop_formula(ONEDNN_LINEAR)(_onednn_flops)

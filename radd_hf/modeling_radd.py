@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -44,6 +45,8 @@ from .generation_radd import RaddGenerationConfig, RaddGenerationMixin, pack
 MAX_LOGITS_ELEMENTS = 2**25
 # Queries of a row at once where attention is written as products: scores that stay in a processor's cache.
 QUERIES_AT_ONCE = 256
+# oneDNN's product with a bias and an activation behind it, which torch has for its compiler; None in a build without.
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class Positions(NamedTuple):
@@ -109,6 +112,112 @@ def rematerialise(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*arguments)
     return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False))
+
+
+class RaddLinear(nn.Linear):
+    """As torch's, by oneDNN on a processor with AVX-512; with the tanh GELU behind it in the same pass, if asked for.
+
+    For float32 torch takes MKL, which uses AVX-512 on Intel's processors only: on others oneDNN is twice as fast
+    (`python -m benchmarks.linear`). `torch.backends.mkldnn.flags(enabled=False)` leaves all to torch.
+    """
+
+    def forward(self, hidden_states: Tensor, gelu: bool = False) -> Tensor:
+        """(..., D_in) -> (..., D_out)"""
+        dtype = self._onednn_dtype(hidden_states)
+        if dtype is None:
+            output = F.linear(hidden_states, self.weight, self.bias)
+        elif torch.is_grad_enabled():
+            output = differentiable_linear(hidden_states.to(dtype), self.weight, self.bias)
+        else:
+            return onednn_linear(hidden_states.to(dtype), self.weight, self.bias, gelu)
+        return F.gelu(output, approximate="tanh") if gelu else output
+
+    def _onednn_dtype(self, hidden_states: Tensor) -> torch.dtype | None:
+        """In which oneDNN is to multiply: that of the weight, or autocast's; None where torch is to do it its way."""
+        if (
+            torch.compiler.is_compiling()  # a compiler has its own
+            or hidden_states.device.type != "cpu"
+            or hidden_states.numel() == 0
+            or type(hidden_states) is not Tensor
+            or type(self.weight) is not nn.Parameter  # sharded, or quantised
+            or ONEDNN_LINEAR is None
+            or not torch.backends.mkldnn.enabled
+            or torch.backends.cpu.get_cpu_capability() != "AVX512"
+            or torch._C._are_functorch_transforms_active()
+        ):
+            return None
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else self.weight.dtype
+        possible = dtype in (torch.float32, torch.bfloat16) and (autocast or hidden_states.dtype == dtype)
+        return dtype if possible else None
+
+
+def onednn_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """(..., D_in), (D_out, D_in), (D_out,) -> (..., D_out) in the dtype of the first; without gradients."""
+    weight, bias = weight.to(hidden_states.dtype), None if bias is None else bias.to(hidden_states.dtype)
+    if hidden_states.dtype != torch.float32 and not gelu:
+        return F.linear(hidden_states, weight, bias)  # which is oneDNN's, too
+    activation, algorithm = ("gelu", "tanh") if gelu else ("none", "")
+    return cast(Callable, ONEDNN_LINEAR)(hidden_states, weight, bias, activation, [], algorithm)
+
+
+def differentiable_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`onednn_linear` with gradients. What it keeps is the weight itself, where autocast would keep a rounded copy."""
+    hidden = hidden_states.reshape(-1, hidden_states.shape[-1])  # (..., D_in) -> (M, D_in)
+    gradients = LinearGradients.apply(hidden, weight, bias)  # (M, D_out)
+    detached = (each if each is None else each.detach() for each in (hidden, weight, bias))
+    output = LinearValue.apply(gradients, *detached)
+    return output.view(*hidden_states.shape[:-1], len(weight))
+
+
+class LinearGradients(torch.autograd.Function):
+    """The gradients of a product whose value is made elsewhere: (M, D_in) -> (M, D_out), which takes no memory.
+
+    A step of its own, so that it has kept its arguments before there is a product: where they are computed again
+    (`rematerialise`), that ends here.
+    """
+
+    OUTPUTS = 1024  # of the weight's gradient at once: oneDNN copies the left factor if it is transposed
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(hidden if needs_weight else None, weight if needs_hidden else None)
+        ctx.weight_dtype = weight.dtype
+        return hidden.new_empty(()).expand(len(hidden), len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        grad_hidden = grad_weight = grad_bias = None
+        if weight is not None:
+            grad_hidden = product(grad, weight.t())  # (M, D_in)
+        if hidden is not None:
+            hidden = hidden.contiguous()
+            grad_weight = hidden.new_empty(grad.shape[1], hidden.shape[1], dtype=ctx.weight_dtype)
+            for start in range(0, len(grad_weight), LinearGradients.OUTPUTS):
+                outputs = slice(start, start + LinearGradients.OUTPUTS)
+                grad_weight[outputs] = product(grad[:, outputs].t(), hidden.t())
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(dim=0)
+        return grad_hidden, grad_weight, grad_bias
+
+
+class LinearValue(torch.autograd.Function):
+    """The product to which `LinearGradients` has the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return onednn_linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad, None, None, None
+
+
+def product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden weight^T; differentiable again where gradients of gradients are asked for."""
+    return differentiable_linear(hidden, weight) if torch.is_grad_enabled() else onednn_linear(hidden, weight)
 
 
 class RaddRotaryEmbedding(nn.Module):
@@ -180,13 +289,14 @@ def attention_by_products(
     bfloat16 products and takes more than twice as long (`python -m benchmarks.attention`)."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        weights = (query * scaling) @ key.transpose(2, 3)  # (B, H, 256, L)
+        weights = (query * scaling) @ key  # (B, H, 256, L)
         if mask is not None and mask.dtype == torch.bool:
             weights = weights.masked_fill(~mask, torch.finfo(weights.dtype).min)
         elif mask is not None:
             weights = weights + mask
         return weights.softmax(dim=-1) @ value  # softmax in float32 within, and rounded once
 
+    key, value = key.transpose(2, 3).contiguous(), value.contiguous()  # once, and not in every product
     queries = query.split(QUERIES_AT_ONCE, dim=2)
     masks = [None] * len(queries) if attention_mask is None else attention_mask.split(QUERIES_AT_ONCE, dim=2)
     parts = [rematerialise(attend, part, key, value, mask) for part, mask in zip(queries, masks, strict=True)]
@@ -203,8 +313,8 @@ class RaddAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False  # scaled_dot_product_attention is causal where a module does not say so
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.qkv_proj = RaddLinear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = RaddLinear(config.hidden_size, config.hidden_size, bias=False)
         mark_zero_init(self.o_proj, config.zero_init_residual)
 
     def forward(
@@ -270,14 +380,21 @@ class RaddMLP(nn.Module):
     def __init__(self, config: RaddConfig):
         super().__init__()
         width = cast(int, config.intermediate_size)  # never None once the configuration is made
-        self.up_proj = nn.Linear(config.hidden_size, width)
+        self.up_proj = RaddLinear(config.hidden_size, width)
         self.act_fn = nn.GELU(approximate="tanh")
-        self.down_proj = nn.Linear(width, config.hidden_size)
+        self.down_proj = RaddLinear(width, config.hidden_size)
         mark_zero_init(self.down_proj, config.zero_init_residual)
 
     def forward(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        if not torch.is_grad_enabled() and self._is_untouched():
+            return self.down_proj(self.up_proj(norm(hidden_states), gelu=True))
         inner = rematerialise(lambda hidden: self.up_proj(norm(hidden)), hidden_states)  # (..., D) -> (..., 4 D)
         return rematerialise(lambda inner: self.down_proj(self.act_fn(inner)), inner)
+
+    def _is_untouched(self) -> bool:
+        """No adapter on `up_proj`, another activation, or a hook: nothing that could want what lies between the two."""
+        types = type(self.up_proj) is RaddLinear and type(self.act_fn) is nn.GELU
+        return types and not any(each._forward_hooks or each._forward_pre_hooks for each in (self.up_proj, self.act_fn))
 
 
 class RaddDropout(nn.Dropout):
@@ -538,7 +655,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
     def __init__(self, config: RaddConfig):
         super().__init__(config)
         self.model = RaddModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = RaddLinear(config.hidden_size, config.vocab_size)
         mark_zero_init(self.lm_head)
         self.post_init()
 

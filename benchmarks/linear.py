@@ -1,0 +1,88 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Why float32 layers multiply by oneDNN: GFLOP/s of torch's choice of a library and of oneDNN, layer by layer.
+
+    python -m benchmarks.linear [--hidden_size 768] [--vocab_size 50258] [--rows 1 16 256 1024] [--repeats 9]
+
+For every layer of the small model and so many rows: the product itself, its gradients, and up_proj with its GELU in one
+pass or two. Several weights are multiplied in turn, as in a model, so that none waits in a processor's cache.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from radd_hf.modeling_radd import ONEDNN_LINEAR, onednn_linear
+
+from .measure import alternate, seconds
+
+WEIGHTS = 4  # of a layer
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--hidden_size", type=int, default=768)
+    parser.add_argument("--vocab_size", type=int, default=50258)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256, 1024])
+    parser.add_argument("--repeats", type=int, default=9)
+    args = parser.parse_args(argv)
+    if ONEDNN_LINEAR is None:
+        parser.exit(1, "this torch was built without oneDNN: there is nothing to compare\n")
+    width = args.hidden_size
+    layers = {
+        "qkv_proj": (width, 3 * width),
+        "o_proj": (width, width),
+        "up_proj": (width, 4 * width),
+        "down_proj": (4 * width, width),
+        "lm_head": (width, args.vocab_size),
+    }
+    print("| what | rows | torch, GFLOP/s | oneDNN, GFLOP/s | times as fast | apart by |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for rows in args.rows:
+        for name, (d_in, d_out) in layers.items():
+            for what, torchs, onednns in comparisons(name, rows, d_in, d_out):
+                times = alternate({"torch": lambda: seconds(torchs), "oneDNN": lambda: seconds(onednns)}, args.repeats)  # noqa: B023, run at once
+                rates = [2e-9 * WEIGHTS * rows * d_in * d_out / statistics.median(each) for each in times.values()]
+                apart = max(float((a - b).norm() / b.norm()) for a, b in zip(torchs(), onednns(), strict=True))
+                print(
+                    f"| {what} | {rows} | {rates[0]:.3g} | {rates[1]:.3g} | {rates[1] / rates[0]:.1f} | {apart:.0e} |"
+                )
+
+
+def comparisons(name: str, rows: int, d_in: int, d_out: int) -> list[tuple[str, Callable, Callable]]:
+    """What, torch's way and oneDNN's; both return a list of results, one a weight."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(d_out, d_in, generator=generator) for _ in range(WEIGHTS)]
+    hidden, grad = torch.randn(rows, d_in, generator=generator), torch.randn(rows, d_out, generator=generator)
+    found: list[tuple[str, Callable, Callable]] = [
+        (name, lambda: [F.linear(hidden, w) for w in weights], lambda: [onednn_linear(hidden, w) for w in weights]),
+        (
+            f"{name}, gradient of its input",
+            lambda: [grad @ w for w in weights],
+            lambda: [onednn_linear(grad, w.t()) for w in weights],
+        ),
+    ]
+    if name != "lm_head":
+        found.append(
+            (
+                f"{name}, gradient of its weight",
+                lambda: [grad.t() @ hidden for _ in weights],
+                lambda: [onednn_linear(grad.t(), hidden.t()) for _ in weights],
+            )
+        )
+    if name == "up_proj":
+        found.append(
+            (
+                f"{name} and GELU",
+                lambda: [F.gelu(F.linear(hidden, w), approximate="tanh") for w in weights],
+                lambda: [onednn_linear(hidden, w, gelu=True) for w in weights],
+            )
+        )
+    return found
+
+
+if __name__ == "__main__":
+    main()

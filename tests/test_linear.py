@@ -1,0 +1,234 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Layers that multiply by oneDNN are torch's layers in everything but speed.
+
+Where oneDNN is not chosen (no AVX-512, another device), most of these compare torch with itself and hold all the same.
+Shapes: M rows, D_in and D_out the widths of a layer.
+"""
+
+import peft
+import pytest
+import torch
+from test_speed import Watch
+from torch import nn
+from torch.nn import functional as F
+from toys import seeded, tiny_model
+
+from radd_hf import modeling_radd
+from radd_hf.modeling_radd import RaddLinear, RaddMLP, rematerialise
+
+D_IN, D_OUT = 24, 1100  # more outputs than are taken at once in the gradient of a weight
+needs_onednn = pytest.mark.skipif(
+    RaddLinear(4, 4)._onednn_dtype(torch.ones(1, 4)) is None, reason="torch multiplies float32 its own way here"
+)
+
+
+def layers(bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[RaddLinear, nn.Linear]:
+    """Ours and torch's, of the same weights."""
+    torch.manual_seed(0)
+    ours, theirs = RaddLinear(D_IN, D_OUT, bias=bias, dtype=dtype), nn.Linear(D_IN, D_OUT, bias=bias, dtype=dtype)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def hidden_states(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, D_IN, generator=seeded(1))
+
+
+SHAPES = [(), (1,), (5,), (2, 3), (2, 2, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_the_product_is_that_of_torch(shape, bias, dtype):
+    ours, theirs = layers(bias, dtype)
+    hidden = hidden_states(*shape).to(dtype)
+    torch.testing.assert_close(ours(hidden), theirs(hidden))
+    assert ours(hidden).shape == (*shape, D_OUT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_gelu_in_the_same_pass_is_no_worse_than_one_behind_it(dtype):
+    ours, theirs = layers(dtype=dtype)
+    hidden = 3 * hidden_states(50).to(dtype)
+    exact = F.gelu(copy_of(theirs, torch.float64)(hidden.double()), approximate="tanh")
+    error = (ours(hidden, gelu=True) - exact).norm()
+    assert error <= 1.1 * (F.gelu(theirs(hidden), approximate="tanh") - exact).norm() + 1e-6
+
+
+def copy_of(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+    copy = nn.Linear(D_IN, D_OUT, dtype=dtype)
+    copy.load_state_dict(layer.state_dict())
+    return copy
+
+
+def gradients(layer: nn.Linear, hidden: torch.Tensor, autocast: bool = False) -> dict[str, torch.Tensor]:
+    hidden = hidden.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = layer(hidden)
+    (output.float() ** 2).sum().backward()
+    return {"hidden": hidden.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_are_those_of_torch(shape, bias):
+    ours, theirs = (gradients(layer, hidden_states(*shape)) for layer in layers(bias))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-4, msg=name)
+        assert ours[name].is_contiguous()
+
+
+def test_gradients_under_autocast_are_those_of_torch_in_float32():
+    ours, theirs = (gradients(layer, hidden_states(7), autocast=True) for layer in layers())
+    for name in ours:
+        assert ours[name].dtype == torch.float32
+        assert (ours[name] - theirs[name]).norm() < 0.01 * theirs[name].norm(), name
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "weight and hidden"])
+def test_what_needs_no_gradient_gets_none_and_the_rest_the_same(frozen):
+    def run(layer: nn.Linear) -> list[torch.Tensor | None]:
+        hidden = hidden_states(4).requires_grad_("hidden" not in frozen)
+        layer.weight.requires_grad_("weight" not in frozen)
+        layer.bias.requires_grad_("bias" not in frozen)
+        (layer(hidden) ** 2).sum().backward()
+        return [hidden.grad, layer.weight.grad, layer.bias.grad]
+
+    ours, theirs = (run(layer) for layer in layers())
+    for mine, torchs in zip(ours, theirs, strict=True):
+        assert (mine is None) == (torchs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, torchs, rtol=1e-5, atol=1e-4)
+
+
+def test_gradients_of_gradients_are_those_of_torch():
+    def penalty(layer: nn.Linear) -> list[torch.Tensor]:
+        hidden = hidden_states(4).requires_grad_()
+        inputs = [hidden, layer.weight, layer.bias]
+        first = torch.autograd.grad((layer(hidden) ** 3).sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(sum((each**2).sum() for each in first), inputs))
+
+    for ours, theirs in zip(*(penalty(layer) for layer in layers()), strict=True):
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_transforms_of_functions_see_torchs_layer():
+    ours, _ = layers()
+    hidden = hidden_states(3)
+
+    def loss(weight: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return (torch.func.functional_call(ours, {"weight": weight}, (row,)) ** 2).sum()
+
+    weight = ours.weight.detach()
+    of_each_row = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, hidden)
+    torch.testing.assert_close(of_each_row.sum(dim=0), torch.func.grad(loss)(weight, hidden))
+    _, slope = torch.func.jvp(lambda row: loss(weight, row), (hidden,), (torch.ones_like(hidden),))
+    torch.testing.assert_close(slope, torch.func.grad(loss, argnums=1)(weight, hidden).sum())
+
+
+@torch.no_grad()
+def test_it_can_be_turned_off():
+    ours, theirs = layers()
+    with torch.backends.mkldnn.flags(enabled=False), Watch() as watch:
+        assert torch.equal(ours(hidden_states(6)), theirs(hidden_states(6)))
+    assert not any("mkldnn" in name for name in watch.names)
+
+
+@needs_onednn
+def test_float32_is_multiplied_by_onednn_forward_and_backward():
+    ours, _ = layers()
+    with Watch() as watch:
+        (ours(hidden_states(6).requires_grad_()) ** 2).sum().backward()
+    assert watch.names.count("mkldnn._linear_pointwise") == 4  # the product, its input's gradient, two parts of one
+    assert not {"aten.mm", "aten.addmm", "aten.linear"} & set(watch.names)
+
+
+@needs_onednn
+def test_what_is_computed_again_ends_before_the_product():
+    ours, _ = layers()
+    norm = nn.LayerNorm(D_IN)
+    with Watch() as watch:
+        rematerialise(lambda hidden: ours(norm(hidden)), hidden_states(6).requires_grad_()).sum().backward()
+    assert watch.names.count("aten.native_layer_norm") == 2
+    assert watch.names.count("mkldnn._linear_pointwise") == 4  # as without
+
+
+@needs_onednn
+def test_autocast_keeps_no_rounded_copy_of_the_weights():
+    ours, _ = layers()
+    kept: list[torch.Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        output = ours(hidden_states(6).requires_grad_())
+    assert output.dtype == torch.bfloat16
+    own = {parameter.data_ptr() for parameter in ours.parameters()}
+    assert [tensor.shape for tensor in kept if tensor.data_ptr() not in own] == [(6, D_IN)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# An activation that is not computed by itself, and those who want to see it
+# ---------------------------------------------------------------------------------------------------------
+
+
+def mlp() -> RaddMLP:
+    return tiny_model(11, 8, seed=1).model.layers[0].mlp
+
+
+def norm(hidden: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(hidden, hidden.shape[-1:])
+
+
+def apply(layer: RaddMLP) -> torch.Tensor:
+    return layer(torch.randn(3, layer.up_proj.in_features, generator=seeded(0)), norm)
+
+
+def test_without_gradients_the_mlp_is_the_same():
+    layer = mlp()
+    with torch.no_grad():
+        got = apply(layer)
+    torch.testing.assert_close(got, apply(layer).detach())
+
+
+@pytest.mark.parametrize("where", ["up_proj", "act_fn"])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_sees_what_it_would_see_with_gradients(where, register):
+    layer, seen = mlp(), []
+    getattr(getattr(layer, where), register)(lambda module, inputs, *output: seen.append((*inputs, *output)))
+    with torch.no_grad():
+        apply(layer)
+    apply(layer)
+    for got, expected in zip(*seen[:2], strict=True):
+        torch.testing.assert_close(got, expected.detach())
+
+
+def test_another_activation_is_used():
+    layer = mlp()
+    before = apply(layer).detach()
+    layer.act_fn = nn.ReLU()
+    with torch.no_grad():
+        got = apply(layer)
+    assert not torch.allclose(got, before)
+    torch.testing.assert_close(got, apply(layer).detach())
+
+
+def test_an_adapter_adds_before_the_activation():
+    network = tiny_model(11, 8, seed=1)
+    settings = peft.LoraConfig(target_modules=["up_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(network, settings)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        got = adapted(input_ids=ids).logits
+    torch.testing.assert_close(got, adapted(input_ids=ids).logits.detach())
+    merged = adapted.merge_and_unload()
+    with torch.no_grad():
+        torch.testing.assert_close(got, merged(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_build_without_onednn_has_torchs_layer(monkeypatch):
+    monkeypatch.setattr(modeling_radd, "ONEDNN_LINEAR", None)
+    ours, theirs = layers()
+    assert torch.equal(ours(hidden_states(6)), theirs(hidden_states(6)))
