@@ -114,11 +114,23 @@ def rematerialise(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor
     return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False))
 
 
+def rematerialise_pass(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """The same where what comes first is cheap and small: a norm, an activation, the softmax of a short row.
+
+    Except in bfloat16 on a CPU, where memory is not what is scarce, and it would take 7 % of a step (`python -m
+    benchmarks.layers`).
+    """
+    hidden = arguments[0]
+    if hidden.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or hidden.dtype == torch.bfloat16):
+        return function(*arguments)
+    return rematerialise(function, *arguments)
+
+
 class RaddLinear(nn.Linear):
     """As torch's, by oneDNN on a processor with AVX-512; with the tanh GELU behind it in the same pass, if asked for.
 
-    For float32 torch takes MKL, which uses AVX-512 on Intel's processors only: on others oneDNN is twice as fast
-    (`python -m benchmarks.linear`). `torch.backends.mkldnn.flags(enabled=False)` leaves all to torch.
+    For float32 torch takes MKL, which is made for Intel's processors: on one of AMD oneDNN is twice as fast
+    (`python -m benchmarks.layers`). `torch.backends.mkldnn.flags(enabled=False)` leaves all to torch.
     """
 
     def forward(self, hidden_states: Tensor, gelu: bool = False) -> Tensor:
@@ -167,7 +179,8 @@ def differentiable_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | 
     gradients = LinearGradients.apply(hidden, weight, bias)  # (M, D_out)
     detached = (each if each is None else each.detach() for each in (hidden, weight, bias))
     output = LinearValue.apply(gradients, *detached)
-    return output.view(*hidden_states.shape[:-1], len(weight))
+    # As torch's own, no view to autograd: hooks on a view are lost when it is written to, as `compute_logits` does.
+    return torch.ops.aten._unsafe_view(output, (*hidden_states.shape[:-1], len(weight)))
 
 
 class LinearGradients(torch.autograd.Function):
@@ -299,7 +312,9 @@ def attention_by_products(
     key, value = key.transpose(2, 3).contiguous(), value.contiguous()  # once, and not in every product
     queries = query.split(QUERIES_AT_ONCE, dim=2)
     masks = [None] * len(queries) if attention_mask is None else attention_mask.split(QUERIES_AT_ONCE, dim=2)
-    parts = [rematerialise(attend, part, key, value, mask) for part, mask in zip(queries, masks, strict=True)]
+    # The weights of a row that short are no larger than what its MLP keeps; those of longer ones grow with L^2.
+    run = rematerialise_pass if len(queries) == 1 else rematerialise
+    parts = [run(attend, part, key, value, mask) for part, mask in zip(queries, masks, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2), None  # (B, L, H, d)
 
 
@@ -338,7 +353,7 @@ class RaddAttention(nn.Module):
         batch, length = hidden_states.shape[:2]
         # One product for all three, also where queries are pruned: slicing the weight would bypass adapters and
         # offload hooks, for a saving of 1/12 of one layer.
-        qkv = rematerialise(lambda hidden: self.qkv_proj(norm(hidden)), hidden_states)  # (B, L, D) -> (B, L, 3 D)
+        qkv = rematerialise_pass(lambda hidden: self.qkv_proj(norm(hidden)), hidden_states)  # (B, L, D) -> (B, L, 3 D)
         qkv = qkv.view(batch, length, 3, -1, self.head_dim).transpose(1, 3)  # (B, H, 3, L, d)
         query, key, value = qkv.unbind(dim=2)  # each (B, H, L, d)
         if value.requires_grad:
@@ -388,8 +403,8 @@ class RaddMLP(nn.Module):
     def forward(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
         if not torch.is_grad_enabled() and self._is_untouched():
             return self.down_proj(self.up_proj(norm(hidden_states), gelu=True))
-        inner = rematerialise(lambda hidden: self.up_proj(norm(hidden)), hidden_states)  # (..., D) -> (..., 4 D)
-        return rematerialise(lambda inner: self.down_proj(self.act_fn(inner)), inner)
+        inner = rematerialise_pass(lambda hidden: self.up_proj(norm(hidden)), hidden_states)  # (..., D) -> (..., 4 D)
+        return rematerialise_pass(lambda inner: self.down_proj(self.act_fn(inner)), inner)
 
     def _is_untouched(self) -> bool:
         """No adapter on `up_proj`, another activation, or a hook: nothing that could want what lies between the two."""
@@ -398,12 +413,18 @@ class RaddMLP(nn.Module):
 
 
 class RaddDropout(nn.Dropout):
-    """As torch's, which on a CPU would keep the mask as numbers of four bytes."""
+    """As torch's, which on a CPU takes three times as long (`python -m benchmarks.layers`)."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return hidden_states
-        return torch.native_dropout(hidden_states, self.p, True)[0]
+        if hidden_states.device.type != "cpu":
+            return torch.native_dropout(hidden_states, self.p, True)[0]
+        dropped = round(self.p * 2**16)  # of as many values of 16 bits, four of which are drawn at a time
+        bits = torch.empty(-(-hidden_states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        value = bits.view(torch.int16)[: hidden_states.numel()].view(hidden_states.shape)  # -2^15 .. 2^15 - 1
+        keep = value.int() >= dropped - 2**15
+        return hidden_states * keep * (2**16 / max(2**16 - dropped, 1))
 
 
 class RaddLayer(GradientCheckpointingLayer):

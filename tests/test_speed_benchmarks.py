@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toys import TableNetwork, seeded, tiny_model
 
 from benchmarks import __main__ as entry
-from benchmarks import attention, baseline, commands, linear, measure, partial_caching
+from benchmarks import attention, baseline, commands, layers, measure, partial_caching
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.losses import LOSS_TYPES, draw_masks
@@ -350,12 +350,14 @@ def test_attention_by_products_is_timed_beside_torchs_and_no_less_exact_than_bfl
     assert all(float(error.rstrip("%")) < 1 for row in rows for error in row[5:])
 
 
-@pytest.mark.skipif(linear.ONEDNN_LINEAR is None, reason="torch was built without oneDNN")
+@pytest.mark.skipif(layers.ONEDNN_LINEAR is None, reason="torch was built without oneDNN")
 def test_every_product_is_timed_by_both_libraries_and_the_same_by_both(capsys):
-    linear.main(["--hidden_size", "16", "--vocab_size", "40", "--rows", "3", "--repeats", "1"])
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    layers.main(["--hidden_size", "16", "--vocab_size", "40", "--rows", "3", "--repeats", "1"])
+    products, dropouts = capsys.readouterr().out.split("\n\n")
+    rows = [line.strip("| ").split(" | ") for line in products.splitlines()[2:]]
     assert {"qkv_proj", "lm_head", "up_proj and GELU", "down_proj, gradient of its weight"} <= {row[0] for row in rows}
     assert all(float(row[2]) > 0 and float(row[3]) > 0 and float(row[5]) < 1e-5 for row in rows)
+    assert len(dropouts.splitlines()) == 4
 
 
 def test_the_rate_is_that_of_the_faster_library(monkeypatch):

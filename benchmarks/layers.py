@@ -1,20 +1,22 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Why float32 layers multiply by oneDNN: GFLOP/s of torch's choice of a library and of oneDNN, layer by layer.
+"""Why layers on a CPU have products and a dropout of their own: torch's choice beside ours, layer by layer.
 
-    python -m benchmarks.linear [--hidden_size 768] [--vocab_size 50258] [--rows 1 16 256 1024] [--repeats 9]
+    python -m benchmarks.layers [--hidden_size 768] [--vocab_size 50258] [--rows 1 16 256 1024] [--repeats 9]
 
-For every layer of the small model and so many rows: the product itself, its gradients, and up_proj with its GELU in one
-pass or two. Several weights are multiplied in turn, as in a model, so that none waits in a processor's cache.
+For every layer of the small model and so many rows: the float32 product itself, its gradients, and up_proj with its
+GELU in one pass or two. Several weights are multiplied in turn, as in a model, so that none waits in a processor's
+cache.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
-from radd_hf.modeling_radd import ONEDNN_LINEAR, onednn_linear
+from radd_hf.modeling_radd import ONEDNN_LINEAR, RaddDropout, onednn_linear
 
 from .measure import alternate, seconds
 
@@ -44,12 +46,20 @@ def main(argv: list[str] | None = None) -> None:
     for rows in args.rows:
         for name, (d_in, d_out) in layers.items():
             for what, torchs, onednns in comparisons(name, rows, d_in, d_out):
-                times = alternate({"torch": lambda: seconds(torchs), "oneDNN": lambda: seconds(onednns)}, args.repeats)  # noqa: B023, run at once
+                ways = {"torch": partial(seconds, torchs), "oneDNN": partial(seconds, onednns)}
+                times = alternate(ways, args.repeats)
                 rates = [2e-9 * WEIGHTS * rows * d_in * d_out / statistics.median(each) for each in times.values()]
                 apart = max(float((a - b).norm() / b.norm()) for a, b in zip(torchs(), onednns(), strict=True))
                 print(
                     f"| {what} | {rows} | {rates[0]:.3g} | {rates[1]:.3g} | {rates[1] / rates[0]:.1f} | {apart:.0e} |"
                 )
+    print("\n| dropout of | torch, ms | ours, ms | times as fast |\n|---|---:|---:|---:|")
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden, dropout = torch.ones(max(args.rows), width, dtype=dtype), RaddDropout(0.1)
+        ways = {"torch": partial(F.dropout, hidden, 0.1), "ours": partial(dropout, hidden)}
+        times = alternate({name: partial(seconds, way) for name, way in ways.items()}, args.repeats)
+        torchs, ours = (1000 * statistics.median(each) for each in times.values())
+        print(f"| {max(args.rows)} rows, {dtype} | {torchs:.2f} | {ours:.2f} | {torchs / ours:.1f} |")
 
 
 def comparisons(name: str, rows: int, d_in: int, d_out: int) -> list[tuple[str, Callable, Callable]]:

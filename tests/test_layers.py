@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Layers that multiply by oneDNN are torch's layers in everything but speed.
+"""Layers that multiply by oneDNN, and dropout with fewer random numbers, are torch's in everything but speed.
 
 Where oneDNN is not chosen (no AVX-512, another device), most of these compare torch with itself and hold all the same.
 Shapes: M rows, D_in and D_out the widths of a layer.
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from toys import seeded, tiny_model
 
 from radd_hf import modeling_radd
-from radd_hf.modeling_radd import RaddLinear, RaddMLP, rematerialise
+from radd_hf.modeling_radd import RaddDropout, RaddLinear, RaddMLP, rematerialise
 
 D_IN, D_OUT = 24, 1100  # more outputs than are taken at once in the gradient of a weight
 needs_onednn = pytest.mark.skipif(
@@ -114,6 +114,17 @@ def test_gradients_of_gradients_are_those_of_torch():
 
     for ours, theirs in zip(*(penalty(layer) for layer in layers()), strict=True):
         assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3)])
+def test_a_hook_on_the_product_survives_that_its_memory_is_written_to(shape):
+    """As `compute_logits` does, and `fully_shard` relies on such hooks."""
+    ours, _ = layers()
+    output, called = ours(hidden_states(*shape)), []
+    output.register_hook(lambda grad: called.append(grad.shape))
+    output.detach().select(-1, 3).fill_(0.0)
+    (output * 2).sum().backward()
+    assert called == [output.shape]
 
 
 def test_transforms_of_functions_see_torchs_layer():
@@ -232,3 +243,63 @@ def test_a_build_without_onednn_has_torchs_layer(monkeypatch):
     monkeypatch.setattr(modeling_radd, "ONEDNN_LINEAR", None)
     ours, theirs = layers()
     assert torch.equal(ours(hidden_states(6)), theirs(hidden_states(6)))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Dropout
+# ---------------------------------------------------------------------------------------------------------
+
+
+def dropped(p: float, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    torch.manual_seed(0)
+    return RaddDropout(p)(torch.ones(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
+def test_dropout_drops_as_often_as_said_and_keeps_the_mean(p):
+    output = dropped(p, 400, 1000)
+    standard_error = (p * (1 - p) / output.numel()) ** 0.5
+    assert abs(float((output == 0).double().mean()) - p) < 4 * standard_error
+    assert output.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-3)
+    assert abs(float(output.double().mean()) - 1) < 4 * standard_error / (1 - p)
+
+
+def test_what_dropout_draws_at_once_is_independent():
+    """Four values come from one random number: all patterns of four are as frequent as if they did not."""
+    p, groups = 0.3, 200_000
+    kept = (dropped(p, groups, 4) != 0).long()
+    frequency = (kept @ torch.tensor([8, 4, 2, 1])).bincount(minlength=16).double() / groups
+    ones = torch.tensor([bin(pattern).count("1") for pattern in range(16)]).double()
+    expected = (1 - p) ** ones * p ** (4 - ones)
+    assert ((frequency - expected).abs() < 4.5 * (expected * (1 - expected) / groups).sqrt()).all()
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (5, 7), (2, 3, 5), (0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_takes_every_shape(shape, dtype):
+    output = dropped(0.5, *shape, dtype=dtype)
+    assert (output.shape, output.dtype) == (shape, dtype)
+    assert set(output.flatten().tolist()) <= {0.0, 2.0}
+
+
+def test_dropout_lets_gradients_through_where_it_kept_and_all_or_nothing_at_the_ends():
+    hidden = torch.randn(50, 10, requires_grad=True)
+    output = RaddDropout(0.25)(hidden)
+    output.sum().backward()
+    torch.testing.assert_close(hidden.grad, (output != 0) / 0.75)
+    assert torch.equal(dropped(0.0, 9, 9), torch.ones(9, 9))
+    assert torch.equal(dropped(1.0, 9, 9), torch.zeros(9, 9))
+    assert torch.equal(RaddDropout(0.5).eval()(hidden), hidden)
+
+
+def test_dropout_is_repeated_by_torchs_seed_and_by_recomputation():
+    assert torch.equal(dropped(0.5, 30, 30), dropped(0.5, 30, 30))
+    masks: list[torch.Tensor] = []
+
+    def drop(hidden: torch.Tensor) -> torch.Tensor:
+        output = RaddDropout(0.5)(hidden)
+        masks.append((output != 0).detach())
+        return output.exp()
+
+    rematerialise(drop, torch.ones(30, 30, requires_grad=True)).sum().backward()
+    assert torch.equal(*masks)
