@@ -57,6 +57,7 @@ from .measure import (
 
 ROOT = Path(__file__).parents[1]
 CLIP = 1.0
+WARM_UP = 3  # training steps of every side
 
 
 @dataclass
@@ -332,8 +333,8 @@ def training(args: Namespace) -> Result:
     cases = []
     for rows, length in args.training:
         trainer = Trainer(make_model(args), rows, length, args.seed)
-        for side in SIDES:
-            trainer.step(side)  # once in vain, and AdamW's moments are there
+        for side in WARM_UP * SIDES:  # in vain: AdamW's moments are there then, and so is the memory
+            trainer.step(side)
         sides = {side: partial(seconds, partial(trainer.step, side)) for side in SIDES}
         name = f"lambda_DCE, B={rows}, L={length}"
         masked = int(trainer.masks.masked.sum())

@@ -117,8 +117,7 @@ def rematerialise(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor
 def rematerialise_pass(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     """The same where what comes first is cheap and small: a norm, an activation, the softmax of a short row.
 
-    Except in bfloat16 on a CPU, where memory is not what is scarce, and it would take 7 % of a step (`python -m
-    benchmarks.layers`).
+    Except in bfloat16 on a CPU: there a pass over memory weighs much beside the products, and memory is not scarce.
     """
     hidden = arguments[0]
     if hidden.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or hidden.dtype == torch.bfloat16):
@@ -267,9 +266,12 @@ def default_frequencies(config: RaddConfig, device: torch.device | None = None) 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair (x_j, x_{j + d/2}) of states (B, H, L, d) by its angle, in float32: a bfloat16 cosine is
     off by up to 0.4 %, which a long row would feel."""
+    dtype, states = states.dtype, states.float()
     first, second = states.chunk(2, dim=-1)
-    rotated = torch.cat((-second, first), dim=-1)
-    return (states * cos[:, None] + rotated * sin[:, None]).to(states.dtype)
+    swapped = torch.cat((second, first), dim=-1)
+    first, second = sin.chunk(2, dim=-1)
+    sin = torch.cat((-first, second), dim=-1)  # the sign is given to the table, which is the smaller
+    return torch.addcmul(states * cos[:, None], swapped, sin[:, None]).to(dtype)
 
 
 def eager_attention_forward(
@@ -408,12 +410,14 @@ class RaddMLP(nn.Module):
 
     def _is_untouched(self) -> bool:
         """No adapter on `up_proj`, another activation, or a hook: nothing that could want what lies between the two."""
-        types = type(self.up_proj) is RaddLinear and type(self.act_fn) is nn.GELU
-        return types and not any(each._forward_hooks or each._forward_pre_hooks for each in (self.up_proj, self.act_fn))
+        up_proj, act_fn = self.up_proj, self.act_fn
+        hooks = [each for module in (up_proj, act_fn) for each in (module._forward_hooks, module._forward_pre_hooks)]
+        as_made = type(up_proj) is RaddLinear and type(act_fn) is nn.GELU and act_fn.approximate == "tanh"
+        return as_made and not any(hooks)
 
 
 class RaddDropout(nn.Dropout):
-    """As torch's, which on a CPU takes three times as long (`python -m benchmarks.layers`)."""
+    """As torch's, which on a CPU takes three times as long (`python -m benchmarks.layers`). There p has 16 bits."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not self.training or self.p == 0:
