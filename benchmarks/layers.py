@@ -4,8 +4,8 @@
     python -m benchmarks.layers [--hidden_size 768] [--vocab_size 50258] [--rows 1 16 256 1024] [--repeats 9]
 
 For every layer of the small model and so many rows: the float32 product itself, its gradients, and up_proj with its
-GELU in one pass or two. Several weights are multiplied in turn, as in a model, so that none waits in a processor's
-cache.
+GELU in one pass or two; then products with weights as they are and packed. Several weights are multiplied in turn, as
+in a model, so that none waits in a processor's cache.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from radd_hf.modeling_radd import ONEDNN_LINEAR, RaddDropout, onednn_linear
+from radd_hf.modeling_radd import ONEDNN_LINEAR, ONEDNN_PACK, RaddDropout, RaddLinear, onednn_linear
 
 from .measure import alternate, seconds
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256, 1024])
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args(argv)
-    if ONEDNN_LINEAR is None:
+    if ONEDNN_LINEAR is None or ONEDNN_PACK is None:
         parser.exit(1, "this torch was built without oneDNN: there is nothing to compare\n")
     width = args.hidden_size
     layers = {
@@ -53,6 +53,14 @@ def main(argv: list[str] | None = None) -> None:
                 print(
                     f"| {what} | {rows} | {rates[0]:.3g} | {rates[1]:.3g} | {rates[1] / rates[0]:.1f} | {apart:.0e} |"
                 )
+    print("\n| packed weights of | rows | as they are, ms | packed, ms | times as fast | equal to the bit |")
+    print("|---|---:|---:|---:|---:|---|")
+    for dtype in (torch.float32, torch.bfloat16):
+        for rows in args.rows:
+            for name, (d_in, d_out) in layers.items():
+                as_they_are, packed, equal = packing(rows, d_in, d_out, dtype, args.repeats)
+                speed = f"{as_they_are:.3g} | {packed:.3g} | {as_they_are / packed:.2f}"
+                print(f"| {name}, {dtype} | {rows} | {speed} | {'yes' if equal else 'no'} |")
     print("\n| dropout of | torch, ms | ours, ms | times as fast |\n|---|---:|---:|---:|")
     for dtype in (torch.float32, torch.bfloat16):
         hidden, dropout = torch.ones(max(args.rows), width, dtype=dtype), RaddDropout(0.1)
@@ -60,6 +68,21 @@ def main(argv: list[str] | None = None) -> None:
         times = alternate({name: partial(seconds, way) for name, way in ways.items()}, args.repeats)
         torchs, ours = (1000 * statistics.median(each) for each in times.values())
         print(f"| {max(args.rows)} rows, {dtype} | {torchs:.2f} | {ours:.2f} | {torchs / ours:.1f} |")
+
+
+def packing(rows: int, d_in: int, d_out: int, dtype: torch.dtype, repeats: int) -> tuple[float, float, bool]:
+    """Milliseconds of a product with weights as they are and packed, and whether it has the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, d_in, generator=generator).to(dtype)
+    plain, packed = ([RaddLinear(d_in, d_out, dtype=dtype) for _ in range(WEIGHTS)] for _ in range(2))
+    for one, other in zip(plain, packed, strict=True):
+        other.load_state_dict(one.state_dict())
+        other.pack()
+    ways = {"plain": lambda: [layer(hidden) for layer in plain], "packed": lambda: [layer(hidden) for layer in packed]}
+    equal = all(map(torch.equal, *(way() for way in ways.values())))
+    times = alternate({name: partial(seconds, way) for name, way in ways.items()}, repeats)
+    as_they_are, packed_ms = (1000 * statistics.median(each) / WEIGHTS for each in times.values())
+    return as_they_are, packed_ms, equal
 
 
 def comparisons(name: str, rows: int, d_in: int, d_out: int) -> list[tuple[str, Callable, Callable]]:

@@ -257,7 +257,8 @@ def estimate_likelihood(
         n = int(n_scored[index])
         return draw_round(estimator, n, rows, noise, _generator(seed, index, number))
 
-    work = _Work(model, sequences, scored, draw, batch_size, accelerator, known or {}, on_round)
+    rows_of_a_round = None if estimator in ORDERS else rows
+    work = _Work(model, sequences, scored, draw, batch_size, rows_of_a_round, accelerator, known or {}, on_round)
 
     nats = work.nats(range(rounds)) / n_scored[:, None]  # (S, rounds) nats per token
     while target_se is not None and (error := _error(nats, share)[0]) > target_se:
@@ -309,13 +310,17 @@ def _error(nats: Tensor, share: Tensor) -> tuple[float, float]:
 
 @dataclass
 class _Work:
-    """Rounds of sequences, computed in batches by all processes."""
+    """Rounds of sequences, computed in batches by all processes.
+
+    rows: of a round; None in an order, where a round has as many as the sequence has scored tokens.
+    """
 
     model: Any
     sequences: Sequence[Tensor]
     scored: Sequence[Tensor]
     draw: Callable[[int, int], Round]
     batch_size: int
+    rows: int | None = None
     accelerator: Accelerator | None = None
     known: Mapping[tuple[int, int], float] = field(default_factory=dict)
     on_round: Callable[[int, int, float], None] | None = None
@@ -336,10 +341,12 @@ class _Work:
         todo.sort(key=lambda each: len(self.scored[each[0]]))  # so that equal lengths share a batch
         training = self.model.training
         self.model.eval()
-        for index, number, value in self._compute(todo):
-            nats[index, number - rounds.start] = value
-            if self.on_round is not None:
-                self.on_round(index, number, value)
+        rows = sum(self.rows or int(self.scored[index].sum()) for index, _ in todo)
+        with self.model.packed_weights(rows // self.batch_size):
+            for index, number, value in self._compute(todo):
+                nats[index, number - rounds.start] = value
+                if self.on_round is not None:
+                    self.on_round(index, number, value)
         self.model.train(training)
         if self.accelerator is not None and stride > 1:
             # Every other process has zeros where this one has values, so that the sum is exact; float32 has all digits.

@@ -15,7 +15,8 @@ kept for the backward pass.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -47,6 +48,10 @@ MAX_LOGITS_ELEMENTS = 2**25
 QUERIES_AT_ONCE = 256
 # oneDNN's product with a bias and an activation behind it, which torch has for its compiler; None in a build without.
 ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+# Its own layout of a weight, which it else makes anew at every product.
+ONEDNN_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+# So many evaluations pay for that layout, memory not yet touched included.
+EVALUATIONS_TO_PACK = 32
 
 
 class Positions(NamedTuple):
@@ -89,7 +94,8 @@ class CanvasCache:
     def update(self, layer_idx: int, key: Tensor, value: Tensor, recomputed: Tensor | None) -> tuple[Tensor, Tensor]:
         """Writes keys and values, of all positions or of those `recomputed` (B, C); returns those of all."""
         if recomputed is None:
-            self.states[layer_idx] = key, value.contiguous()  # not a view that keeps the queries' memory alive
+            # Not views that keep the queries' memory alive, and laid out once for all events.
+            self.states[layer_idx] = key.contiguous(), value.contiguous()
         else:
             slot = recomputed[:, None, :, None].expand_as(key)  # (B, H, C, d)
             for states, fresh in zip(self.states[layer_idx], (key, value), strict=True):
@@ -125,12 +131,21 @@ def rematerialise_pass(function: Callable[..., Tensor], *arguments: Tensor) -> T
     return rematerialise(function, *arguments)
 
 
+class PackedWeight(NamedTuple):
+    """A weight in oneDNN's own layout, and which state of the parameter it is."""
+
+    weight: Tensor
+    source: tuple[int, int]
+
+
 class RaddLinear(nn.Linear):
     """As torch's, by oneDNN on a processor with AVX-512; with the tanh GELU behind it in the same pass, if asked for.
 
     For float32 torch takes MKL, which is made for Intel's processors: on one of AMD oneDNN is twice as fast
     (`python -m benchmarks.layers`). `torch.backends.mkldnn.flags(enabled=False)` leaves all to torch.
     """
+
+    packed: PackedWeight | None = None  # set by `packed_weights`
 
     def forward(self, hidden_states: Tensor, gelu: bool = False) -> Tensor:
         """(..., D_in) -> (..., D_out)"""
@@ -140,8 +155,30 @@ class RaddLinear(nn.Linear):
         elif torch.is_grad_enabled():
             output = differentiable_linear(hidden_states.to(dtype), self.weight, self.bias)
         else:
-            return onednn_linear(hidden_states.to(dtype), self.weight, self.bias, gelu)
+            return onednn_linear(hidden_states.to(dtype), self._weight(dtype), self.bias, gelu)
         return F.gelu(output, approximate="tanh") if gelu else output
+
+    def _weight(self, dtype: torch.dtype) -> Tensor:
+        """The packed one, unless the parameter has changed since or another dtype is asked for."""
+        packed = self.packed
+        if packed is None or packed.weight.dtype != dtype or packed.source != self._source():
+            return self.weight
+        return packed.weight
+
+    def _source(self) -> tuple[int, int]:
+        return self.weight.data_ptr(), self.weight._version
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which packs its own: a packed weight can be neither copied nor written to a file."""
+        return {name: value for name, value in vars(self).items() if name != "packed"}
+
+    def pack(self) -> None:
+        """Packs the weight where oneDNN is to multiply; see `RaddPreTrainedModel.packed_weights`."""
+        dtype = self._onednn_dtype(self.weight.new_empty(1))
+        if dtype is None or ONEDNN_PACK is None or self.weight.is_inference():  # inference tensors have no version
+            return
+        with torch.no_grad():
+            self.packed = PackedWeight(cast(Callable, ONEDNN_PACK)(self.weight.detach().to(dtype)), self._source())
 
     def _onednn_dtype(self, hidden_states: Tensor) -> torch.dtype | None:
         """In which oneDNN is to multiply: that of the weight, or autocast's; None where torch is to do it its way."""
@@ -166,8 +203,8 @@ class RaddLinear(nn.Linear):
 def onednn_linear(hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """(..., D_in), (D_out, D_in), (D_out,) -> (..., D_out) in the dtype of the first; without gradients."""
     weight, bias = weight.to(hidden_states.dtype), None if bias is None else bias.to(hidden_states.dtype)
-    if hidden_states.dtype != torch.float32 and not gelu:
-        return F.linear(hidden_states, weight, bias)  # which is oneDNN's, too
+    if hidden_states.dtype != torch.float32 and not hidden_states.is_contiguous() and not (gelu or weight.is_mkldnn):
+        return F.linear(hidden_states, weight, bias)  # oneDNN's, too, and without a copy of the left factor
     activation, algorithm = ("gelu", "tanh") if gelu else ("none", "")
     return cast(Callable, ONEDNN_LINEAR)(hidden_states, weight, bias, activation, [], algorithm)
 
@@ -264,14 +301,14 @@ def default_frequencies(config: RaddConfig, device: torch.device | None = None) 
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x_j, x_{j + d/2}) of states (B, H, L, d) by its angle, in float32: a bfloat16 cosine is
-    off by up to 0.4 %, which a long row would feel."""
+    """Turns each pair (x_j, x_{j + d/2}) of states (B, L, H, d) by its angle, (B or 1, L, d), in float32: a bfloat16
+    cosine is off by up to 0.4 %, which a long row would feel."""
     dtype, states = states.dtype, states.float()
     first, second = states.chunk(2, dim=-1)
     swapped = torch.cat((second, first), dim=-1)
     first, second = sin.chunk(2, dim=-1)
     sin = torch.cat((-first, second), dim=-1)  # the sign is given to the table, which is the smaller
-    return torch.addcmul(states * cos[:, None], swapped, sin[:, None]).to(dtype)
+    return torch.addcmul(states * cos[:, :, None], swapped, sin[:, :, None]).to(dtype)
 
 
 def eager_attention_forward(
@@ -304,20 +341,21 @@ def attention_by_products(
     bfloat16 products and takes more than twice as long (`python -m benchmarks.attention`)."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        weights = (query * scaling) @ key  # (B, H, 256, L)
+        weights = (query * scaling) @ key.transpose(2, 3)  # (B, H, 256, L)
         if mask is not None and mask.dtype == torch.bool:
             weights = weights.masked_fill(~mask, torch.finfo(weights.dtype).min)
         elif mask is not None:
             weights = weights + mask
         return weights.softmax(dim=-1) @ value  # softmax in float32 within, and rounded once
 
-    key, value = key.transpose(2, 3).contiguous(), value.contiguous()  # once, and not in every product
+    key, value = key.contiguous(), value.contiguous()  # once, and not in every product
     queries = query.split(QUERIES_AT_ONCE, dim=2)
     masks = [None] * len(queries) if attention_mask is None else attention_mask.split(QUERIES_AT_ONCE, dim=2)
     # The weights of a row that short are no larger than what its MLP keeps; those of longer ones grow with L^2.
     run = rematerialise_pass if len(queries) == 1 else rematerialise
     parts = [run(attend, part, key, value, mask) for part, mask in zip(queries, masks, strict=True)]
-    return torch.cat(parts, dim=2).transpose(1, 2), None  # (B, L, H, d)
+    output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (B, H, L, d)
+    return output.transpose(1, 2), None  # (B, L, H, d)
 
 
 class RaddAttention(nn.Module):
@@ -356,20 +394,21 @@ class RaddAttention(nn.Module):
         # One product for all three, also where queries are pruned: slicing the weight would bypass adapters and
         # offload hooks, for a saving of 1/12 of one layer.
         qkv = rematerialise_pass(lambda hidden: self.qkv_proj(norm(hidden)), hidden_states)  # (B, L, D) -> (B, L, 3 D)
-        qkv = qkv.view(batch, length, 3, -1, self.head_dim).transpose(1, 3)  # (B, H, 3, L, d)
-        query, key, value = qkv.unbind(dim=2)  # each (B, H, L, d)
-        if value.requires_grad:
-            value = value.contiguous()  # what is kept of a view is all of qkv
-
+        qkv = qkv.view(batch, length, 3, -1, self.head_dim)  # (B, L, 3, H, d)
         cos, sin = position_embeddings
-        key = rotate(key, cos, sin)
         if positions is None:
-            query = rotate(query, cos, sin)
+            both, value = qkv.split((2, 1), dim=2)
+            query, key = rotate(both.flatten(2, 3), cos, sin).chunk(2, dim=2)  # each (B, L, H, d)
+            value = value.squeeze(2)  # (B, L, H, d)
         else:
-            cos, sin = positions.select(cos), positions.select(sin)
-            query = rotate(positions.select_queries(query), cos, sin)  # (B, H, K, d)
+            query, key, value = qkv.unbind(dim=2)  # each (B, L, H, d)
+            key = rotate(key, cos, sin)
+            query = rotate(positions.select(query), positions.select(cos), positions.select(sin))  # (B, K, H, d)
             if attention_mask is not None:  # (B, 1, L, L) -> (B, 1, K, L)
                 attention_mask = positions.select_queries(attention_mask.expand(-1, -1, length, -1))
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # each (B, H, L or K, d)
+        if value.requires_grad:
+            value = value.contiguous()  # what is kept of a view is all of qkv
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value, recomputed)
 
@@ -491,6 +530,30 @@ class RaddPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
+
+    @contextmanager
+    def packed_weights(self, evaluations: int = EVALUATIONS_TO_PACK) -> Iterator[None]:
+        """`with model.packed_weights():` evaluations without gradients on a CPU that has oneDNN and AVX-512 are faster.
+
+        oneDNN multiplies weights in a layout of its own, which it else makes anew at every product: a twentieth of the
+        time of 256 tokens, a quarter and more of that of a few (`python -m benchmarks.layers`). While this lasts, they
+        are kept in that layout, too, which takes the memory of the weights once more. Results are the same to the bit
+        (of a single row in float32: but for rounding). `generate` and the likelihoods do this themselves; around many
+        short calls it saves their packing. Weights that change meanwhile are used as they are then, unless they are
+        written to through `.data`, which nobody notices. Elsewhere than on such a CPU it does nothing.
+
+        Args:
+            evaluations: that are to come; nothing is done for fewer than pay for it.
+        """
+        layers = [each for each in self.modules() if isinstance(each, RaddLinear) and each.packed is None]
+        layers = layers if evaluations >= EVALUATIONS_TO_PACK else []
+        try:
+            for layer in layers:
+                layer.pack()
+            yield
+        finally:
+            for layer in layers:
+                layer.packed = None
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, *args, **kwargs):
         """As transformers', and the folder is complete: our parameter names, all code files, the auto classes.

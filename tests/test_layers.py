@@ -1,9 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Layers that multiply by oneDNN, and dropout with fewer random numbers, are torch's in everything but speed.
+"""Layers that multiply by oneDNN, weights in its layout and dropout with fewer random bits are torch's but for speed.
 
 Where oneDNN is not chosen (no AVX-512, another device), most of these compare torch with itself and hold all the same.
 Shapes: M rows, D_in and D_out the widths of a layer.
 """
+
+import copy
+from contextlib import nullcontext
 
 import peft
 import pytest
@@ -13,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from toys import seeded, tiny_model
 
-from radd_hf import modeling_radd
-from radd_hf.modeling_radd import RaddDropout, RaddLinear, RaddMLP, rematerialise
+from radd_hf import RaddForMaskedLM, modeling_radd
+from radd_hf.likelihood import estimate_likelihood, exact_likelihood
+from radd_hf.modeling_radd import EVALUATIONS_TO_PACK, RaddDropout, RaddLinear, RaddMLP, rematerialise
 
 D_IN, D_OUT = 24, 1100  # more outputs than are taken at once in the gradient of a weight
 needs_onednn = pytest.mark.skipif(
@@ -244,6 +248,146 @@ def test_a_build_without_onednn_has_torchs_layer(monkeypatch):
     monkeypatch.setattr(modeling_radd, "ONEDNN_LINEAR", None)
     ours, theirs = layers()
     assert torch.equal(ours(hidden_states(6)), theirs(hidden_states(6)))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Weights in oneDNN's layout
+# ---------------------------------------------------------------------------------------------------------
+
+PACKING = "mkldnn._reorder_linear_weight"
+
+
+@pytest.fixture
+def network() -> RaddForMaskedLM:
+    return tiny_model(11, 8, seed=1)
+
+
+def packed_layers(network: nn.Module) -> int:
+    return sum(layer.packed is not None for layer in network.modules() if isinstance(layer, RaddLinear))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_a_packed_weight_gives_the_same(dtype, bias, gelu):
+    ours, _ = layers(bias, dtype)
+    hidden = hidden_states(2, 3).to(dtype)
+    before = ours(hidden, gelu)
+    ours.pack()
+    assert torch.equal(ours(hidden, gelu), before)
+    torch.testing.assert_close(ours(hidden[0].t().contiguous().t(), gelu), before[0])  # laid out by columns
+
+
+@needs_onednn
+@torch.no_grad()
+def test_under_autocast_the_rounded_weight_is_packed():
+    ours, _ = layers()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = ours(hidden_states(5))
+        ours.pack()
+        assert ours.packed.weight.dtype == torch.bfloat16
+        assert torch.equal(ours(hidden_states(5)), before)
+    assert ours(hidden_states(5)).dtype == torch.float32  # and outside, the weight itself
+
+
+def write(layer: RaddLinear) -> None:
+    layer.weight.mul_(2)
+
+
+def load(layer: RaddLinear) -> None:
+    layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()})
+
+
+def replace(layer: RaddLinear) -> None:
+    layer.weight = nn.Parameter(2 * layer.weight)
+
+
+def replace_data(layer: RaddLinear) -> None:
+    layer.weight.data = 2 * layer.weight
+
+
+@pytest.mark.parametrize("change", [write, load, replace, replace_data])
+@torch.no_grad()
+def test_a_weight_that_changed_is_used_as_it_is(change):
+    ours, theirs = layers()
+    ours.pack()
+    change(ours)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(hidden_states(4)), theirs(hidden_states(4)))
+
+
+def test_gradients_are_those_of_the_parameter_though_it_is_packed():
+    ours, theirs = layers()
+    ours.pack()
+    got, expected = (gradients(layer, hidden_states(4)) for layer in (ours, theirs))
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-4)
+
+
+def test_weights_are_packed_while_it_lasts_and_no_longer(network):
+    with network.packed_weights():
+        inside = packed_layers(network)
+        with network.packed_weights():
+            pass
+        assert packed_layers(network) == inside  # they belong to the outer one
+    assert packed_layers(network) == 0
+    with pytest.raises(ZeroDivisionError), network.packed_weights():
+        1 / 0  # noqa: B018
+    assert packed_layers(network) == 0
+    with network.packed_weights(EVALUATIONS_TO_PACK - 1):
+        assert packed_layers(network) == 0
+
+
+@needs_onednn
+def test_every_layer_is_packed(network):
+    with network.packed_weights():
+        assert packed_layers(network) == 4 * network.config.num_hidden_layers + 1
+
+
+def test_a_copy_made_meanwhile_is_a_model_like_any_other(network, tmp_path):
+    ids = torch.arange(8)[None]
+    with network.packed_weights(), torch.no_grad():
+        copied = copy.deepcopy(network)
+        network.save_pretrained(tmp_path)
+        assert torch.equal(copied(input_ids=ids).logits, network(input_ids=ids).logits)
+    assert packed_layers(copied) == 0
+    assert copied.state_dict().keys() == network.state_dict().keys()
+
+
+def use_generate(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
+    return network.generate(length=evaluations, method="ordered", order="random", generator=seeded(3))
+
+
+def use_exact_likelihood(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
+    return exact_likelihood(network, [torch.arange(evaluations) % 10], "random", batch_size=1)
+
+
+def use_estimate(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
+    texts = [torch.arange(8)] * (evaluations // 2)
+    return torch.tensor(estimate_likelihood(network, texts, passes=2, batch_size=1).nats_per_token)
+
+
+@needs_onednn
+@pytest.mark.parametrize("use", [use_generate, use_exact_likelihood, use_estimate])
+def test_many_evaluations_pack_the_weights_once_few_do_not_and_nothing_else_changes(network, use, monkeypatch):
+    with Watch() as watch:
+        packed = use(network, EVALUATIONS_TO_PACK)
+    assert watch.names.count(PACKING) == 4 * network.config.num_hidden_layers + 1
+    with Watch() as watch:
+        use(network, EVALUATIONS_TO_PACK - 2)
+    assert PACKING not in watch.names
+    monkeypatch.setattr(RaddForMaskedLM, "packed_weights", lambda *args: nullcontext())
+    torch.testing.assert_close(packed, use(network, EVALUATIONS_TO_PACK), rtol=1e-6, atol=0)
+
+
+def test_an_adapter_works_on_packed_weights(network):
+    adapted = peft.get_peft_model(network, peft.LoraConfig(target_modules=["up_proj"], init_lora_weights=False)).eval()
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = adapted(input_ids=ids).logits
+        with adapted.packed_weights():
+            assert torch.equal(adapted(input_ids=ids).logits, before)
 
 
 # ---------------------------------------------------------------------------------------------------------

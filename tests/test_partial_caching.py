@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from toys import seeded, tiny_model
 
+import radd_hf.flops  # noqa: F401, with which torch's counter knows the layers' products
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
 from radd_hf.generation_radd import GIVEN, draw_tokens, without_empty_steps
 from radd_hf.modeling_radd import rotate
@@ -54,10 +55,10 @@ class OldStates:
         for layer, keys, values in zip(trunk.layers, self.keys, self.values, strict=True):
             queries = {}
             for place, state in hidden.items():
-                qkv = layer.self_attn.qkv_proj(layer.input_layernorm(state)).view(3, 1, heads, 1, -1)
+                qkv = layer.self_attn.qkv_proj(layer.input_layernorm(state)).view(3, 1, 1, heads, -1)
                 here = slice(place, place + 1)
                 query, key = (rotate(each, cos[:, here], sin[:, here]) for each in qkv[:2])
-                queries[place], keys[place], values[place] = query[0, :, 0], key[0, :, 0], qkv[2, 0, :, 0]
+                queries[place], keys[place], values[place] = query[0, 0], key[0, 0], qkv[2, 0, 0]
             every_key = torch.stack([keys[place] for place in range(len(row))], dim=1)  # (H, L, d)
             every_value = torch.stack([values[place] for place in range(len(row))], dim=1)
             for place, query in queries.items():

@@ -86,8 +86,9 @@ class Watch(TorchDispatchMode):
         self.names.append(str(operation.overloadpacket))
         for each in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(each, torch.Tensor):
-                # What an expanded view shows is not there: count what its memory holds.
-                self.largest = max(self.largest, each.untyped_storage().nbytes() // each.element_size())
+                # What an expanded view shows is not there: count what its memory holds (oneDNN's does not show it).
+                held = each.numel() if each.is_mkldnn else each.untyped_storage().nbytes() // each.element_size()
+                self.largest = max(self.largest, held)
         return result
 
 

@@ -353,10 +353,14 @@ def test_attention_by_products_is_timed_beside_torchs_and_no_less_exact_than_bfl
 @pytest.mark.skipif(layers.ONEDNN_LINEAR is None, reason="torch was built without oneDNN")
 def test_every_product_is_timed_by_both_libraries_and_the_same_by_both(capsys):
     layers.main(["--hidden_size", "16", "--vocab_size", "40", "--rows", "3", "--repeats", "1"])
-    products, dropouts = capsys.readouterr().out.split("\n\n")
+    products, packed, dropouts = capsys.readouterr().out.split("\n\n")
     rows = [line.strip("| ").split(" | ") for line in products.splitlines()[2:]]
     assert {"qkv_proj", "lm_head", "up_proj and GELU", "down_proj, gradient of its weight"} <= {row[0] for row in rows}
     assert all(float(row[2]) > 0 and float(row[3]) > 0 and float(row[5]) < 1e-5 for row in rows)
+    rows = [line.strip("| ").split(" | ") for line in packed.splitlines()[2:]]
+    assert [row[0] for row in rows[:2]] == ["qkv_proj, torch.float32", "o_proj, torch.float32"]
+    assert len(rows) == 2 * 5
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 and row[5] == "yes" for row in rows)
     assert len(dropouts.splitlines()) == 4
 
 

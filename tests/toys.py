@@ -6,6 +6,7 @@ a sampler could get wrong (order, simultaneity, stale logits) is hidden by a smo
 one with every parameter random. Shapes: B rows, L length, V vocabulary with the mask as its last id, N positions.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -48,6 +49,9 @@ class StandIn(RaddGenerationMixin):
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """(N, V) -> (N, V): the trunk's states are the raw logits; the mask is ruled out at the exit."""
         return hidden_states.index_fill(-1, torch.tensor(self.config.mask_token_id), -torch.inf)
+
+    def packed_weights(self, evaluations: int):
+        return nullcontext()
 
     def train(self, mode: bool = True):
         self.training = mode

@@ -306,7 +306,10 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
 
 
 class RaddGenerationMixin:
-    """Gives a model with a trunk `self.model` and a head `self.compute_logits` the method `generate`."""
+    """Gives a model with a trunk `self.model` and a head `self.compute_logits` the method `generate`.
+
+    `self.packed_weights(evaluations)`, a context, is where the model prepares for that many evaluations.
+    """
 
     config: Any
     model: Any
@@ -314,6 +317,7 @@ class RaddGenerationMixin:
     generation_config: Any
     generation_config_class: Any
     compute_logits: Any
+    packed_weights: Any
     eval: Any
     train: Any
 
@@ -423,7 +427,8 @@ class RaddGenerationMixin:
         training = self.training
         self.eval()
         try:
-            output = self._reveal(canvas, attention_mask, plan, draw(), processors, ending, settings, streamer)
+            with self.packed_weights(int(without_empty_steps(plan).max()) + 1):
+                output = self._reveal(canvas, attention_mask, plan, draw(), processors, ending, settings, streamer)
         finally:
             self.train(training)
         return output if settings.return_dict_in_generate else canvas  # filled in place
