@@ -128,10 +128,10 @@ def format_row(outcome: Outcome, exact: Outcome) -> str:
         f"{outcome.cost:.1f}",
         f"{outcome.seconds:.2f}",
         f"{exact.seconds / outcome.seconds:.1f}",
-        f"{outcome.kl:.4f} ± {outcome.kl_error:.4f}",
-        f"{outcome.kl / exact.nll:.2%}",
+        f"{outcome.kl:z.4f} ± {outcome.kl_error:.4f}",
+        f"{outcome.kl / exact.nll:z.2%}",
         f"{outcome.nll:.3f} ± {outcome.nll_error:.3f}",
-        f"{outcome.nll_above:+.3f} ± {outcome.nll_above_error:.3f}",
+        f"{outcome.nll_above:+z.3f} ± {outcome.nll_above_error:.3f}",
         f"{outcome.entropy:.3f}",
     ]
     return f"| {' | '.join(cells)} |"
