@@ -77,7 +77,7 @@ def packing(rows: int, d_in: int, d_out: int, dtype: torch.dtype, repeats: int) 
     plain, packed = ([RaddLinear(d_in, d_out, dtype=dtype) for _ in range(WEIGHTS)] for _ in range(2))
     for one, other in zip(plain, packed, strict=True):
         other.load_state_dict(one.state_dict())
-        other.pack()
+        other.packing = 1
     ways = {"plain": lambda: [layer(hidden) for layer in plain], "packed": lambda: [layer(hidden) for layer in packed]}
     equal = all(map(torch.equal, *(way() for way in ways.values())))
     times = alternate({name: partial(seconds, way) for name, way in ways.items()}, repeats)

@@ -5,8 +5,8 @@
     python examples/big_model.py --max_memory '{"cpu": "8MB"}'    the rest stays on the disk
     python examples/big_model.py --model me/large --dtype float16 --max_memory '{"0": "20GiB", "cpu": "60GiB"}'
 
-Weights are mapped from their file and never held twice. A layer is never split; the layers on the disk are read when
-they are needed, at every evaluation, which is slow but needs the memory of one layer. The samples are the same.
+Loading maps weights from their file and never holds them twice. A layer is never split; the layers on the disk are read
+when they are needed, at every evaluation, which is slow but needs the memory of one layer. The samples are the same.
 """
 
 import argparse

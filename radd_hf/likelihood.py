@@ -15,6 +15,7 @@ Shapes: S sequences, L length, n scored tokens of a sequence, R rows (masks) of 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -341,8 +342,10 @@ class _Work:
         todo.sort(key=lambda each: len(self.scored[each[0]]))  # so that equal lengths share a batch
         training = self.model.training
         self.model.eval()
-        rows = sum(self.rows or int(self.scored[index].sum()) for index, _ in todo)
-        with self.model.packed_weights(rows // self.batch_size):
+        rows = Counter[int]()  # of each length, since only equal lengths share a batch
+        for index, _ in todo:
+            rows[len(self.scored[index])] += self.rows or int(self.scored[index].sum())
+        with self.model.packed_weights(sum(math.ceil(count / self.batch_size) for count in rows.values())):
             for index, number, value in self._compute(todo):
                 nats[index, number - rounds.start] = value
                 if self.on_round is not None:

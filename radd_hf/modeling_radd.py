@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -52,6 +53,7 @@ ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 ONEDNN_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 # So many evaluations pay for that layout, memory not yet touched included.
 EVALUATIONS_TO_PACK = 32
+PACKING = Lock()  # several threads may evaluate one model
 
 
 class Positions(NamedTuple):
@@ -132,10 +134,17 @@ def rematerialise_pass(function: Callable[..., Tensor], *arguments: Tensor) -> T
 
 
 class PackedWeight(NamedTuple):
-    """A weight in oneDNN's own layout, and which state of the parameter it is."""
+    """A weight in oneDNN's own layout, and the parameter's tensor and version that it was made of.
+
+    The tensor is kept, or its memory could become that of another weight.
+    """
 
     weight: Tensor
-    source: tuple[int, int]
+    source: Tensor
+    version: int
+
+    def is_of(self, parameter: Tensor) -> bool:
+        return parameter.data_ptr() == self.source.data_ptr() and parameter._version == self.version
 
 
 class RaddLinear(nn.Linear):
@@ -145,7 +154,8 @@ class RaddLinear(nn.Linear):
     (`python -m benchmarks.layers`). `torch.backends.mkldnn.flags(enabled=False)` leaves all to torch.
     """
 
-    packed: PackedWeight | None = None  # set by `packed_weights`
+    packing = 0  # contexts of `packed_weights` that are open
+    packed: PackedWeight | None = None  # made at the first product in one of them
 
     def forward(self, hidden_states: Tensor, gelu: bool = False) -> Tensor:
         """(..., D_in) -> (..., D_out)"""
@@ -159,26 +169,27 @@ class RaddLinear(nn.Linear):
         return F.gelu(output, approximate="tanh") if gelu else output
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
-        """The packed one, unless the parameter has changed since or another dtype is asked for."""
+        """For a product in `dtype`: the parameter, or while weights are to be packed and it has not changed, packed."""
+        weight = self.weight
+        if not self.packing or not self.can_be_packed():
+            return weight
         packed = self.packed
-        if packed is None or packed.weight.dtype != dtype or packed.source != self._source():
-            return self.weight
-        return packed.weight
+        if packed is None or packed.weight.dtype != dtype:
+            source = weight.detach()  # shares memory and version
+            packed = PackedWeight(cast(Callable, ONEDNN_PACK)(source.to(dtype)), source, weight._version)
+            self.packed = packed
+        return packed.weight if packed.is_of(weight) else weight
 
-    def _source(self) -> tuple[int, int]:
-        return self.weight.data_ptr(), self.weight._version
+    def can_be_packed(self) -> bool:
+        """Whether the weight is here as a whole: not of another process, or offloaded; and tells when it changes, which
+        one made in inference mode does not."""
+        weight = self.weight
+        here = weight.device.type == "cpu" and weight.shape == (self.out_features, self.in_features)
+        return here and not weight.is_inference()
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, which packs its own: a packed weight can be neither copied nor written to a file."""
-        return {name: value for name, value in vars(self).items() if name != "packed"}
-
-    def pack(self) -> None:
-        """Packs the weight where oneDNN is to multiply; see `RaddPreTrainedModel.packed_weights`."""
-        dtype = self._onednn_dtype(self.weight.new_empty(1))
-        if dtype is None or ONEDNN_PACK is None or self.weight.is_inference():  # inference tensors have no version
-            return
-        with torch.no_grad():
-            self.packed = PackedWeight(cast(Callable, ONEDNN_PACK)(self.weight.detach().to(dtype)), self._source())
+        return {name: value for name, value in vars(self).items() if name not in ("packing", "packed")}
 
     def _onednn_dtype(self, hidden_states: Tensor) -> torch.dtype | None:
         """In which oneDNN is to multiply: that of the weight, or autocast's; None where torch is to do it its way."""
@@ -538,22 +549,33 @@ class RaddPreTrainedModel(PreTrainedModel):
         oneDNN multiplies weights in a layout of its own, which it else makes anew at every product: a twentieth of the
         time of 256 tokens, a quarter and more of that of a few (`python -m benchmarks.layers`). While this lasts, they
         are kept in that layout, too, which takes the memory of the weights once more. Results are the same to the bit
-        (of a single row in float32: but for rounding). `generate` and the likelihoods do this themselves; around many
-        short calls it saves their packing. Weights that change meanwhile are used as they are then, unless they are
-        written to through `.data`, which nobody notices. Elsewhere than on such a CPU it does nothing.
+        (of a single row in float32: but for rounding). `generate` and the functions of `likelihood.py` do this
+        themselves where they have many evaluations to make; around calls of few it does the same for them.
+
+        A weight that changes meanwhile is used as it is then, unless it is written to through `.data`, which nobody
+        notices. So adapters write, which is why the layers below them are left as they are; as are all of a model that
+        accelerate has spread over several places, whose memory somebody has planned.
 
         Args:
             evaluations: that are to come; nothing is done for fewer than pay for it.
         """
-        layers = [each for each in self.modules() if isinstance(each, RaddLinear) and each.packed is None]
-        layers = layers if evaluations >= EVALUATIONS_TO_PACK else []
-        try:
+        spread = len(set(getattr(self, "hf_device_map", {}).values())) > 1
+        pays = evaluations >= EVALUATIONS_TO_PACK and ONEDNN_PACK is not None and not spread
+        layers = [
+            each
+            for name, each in (self.named_modules() if pays else ())
+            if isinstance(each, RaddLinear) and each.can_be_packed() and not name.endswith("base_layer")
+        ]
+        with PACKING:
             for layer in layers:
-                layer.pack()
+                layer.packing += 1
+        try:
             yield
         finally:
-            for layer in layers:
-                layer.packed = None
+            with PACKING:
+                for layer in layers:
+                    layer.packing -= 1
+                    layer.packed = layer.packed if layer.packing else None
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, *args, **kwargs):
         """As transformers', and the folder is complete: our parameter names, all code files, the auto classes.

@@ -6,6 +6,7 @@ Shapes: M rows, D_in and D_out the widths of a layer.
 """
 
 import copy
+import threading
 from contextlib import nullcontext
 
 import peft
@@ -254,7 +255,7 @@ def test_a_build_without_onednn_has_torchs_layer(monkeypatch):
 # Weights in oneDNN's layout
 # ---------------------------------------------------------------------------------------------------------
 
-PACKING = "mkldnn._reorder_linear_weight"
+PACK = "mkldnn._reorder_linear_weight"
 
 
 @pytest.fixture
@@ -262,8 +263,23 @@ def network() -> RaddForMaskedLM:
     return tiny_model(11, 8, seed=1)
 
 
+def packed(layer: RaddLinear) -> RaddLinear:
+    """As in a context of `packed_weights`."""
+    layer.packing = 1
+    return layer
+
+
 def packed_layers(network: nn.Module) -> int:
     return sum(layer.packed is not None for layer in network.modules() if isinstance(layer, RaddLinear))
+
+
+def number_of_layers(network: RaddForMaskedLM) -> int:
+    return 4 * network.config.num_hidden_layers + 1
+
+
+@torch.no_grad()
+def logits(network: nn.Module) -> torch.Tensor:
+    return network(input_ids=torch.arange(8)[None]).logits
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -274,21 +290,20 @@ def test_a_packed_weight_gives_the_same(dtype, bias, gelu):
     ours, _ = layers(bias, dtype)
     hidden = hidden_states(2, 3).to(dtype)
     before = ours(hidden, gelu)
-    ours.pack()
-    assert torch.equal(ours(hidden, gelu), before)
+    assert torch.equal(packed(ours)(hidden, gelu), before)
     torch.testing.assert_close(ours(hidden[0].t().contiguous().t(), gelu), before[0])  # laid out by columns
 
 
 @needs_onednn
 @torch.no_grad()
-def test_under_autocast_the_rounded_weight_is_packed():
+def test_a_weight_is_packed_in_the_dtype_of_the_product():
     ours, _ = layers()
+    hidden = hidden_states(5)
     with torch.autocast("cpu", torch.bfloat16):
-        before = ours(hidden_states(5))
-        ours.pack()
-        assert ours.packed.weight.dtype == torch.bfloat16
-        assert torch.equal(ours(hidden_states(5)), before)
-    assert ours(hidden_states(5)).dtype == torch.float32  # and outside, the weight itself
+        before = ours(hidden)
+        assert torch.equal(packed(ours)(hidden), before)
+    assert ours.packed.weight.dtype == torch.bfloat16
+    assert ours(hidden).dtype == ours.packed.weight.dtype == torch.float32
 
 
 def write(layer: RaddLinear) -> None:
@@ -307,56 +322,109 @@ def replace_data(layer: RaddLinear) -> None:
     layer.weight.data = 2 * layer.weight
 
 
-@pytest.mark.parametrize("change", [write, load, replace, replace_data])
+def replace_in_inference_mode(layer: RaddLinear) -> None:
+    with torch.inference_mode():
+        layer.weight = nn.Parameter(2 * layer.weight, requires_grad=False)
+
+
+@pytest.mark.parametrize("change", [write, load, replace, replace_data, replace_in_inference_mode])
 @torch.no_grad()
 def test_a_weight_that_changed_is_used_as_it_is(change):
     ours, theirs = layers()
-    ours.pack()
-    change(ours)
-    theirs.load_state_dict(ours.state_dict())
-    torch.testing.assert_close(ours(hidden_states(4)), theirs(hidden_states(4)))
+    packed(ours)(hidden_states(4))
+    for _ in range(4):  # the memory of one that is gone may become that of the next
+        change(ours)
+        theirs.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(ours(hidden_states(4)), theirs(hidden_states(4)))
+
+
+def test_a_weight_that_is_elsewhere_in_parts_or_of_inference_mode_is_not_packed():
+    ours, _ = layers()
+    with torch.inference_mode():
+        of_inference_mode = torch.ones(D_OUT, D_IN)
+    part, offloaded = torch.ones(D_OUT * D_IN // 2), torch.empty(D_OUT, D_IN, device="meta")
+    assert ours.can_be_packed()
+    for weight in (torch.empty(0), part, offloaded, of_inference_mode):
+        ours.weight = nn.Parameter(weight, requires_grad=False)
+        assert not ours.can_be_packed()
 
 
 def test_gradients_are_those_of_the_parameter_though_it_is_packed():
     ours, theirs = layers()
-    ours.pack()
+    with torch.no_grad():
+        packed(ours)(hidden_states(4))
     got, expected = (gradients(layer, hidden_states(4)) for layer in (ours, theirs))
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-4)
 
 
+@needs_onednn
 def test_weights_are_packed_while_it_lasts_and_no_longer(network):
+    before = logits(network)
     with network.packed_weights():
-        inside = packed_layers(network)
+        assert torch.equal(logits(network), before)
+        assert packed_layers(network) == number_of_layers(network)
         with network.packed_weights():
             pass
-        assert packed_layers(network) == inside  # they belong to the outer one
+        assert packed_layers(network) == number_of_layers(network)  # they belong to the outer one
     assert packed_layers(network) == 0
-    with pytest.raises(ZeroDivisionError), network.packed_weights():
-        1 / 0  # noqa: B018
+    with pytest.raises(RuntimeError, match="must match the size"), network.packed_weights():
+        network(input_ids=torch.tensor([[1, 2]]), attention_mask=torch.ones(2, 3))
     assert packed_layers(network) == 0
     with network.packed_weights(EVALUATIONS_TO_PACK - 1):
+        logits(network)
         assert packed_layers(network) == 0
 
 
 @needs_onednn
-def test_every_layer_is_packed(network):
+def test_the_last_of_several_threads_unpacks(network):
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with network.packed_weights():
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
     with network.packed_weights():
-        assert packed_layers(network) == 4 * network.config.num_hidden_layers + 1
+        logits(network)
+        thread.start()
+        entered.wait()
+    assert packed_layers(network) == number_of_layers(network)
+    leave.set()
+    thread.join()
+    assert packed_layers(network) == 0
 
 
 def test_a_copy_made_meanwhile_is_a_model_like_any_other(network, tmp_path):
-    ids = torch.arange(8)[None]
-    with network.packed_weights(), torch.no_grad():
+    with network.packed_weights():
+        expected = logits(network)
         copied = copy.deepcopy(network)
         network.save_pretrained(tmp_path)
-        assert torch.equal(copied(input_ids=ids).logits, network(input_ids=ids).logits)
+    assert packed_layers(copied) == 0
+    assert torch.equal(logits(copied), expected)
     assert packed_layers(copied) == 0
     assert copied.state_dict().keys() == network.state_dict().keys()
 
 
+@needs_onednn
+def test_a_model_whose_memory_is_planned_is_left_alone(network):
+    network.hf_device_map = {"model": "cpu", "lm_head": "disk"}
+    with network.packed_weights():
+        logits(network)
+        assert packed_layers(network) == 0
+    network.hf_device_map = {"": "cpu"}
+    with network.packed_weights():
+        logits(network)
+        assert packed_layers(network) > 0
+
+
 def use_generate(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
     return network.generate(length=evaluations, method="ordered", order="random", generator=seeded(3))
+
+
+def use_every_step(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
+    return network.generate(length=4, steps=evaluations, use_cache=False, generator=seeded(3))
 
 
 def use_exact_likelihood(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
@@ -368,26 +436,39 @@ def use_estimate(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
     return torch.tensor(estimate_likelihood(network, texts, passes=2, batch_size=1).nats_per_token)
 
 
+def use_texts_of_all_lengths(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
+    texts = [torch.arange(length + 1) % 10 for length in range(evaluations)]
+    return torch.tensor(estimate_likelihood(network, texts, passes=2, batch_size=2).nats_per_token)
+
+
 @needs_onednn
-@pytest.mark.parametrize("use", [use_generate, use_exact_likelihood, use_estimate])
+@pytest.mark.parametrize(
+    "use", [use_generate, use_every_step, use_exact_likelihood, use_estimate, use_texts_of_all_lengths]
+)
 def test_many_evaluations_pack_the_weights_once_few_do_not_and_nothing_else_changes(network, use, monkeypatch):
     with Watch() as watch:
-        packed = use(network, EVALUATIONS_TO_PACK)
-    assert watch.names.count(PACKING) == 4 * network.config.num_hidden_layers + 1
+        result = use(network, EVALUATIONS_TO_PACK)
+    assert watch.names.count(PACK) == number_of_layers(network)
     with Watch() as watch:
         use(network, EVALUATIONS_TO_PACK - 2)
-    assert PACKING not in watch.names
+    assert PACK not in watch.names
     monkeypatch.setattr(RaddForMaskedLM, "packed_weights", lambda *args: nullcontext())
-    torch.testing.assert_close(packed, use(network, EVALUATIONS_TO_PACK), rtol=1e-6, atol=0)
+    torch.testing.assert_close(result, use(network, EVALUATIONS_TO_PACK), rtol=1e-6, atol=0)
 
 
-def test_an_adapter_works_on_packed_weights(network):
-    adapted = peft.get_peft_model(network, peft.LoraConfig(target_modules=["up_proj"], init_lora_weights=False)).eval()
-    ids = torch.arange(8)[None]
-    with torch.no_grad():
-        before = adapted(input_ids=ids).logits
-        with adapted.packed_weights():
-            assert torch.equal(adapted(input_ids=ids).logits, before)
+@needs_onednn
+def test_layers_below_an_adapter_are_not_packed_since_it_writes_to_them_unnoticed(network):
+    base = logits(network)
+    settings = peft.LoraConfig(target_modules=["up_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(network, settings).eval()
+    adapted.merge_adapter()
+    merged = logits(adapted)
+    with adapted.packed_weights():
+        assert torch.equal(logits(adapted), merged)
+        assert packed_layers(network) == number_of_layers(network) - network.config.num_hidden_layers
+        with adapted.disable_adapter():
+            torch.testing.assert_close(logits(adapted), base)
+    assert not torch.allclose(merged, base)
 
 
 # ---------------------------------------------------------------------------------------------------------

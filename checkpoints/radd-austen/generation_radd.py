@@ -423,12 +423,19 @@ class RaddGenerationMixin:
         # From here on the generator advances, and nothing is refused any more.
         draw = _Uniforms(generator, canvas, attention_mask)
         plan = self._make_plan(canvas == self.config.mask_token_id, order, settings, draw)
+        if settings.use_cache or settings.method not in GRID_METHODS:
+            event = without_empty_steps(plan)  # (R, L)
+            evaluations = event.amax(dim=1) + 1  # (R,)
+        else:
+            event, evaluations = plan, plan.new_full((len(plan),), cast(int, settings.steps))
 
         training = self.training
         self.eval()
         try:
-            with self.packed_weights(int(without_empty_steps(plan).max()) + 1):
-                output = self._reveal(canvas, attention_mask, plan, draw(), processors, ending, settings, streamer)
+            with self.packed_weights(int(evaluations.max())):
+                output = self._reveal(
+                    canvas, attention_mask, plan, event, evaluations, draw(), processors, ending, settings, streamer
+                )
         finally:
             self.train(training)
         return output if settings.return_dict_in_generate else canvas  # filled in place
@@ -438,6 +445,8 @@ class RaddGenerationMixin:
         canvas: Tensor,
         attention_mask: Tensor | None,
         plan: Tensor,
+        event: Tensor,
+        evaluations: Tensor,
         uniform: Tensor,
         processors: LogitsProcessorList,
         ending: "_Ending | None",
@@ -446,15 +455,11 @@ class RaddGenerationMixin:
     ) -> RaddGenerateOutput:
         """The loop. All rows advance together, each to its own next event.
 
-        canvas (R, L), filled in place; plan (R, L); uniform (R, L), for the token of each position.
+        canvas (R, L), filled in place; plan (R, L) the step of each position, event (R, L) the number of the evaluation
+        that it comes to, evaluations (R,) of each row; uniform (R, L), for the token of each position.
         """
         deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
         generated = plan != GIVEN  # (R, L)
-        if settings.use_cache or settings.method not in GRID_METHODS:
-            event = without_empty_steps(plan)  # (R, L)
-            evaluations = event.amax(dim=1) + 1  # (R,)
-        else:
-            event, evaluations = plan, plan.new_full((len(plan),), cast(int, settings.steps))
         token_logprobs = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
         history = [canvas.clone()] if settings.output_history else None
 
