@@ -547,7 +547,7 @@ class RaddPreTrainedModel(PreTrainedModel):
         """`with model.packed_weights():` evaluations without gradients on a CPU that has oneDNN and AVX-512 are faster.
 
         oneDNN multiplies weights in a layout of its own, which it else makes anew at every product: a twentieth of the
-        time of 256 tokens, a quarter and more of that of a few (`python -m benchmarks.layers`). While this lasts, they
+        time of 256 tokens, up to a third of that of a few (`python -m benchmarks.layers`). While this lasts, they
         are kept in that layout, too, which takes the memory of the weights once more. Results are the same to the bit
         (of a single row in float32: but for rounding). `generate` and the functions of `likelihood.py` do this
         themselves where they have many evaluations to make; around calls of few it does the same for them.
