@@ -575,7 +575,8 @@ class RaddPreTrainedModel(PreTrainedModel):
             with PACKING:
                 for layer in layers:
                     layer.packing -= 1
-                    layer.packed = layer.packed if layer.packing else None
+                    if not layer.packing:
+                        layer.packed = None
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, *args, **kwargs):
         """As transformers', and the folder is complete: our parameter names, all code files, the auto classes.
