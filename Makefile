@@ -116,7 +116,7 @@ austen: .venv/ready
 checkpoint: LAST = $(lastword $(shell ls -dv $(RUN)/checkpoints/step_*))
 checkpoint: .venv/ready
 	rm -rf $(AUSTEN)
-	$(BIN)/python -m radd_hf.convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0
+	$(BIN)/python -m radd_hf.hub.convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0
 	mkdir $(AUSTEN)/training
 	cp $(RUN)/config.yaml $(RUN)/metrics.jsonl $(AUSTEN)/training/
 	$(BIN)/python eval_ppl.py --model $(AUSTEN) --dataset austen --output $(AUSTEN)/evaluation.json

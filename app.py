@@ -10,7 +10,7 @@ It needs gradio (`pip install 'radd_hf[demo]'`). A Space of the Hub runs this fi
 import sys
 from pathlib import Path
 
-from radd_hf.web import main
+from radd_hf.app.web import main
 
 if __name__ == "__main__":
     main(sys.argv[1:], model=str(Path(__file__).parent / "checkpoints" / "radd-austen"))

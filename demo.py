@@ -30,7 +30,7 @@ def main() -> None:
     # transformers would prefer the class of an imported radd_hf to the folder's own code.
     model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True)
-    from radd_hf.data import load_documents
+    from radd_hf.data.documents import load_documents
 
     novel = load_documents("austen", "validation")[0]["text"]
     passage = novel[novel.index(OPENING) :][:2000]

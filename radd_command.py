@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The console script `radd`: runs radd_hf/cli.py without importing radd_hf first, which takes seconds (torch)."""
+"""The console script `radd`: runs radd_hf/app/cli.py without importing radd_hf first, which takes seconds (torch)."""
 
 import importlib.util
 import runpy
@@ -10,7 +10,7 @@ def main() -> None:
     package = importlib.util.find_spec("radd_hf")
     if package is None or package.origin is None:
         raise SystemExit("radd: error: the package radd_hf is not installed: pip install radd_hf")
-    runpy.run_path(str(Path(package.origin).with_name("cli.py")), run_name="__main__")
+    runpy.run_path(str(Path(package.origin).parent / "app" / "cli.py"), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from transformers import AutoTokenizer
 
 from radd_hf import RaddForMaskedLM
 from radd_hf import likelihood as estimators
-from radd_hf.evaluation_data import load_evaluation_text
+from radd_hf.data.benchmark_texts import load_evaluation_text
 from radd_hf.likelihood import Likelihood, estimate_likelihood, mixture
 from radd_hf.losses import FIRST_TIME, masks_at
 from radd_hf.noise_radd import get_noise
-from radd_hf.randomness import stream_seed
+from radd_hf.randomness_radd import stream_seed
 
 from .commands import spread
 

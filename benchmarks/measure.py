@@ -3,7 +3,7 @@
 
 Times are medians over repeats in which all sides take turns, the matrix product that gives the machine's rate among
 them: a machine that slows down does so for all. The limit of a case is the operations that it cannot avoid, at that
-rate. They are counted by radd_hf/flops.py: the products of the network on the whole canvas, of the last layer's
+rate. They are counted by radd_hf/hub/facts.py: the products of the network on the whole canvas, of the last layer's
 queries and all that follows on the positions whose law is used. (It has the last layer's queries projected at all
 positions, as the model does, which is 1/144 of the layers' products in the small model.)
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from radd_hf import RaddConfig
-from radd_hf.flops import forward_flops
+from radd_hf.hub.facts import forward_flops
 from radd_hf.modeling_radd import ONEDNN_LINEAR, onednn_linear
 
 BASELINE, OURS, OURS_BF16 = SIDES = ("baseline fp32", "ours fp32", "ours bf16")

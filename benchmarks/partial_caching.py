@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddForMaskedLM, generation_radd
+from radd_hf.evaluation.quality import token_entropy
 from radd_hf.likelihood import ROUNDS, estimate_likelihood, exact_likelihood, mean_and_error
-from radd_hf.quality import token_entropy
 
 from .estimators import CHECKPOINT
 from .measure import describe_machine

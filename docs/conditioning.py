@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from radd_hf.blocks import Blocks
-from radd_hf.data import load_documents, tokenize
+from radd_hf.data.blocks import Blocks
+from radd_hf.data.documents import load_documents, tokenize
+from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.likelihood import conditional_likelihood, mean_and_error
-from radd_hf.loading import load_model, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "radd-austen"

@@ -9,7 +9,7 @@ Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L leng
 import argparse
 
 from radd_hf import RaddConfig
-from radd_hf.flops import count_parameters, forward_flops
+from radd_hf.hub.facts import count_parameters, forward_flops
 from radd_hf.modeling_radd import MAX_LOGITS_ELEMENTS
 
 CONFIGS = {

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from radd_hf import RaddForMaskedLM
-from radd_hf.loading import load_tokenizer
+from radd_hf.hub.loading import load_tokenizer
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 

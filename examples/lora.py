@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, set_seed
 
-from radd_hf.blocks import Blocks
-from radd_hf.collator import DiffusionCollator
-from radd_hf.data import load_documents, tokenize
+from radd_hf.data.blocks import Blocks
+from radd_hf.data.collator import DiffusionCollator
+from radd_hf.data.documents import load_documents, tokenize
+from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.likelihood import ROUNDS, estimate_likelihood, mean_and_error
-from radd_hf.loading import load_model, load_tokenizer
-from radd_hf.lora import add_adapters, merged
+from radd_hf.training.adapters import add_adapters, merged
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 

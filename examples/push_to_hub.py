@@ -7,7 +7,7 @@
         --recipe runs/mine/config.yaml --evaluation result.json
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --dry_run
 
-A folder that has a card (`python -m radd_hf.convert` writes one, with where the weights are from) keeps it, and what is
+A folder that has a card (`python -m radd_hf.hub.convert` writes one, with where the weights are from) keeps it, and what is
 known of training and evaluation is added; `training/config.yaml` and `evaluation.json` in the folder are found.
 """
 
@@ -19,8 +19,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import upload_file
 
-from radd_hf.loading import load_tokenizer
-from radd_hf.model_card import Origin, model_card, with_results
+from radd_hf.hub.loading import load_tokenizer
+from radd_hf.hub.model_card import Origin, model_card, with_results
 from radd_hf.modeling_radd import RaddForMaskedLM
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from transformers import Trainer, TrainingArguments, set_seed
 
 from radd_hf import RaddConfig, RaddForMaskedLM
-from radd_hf.blocks import Blocks
-from radd_hf.collator import DiffusionCollator
-from radd_hf.data import load_documents, tokenize
-from radd_hf.loading import load_tokenizer
+from radd_hf.data.blocks import Blocks
+from radd_hf.data.collator import DiffusionCollator
+from radd_hf.data.documents import load_documents, tokenize
+from radd_hf.hub.loading import load_tokenizer
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
-from .randomness import stream_seed
+from .randomness_radd import stream_seed
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
 ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDERS)

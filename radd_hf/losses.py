@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .noise_radd import Noise
-from .randomness import stream_seed
+from .randomness_radd import stream_seed
 
 T_LOSSES = ("t_DSE", "t_DCE")
 LOSS_TYPES = (*T_LOSSES, "lambda_DCE", "k_DCE")

@@ -4,6 +4,7 @@
 import gc
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 
 import datasets
@@ -11,6 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch.distributed.elastic.multiprocessing.errors import record
 
 # The first process may tokenise for long while the others wait.
 PATIENCE = timedelta(hours=12)
@@ -48,8 +50,12 @@ def silence_libraries_elsewhere(accelerator: Accelerator) -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def end_processes() -> None:
-    """At the end of a script: gloo may abort a process that leaves its group standing at exit."""
-    if torch.distributed.is_initialized():
+def run_script(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
+    """Runs the `main` of a script on its command line, as one of the processes of a launcher or alone.
+
+    A failure is recorded, so that the launcher of several processes ends with its reason, too.
+    """
+    record(main)(sys.argv[1:] if argv is None else argv)
+    if torch.distributed.is_initialized():  # gloo may abort a process that leaves its group standing at exit
         gc.collect()  # the model, which holds on to the group
         torch.distributed.destroy_process_group()

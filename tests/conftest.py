@@ -20,7 +20,7 @@ from launching import TINY
 from transformers import AutoTokenizer
 
 from radd_hf import RaddConfig, RaddForMaskedLM
-from radd_hf.data import train_tokenizer
+from radd_hf.data.documents import train_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]

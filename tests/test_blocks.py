@@ -6,9 +6,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from radd_hf import blocks as blocks_module
-from radd_hf.blocks import WINDOW, Blocks, ShuffledBlocks, StreamedBlocks
-from radd_hf.data import load_documents, tokenize
+from radd_hf.data import blocks as blocks_module
+from radd_hf.data.blocks import WINDOW, Blocks, ShuffledBlocks, StreamedBlocks
+from radd_hf.data.documents import load_documents, tokenize
 
 TEXTS = [f"Document {number}: {'on ' * (number % 7)}and so it ends." for number in range(300)]
 LENGTH, BATCH = 16, 8

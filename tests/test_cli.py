@@ -15,8 +15,10 @@ import pytest
 import torch
 from conftest import GOLDEN, ROOT, random_model
 
-from radd_hf import RaddForMaskedLM, cli, convert, generation_radd
-from radd_hf.flops import forward_flops
+from radd_hf import RaddForMaskedLM, generation_radd
+from radd_hf.app import cli
+from radd_hf.hub import convert
+from radd_hf.hub.facts import forward_flops
 from radd_hf.pipeline_radd import encode_blanks
 from radd_hf.version import __version__
 
@@ -389,7 +391,7 @@ def test_what_the_model_writes_cannot_command_the_terminal(terminal, capsys):
 
 
 def test_pictures_are_of_the_first_text_and_the_map_of_all(radd, tmp_path, monkeypatch):
-    from radd_hf import visualize
+    from radd_hf.app import pictures as visualize
 
     drawn, plot = [], visualize.plot_reveal_order
     monkeypatch.setattr(visualize, "plot_reveal_order", lambda revealed: drawn.append(revealed) or plot(revealed))
@@ -468,17 +470,17 @@ def test_convert_is_the_module_of_that_name(radd, tmp_path):
 
 def test_the_demo_runs_the_page_and_names_what_it_needs(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "radd_hf.web", raising=False)
+    monkeypatch.delitem(sys.modules, "radd_hf.app.web", raising=False)
     assert cli.main(["demo"]) == 1
     assert "the page needs gradio: pip install 'radd_hf[demo]'" in capsys.readouterr().err
     page = SimpleNamespace(main=lambda arguments, model: print(arguments, model))
-    monkeypatch.setitem(sys.modules, "radd_hf.web", page)
+    monkeypatch.setitem(sys.modules, "radd_hf.app.web", page)
     assert cli.main(["demo", "--port", "7"]) == 0
     assert capsys.readouterr().out == f"['--port', '7'] {AUSTEN}\n"
 
 
 def test_outside_a_checkout_the_demo_asks_for_a_model(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "radd_hf.web", SimpleNamespace(main=lambda arguments, model: None))
+    monkeypatch.setitem(sys.modules, "radd_hf.app.web", SimpleNamespace(main=lambda arguments, model: None))
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "radd_hf" / "cli.py"))
     assert cli.main(["demo"]) == 2
     assert "radd demo --model NAME" in capsys.readouterr().err

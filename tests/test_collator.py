@@ -6,10 +6,10 @@ from conftest import random_model
 from launching import TINY, metrics
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-import train_accelerate
 from radd_hf import RaddConfig, RaddForMaskedLM
-from radd_hf.collator import DiffusionCollator
+from radd_hf.data.collator import DiffusionCollator
 from radd_hf.losses import LOSS_TYPES
+from radd_hf.training import train as train_accelerate
 
 CONFIG = RaddConfig(
     vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8, eos_token_id=0

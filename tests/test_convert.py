@@ -18,9 +18,9 @@ from safetensors.torch import load, load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-import radd_hf.convert
+import radd_hf.hub.convert
 from radd_hf import RaddConfig, RaddForMaskedLM
-from radd_hf.convert import convert, main, to_original
+from radd_hf.hub.convert import convert, main, to_original
 
 HUB, RUN = GOLDEN / "hub", GOLDEN / "run"
 CODE = {"configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py", "pipeline_radd.py"}
@@ -225,7 +225,7 @@ def test_the_folder_is_uploaded_where_one_asks(tmp_path, monkeypatch):
         def upload_folder(self, repo_id, folder_path, commit_message):
             calls.append((repo_id, {path.name for path in Path(folder_path).iterdir()}))
 
-    monkeypatch.setattr(radd_hf.convert, "HfApi", Hub)
+    monkeypatch.setattr(radd_hf.hub.convert, "HfApi", Hub)
     convert(HUB, tmp_path / "ours", push_to_hub="someone/radd")
     assert calls == [("someone/radd", True), ("someone/radd", MODEL_FILES)]
     assert 'name = "someone/radd"\n' in (tmp_path / "ours" / "README.md").read_text()

@@ -7,7 +7,7 @@ import re
 import pytest
 from datasets import Dataset, IterableDataset
 
-from radd_hf.data import NOVELS, add_mask_token, encode, load_documents, tokenize, train_tokenizer, unwrap
+from radd_hf.data.documents import NOVELS, add_mask_token, encode, load_documents, tokenize, train_tokenizer, unwrap
 
 TEXTS = [f"Document {number}: {'on ' * (number % 7)}and so it ends." for number in range(300)]
 
@@ -102,7 +102,7 @@ def test_the_same_text_is_tokenised_once_whoever_asks(tmp_path, tiny_tokenizer, 
     path = str(write(tmp_path, ".jsonl"))
     first = tokenize(load_documents(path, "train"), tiny_tokenizer)
     tiny_tokenizer("a call before, which leaves its settings behind", truncation=True, max_length=4)
-    monkeypatch.setattr("radd_hf.data.encode", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr("radd_hf.data.documents.encode", lambda *_: pytest.fail("tokenised again"))
     again = tokenize(load_documents(path, "train"), tiny_tokenizer, workers=2)
     assert again.cache_files == first.cache_files
     assert again[:] == first[:]

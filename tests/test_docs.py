@@ -24,12 +24,13 @@ from torch.distributed.run import get_args_parser
 from transformers import AutoModel, AutoTokenizer
 
 import benchmarks.__main__
-import eval_generation
-import eval_ppl
-import train_accelerate
 from benchmarks import estimators, partial_caching
 from docs import conditioning, training_cost
-from radd_hf import cli, convert
+from radd_hf.app import cli
+from radd_hf.evaluation import perplexity as eval_ppl
+from radd_hf.evaluation import samples as eval_generation
+from radd_hf.hub import convert
+from radd_hf.training import train as train_accelerate
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]}
 FENCE = re.compile(r"(<!-- not run: [^>]+ -->\n+)?^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -233,8 +234,8 @@ PARSERS = {
     "benchmarks": lambda flags, _: benchmarks.__main__.parse_arguments(flags),
     "benchmarks.estimators": parse_estimators,
     "benchmarks.partial_caching": lambda flags, monkeypatch: parse_by(partial_caching.main, flags, monkeypatch),
-    "radd_hf.convert": lambda flags, monkeypatch: parse_by(convert.main, flags, monkeypatch),
-    "radd_hf.lm_eval": parse_harness,
+    "radd_hf.hub.convert": lambda flags, monkeypatch: parse_by(convert.main, flags, monkeypatch),
+    "radd_hf.evaluation.lm_eval": parse_harness,
     "http.server": lambda *_: None,  # Python's own
     "radd_hf": parse_radd,
     "app.py": parse_page,
@@ -263,7 +264,7 @@ def test_what_is_written_from_the_shell_is_written(command, checkout, monkeypatc
         "python eval_ppl.py --modle checkpoints/radd-austen",
         "accelerate launch --no_such_flag eval_ppl.py --model m",
         "accelerate launch eval_ppl.py --estimator no_such",
-        "python -m radd_hf.convert a b --tokeniser gpt2",
+        "python -m radd_hf.hub.convert a b --tokeniser gpt2",
         "python -m benchmarks.estimators no_such",
         "python no_such.py",
         "make no_such",

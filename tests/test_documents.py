@@ -11,8 +11,8 @@ from conftest import README_CODE, ROOT
 from transformers import AutoModel, AutoTokenizer
 
 import demo
-from radd_hf.blocks import Blocks
-from radd_hf.data import load_documents, tokenize
+from radd_hf.data.blocks import Blocks
+from radd_hf.data.documents import load_documents, tokenize
 from radd_hf.likelihood import estimate_likelihood
 
 

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT, WITHOUT_RADD_HF
 from launching import QUIET, free_port, kill, metrics
 
-from radd_hf.data import load_documents
+from radd_hf.data.documents import load_documents
 
 FILL_A_GAP = """
 from transformers import AutoModel, AutoTokenizer

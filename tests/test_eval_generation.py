@@ -14,10 +14,10 @@ from launching import QUIET, command
 from test_quality import LIMIT, random_judge
 from transformers import AutoTokenizer
 
-import eval_generation
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
+from radd_hf.evaluation import samples as eval_generation
+from radd_hf.evaluation.quality import distinct_n, judge, load_judge, token_entropy, write_samples
 from radd_hf.noise_radd import expected_evaluations, get_noise
-from radd_hf.quality import distinct_n, judge, load_judge, token_entropy, write_samples
 
 LENGTH = 12
 STEPS = [4, 16]

@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT, SENTENCES, random_model
 from launching import QUIET, command
 
-import eval_ppl
-from radd_hf.metric import DiffusionPerplexity
+from radd_hf.evaluation import perplexity as eval_ppl
+from radd_hf.evaluation.metric import DiffusionPerplexity
 
 
 @pytest.fixture(scope="module")

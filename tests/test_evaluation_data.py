@@ -9,11 +9,12 @@ import torch
 import yaml
 from datasets import Dataset
 
-from radd_hf import detokenizers, evaluation_data
-from radd_hf.blocks import Blocks
-from radd_hf.data import load_documents, tokenize
-from radd_hf.detokenizers import detokenize_lambada, detokenize_lm1b, detokenize_ptb, detokenize_wikitext
-from radd_hf.evaluation_data import EVALUATION_SETS, articles, load_evaluation_text
+from radd_hf.data import benchmark_texts as evaluation_data
+from radd_hf.data import detokenizers
+from radd_hf.data.benchmark_texts import EVALUATION_SETS, articles, load_evaluation_text
+from radd_hf.data.blocks import Blocks
+from radd_hf.data.detokenizers import detokenize_lambada, detokenize_lm1b, detokenize_ptb, detokenize_wikitext
+from radd_hf.data.documents import load_documents, tokenize
 
 # As the lines of WikiText are: empty ones around headings, the others paragraphs; a formula that looks like a title.
 WIKITEXT = [
@@ -333,7 +334,7 @@ def test_what_was_prepared_is_not_prepared_again_unless_the_rules_changed(local,
     local("lm1b", {"train": ["another"], "test": short_rows(300)})
     first = load("lm1b").description["ids"]
     with monkeypatch.context() as patch:
-        patch.setattr("radd_hf.data.encode", lambda *_: pytest.fail("tokenised again"))
+        patch.setattr("radd_hf.data.documents.encode", lambda *_: pytest.fail("tokenised again"))
         patch.setattr(detokenizers, "_apply", lambda *_: pytest.fail("detokenised again"))
         assert load("lm1b").description["ids"] == first
         patch.setattr(evaluation_data.inspect, "getsource", lambda module: f"other rules in {module}")

@@ -15,7 +15,7 @@ from test_hub import OWNER, run_script
 from transformers import pipeline
 
 from radd_hf import RaddForMaskedLM
-from radd_hf.model_card import Origin, model_card, with_results
+from radd_hf.hub.model_card import Origin, model_card, with_results
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "radd-austen"

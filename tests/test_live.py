@@ -14,9 +14,7 @@ import torch
 from conftest import ROOT
 from toys import FlatNetwork, seeded, tiny_model
 
-from radd_hf.generation_radd import METHODS, ORDERS
-from radd_hf.likelihood import exact_likelihood
-from radd_hf.live import (
+from radd_hf.app.live import (
     BLANKS,
     ENDS,
     GIVEN_ALL_OTHERS,
@@ -29,6 +27,8 @@ from radd_hf.live import (
     score,
     write,
 )
+from radd_hf.generation_radd import METHODS, ORDERS
+from radd_hf.likelihood import exact_likelihood
 
 CHECKPOINT = str(ROOT / "checkpoints" / "radd-austen")
 # The fields of the page as it opens, but for the pause.
@@ -218,10 +218,10 @@ def test_heat_runs_from_certain_to_a_blind_guess_and_spares_what_was_given(auste
 
 def test_without_gradio_the_page_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "radd_hf.web", raising=False)
+    monkeypatch.delitem(sys.modules, "radd_hf.app.web", raising=False)
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "as it was")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'radd_hf\[demo\]'"):
-        importlib.import_module("radd_hf.web")
+        importlib.import_module("radd_hf.app.web")
 
 
 def test_a_space_installs_what_the_package_asks_for():

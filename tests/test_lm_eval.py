@@ -18,16 +18,16 @@ from launching import QUIET, command
 from transformers import AutoTokenizer
 
 from radd_hf import RaddForMaskedLM
-from radd_hf.data import EOS_TOKEN, MASK_TOKEN
+from radd_hf.data.documents import EOS_TOKEN, MASK_TOKEN
 from radd_hf.likelihood import conditional_likelihood, estimate_likelihood
-from radd_hf.randomness import stream_seed
+from radd_hf.randomness_radd import stream_seed
 
 HARNESS_IS_HERE = importlib.util.find_spec("lm_eval") is not None
 if HARNESS_IS_HERE:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import CachingLM
 
-    from radd_hf.lm_eval import RaddLM
+    from radd_hf.evaluation.lm_eval import RaddLM
 with_harness = pytest.mark.skipif(not HARNESS_IS_HERE, reason="see `make lm-eval`")
 
 LENGTH = 24
@@ -102,9 +102,9 @@ def test_without_the_harness_the_import_says_which_extra_has_it(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "radd_hf.lm_eval", raising=False)
+    monkeypatch.delitem(sys.modules, "radd_hf.evaluation.lm_eval", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'radd_hf\[lm-eval\]'"):
-        importlib.import_module("radd_hf.lm_eval")
+        importlib.import_module("radd_hf.evaluation.lm_eval")
 
 
 @with_harness
@@ -494,7 +494,7 @@ def test_local_tasks_run_end_to_end_and_two_processes_find_what_one_does(
         run += ["--include_path", str(local_tasks), "--tasks", ",".join(TASKS), "--device", "cpu"]
         run += ["--output_path", str(output), "--log_samples"]
         done = subprocess.run(
-            command(processes, "-m", "radd_hf.lm_eval", *run),
+            command(processes, "-m", "radd_hf.evaluation.lm_eval", *run),
             cwd=tmp_path,
             env=QUIET | {"PYTHONPATH": paths},
             capture_output=True,

@@ -14,10 +14,10 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
-import eval_ppl
 import radd_hf
-import radd_hf.cli
-import train_accelerate
+import radd_hf.app.cli
+from radd_hf.evaluation import perplexity as eval_ppl
+from radd_hf.training import train as train_accelerate
 
 PAGE = (ROOT / "docs" / "migrating.md").read_text()
 SCRIPTS = """
@@ -82,7 +82,7 @@ def exists(name: str, heading: str) -> bool:
     if name.startswith('"'):  # a value of `method` or `order`
         return name.strip('"') in (*radd_hf.generation_radd.METHODS, *radd_hf.generation_radd.ORDERS)
     if name.startswith("radd "):
-        return name.removeprefix("radd ") in radd_hf.cli.COMMANDS
+        return name.removeprefix("radd ") in radd_hf.app.cli.COMMANDS
     if name == "HF_HOME":  # of huggingface_hub
         return True
     return (ROOT / name).is_file() or resolves(name)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from toys import seeded, tiny_model
 
-import radd_hf.flops  # noqa: F401, with which torch's counter knows the layers' products
+import radd_hf.hub.facts  # noqa: F401, with which torch's counter knows the layers' products
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
 from radd_hf.generation_radd import GIVEN, draw_tokens, without_empty_steps
 from radd_hf.modeling_radd import rotate

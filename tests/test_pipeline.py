@@ -12,8 +12,8 @@ from toys import seeded
 from transformers import AutoTokenizer, pipeline
 
 from radd_hf import RaddForMaskedLM
-from radd_hf.convert import convert
-from radd_hf.data import load_documents
+from radd_hf.data.documents import load_documents
+from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline, encode_blanks, encode_with_spans
 

@@ -18,7 +18,7 @@ import json
 import sys
 from pathlib import Path
 import torch
-import train_accelerate
+from radd_hf.training import train as train_accelerate
 from accelerate.state import AcceleratorState
 from radd_hf.losses import LOSS_TYPES
 from torch.nn.parallel import DistributedDataParallel

@@ -21,10 +21,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from radd_hf import quality
-from radd_hf.generation_radd import plan_grid, plan_sequence
-from radd_hf.noise_radd import get_noise, reveal_probabilities
-from radd_hf.quality import (
+from radd_hf.evaluation import quality
+from radd_hf.evaluation.quality import (
     distinct_n,
     expected_nfe,
     judge,
@@ -34,6 +32,8 @@ from radd_hf.quality import (
     token_entropy,
     write_samples,
 )
+from radd_hf.generation_radd import plan_grid, plan_sequence
+from radd_hf.noise_radd import get_noise, reveal_probabilities
 
 TEXTS = ["It is a truth", "a single man must be in want of a wife.", "x", "zebra universally", "must be in want"]
 LIMIT = 16  # positions of the judges

@@ -17,7 +17,7 @@ from conftest import ROOT
 from launching import QUIET, free_port, metrics
 from safetensors.torch import load_file
 
-import train_accelerate
+from radd_hf.training import train as train_accelerate
 
 ON_CPUS = """
 import os

@@ -21,14 +21,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-import eval_ppl
-import train_accelerate
-from radd_hf import RaddConfig, RaddForMaskedLM, lora
-from radd_hf.data import train_tokenizer
-from radd_hf.ema import Ema, ema_decay
+from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.data.documents import train_tokenizer
+from radd_hf.evaluation import perplexity as eval_ppl
+from radd_hf.evaluation.quality import judge, load_judge
 from radd_hf.losses import LOSS_TYPES
-from radd_hf.quality import judge, load_judge
-from radd_hf.run import Run
+from radd_hf.training import adapters as lora
+from radd_hf.training import train as train_accelerate
+from radd_hf.training.averages import Ema, ema_decay
+from radd_hf.training.run import Run
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""radd_hf/flops.py and docs/training_cost.py count what the model does: operations, bytes kept, parameters."""
+"""radd_hf/hub/facts.py and docs/training_cost.py count what the model does: operations, bytes kept, parameters."""
 
 import importlib.util
 import sys
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from radd_hf import RaddConfig, RaddForMaskedLM, modeling_radd
-from radd_hf.flops import count_parameters, forward_flops
+from radd_hf.hub.facts import count_parameters, forward_flops
 
 BATCH, LENGTH = 3, 16
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50}

@@ -1084,7 +1084,7 @@ SENTENCES = ["the cat sat on the mat.", "a dog ran to the big red house.", "we r
 def trained(tmp_path_factory):
     """A stock Trainer, the ordinary masked-LM loss, a stock collator: trainer, tokenizer, losses, evaluation."""
     transformers = pytest.importorskip("transformers")
-    from radd_hf.data import train_tokenizer
+    from radd_hf.data.documents import train_tokenizer
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(SENTENCES * 50, vocab_size=300)

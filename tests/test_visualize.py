@@ -12,9 +12,8 @@ import torch
 from conftest import random_model
 from PIL import Image, ImageColor
 
-from radd_hf import visualize
-from radd_hf.noise_radd import expected_evaluations, get_noise
-from radd_hf.visualize import (
+from radd_hf.app import pictures as visualize
+from radd_hf.app.pictures import (
     MARGIN,
     MASK,
     OVERSAMPLING,
@@ -31,6 +30,7 @@ from radd_hf.visualize import (
     to_image,
     token_texts,
 )
+from radd_hf.noise_radd import expected_evaluations, get_noise
 
 STEPS = 16
 TITLE = "A title & more"

@@ -320,7 +320,7 @@ def test_the_page_fits_a_phone(page):
 def test_a_page_for_other_machines_offers_only_its_own_models_whatever_is_sent_to_it():
     from gradio import Dropdown, Error, Textbox
 
-    from radd_hf.web import build_page
+    from radd_hf.app.web import build_page
 
     shipped = str(ROOT / "checkpoints" / "radd-austen")
     blocks = {block.elem_id: block for block in build_page([shipped], any_model=False).blocks.values()}

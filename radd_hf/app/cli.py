@@ -95,7 +95,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version")
 
     def __call__(self, parser, *args, **kwargs):
-        found = re.search(r'__version__ = "(.+)"', Path(__file__).with_name("version.py").read_text())
+        found = re.search(r'__version__ = "(.+)"', Path(__file__).parents[1].joinpath("version.py").read_text())
         print(f"radd_hf {found[1] if found else 'of unknown version'}")
         parser.exit()
 
@@ -260,8 +260,8 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}.")
     if args.pause and not args.live:
         raise UsageError(f"--pause {args.pause} holds the events that --live shows: pass --live, too.")
+    from radd_hf.app.pictures import check_picture
     from radd_hf.generation_radd import RaddGenerationConfig
-    from radd_hf.visualize import check_picture
 
     settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     try:
@@ -306,7 +306,7 @@ def _write_batch(
     """
     import torch
 
-    from radd_hf.randomness import stream_seed
+    from radd_hf.randomness_radd import stream_seed
 
     generators = [torch.Generator().manual_seed(stream_seed(args.seed, "sample", sample)) for sample in samples]
     untouched, started = generators[0].get_state(), time.perf_counter()
@@ -332,7 +332,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     import torch
     from transformers.utils import logging
 
-    from radd_hf.loading import check_tokenizer, load_model, load_tokenizer
+    from radd_hf.hub.loading import check_tokenizer, load_model, load_tokenizer
 
     logging.disable_progress_bar()
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -410,8 +410,8 @@ def _draw_pictures(
 ) -> None:
     import torch
 
+    from radd_hf.app.pictures import Denoising, plot_reveal_order, save_picture, save_plot
     from radd_hf.generation_radd import GRID_METHODS, RaddGenerationConfig
-    from radd_hf.visualize import Denoising, plot_reveal_order, save_picture, save_plot
 
     resolved = RaddGenerationConfig.resolve(settings, model.generation_config)
     steps, title = None, f"{Path(args.model).resolve().name}, {resolved.method}"
@@ -501,7 +501,7 @@ class _LiveCanvas:
         from rich.console import Group
         from rich.text import Text
 
-        from radd_hf.visualize import RETURN, token_texts
+        from radd_hf.app.pictures import RETURN, token_texts
 
         text = Text()
         mask = self.MASK_ASCII if self.console.options.ascii_only else self.MASK
@@ -563,9 +563,9 @@ def model_facts(name: str) -> dict[str, Any]:
         ValueError: where there is no RADD model.
     """
     from radd_hf import RaddConfig, RaddGenerationConfig
-    from radd_hf.flops import count_parameters, forward_flops
-    from radd_hf.loading import load_tokenizer
-    from radd_hf.model_card import RECIPE
+    from radd_hf.hub.facts import count_parameters, forward_flops
+    from radd_hf.hub.loading import load_tokenizer
+    from radd_hf.hub.model_card import RECIPE
 
     settings = _read_config(name)
     config = RaddConfig.from_dict(settings)
@@ -664,7 +664,7 @@ def _read(name: str, file: str) -> Any:
 
 
 def convert(argv: Sequence[str]) -> int:
-    from radd_hf.convert import main as convert_main
+    from radd_hf.hub.convert import main as convert_main
 
     convert_main(list(argv))
     return 0
@@ -672,11 +672,11 @@ def convert(argv: Sequence[str]) -> int:
 
 def demo(argv: Sequence[str]) -> int:
     """The page of `web.py`; in a checkout of the repository it begins with the checkpoint that lies there."""
-    checkpoint = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
+    checkpoint = Path(__file__).parents[2] / "checkpoints" / "radd-austen"
 
     def run() -> None:
         try:
-            from radd_hf.web import main as web_main
+            from radd_hf.app.web import main as web_main
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise

@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """RADD as the model "radd" of the lm-evaluation-harness.
 
-    python -m radd_hf.lm_eval --model radd --batch_size 32 --tasks lambada_openai \\
+    python -m radd_hf.evaluation.lm_eval --model radd --batch_size 32 --tasks lambada_openai \\
         --model_args pretrained=checkpoints/radd-austen
 
 The harness asks for three things: log p(continuation | context), log p(text), and a continuation. Its other flags are
-as ever; `accelerate launch -m radd_hf.lm_eval ...` shares the requests among processes. Whatever is drawn at random
+as ever; `accelerate launch -m radd_hf.evaluation.lm_eval ...` shares the requests among processes. Whatever is drawn at random
 belongs to the request and to `seed`, not to its place among the others, so that neither batches nor processes nor
 `--limit` change an answer (beyond the rounding of a matrix product in a batch of another shape).
 
@@ -21,15 +21,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from . import RaddForMaskedLM, RaddGenerationConfig, __version__
-from .likelihood import ESTIMATORS, check_passes, estimate_likelihood
-from .loading import check_tokenizer, load_tokenizer
-from .processes import end_processes, make_accelerator
-from .randomness import stream_seed
+from .. import RaddForMaskedLM, RaddGenerationConfig, __version__
+from ..hub.loading import check_tokenizer, load_tokenizer
+from ..likelihood import ESTIMATORS, check_passes, estimate_likelihood
+from ..processes import make_accelerator, run_script
+from ..randomness_radd import stream_seed
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -39,7 +38,7 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ImportError(
-        f"radd_hf.lm_eval needs the lm-evaluation-harness: pip install 'radd_hf[lm-eval]'. ({error})"
+        f"radd_hf.evaluation.lm_eval needs the lm-evaluation-harness: pip install 'radd_hf[lm-eval]'. ({error})"
     ) from error
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -459,5 +458,4 @@ def _fitting_tokenizer(tokenizer: Any, model: RaddForMaskedLM, revision: str) ->
 
 
 if __name__ == "__main__":
-    record(cli_evaluate)()  # so that a launcher of several processes, too, ends with the reason for a failure
-    end_processes()
+    run_script(lambda argv: cli_evaluate())

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
 
-from .configuration_radd import RaddConfig
-from .modeling_radd import ONEDNN_LINEAR, RaddForMaskedLM
+from ..configuration_radd import RaddConfig
+from ..modeling_radd import ONEDNN_LINEAR, RaddForMaskedLM
 
 
 @dataclass

@@ -17,10 +17,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .configuration_radd import RaddConfig
-from .losses import check_loss_type, draw_step_masks
-from .noise_radd import get_noise
-from .randomness import stream_seed
+from ..configuration_radd import RaddConfig
+from ..losses import check_loss_type, draw_step_masks
+from ..noise_radd import get_noise
+from ..randomness_radd import stream_seed
 
 
 class DiffusionCollator:

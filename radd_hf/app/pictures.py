@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from .noise_radd import expected_evaluations, get_noise
+from ..noise_radd import expected_evaluations, get_noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import evaluate
 import torch
 from datasets import Features, List, Value
 
-from .likelihood import estimate_likelihood
+from ..likelihood import estimate_likelihood
 
 
 class DiffusionPerplexity(evaluate.Metric):

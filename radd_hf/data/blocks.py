@@ -17,8 +17,8 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .data import DOCUMENTS_AT_ONCE, encode, readable
-from .randomness import stream_seed
+from ..randomness_radd import stream_seed
+from .documents import DOCUMENTS_AT_ONCE, encode, readable
 
 # A data set of more tokens than this is told by as many of them, in stretches evenly spread.
 FINGERPRINT_TOKENS = 2**24

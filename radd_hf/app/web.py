@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .generation_radd import METHODS, ORDERS
+from ..generation_radd import METHODS, ORDERS
 from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load, write
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: nothing is reported to anybody

@@ -42,10 +42,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .generation_radd import GRID_METHODS, METHODS
-from .likelihood import NatsPerToken
-from .noise_radd import expected_evaluations, get_noise
-from .randomness import stream_seed
+from ..generation_radd import GRID_METHODS, METHODS
+from ..likelihood import NatsPerToken
+from ..noise_radd import expected_evaluations, get_noise
+from ..randomness_radd import stream_seed
 
 # The n of the distinct n-grams that are reported.
 N_GRAMS = (1, 2, 3)

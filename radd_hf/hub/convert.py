@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints of the RADD paper (arXiv:2406.03736) to folders for the Hub, and back.
 
-    python -m radd_hf.convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
-    python -m radd_hf.convert RUN_FOLDER my-model --tokenizer gpt2        EMA weights; --no-ema: the raw ones
-    python -m radd_hf.convert my-model their-model --to-original
+    python -m radd_hf.hub.convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
+    python -m radd_hf.hub.convert RUN_FOLDER my-model --tokenizer gpt2        EMA weights; --no-ema: the raw ones
+    python -m radd_hf.hub.convert my-model their-model --to-original
 
 A source is one of three layouts, told apart by the files it holds:
 
@@ -38,10 +38,10 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import cached_file, extract_commit_hash
 
-from .configuration_radd import RaddConfig
-from .data import add_mask_token
+from ..configuration_radd import RaddConfig
+from ..data.documents import add_mask_token
+from ..modeling_radd import RaddForMaskedLM, default_frequencies
 from .model_card import Origin, model_card
-from .modeling_radd import RaddForMaskedLM, default_frequencies
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -467,7 +467,7 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
 
 def main(argv: list[str]) -> None:
     """Exits with status 2 and the reason on standard error where [`convert`] or [`to_original`] refuse."""
-    parser = argparse.ArgumentParser(prog="radd_hf.convert", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="radd_hf.hub.convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("source", help="released model, training run, `.pth` file of one, or a folder of ours")
     parser.add_argument("target", help="folder to make")
     parser.add_argument("--tokenizer", help="name or folder of the tokenizer to put beside the model")

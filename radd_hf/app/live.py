@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .generation_radd import RaddGenerateOutput
-from .likelihood import order_of, order_round
-from .loading import check_tokenizer, load_model, load_tokenizer
-from .modeling_radd import RaddForMaskedLM
-from .pipeline_radd import encode_blanks
-from .visualize import RETURN, token_texts
+from ..generation_radd import RaddGenerateOutput
+from ..hub.loading import check_tokenizer, load_model, load_tokenizer
+from ..likelihood import order_of, order_round
+from ..modeling_radd import RaddForMaskedLM
+from ..pipeline_radd import encode_blanks
+from .pictures import RETURN, token_texts
 
 BLANKS, ENDS = FORMS = ("text with blanks", "beginning and end")
 GIVEN_ALL_OTHERS = "each token given all others"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .modeling_radd import RaddForMaskedLM
+from ..modeling_radd import RaddForMaskedLM
 
 TARGETS = ("qkv_proj", "o_proj", "up_proj", "down_proj")  # every matrix of the layers
 

@@ -35,13 +35,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
-from .blocks import ShuffledBlocks, StreamedBlocks
-from .collator import DiffusionCollator
-from .ema import Ema
-from .lora import has_adapters, merged
-from .metric import DiffusionPerplexity
-from .quality import judge, token_entropy, write_samples
-from .randomness import stream_seed
+from ..data.blocks import ShuffledBlocks, StreamedBlocks
+from ..data.collator import DiffusionCollator
+from ..evaluation.metric import DiffusionPerplexity
+from ..evaluation.quality import judge, token_entropy, write_samples
+from ..randomness_radd import stream_seed
+from .adapters import has_adapters, merged
+from .averages import Ema
 
 logger = logging.getLogger(__name__)
 

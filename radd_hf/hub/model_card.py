@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .modeling_radd import RaddForMaskedLM
+from ..modeling_radd import RaddForMaskedLM
 
 # The task of AutoModelForMaskedLM; text-generation would promise a model that writes left to right.
 TASK = "fill-mask"

@@ -35,8 +35,8 @@ from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset
 from transformers import PreTrainedTokenizerBase
 
 from .blocks import Blocks
-from .data import load_documents, readable, tokenize
 from .detokenizers import detokenize_lambada, detokenize_lm1b, detokenize_ptb, detokenize_wikitext
+from .documents import load_documents, readable, tokenize
 
 PROTOCOLS = ("clean", "radd")
 

@@ -181,7 +181,7 @@ def _hold_out(source: str, documents, held_out: float) -> dict:
 
 @cache
 def _novels() -> dict[str, str]:
-    compressed = resources.files("radd_hf").joinpath("corpora/austen.txt.gz").read_bytes()
+    compressed = resources.files("radd_hf.data").joinpath("corpora/austen.txt.gz").read_bytes()
     text = gzip.decompress(compressed).decode("utf-8")
     starts = [0, *(text.index(f"\n{title}\n") + 1 for title in NOVELS[1:]), len(text)]
     return {title: unwrap(text[begin:end]) for title, begin, end in zip(NOVELS, starts, starts[1:], strict=False)}

@@ -4,7 +4,7 @@
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .modeling_radd import RaddForMaskedLM
+from ..modeling_radd import RaddForMaskedLM
 
 
 def load_model(name: str) -> RaddForMaskedLM:
@@ -14,7 +14,7 @@ def load_model(name: str) -> RaddForMaskedLM:
     except OSError as error:
         raise ValueError(
             f"model={name!r} could not be loaded: {error} (A training run of the authors is first converted: "
-            "python -m radd_hf.convert.)"
+            "python -m radd_hf.hub.convert.)"
         ) from error
 
 

@@ -1,0 +1,204 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Zero-shot perplexity of a RADD model on a text, with its standard error.
+
+    accelerate launch eval_ppl.py --model checkpoints/radd-austen --dataset austen
+    accelerate launch eval_ppl.py --model JingyangOu/radd-t-dce --tokenizer gpt2 --dataset wikitext103 --output r.json
+
+The text is cut into blocks of the model's length, the last one at its true length, and every token counts once; or as
+the authors' code has it (--protocol radd). An evaluation with --output that was interrupted goes on with --resume.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from .. import RaddForMaskedLM
+from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
+from ..hub.loading import check_tokenizer, load_model, load_tokenizer
+from ..likelihood import ESTIMATORS, check_estimator, check_passes, plan_rounds
+from ..processes import make_accelerator, silence_libraries_elsewhere
+from .metric import DiffusionPerplexity
+from .rounds import RoundsFile, RunningEstimate
+
+MOST_PASSES = 1024  # with --target_se, if --passes does not say
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "folder or repository of a RADD model, ours or the authors'"})
+    dataset: str = field(
+        default="austen",
+        metadata={
+            "help": f"one of {', '.join(EVALUATION_SETS)}, a local file, folder or pattern, or a name on the Hub"
+        },
+    )
+    split: str | None = field(default=None, metadata={"help": "default: the data set's usual one; of local text all"})
+    dataset_config: str | None = field(default=None, metadata={"help": "of a data set that is not in the list"})
+    text_column: str | None = field(default=None, metadata={"help": "of a data set that is not in the list"})
+    protocol: str = field(default="clean", metadata={"help": f"how the text is cut and averaged: one of {PROTOCOLS}"})
+    tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: the model's"})
+    length: int | None = field(default=None, metadata={"help": "tokens in a block; default: the model's"})
+    estimator: str = field(default="k_stratified", metadata={"help": f"one of {', '.join(ESTIMATORS)}"})
+    passes: int | None = field(
+        default=None, metadata={"help": f"masks drawn for each block: 16; with --target_se at most: {MOST_PASSES}"}
+    )
+    target_se: float | None = field(default=None, metadata={"help": "standard error to reach, in nats per token"})
+    batch_size: int = 32
+    seed: int = 0
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
+    resume: bool = field(
+        default=False, metadata={"help": "go on with what an interrupted evaluation left beside output"}
+    )
+
+
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    accelerator = make_accelerator(mixed_precision=args.mixed_precision)
+    silence_libraries_elsewhere(accelerator)
+    model = load_model(args.model).to(accelerator.device)
+    with accelerator.local_main_process_first():  # it tokenises, and the others find that done
+        text = load_text(args, model)
+    identity = text.description | {
+        "model": args.model,
+        "weights": weights_hash(model),
+        "estimator": args.estimator,
+        "passes": args.passes if args.target_se is None else None,
+        "seed": args.seed,
+        "mixed_precision": args.mixed_precision,
+    }
+    kept = None
+    if args.output is not None:
+        kept = RoundsFile(Path(args.output), identity, accelerator.process_index, args.resume)
+    started = time.perf_counter()
+    figures = score(args, accelerator, model, text, kept)
+    if not accelerator.is_main_process:
+        return
+    figures |= {"seconds": round(time.perf_counter() - started, 1), "processes": accelerator.num_processes}
+    print(table(identity, figures))
+    if args.output is not None and kept is not None:
+        versions = {name: version(name) for name in ("radd_hf", "torch", "transformers", "datasets")}
+        result = identity | figures | {"versions": versions}
+        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+        kept.remove()
+
+
+def parse_arguments(argv: list[str]) -> Arguments:
+    parser = HfArgumentParser(Arguments, description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    check_estimator(args.estimator)
+    if args.passes is None:
+        args.passes = 16 if args.target_se is None else MOST_PASSES
+    check_passes(args.passes)
+    if args.resume and args.output is None:
+        raise ValueError("resume=True needs output=, beside which an interrupted evaluation keeps its rounds.")
+    if args.output is not None and not Path(args.output).parent.is_dir():
+        raise ValueError(f"output={args.output!r} must lie in a folder that exists.")
+    return args
+
+
+def load_text(args: Arguments, model: RaddForMaskedLM) -> EvaluationText:
+    tokenizer = load_tokenizer(args.tokenizer or args.model)
+    check_tokenizer(tokenizer, model)
+    return load_evaluation_text(
+        args.dataset,
+        tokenizer,
+        length=model.config.max_position_embeddings if args.length is None else args.length,
+        protocol=args.protocol,
+        split=args.split,
+        config=args.dataset_config,
+        text_column=args.text_column,
+    )
+
+
+def weights_hash(model: RaddForMaskedLM) -> str:
+    """Twelve hexadecimal digits that tell models of one name apart."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
+
+def score(
+    args: Arguments, accelerator: Accelerator, model: RaddForMaskedLM, text: EvaluationText, kept: RoundsFile | None
+) -> dict:
+    """The figures, with a bar that shows the estimate of this process's share as it grows."""
+    accelerator.wait_for_everyone()  # all have read the rounds there are
+    known = {} if kept is None else kept.known
+    if kept is not None:
+        kept.open()
+    mine = range(accelerator.process_index, len(text.blocks), accelerator.num_processes)
+    rounds = plan_rounds(args.estimator, args.passes, args.target_se)[1]
+    running = RunningEstimate([len(block) for block in text.blocks])
+    bar = tqdm(
+        total=len(mine) * rounds,
+        unit="round",
+        dynamic_ncols=True,
+        disable=not accelerator.is_main_process,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+
+    def show(sequence: int, number: int, nats: float) -> None:
+        running.add(sequence, nats)
+        bar.set_postfix_str(str(running), refresh=False)
+        bar.update()
+
+    def on_round(sequence: int, number: int, nats: float) -> None:
+        if kept is not None:
+            kept.add(sequence, number, nats)
+        show(sequence, number, nats)
+
+    for (sequence, number), nats in known.items():
+        if sequence in mine:
+            show(sequence, number, nats)
+    with bar, accelerator.autocast():
+        figures = DiffusionPerplexity().compute(
+            predictions=text.blocks,
+            model=model,
+            estimator=args.estimator,
+            passes=args.passes,
+            target_se=args.target_se,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            n_bytes=text.n_bytes,
+            weights=text.weights,
+            accelerator=accelerator,
+            known=known,
+            on_round=on_round,
+        )
+    accelerator.wait_for_everyone()
+    return figures
+
+
+def table(identity: dict, figures: dict) -> str:
+    lines = [
+        f"{identity['model']} on {identity['dataset']}, {identity['split']}; protocol {identity['protocol']}, "
+        f"end of text {identity['end_of_text']}",
+        f"{figures['n_tokens']:,} tokens in {figures['n_sequences']:,} blocks of {identity['length']}; "
+        f"{identity['estimator']}, {figures['passes']} passes, {figures['seconds']:.0f} s",
+        "",
+        f"{'':<15}{'':>10}  {'+-':<9} 95 %",
+    ]
+    names = {"nats per token": ("nats_per_token", "standard_error", "interval", 4)}
+    if "bits_per_byte" in figures:
+        names["bits per byte"] = ("bits_per_byte", "bits_per_byte_error", "bits_per_byte_interval", 4)
+    names["perplexity"] = ("perplexity", "perplexity_error", "perplexity_interval", 2)
+    for title, (value, error, interval, digits) in names.items():
+        low, high = (f"{end:.{digits}f}" for end in figures[interval])
+        lines.append(f"{title:<15}{figures[value]:>10.{digits}f}  {figures[error]:<9.{digits}f} {low} .. {high}")
+    lines += ["", "+- is one standard error of the estimate on this text."]
+    if figures["spread"] is not None:
+        lines.append(f"Between blocks, nats per token have a standard deviation of {figures['spread']:.2f}.")
+    if "bits_per_byte" not in figures:
+        lines.append("The blocks do not hold the whole text, so there is no figure per byte.")
+    return "\n".join(lines)

@@ -1,0 +1,330 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Quality and cost of what a RADD model writes, over methods and numbers of steps.
+
+    accelerate launch eval_generation.py --model checkpoints/radd-austen --judge gpt2-large --reference austen
+    accelerate launch eval_generation.py --model DIR --methods tweedie --steps 16,64,256 --output r.json --plot r.png
+
+Unconditional samples, each with a generator of its own, so that neither the batch size nor the number of processes
+changes them; the first process judges them all. `radd_hf/evaluation/quality.py` says what each figure is.
+"""
+
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import HfArgumentParser
+
+from .. import RaddForMaskedLM, RaddGenerationConfig
+from ..data.blocks import Blocks
+from ..data.documents import load_documents, tokenize
+from ..generation_radd import GRID_METHODS, METHODS, ORDERS
+from ..hub.loading import check_tokenizer, load_model, load_tokenizer
+from ..processes import make_accelerator
+from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "folder or repository of a RADD model"})
+    tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: the model's"})
+    methods: str = field(default=",".join(METHODS), metadata={"help": f"separated by commas: of {','.join(METHODS)}"})
+    steps: str = field(
+        default="8,16,32,64,128",
+        metadata={"help": "separated by commas; 'first_hitting' takes none, 'ordered' no more than the length"},
+    )
+    orders: str = field(
+        default="forward", metadata={"help": f"of 'ordered', separated by commas: of {','.join(ORDERS)}"}
+    )
+    n_samples: int = field(default=64, metadata={"help": "written for each row of the table; at least 2"})
+    length: int | None = field(default=None, metadata={"help": "tokens in a sample; default: the model's"})
+    temperature: float = 1.0
+    top_k: int = field(default=0, metadata={"help": "0: every token"})
+    top_p: float = field(default=1.0, metadata={"help": "1: every token"})
+    batch_size: int = field(default=32, metadata={"help": "samples written together in each process"})
+    seed: int = 0
+    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16, of the model"})
+    judge: str | None = field(
+        default=None, metadata={"help": "causal model for the generative perplexity: name, folder or .gguf file"}
+    )
+    judge_batch_size: int = field(default=8, metadata={"help": "texts that are judged together"})
+    reference: str | None = field(
+        default=None, metadata={"help": "the same figures of a text: 'austen', a local file or a data set of the Hub"}
+    )
+    reference_split: str | None = field(
+        default=None, metadata={"help": "of it; default: validation of 'austen' (its held-out novel), else all"}
+    )
+    output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
+    plot: str | None = field(default=None, metadata={"help": "picture of the result; needs matplotlib"})
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A row of the table: settings of `generate`, None where the method takes no such setting."""
+
+    method: str
+    order: str | None = None
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        return ", ".join([series_of(asdict(self)), *([] if self.steps is None else [f"{self.steps} steps"])])
+
+
+def main(argv: list[str]) -> None:
+    (args,) = HfArgumentParser(Arguments, description=(__doc__ or "").split("\n")[0]).parse_args_into_dataclasses(argv)
+    methods, orders, steps = check(args)
+    accelerator = make_accelerator(mixed_precision=args.mixed_precision)
+    model = load_model(args.model).to(accelerator.device)
+    model.generation_config = RaddGenerationConfig()  # the flags hold, which the result names, not the checkpoint's
+    tokenizer = load_tokenizer(args.tokenizer or args.model)
+    check_tokenizer(tokenizer, model)
+    length = args.length or model.config.max_position_embeddings
+    samplers = make_samplers(methods, orders, steps, length)
+    # Before anything is written, since these, too, can fail.
+    judged_by = load_judge(args.judge) if args.judge is not None and accelerator.is_main_process else None
+    reference = read_reference(args, tokenizer, length) if accelerator.is_main_process else None
+
+    written = list(write(args, model, samplers, length, accelerator))
+    if not accelerator.is_main_process:
+        return
+    if judged_by is not None:
+        judged_by[0].to(accelerator.device)
+
+    known: dict[bytes, dict[str, Any]] = {}  # samplers of one law write the same with one seed: judged once
+
+    def figures_of(ids: torch.Tensor, name: str) -> dict[str, Any]:
+        key = ids.numpy().tobytes()
+        if key not in known:
+            known[key] = text_figures(ids, tokenizer, judged_by, batch_size=args.judge_batch_size)
+        if judged_by is not None:
+            print(f"judged {name}", file=sys.stderr, flush=True)
+        return known[key]
+
+    rows = []
+    for sampler, samples in zip(samplers, written, strict=True):
+        cost = {
+            "nfe": samples.nfe,
+            "nfe_error": samples.nfe_error,
+            "nfe_formula": expected_nfe(model.config, sampler.method, sampler.steps, length),
+            "seconds_per_sample": samples.seconds_per_sample,
+        }
+        rows.append(asdict(sampler) | cost | figures_of(samples.ids, str(sampler)))
+    result: dict[str, Any] = {
+        "model": args.model,
+        "length": length,
+        "n_samples": args.n_samples,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "seed": args.seed,
+        "batch_size": args.batch_size,
+        "mixed_precision": args.mixed_precision,
+        "device": device_name(accelerator),
+        "judge": args.judge,
+        "rows": rows,
+        "reference": None,
+    }
+    if reference is not None:
+        text = {"text": args.reference, "split": args.reference_split}
+        result["reference"] = text | figures_of(reference, f"text of {args.reference}")
+    print(table(result))
+    if args.output is not None:
+        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+    if args.plot is not None:
+        plot(result, args.plot)
+
+
+def write(
+    args: Arguments, model: RaddForMaskedLM, samplers: list[Sampler], length: int, accelerator: Accelerator
+) -> Iterator[Samples]:
+    """The samples of each sampler, by all processes together."""
+    drawing = {"length": length, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    with accelerator.autocast():
+        # What is set up once is not to count as the first row's time.
+        write_samples(model, accelerator.num_processes, accelerator=accelerator, method="tweedie", steps=1, **drawing)
+        for sampler in samplers:
+            samples = write_samples(
+                model,
+                args.n_samples,
+                seed=args.seed,
+                batch_size=args.batch_size,
+                accelerator=accelerator,
+                **drawing,
+                **asdict(sampler),
+            )
+            if accelerator.is_main_process:
+                print(f"wrote {sampler} in {samples.seconds:.1f} s", file=sys.stderr, flush=True)
+            yield samples
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check(args: Arguments) -> tuple[list[str], list[str], list[int]]:
+    """Methods, orders and steps; raises ValueError, before anything is loaded, for what would fail later."""
+    methods = parse_list("methods", args.methods, METHODS)
+    orders = parse_list("orders", args.orders, ORDERS)
+    steps = [int(step) if step.isdecimal() else 0 for step in parse_list("steps", args.steps)]
+    if 0 in steps:
+        raise ValueError(f"steps={args.steps!r} must be whole numbers of at least 1, separated by commas.")
+    for name, least in (("n_samples", 2), ("batch_size", 1), ("judge_batch_size", 1)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least {least}.")
+    RaddGenerationConfig(length=args.length, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    for name in ("output", "plot"):
+        path = getattr(args, name)
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{name}={path!r}: there is no folder {str(Path(path).parent)!r}.")
+    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"plot={args.plot!r} needs matplotlib, which is not installed: pip install matplotlib")
+    return methods, orders, steps
+
+
+def parse_list(name: str, value: str, allowed: Sequence[str] | None = None) -> list[str]:
+    """The parts between commas, each once."""
+    parts = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    unknown = [part for part in parts if allowed is not None and part not in allowed]
+    if unknown or not parts:
+        of = "" if allowed is None else f", of {tuple(allowed)}"
+        raise ValueError(f"{name}={value!r} must name at least one{of}, separated by commas; unknown: {unknown}.")
+    return parts
+
+
+def make_samplers(methods: list[str], orders: list[str], steps: list[int], length: int) -> list[Sampler]:
+    samplers: list[Sampler] = []
+    for method in methods:
+        if method in GRID_METHODS:
+            samplers += [Sampler(method, steps=step) for step in steps]
+        elif method == "first_hitting":
+            samplers.append(Sampler(method))
+        else:  # "ordered" has no more events than tokens: more steps would be the same row again
+            events = dict.fromkeys(min(step, length) for step in steps)
+            samplers += [Sampler(method, order, step) for order in orders for step in events]
+    return samplers
+
+
+def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor | None:
+    """(n_samples, length) ids from all over the text; fills in which split of it that is."""
+    if args.reference is None:
+        return None
+    args.reference_split = args.reference_split or ("validation" if args.reference == "austen" else "all")
+    documents = load_documents(args.reference, args.reference_split)
+    return spread_rows(Blocks(tokenize(documents, tokenizer), length), args.n_samples)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Report
+# ---------------------------------------------------------------------------------------------------------
+
+
+def series_of(row: dict) -> str:
+    """What the rows have in common that differ in their steps alone."""
+    return row["method"] if row["order"] is None else f"{row['method']} {row['order']}"
+
+
+def device_name(accelerator: Accelerator) -> str:
+    """What the seconds were taken on."""
+    if accelerator.device.type == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+    else:
+        device = f"{platform.machine()} {accelerator.device.type}, {torch.get_num_threads()} threads"
+    return device if accelerator.num_processes == 1 else f"{accelerator.num_processes} x {device}"
+
+
+def table(result: dict) -> str:
+    columns = ["method", "steps", "NFE measured", "formula", "s/sample", "perplexity", "entropy"]
+    lines = [[*columns, *(f"distinct-{n}" for n in N_GRAMS)]]
+    for row in result["rows"]:
+        cost = [f"{row['nfe']:.2f} +- {row['nfe_error']:.2f}", f"{row['nfe_formula']:.2f}"]
+        steps = "-" if row["steps"] is None else str(row["steps"])
+        lines.append([series_of(row), steps, *cost, f"{row['seconds_per_sample']:.3f}", *text_cells(row)])
+    if result["reference"] is not None:
+        lines.append([f"text of {result['reference']['text']}", "-", "-", "-", "-", *text_cells(result["reference"])])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    notes = [
+        f"{result['model']}: {result['n_samples']} samples of {result['length']} tokens in each row, seed "
+        f"{result['seed']}, temperature {result['temperature']:g}, top_k {result['top_k']}, top_p {result['top_p']:g}",
+        f"seconds on {result['device']}, in batches of {result['batch_size']}",
+        "perplexity: no judge" if result["judge"] is None else f"perplexity: under {result['judge']}",
+    ]
+    judgements = [row["judgement"] for row in [*result["rows"], result["reference"]] if row and row["judgement"]]
+    if any(judgement["n_truncated"] for judgement in judgements):
+        notes.append("some texts were longer than the context of the judge, which read their beginnings")
+    notes.append("entropy: of the tokens of a sample, in nats; +- is one standard error, of the choice of samples")
+    body = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    return "\n".join(notes[:3] + body + notes[3:])
+
+
+def text_cells(figures: dict) -> list[str]:
+    judgement = figures["judgement"]
+    perplexity = "-" if judgement is None else f"{judgement['perplexity']:.1f} +- {judgement['perplexity_error']:.1f}"
+    distinct = [figures.get(f"distinct_{n}") for n in N_GRAMS]
+    shares = ["-" if share is None else f"{share:.3f}" for share in distinct]
+    entropy = f"{figures['token_entropy']:.3f} +- {figures['token_entropy_error']:.3f}"
+    return [perplexity, entropy, *shares]
+
+
+def plot(result: dict, path: str) -> None:
+    """Perplexity and entropy against the steps, and measured NFE against the formula; `result` as in the JSON."""
+    import matplotlib  # only here: nothing else needs it
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = ["generative perplexity"] * (result["judge"] is not None) + ["token entropy, nats"]
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(4.8 * len(panels) + 4.8, 4.2), constrained_layout=True)
+    ticks = sorted({row["steps"] or result["length"] for row in result["rows"]})
+    series: dict[str, list[dict]] = {}
+    for row in result["rows"]:
+        series.setdefault(series_of(row), []).append(row)
+    for number, (name, rows) in enumerate(series.items()):
+        color, marker = f"C{number}", {"marker": "osD^v"[number % 5], "fillstyle": "none"}
+        steps = [row["steps"] for row in rows]
+        for panel, axis in zip(panels, axes, strict=False):
+            values, errors = zip(*(height(panel, row) for row in rows), strict=True)
+            if steps == [None]:  # it has none: the same whatever the steps of the others
+                axis.axhline(values[0], color=color, linestyle="--", label=name)
+            else:
+                axis.errorbar(steps, values, errors, color=color, label=name, **marker)
+        at = [result["length"]] if steps == [None] else steps
+        axes[-1].plot(
+            at, [row["nfe"] for row in rows], color=color, linestyle="none", label=f"{name}, measured", **marker
+        )
+        axes[-1].plot(at, [row["nfe_formula"] for row in rows], color=color, linewidth=1)
+    for panel, axis in zip(panels, axes, strict=False):
+        if result["reference"] is not None:
+            text = f"text of {Path(result['reference']['text']).name}"
+            axis.axhline(height(panel, result["reference"])[0], color="0.4", linestyle=":", label=text)
+        axis.set(xscale="log", xlabel="steps", ylabel=panel, title=f"{panel.split(',')[0]} against steps")
+        if panel == "generative perplexity":
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+    axes[-1].plot(ticks, ticks, color="0.5", linestyle=":", label="one a step")
+    title = "NFE measured; lines: the formula"
+    axes[-1].set(xscale="log", yscale="log", xlabel="steps", ylabel="evaluations a sample", title=title)
+    axes[-1].set_yticks(ticks, map(str, ticks))
+    axes[-1].set_yticks([], minor=True)
+    for axis in axes:
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.set_xticks([], minor=True)
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def height(panel: str, figures: dict) -> tuple[float, float]:
+    """Of a point of the plot, with its standard error."""
+    if panel == "generative perplexity":
+        return figures["judgement"]["perplexity"], figures["judgement"]["perplexity_error"]
+    return figures["token_entropy"], figures["token_entropy_error"]

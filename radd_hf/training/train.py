@@ -1,0 +1,528 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Train RADD.
+
+    accelerate launch train_accelerate.py --config configs/austen.yaml --loss_type lambda_DCE --output_dir runs/austen
+
+Every field of the YAML can be given on the command line, which wins. Started again with the same output
+directory, the run goes on from its last checkpoint. Everything random is a function of the seed, the step and the index
+of a row in it, so neither a restart nor the number of processes changes what is drawn.
+
+Shapes: B rows of an optimizer step, b rows of them in one forward, L length.
+"""
+
+import argparse
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from datasets import Dataset, IterableDataset
+from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import HfArgumentParser, PreTrainedTokenizerBase, get_scheduler
+
+from .. import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
+from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks
+from ..data.collator import DiffusionCollator
+from ..data.documents import add_mask_token, load_documents, tokenize, train_tokenizer
+from ..evaluation.quality import load_judge
+from ..hub.loading import load_tokenizer
+from ..likelihood import check_passes
+from ..losses import LOSS_TYPES, check_loss_type
+from ..modeling_radd import RaddLayer
+from ..processes import make_accelerator, on_terminal, silence_libraries_elsewhere
+from ..randomness_radd import stream_seed
+from .adapters import add_adapters
+from .averages import Ema
+from .run import Run, drop_later_metrics, last_checkpoint
+
+logger = logging.getLogger("radd_hf.train")
+
+# The weights are whole in every process.
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+# Those of the model's arguments that its configuration keeps.
+CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
+
+
+def help_(text: str) -> dict:
+    return {"help": text}
+
+
+@dataclass
+class ModelArguments:
+    """Of fields that are left out, `init_from` says the value, or the paper's small model."""
+
+    init_from: str | None = field(default=None, metadata=help_("folder or repository of a RADD model to start from"))
+    hidden_size: int | None = field(default=None, metadata=help_("small: 768, medium: 1024"))
+    num_hidden_layers: int | None = field(default=None, metadata=help_("small: 12, medium: 24"))
+    num_attention_heads: int | None = field(default=None, metadata=help_("small: 12, medium: 16"))
+    hidden_dropout: float | None = field(default=None, metadata=help_("0.02 in the paper's models"))
+    noise_type: str | None = field(default=None, metadata=help_("loglinear or geometric; the t losses depend on it"))
+    embedding_std: float | None = field(default=None, metadata=help_("normal embedding; default: the paper's"))
+    zero_init_residual: bool | None = field(default=None, metadata=help_("residual branches start at zero"))
+    lora_rank: int = field(default=0, metadata=help_("train low-rank adapters alone; 0: all weights"))
+    lora_alpha: int = field(default=16, metadata=help_("adapters are scaled by alpha / rank"))
+    lora_dropout: float = 0.0
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(
+        default="austen",
+        metadata=help_(
+            "'austen', a data set of the Hub, or local .txt, .jsonl, .json or .parquet: file, folder, pattern"
+        ),
+    )
+    dataset_config: str | None = field(default=None, metadata=help_("of a data set of the Hub"))
+    text_column: str = "text"
+    streaming: bool = field(default=False, metadata=help_("read while training, without a copy on the disk"))
+    held_out: float = field(
+        default=0.05, metadata=help_("for validation, if the data has no such split: fraction or number of documents")
+    )
+    validation_dataset: str | None = field(default=None, metadata=help_("whose validation split is scored instead"))
+    validation_config: str | None = None
+    tokenizer: str | None = field(
+        default=None, metadata=help_("name or folder; default: of init_from, or a BPE of the training text")
+    )
+    vocab_size: int = field(default=2048, metadata=help_("of the BPE, mask included"))
+    length: int | None = field(default=None, metadata=help_("tokens in a block; default: of init_from, or 1024"))
+    tokenizing_workers: int | None = field(default=None, metadata=help_("processes; default: the tokenizer's threads"))
+    random_length_fraction: float = field(
+        default=0.0, metadata=help_("of the blocks are cut to a length uniform in 1 .. length, 0.01 say")
+    )
+    separate_documents: bool = field(
+        default=False, metadata=help_("a token attends to its own document alone; eager or sdpa attention")
+    )
+
+
+@dataclass
+class TrainingArguments:
+    output_dir: str = "runs/radd"
+    loss_type: str = field(default="lambda_DCE", metadata=help_(f"one of {LOSS_TYPES}"))
+    max_steps: int = 400_000
+    batch_size: int = field(default=512, metadata=help_("sequences in one optimizer step, of all processes"))
+    accumulation: int = field(default=1, metadata=help_("forwards of each process in one optimizer step"))
+    learning_rate: float = 3e-4
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    lr_schedule: str = field(
+        default="constant_with_warmup", metadata=help_("one of transformers' schedules, e.g. linear")
+    )
+    warmup_steps: int = 2500
+    max_grad_norm: float = field(default=1.0, metadata=help_("of the loss in nats per sequence, as in the paper"))
+    ema_decay: float = 0.9999
+    mixed_precision: str = field(default="no", metadata=help_("no, bf16 or fp16"))
+    attn_implementation: str = field(default="sdpa", metadata=help_("eager, sdpa, flash_attention_2, flex_attention"))
+    gradient_checkpointing: bool = field(default=False, metadata=help_("compute activations twice, keep few"))
+    compile_backend: str | None = field(default=None, metadata=help_("torch.compile the layers, with inductor say"))
+    seed: int = 0
+    log_steps: int = 50
+    save_steps: int = 1000
+    eval_steps: int = 1000
+    sample_steps: int = 1000
+    eval_sequences: int = field(default=128, metadata=help_("held-out blocks scored during training; all at the end"))
+    eval_passes: int = 8
+    n_samples: int = field(default=8, metadata=help_("texts written at each sampling; 0: none"))
+    sampling_method: str = field(default="tweedie", metadata=help_("one of generate's"))
+    sampling_steps: int | None = field(default=None, metadata=help_("of the method; default: generate's"))
+    judge: str | None = field(default=None, metadata=help_("causal model that gives the samples a perplexity"))
+    keep_last: int = field(default=2, metadata=help_("checkpoints"))
+    log_with: str | None = field(default=None, metadata=help_("trackers of Accelerate, e.g. tensorboard or wandb,aim"))
+
+
+def main(argv: list[str]) -> None:
+    model_args, data_args, args = parse_arguments(argv)
+    accelerator = accelerator_for(args)
+    output = Path(args.output_dir)
+    start_logging(output, accelerator)
+    last = last_checkpoint(output)
+    base = None if model_args.init_from is None else RaddConfig.from_pretrained(model_args.init_from)
+    with accelerator.local_main_process_first():  # it tokenises, and the others find that done
+        data = load_data(model_args, data_args, args, base, last)
+    run = build(model_args, data_args, args, base, data, accelerator)
+    if last is not None:
+        run.resume(last)
+    judge = None if args.judge is None or not accelerator.is_main_process else load_judge(args.judge)
+    begin(run, asdict(model_args) | asdict(data_args) | asdict(args))
+    if args.judge is None and args.n_samples:
+        logger.info("no --judge: the samples get a token entropy and no generative perplexity")
+    train(run, data, args, judge)
+    figures = run.evaluate(data.validation, args.eval_passes, n_bytes=data.validation.n_bytes)
+    run.log(**{f"final_{name}": value for name, value in figures.items()})
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+@dataclass
+class Data:
+    tokenizer: PreTrainedTokenizerBase
+    blocks: ShuffledBlocks | StreamedBlocks  # to train on
+    validation: Blocks  # (L,) each, the last one shorter
+    length: int
+    identity: str  # of what is trained on
+
+
+def load_data(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    base: RaddConfig | None,
+    last: Path | None,
+) -> Data:
+    """Text to blocks, with the tokenizer of the last checkpoint when a run goes on."""
+    column, workers = data_args.text_column, data_args.tokenizing_workers
+    source = {"config": data_args.dataset_config, "text_column": column, "streaming": data_args.streaming}
+    if data_args.validation_dataset is None:
+        documents = load_documents(data_args.dataset, "train", held_out=data_args.held_out, **source)
+        held_out = load_documents(data_args.dataset, "validation", held_out=data_args.held_out, **source)
+    else:
+        documents = load_documents(data_args.dataset, "train", held_out=0, **source)
+        config = data_args.validation_config
+        held_out = load_documents(data_args.validation_dataset, "validation", config=config, text_column=column)
+    tokenizer = make_tokenizer(model_args, data_args, documents, last)
+    length = (base or RaddConfig()).max_position_embeddings if data_args.length is None else data_args.length
+
+    if isinstance(held_out, IterableDataset):
+        held_out = Dataset.from_dict({"text": [document["text"] for document in held_out]})
+    validation = Blocks(tokenize(held_out, tokenizer, workers), length, tail=True)
+    if isinstance(documents, IterableDataset):
+        stream = StreamedBlocks(data_args.dataset, documents, tokenizer, length, args.batch_size, args.seed)
+        return Data(tokenizer, stream, validation, length, f"stream of {data_args.dataset} {data_args.dataset_config}")
+    blocks = Blocks(tokenize(documents, tokenizer, workers), length)
+    logger.info("%s tokens in %s blocks of %s", f"{blocks.n_tokens:,}", f"{len(blocks):,}", length)
+    shuffled = ShuffledBlocks(blocks, args.batch_size, args.seed)
+    return Data(tokenizer, shuffled, validation, length, blocks.fingerprint())
+
+
+def make_tokenizer(
+    model_args: ModelArguments, data_args: DataArguments, documents: Dataset | IterableDataset, last: Path | None
+) -> PreTrainedTokenizerBase:
+    name = last or data_args.tokenizer or model_args.init_from
+    if name is not None:
+        tokenizer = load_tokenizer(str(name))
+        add_mask_token(tokenizer)
+        return tokenizer
+    if isinstance(documents, IterableDataset):
+        raise ValueError("streaming=True needs a tokenizer=: a stream is not read to make one.")
+    return train_tokenizer((text for batch in documents.iter(1000) for text in batch["text"]), data_args.vocab_size)
+
+
+def build(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    base: RaddConfig | None,
+    data: Data,
+    accelerator: Accelerator,
+) -> Run:
+    """Network, draws, optimizer, schedule and average."""
+    config = make_config(model_args, data_args, args, base, data)
+    collator = DiffusionCollator(
+        config, args.loss_type, args.seed, data_args.random_length_fraction, data_args.separate_documents
+    )
+    model = make_model(model_args, args, config)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    sizes = (model.num_parameters(), model.num_parameters(only_trainable=True))
+    logger.info("%s parameters, %s of them trained", *(f"{size:,}" for size in sizes))
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        weight_decay=args.weight_decay,
+        fused=True,
+    )
+    scheduler = get_scheduler(args.lr_schedule, optimizer, args.warmup_steps, args.max_steps)
+    blank = copy.deepcopy(model).to("meta") if accelerator.distributed_type == DistributedType.FSDP else None
+    model, optimizer = accelerator.prepare(model, optimizer)
+    # After `prepare`, so that the averages lie where the weights do.
+    ema = Ema(accelerator.unwrap_model(model), args.ema_decay)
+    settings = {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+    identity = {
+        "model": settings,
+        "lora": [model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout],
+        "data": data.identity,
+        "tokenizer": data_args.tokenizer or data_args.vocab_size,
+        "loss_type": args.loss_type,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "random_length_fraction": data_args.random_length_fraction,
+        "separate_documents": data_args.separate_documents,
+        # Of whose parts the state of a checkpoint is: a run goes on under the same.
+        "sharding": "none" if accelerator.distributed_type in WHOLE else accelerator.distributed_type.value,
+    }
+    return Run(
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        ema=ema,
+        blank=blank,
+        blocks=data.blocks,
+        collator=collator,
+        tokenizer=data.tokenizer,
+        output=Path(args.output_dir),
+        seed=args.seed,
+        identity=identity,
+    )
+
+
+def make_config(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    base: RaddConfig | None,
+    data: Data,
+) -> RaddConfig:
+    """The paper's small model with the given changes, or that of `init_from`, which must be as large as is asked."""
+    if data_args.separate_documents and args.attn_implementation not in ("eager", "sdpa"):
+        raise ValueError(
+            f"attn_implementation={args.attn_implementation!r} cannot keep documents apart: use eager or sdpa."
+        )
+    given = {name: value for name, value in asdict(model_args).items() if value is not None and name in CONFIG_FIELDS}
+    tokens = {"vocab_size": len(data.tokenizer), "mask_token_id": data.tokenizer.mask_token_id}
+    others = {
+        "eos_token_id": data.tokenizer.eos_token_id,
+        "max_position_embeddings": data.length,
+        "attn_implementation": args.attn_implementation,
+    }
+    if base is None:
+        return RaddConfig(**given, **tokens, **others)
+    free = ("hidden_dropout", "noise_type")  # of the training, not of the weights
+    for name, value in (given | tokens).items():
+        if name not in free and value != getattr(base, name):
+            raise ValueError(
+                f"{name}={value!r} must be {getattr(base, name)!r}, as in init_from={model_args.init_from!r}"
+                f"{', for which this is not the tokenizer' if name in tokens else ''}."
+            )
+    changes = {name: value for name, value in given.items() if name in free} | others
+    return RaddConfig.from_dict(base.to_dict() | changes)
+
+
+def make_model(model_args: ModelArguments, args: TrainingArguments, config: RaddConfig) -> nn.Module:
+    set_seed(args.seed)
+    if model_args.init_from is None:
+        model = RaddForMaskedLM(config)
+    else:
+        model = RaddForMaskedLM.from_pretrained(model_args.init_from, config=config, dtype=torch.float32)
+    if args.gradient_checkpointing:
+        # Renamed in transformers; 5.14 has the old name alone.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if model_args.lora_rank:
+        model = add_adapters(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout)
+    if args.compile_backend is not None:
+        # All but the last, whose positions differ in number from call to call.
+        for layer in [module for module in model.modules() if isinstance(module, RaddLayer)][:-1]:
+            layer.compile(backend=args.compile_backend)
+    return model
+
+
+def begin(run: Run, settings: dict) -> None:
+    """The run folder as a run finds it that is at `run.step`."""
+    if run.accelerator.is_main_process:
+        drop_later_metrics(run.output / "metrics.jsonl", run.step)
+        (run.output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    run.accelerator.init_trackers("radd", {name: value for name, value in settings.items() if value is not None})
+
+
+def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) -> None:
+    process, processes = run.accelerator.process_index, run.accelerator.num_processes
+    parts = forwards_of_a_step(args.batch_size, processes, args.accumulation, process)
+    sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
+    started, first, seconds, tokens_seen = time.monotonic(), run.step, 0.0, 0
+    run.model.train()
+    with progress_bar(run, args) as bar:
+        while run.step < args.max_steps:
+            began = time.perf_counter()
+            loss = optimizer_step(run, parts, args)
+            tokens = run.collator.n_tokens(run.step, data.length, args.batch_size)
+            run.step += 1
+            run.tokens += tokens
+            tokens_seen += tokens
+            seconds += time.perf_counter() - began
+            bar.set_postfix(
+                nats_per_token=f"{loss / data.length:.3f}", tokens_per_second=f"{tokens_seen / seconds:,.0f}"
+            )
+            bar.update()
+            if run.step % args.log_steps == 0:
+                rate = {"lr": run.scheduler.get_last_lr()[0], "tokens_per_second": tokens_seen / seconds}
+                left = (args.max_steps - run.step) * (time.monotonic() - started) / (run.step - first)
+                nats_per_token = sum(run.nats_of_each_process()) / run.tokens
+                run.log(f" ({timedelta(seconds=round(left))} left)", nats_per_token=nats_per_token, **rate)
+                run.nats, run.tokens, seconds, tokens_seen = 0.0, 0, 0.0, 0
+            last = run.step == args.max_steps
+            if run.step % args.eval_steps == 0:
+                figures = run.evaluate(data.validation[: args.eval_sequences], args.eval_passes)
+                run.log(
+                    validation_nats_per_token=figures["nats_per_token"],
+                    standard_error=figures["standard_error"],
+                )
+            if args.n_samples and (run.step % args.sample_steps == 0 or last):
+                run.log(**run.sample(args.n_samples, sampling, judge))
+            if run.step % args.save_steps == 0 or last:
+                run.save(args.keep_last)
+
+
+def optimizer_step(run: Run, parts: list[range], args: TrainingArguments) -> float:
+    """One step of the optimizer on this process's rows; their loss in nats per sequence."""
+    accelerator, model, losses = run.accelerator, run.model, []
+    for part, rows in enumerate(parts):
+        torch.manual_seed(stream_seed(args.seed, "dropout", run.step, part, accelerator.process_index))
+        x0 = run.blocks.rows(run.step, rows)  # (b, L)
+        inputs = run.collator.rows(x0, run.step, rows, args.batch_size)
+        with accelerator.accumulate(model):  # gradients meet those of the other processes once a step
+            with accelerator.autocast():  # which a sharded model has not of itself
+                outputs = model(**{name: value.to(accelerator.device) for name, value in inputs.items()})
+            accelerator.backward(outputs.loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        losses.append(outputs.loss.detach())
+    values = [loss.item() for loss in losses]  # once the work of the whole step is under way
+    if not all(map(math.isfinite, values)):
+        raise FloatingPointError(f"the loss is {sum(values)} at step {run.step + 1}; nothing was saved after it.")
+    if not accelerator.optimizer_step_was_skipped:  # as under fp16 when a gradient overflowed
+        run.scheduler.step()
+        run.ema.update(accelerator.unwrap_model(model))
+    for loss, rows in zip(values, parts, strict=True):
+        run.nats += loss * len(rows)
+    return sum(values) / len(values)
+
+
+def forwards_of_a_step(batch_size: int, processes: int, accumulation: int, process: int) -> list[range]:
+    """Which rows of every step this process computes, one range a forward."""
+    if batch_size % (processes * accumulation):
+        raise ValueError(
+            f"batch_size={batch_size} must be a multiple of {processes} processes x accumulation={accumulation}."
+        )
+    rows = batch_size // (processes * accumulation)
+    first = [(part * processes + process) * rows for part in range(accumulation)]
+    return [range(start, start + rows) for start in first]
+
+
+@contextmanager
+def progress_bar(run: Run, args: TrainingArguments) -> Iterator[tqdm]:
+    """With the time that is left; on a terminal, for the first process. Elsewhere the lines of the log do."""
+    shown = on_terminal(run.accelerator)
+    redirected = logging_redirect_tqdm() if shown else nullcontext()
+    bar = tqdm(total=args.max_steps, initial=run.step, unit="step", dynamic_ncols=True, disable=not shown)
+    with bar, redirected:
+        yield bar
+
+
+def accelerator_for(args: TrainingArguments) -> Accelerator:
+    accelerator = make_accelerator(
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_steps=args.accumulation,
+        log_with=trackers(args.log_with) or None,
+        project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / "trackers")),
+    )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        prepare_fsdp(accelerator)
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        prepare_deepspeed(accelerator, args)
+    elif accelerator.distributed_type not in WHOLE:
+        raise ValueError(f"distributed_type={accelerator.distributed_type.value}: use DDP, FSDP2 or DeepSpeed.")
+    return accelerator
+
+
+def prepare_fsdp(accelerator: Accelerator) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise ValueError(f"fsdp_version={plugin.fsdp_version} must be 2, as in configs/accelerate/fsdp2.yaml.")
+    if plugin.activation_checkpointing:
+        raise ValueError("fsdp_activation_checkpointing=True renames the weights: use --gradient_checkpointing.")
+    # Autocast, as under DDP: Accelerate's policy would round gradients and the loss to bfloat16, too.
+    plugin.mixed_precision_policy = None
+
+
+def prepare_deepspeed(accelerator: Accelerator, args: TrainingArguments) -> None:
+    """No DataLoader is prepared, from which Accelerate would know the batch; its "auto" for clipping would mean 1."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage > 2:
+        raise ValueError(f"zero_stage={plugin.zero_stage} must be at most 2: the average is taken of whole weights.")
+    if accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"mixed_precision={accelerator.mixed_precision!r} of Accelerate must be 'no' under DeepSpeed, whose "
+            "torch_autocast takes --mixed_precision bf16."
+        )
+    plugin.deepspeed_config |= {
+        "train_micro_batch_size_per_gpu": args.batch_size // (accelerator.num_processes * args.accumulation),
+        "gradient_accumulation_steps": args.accumulation,
+        "gradient_clipping": args.max_grad_norm,
+        "torch_autocast": {
+            "enabled": args.mixed_precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+    }
+
+
+def trackers(names: str | None) -> list:
+    """Accelerate would pass over those that are not installed."""
+    wanted, installed = (names or "").split(","), [str(tracker) for tracker in get_available_trackers()]
+    for name in filter(None, wanted):
+        if name not in installed:
+            raise ValueError(f"log_with={name!r} must be one of Accelerate's trackers, installed; here: {installed}.")
+    return list(filter(None, wanted))
+
+
+def start_logging(output: Path, accelerator: Accelerator) -> None:
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if accelerator.is_main_process:
+        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
+        handlers = [logging.StreamHandler(), logging.FileHandler(output / "train.log")]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    silence_libraries_elsewhere(accelerator)
+    accelerator.wait_for_everyone()  # the folder is there
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """`--config FILE` stands for its fields as flags, before those on the command line, which win."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    known, rest = first.parse_known_args(argv)
+    flags: list[str] = []
+    if known.config is not None:
+        settings = yaml.safe_load(known.config.read_text())
+        if not isinstance(settings, dict):
+            raise ValueError(f"config={known.config} must hold fields and values, such as those in configs/.")
+        flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
+    parser = HfArgumentParser(
+        [ModelArguments, DataArguments, TrainingArguments],
+        description=(__doc__ or "").split("\n")[0],
+        epilog="--config FILE: a YAML file of these fields, which flags override.",
+        allow_abbrev=False,
+    )
+    model_args, data_args, args = parser.parse_args_into_dataclasses(flags + rest)
+    steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
+    least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)
+    least |= {"n_samples": 0, "lora_rank": 0}
+    for name, value in (asdict(model_args) | asdict(args)).items():
+        if name in least and value < least[name]:
+            raise ValueError(f"{name}={value} must be at least {least[name]}.")
+    check_loss_type(args.loss_type)
+    check_passes(args.eval_passes)
+    RaddGenerationConfig(
+        method=args.sampling_method, steps=args.sampling_steps
+    )  # raises on what generate does not take
+    trackers(args.log_with)
+    return model_args, data_args, args

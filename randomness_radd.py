@@ -1,0 +1,1 @@
+radd_hf/randomness_radd.py
