@@ -4,21 +4,57 @@
 Importing this package registers the classes, so that `AutoModel.from_pretrained` needs no `trust_remote_code`.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .canvas_radd import encode_blanks
 from .configuration_radd import RaddConfig
 from .generation_radd import RaddGenerateOutput, RaddGenerationConfig
 from .modeling_radd import RaddForMaskedLM, RaddMaskedLMOutput, RaddModel, RaddPreTrainedModel
-from .pipeline_radd import RaddInfillingPipeline, encode_blanks
+from .pipeline_radd import RaddInfillingPipeline
 from .version import __version__
+
+if TYPE_CHECKING:
+    from . import likelihood
+    from .app import visualize
+    from .data.collator import DiffusionCollator
+    from .evaluation.metric import DiffusionPerplexity
+    from .likelihood import conditional_likelihood, estimate_likelihood, exact_likelihood
 
 AutoConfig.register("radd", RaddConfig, exist_ok=True)
 AutoModel.register(RaddConfig, RaddForMaskedLM, exist_ok=True)
 AutoModelForMaskedLM.register(RaddConfig, RaddForMaskedLM, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("radd-infilling", RaddInfillingPipeline, pt_model=AutoModelForMaskedLM)
 
+# Imported when they are first asked for, since accelerate, datasets and evaluate take seconds.
+_LATER = {
+    "DiffusionCollator": "data.collator",
+    "DiffusionPerplexity": "evaluation.metric",
+    "conditional_likelihood": "likelihood",
+    "estimate_likelihood": "likelihood",
+    "exact_likelihood": "likelihood",
+    "likelihood": "likelihood",
+    "visualize": "app.visualize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_LATER[name]}", __name__)
+    return getattr(module, name, module)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
 __all__ = [
+    "DiffusionCollator",
+    "DiffusionPerplexity",
     "RaddConfig",
     "RaddForMaskedLM",
     "RaddGenerateOutput",
@@ -28,5 +64,10 @@ __all__ = [
     "RaddModel",
     "RaddPreTrainedModel",
     "__version__",
+    "conditional_likelihood",
     "encode_blanks",
+    "estimate_likelihood",
+    "exact_likelihood",
+    "likelihood",
+    "visualize",
 ]

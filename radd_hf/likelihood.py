@@ -16,14 +16,16 @@ Shapes: S sequences, L length, n scored tokens of a sequence, R rows (masks) of 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from .kernels_radd import evaluation_mode
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .randomness_radd import stream_seed
@@ -204,87 +206,218 @@ def student_quantile(degrees_of_freedom: float) -> float:
     return z + sum(term / nu ** (power + 1) for power, term in enumerate(terms))
 
 
-@torch.no_grad()
-def estimate_likelihood(
-    model,
-    sequences: Sequence[Tensor],
-    *,
-    estimator: str = "k_stratified",
-    passes: int = 16,
-    target_se: float | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    n_bytes: int | None = None,
-    scored: Sequence[Tensor] | None = None,
-    weights: Tensor | None = None,
-    accelerator: Accelerator | None = None,
-    known: Mapping[tuple[int, int], float] | None = None,
-    on_round: Callable[[int, int, float], None] | None = None,
-) -> Likelihood:
-    """The negative log-likelihood of `sequences`, each an (L,) tensor of ids of its own length.
+# ---------------------------------------------------------------------------------------------------------
+# From masked sequences to nats
+# ---------------------------------------------------------------------------------------------------------
 
-    Every scored token counts once. The draws of a round come from its own generator, seeded by (seed, sequence, round):
-    batches and processes do not change them, and the result only as far as the same row is computed a little
-    differently in a batch of another shape (some 1e-6 of it in float32).
+
+def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Yields -log p of the scored tokens given the visible ones, 0 elsewhere: (rows, L) float64 on the CPU, per batch.
 
     Args:
-        estimator: "k_stratified", with the smallest error for its passes, see [`stratified_round`] and
-            [`Round.estimate`]; one of the objectives, "t_DSE", "t_DCE", "lambda_DCE", "k_DCE", with independent draws
-            (the offset of t_DCE is left out: it has mean zero and no information); "ar_forward" and "ar_backward",
-            exact in that order at L forwards of one row each; "ar_random", as exact in each of `passes` random orders.
-        passes: masks drawn for each sequence, the most of them with `target_se`; even.
-        target_se: add rounds until the standard error, in nats per token, is at most this.
-        n_bytes: of the text, for bits per byte.
-        scored: for each sequence, (L,) bool: the tokens whose likelihood is meant, given all others. Default: all.
-        weights: (S,) of each sequence's nats per token in the mean, adding up to 1. Default: by its tokens.
-        accelerator: its processes, all of which must call, share the sequences; each gets the same result.
-        known: (sequence, round) to nats, of rounds that need not be computed again; what `on_round` was told.
-        on_round: called with (sequence, round, nats) for each round that this process has computed.
+        x0: (N, L) clean ids. masked: (N, L) bool, what the network does not see. scored: (N, L) bool, a part of it.
 
     Raises:
-        ValueError: for no sequences, one without a scored token, odd `passes`, an unknown estimator, a `target_se` that
-            `passes` cannot reach.
+        ValueError: for ids that hold the mask.
     """
-    check_estimator(estimator)
-    check_passes(passes)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
-    scored, n_scored = _scored(sequences, scored)
-    share = n_scored / n_scored.sum() if weights is None else weights.double()  # (S,) of each in the mean
-    rows, rounds, most = plan_rounds(estimator, passes, target_se)
-    noise = get_noise(model.config)
+    mask_id = model.config.mask_token_id
+    if (x0 == mask_id).any():
+        raise ValueError(f"sequences hold the mask, id {mask_id}, which is no token of a text.")
+    for rows in torch.arange(len(x0)).split(batch_size):
+        input_ids = x0[rows].masked_fill(masked[rows], mask_id).to(model.device)
+        labels = x0[rows].masked_fill(~scored[rows], -100).to(model.device)
+        with torch.no_grad():
+            nll = model(input_ids=input_ids, labels=labels).token_nll
+        yield nll.double().cpu()
 
-    def draw(index: int, number: int) -> Round:
-        n = int(n_scored[index])
-        return draw_round(estimator, n, rows, noise, _generator(seed, index, number))
 
-    rows_of_a_round = None if estimator in ORDERS else rows
-    work = _Work(model, sequences, scored, draw, batch_size, rows_of_a_round, accelerator, known or {}, on_round)
+class RoundNats(NamedTuple):
+    """The nats of one round of a sequence: what its tokens cost by this estimate."""
 
-    nats = work.nats(range(rounds)) / n_scored[:, None]  # (S, rounds) nats per token
-    while target_se is not None and (error := _error(nats, share)[0]) > target_se:
-        needed = math.ceil(nats.shape[1] * (error / target_se) ** 2)
-        if needed > most:
+    sequence: int
+    number: int
+    nats: float
+
+
+def compute_rounds(
+    model: Any,
+    sequences: Sequence[Tensor],
+    scored: Sequence[Tensor],
+    draw: Callable[[int, int], Round],
+    todo: Iterable[tuple[int, int]],
+    batch_size: int,
+    rows: int | None = None,
+) -> Iterator[RoundNats]:
+    """Yields rounds as they are computed, several in one batch; the model is in evaluation mode until the end.
+
+    Args:
+        scored: for each sequence, (L,) bool. draw: the round of (sequence, number). todo: which rounds.
+        rows: of a round; None in an order, where a round has as many as the sequence has scored tokens.
+    """
+    ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # so that equal lengths share a batch
+    rows_of_length = Counter[int]()  # only rows of equal length share a batch
+    for index, _ in ordered:
+        rows_of_length[len(scored[index])] += rows or int(scored[index].sum())
+    evaluations = sum(math.ceil(count / batch_size) for count in rows_of_length.values())
+    with evaluation_mode(model, evaluations):
+        waiting: list[tuple[int, int, Round]] = []
+        for index, number in ordered:
+            drawn = draw(index, number)
+            if waiting and (
+                len(scored[waiting[0][0]]) != len(scored[index])
+                or sum(len(each.weight) for _, _, each in waiting) >= batch_size
+            ):
+                yield from _compute(model, sequences, scored, waiting, batch_size)
+                waiting = []
+            waiting.append((index, number, drawn))
+        if waiting:
+            yield from _compute(model, sequences, scored, waiting, batch_size)
+
+
+def _compute(
+    model: Any,
+    sequences: Sequence[Tensor],
+    scored: Sequence[Tensor],
+    rounds: list[tuple[int, int, Round]],
+    batch_size: int,
+) -> Iterator[RoundNats]:
+    """Rounds of sequences of one length, row by row in batches."""
+
+    def spread(index: int, chosen: Tensor) -> Tensor:
+        """(R, n) over the scored tokens to (R, L) over all."""
+        where = scored[index].cpu().expand(len(chosen), -1)
+        return torch.zeros(where.shape, dtype=torch.bool).masked_scatter(where, chosen)
+
+    x0 = torch.cat([sequences[index].expand(len(drawn.weight), -1) for index, _, drawn in rounds])  # (N, L)
+    masked = torch.cat([spread(index, drawn.masked) for index, _, drawn in rounds])  # (N, L)
+    of_these = torch.cat([spread(index, drawn.scored) for index, _, drawn in rounds])  # (N, L)
+    nll = torch.cat(list(nats_of_tokens(model, x0, masked, of_these, batch_size)))  # (N, L)
+    rows = nll.split([len(drawn.weight) for _, _, drawn in rounds])  # (R, L) each
+    for (index, number, drawn), values in zip(rounds, rows, strict=True):
+        yield RoundNats(index, number, drawn.estimate(values[:, scored[index].cpu()]))
+
+
+def _scored(sequences: Sequence[Tensor], scored: Sequence[Tensor] | None) -> tuple[Sequence[Tensor], Tensor]:
+    """Where each sequence is scored, (L,) bool, and at how many tokens, (S,)."""
+    if len(sequences) == 0:
+        raise ValueError("sequences must hold at least one sequence; got none.")
+    if scored is None:
+        scored = [torch.ones(len(sequence), dtype=torch.bool) for sequence in sequences]
+    for index, (sequence, where) in enumerate(zip(sequences, scored, strict=True)):
+        if where.shape != sequence.shape or not where.any():
             raise ValueError(
-                f"target_se={target_se} would take about {needed * rows} passes, the error being {error:.2g} after "
-                f"{nats.shape[1] * rows}; passes={passes} are allowed."
+                f"sequences[{index}], of shape {tuple(sequence.shape)}, must have at least one token to score; "
+                f"scored has {int(where.sum())} of {tuple(where.shape)}."
             )
-        more = work.nats(range(nats.shape[1], needed))
-        nats = torch.cat([nats, more / n_scored[:, None]], dim=1)
+    return scored, torch.tensor([int(where.sum()) for where in scored], dtype=torch.float64)
 
-    error, degrees_of_freedom = _error(nats, share)
-    means = nats.mean(dim=1)  # (S,)
-    return Likelihood(
-        nats_per_token=float(share @ means),
-        standard_error=error,
-        n_tokens=int(n_scored.sum()),
-        n_sequences=len(sequences),
-        passes=nats.shape[1] * rows,
-        estimator=estimator,
-        degrees_of_freedom=degrees_of_freedom,
-        spread=float(means.std()) if len(means) > 1 else math.nan,
-        n_bytes=n_bytes,
-    )
+
+def _generator(seed: int, index: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(stream_seed(seed, "likelihood", index, number))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The estimate over all orders
+# ---------------------------------------------------------------------------------------------------------
+
+
+class LikelihoodRounds:
+    """The rounds of an estimate, computed as they are asked for, and their summary.
+
+        rounds = LikelihoodRounds(model, sequences, passes=16)
+        for found in rounds:                  # keep it in a file, move a bar
+            ...
+        likelihood = rounds.summary()
+
+    The arguments are those of [`estimate_likelihood`], and:
+        known: (sequence, round) to nats, of rounds that need not be computed again.
+
+    With several processes each iterates over its own share, and all must come to the end.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        sequences: Sequence[Tensor],
+        *,
+        estimator: str = "k_stratified",
+        passes: int = 16,
+        target_se: float | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        scored: Sequence[Tensor] | None = None,
+        weights: Tensor | None = None,
+        accelerator: Accelerator | None = None,
+        known: Mapping[tuple[int, int], float] | None = None,
+    ):
+        check_estimator(estimator)
+        check_passes(passes)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        self.model, self.sequences, self.estimator, self.passes = model, sequences, estimator, passes
+        self.target_se, self.batch_size, self.seed = target_se, batch_size, seed
+        self.accelerator, self.known = accelerator, known or {}
+        self.scored, self.n_scored = _scored(sequences, scored)
+        # (S,) how much each sequence's nats per token count in the mean
+        self.share = self.n_scored / self.n_scored.sum() if weights is None else weights.double()
+        self.rows, self.first_rounds, self.most_rounds = plan_rounds(estimator, passes, target_se)
+        self.noise = get_noise(model.config)
+        self.nats_per_token: Tensor | None = None  # (S, rounds), of all processes
+
+    def __iter__(self) -> Iterator[RoundNats]:
+        """Raises a ValueError for a `target_se` that `passes` cannot reach."""
+        nats = yield from self._stage(range(self.first_rounds))
+        while self.target_se is not None and (error := _error(nats, self.share)[0]) > self.target_se:
+            needed = math.ceil(nats.shape[1] * (error / self.target_se) ** 2)
+            if needed > self.most_rounds:
+                raise ValueError(
+                    f"target_se={self.target_se} would take about {needed * self.rows} passes, the error being "
+                    f"{error:.2g} after {nats.shape[1] * self.rows}; passes={self.passes} are allowed."
+                )
+            more = yield from self._stage(range(nats.shape[1], needed))
+            nats = torch.cat([nats, more], dim=1)
+        self.nats_per_token = nats
+
+    def _stage(self, rounds: range) -> Generator[RoundNats, None, Tensor]:
+        """Computes these rounds of this process's sequences; returns (S, rounds) nats per token, of all processes."""
+        first, stride = 0, 1
+        if self.accelerator is not None:
+            first, stride = self.accelerator.process_index, self.accelerator.num_processes
+        nats = torch.zeros(len(self.sequences), len(rounds), dtype=torch.float64)
+        mine = [(index, number) for index in range(first, len(self.sequences), stride) for number in rounds]
+        for index, number in mine:
+            nats[index, number - rounds.start] = self.known.get((index, number), 0.0)
+        todo = [each for each in mine if each not in self.known]
+        rows = None if self.estimator in ORDERS else self.rows
+        for found in compute_rounds(self.model, self.sequences, self.scored, self._draw, todo, self.batch_size, rows):
+            nats[found.sequence, found.number - rounds.start] = found.nats
+            yield found
+        if self.accelerator is not None and stride > 1:
+            # Every other process has zeros where this one has values, so that the sum is exact; float32 has all digits.
+            nats = self.accelerator.reduce(nats.float().to(self.accelerator.device), "sum").double().cpu()
+        return nats / self.n_scored[:, None]
+
+    def _draw(self, index: int, number: int) -> Round:
+        generator = _generator(self.seed, index, number)
+        return draw_round(self.estimator, int(self.n_scored[index]), self.rows, self.noise, generator)
+
+    def summary(self, n_bytes: int | None = None) -> "Likelihood":
+        """Raises a RuntimeError before the rounds have all been computed."""
+        if self.nats_per_token is None:
+            raise RuntimeError("the rounds have not all been computed: iterate over them first.")
+        error, degrees_of_freedom = _error(self.nats_per_token, self.share)
+        means = self.nats_per_token.mean(dim=1)  # (S,)
+        return Likelihood(
+            nats_per_token=float(self.share @ means),
+            standard_error=error,
+            n_tokens=int(self.n_scored.sum()),
+            n_sequences=len(self.sequences),
+            passes=self.nats_per_token.shape[1] * self.rows,
+            estimator=self.estimator,
+            degrees_of_freedom=degrees_of_freedom,
+            spread=float(means.std()) if len(means) > 1 else math.nan,
+            n_bytes=n_bytes,
+        )
 
 
 def plan_rounds(estimator: str, passes: int, target_se: float | None) -> tuple[int, int, int]:
@@ -309,112 +442,66 @@ def _error(nats: Tensor, share: Tensor) -> tuple[float, float]:
     return float(variance.sum().sqrt()), float(degrees)
 
 
-@dataclass
-class _Work:
-    """Rounds of sequences, computed in batches by all processes.
+def estimate_likelihood(
+    model: Any,
+    sequences: Sequence[Tensor],
+    *,
+    estimator: str = "k_stratified",
+    passes: int = 16,
+    target_se: float | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    n_bytes: int | None = None,
+    scored: Sequence[Tensor] | None = None,
+    weights: Tensor | None = None,
+    accelerator: Accelerator | None = None,
+) -> Likelihood:
+    """Estimates the negative log-likelihood of `sequences`, each an (L,) tensor of ids of its own length.
 
-    rows: of a round; None in an order, where a round has as many as the sequence has scored tokens.
+    Every scored token counts once. The draws of a round come from its own generator, seeded by (seed, sequence, round):
+    batches and processes do not change them, and the result only as far as the same row is computed a little
+    differently in a batch of another shape (some 1e-6 of it in float32).
+
+    Args:
+        estimator: "k_stratified", with the smallest error for its passes, see [`stratified_round`] and
+            [`Round.estimate`]; one of the objectives, "t_DSE", "t_DCE", "lambda_DCE", "k_DCE", with independent draws
+            (the offset of t_DCE is left out: it has mean zero and no information); "ar_forward" and "ar_backward",
+            exact in that order at L forwards of one row each; "ar_random", as exact in each of `passes` random orders.
+        passes: masks drawn for each sequence, the most of them with `target_se`; even.
+        target_se: add rounds until the standard error, in nats per token, is at most this.
+        batch_size: rows of a forward. seed: of all draws.
+        n_bytes: of the text, for bits per byte.
+        scored: for each sequence, (L,) bool: the tokens whose likelihood is meant, given all others. Default: all.
+        weights: (S,) of each sequence's nats per token in the mean, adding up to 1. Default: by its tokens.
+        accelerator: its processes, all of which must call, share the sequences; each gets the same result.
+
+    Raises:
+        ValueError: for no sequences, one without a scored token, odd `passes`, an unknown estimator, a `target_se` that
+            `passes` cannot reach.
     """
-
-    model: Any
-    sequences: Sequence[Tensor]
-    scored: Sequence[Tensor]
-    draw: Callable[[int, int], Round]
-    batch_size: int
-    rows: int | None = None
-    accelerator: Accelerator | None = None
-    known: Mapping[tuple[int, int], float] = field(default_factory=dict)
-    on_round: Callable[[int, int, float], None] | None = None
-
-    def nats(self, rounds: range) -> Tensor:
-        """(S, rounds) float64, nats of each sequence's scored tokens."""
-        first, stride = 0, 1
-        if self.accelerator is not None:
-            first, stride = self.accelerator.process_index, self.accelerator.num_processes
-        nats = torch.zeros(len(self.sequences), len(rounds), dtype=torch.float64)
-        todo = []
-        for index in range(first, len(self.sequences), stride):
-            for number in rounds:
-                if (index, number) in self.known:
-                    nats[index, number - rounds.start] = self.known[index, number]
-                else:
-                    todo.append((index, number))
-        todo.sort(key=lambda each: len(self.scored[each[0]]))  # so that equal lengths share a batch
-        training = self.model.training
-        self.model.eval()
-        rows = Counter[int]()  # of each length, since only equal lengths share a batch
-        for index, _ in todo:
-            rows[len(self.scored[index])] += self.rows or int(self.scored[index].sum())
-        with self.model.packed_weights(sum(math.ceil(count / self.batch_size) for count in rows.values())):
-            for index, number, value in self._compute(todo):
-                nats[index, number - rounds.start] = value
-                if self.on_round is not None:
-                    self.on_round(index, number, value)
-        self.model.train(training)
-        if self.accelerator is not None and stride > 1:
-            # Every other process has zeros where this one has values, so that the sum is exact; float32 has all digits.
-            nats = self.accelerator.reduce(nats.float().to(self.accelerator.device), "sum").double().cpu()
-        return nats
-
-    def _compute(self, todo: list[tuple[int, int]]):
-        """(sequence, round, nats) of each."""
-        waiting: list[tuple[int, int, Round]] = []
-        for index, number in todo:
-            drawn = self.draw(index, number)
-            if waiting and (
-                len(self.scored[waiting[0][0]]) != len(self.scored[index])
-                or sum(len(each.weight) for _, _, each in waiting) >= self.batch_size
-            ):
-                yield from self._forward(waiting)
-                waiting = []
-            waiting.append((index, number, drawn))
-        if waiting:
-            yield from self._forward(waiting)
-
-    def _forward(self, waiting: list[tuple[int, int, Round]]):
-        x0 = torch.cat([self.sequences[index].expand(len(drawn.weight), -1) for index, _, drawn in waiting])  # (N, L)
-        masked, scored = (
-            torch.cat([self._spread(index, getattr(drawn, name)) for index, _, drawn in waiting])  # (N, L)
-            for name in ("masked", "scored")
-        )
-        mask_id, nll = self.model.config.mask_token_id, []
-        if (x0 == mask_id).any():
-            raise ValueError(f"sequences hold the mask, id {mask_id}, which is no token of a text.")
-        for start in range(0, len(x0), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            input_ids = x0[part].masked_fill(masked[part], mask_id).to(self.model.device)
-            labels = x0[part].masked_fill(~scored[part], -100).to(self.model.device)
-            nll.append(self.model(input_ids=input_ids, labels=labels).token_nll.double().cpu())
-        rows = torch.cat(nll).split([len(drawn.weight) for _, _, drawn in waiting])  # (R, L) each
-        for (index, number, drawn), values in zip(waiting, rows, strict=True):
-            yield index, number, drawn.estimate(values[:, self.scored[index].cpu()])
-
-    def _spread(self, index: int, chosen: Tensor) -> Tensor:
-        """(R, n) over the scored tokens to (R, L) over all."""
-        where = self.scored[index].cpu().expand(len(chosen), -1)
-        return torch.zeros(where.shape, dtype=torch.bool).masked_scatter(where, chosen)
+    rounds = LikelihoodRounds(
+        model,
+        sequences,
+        estimator=estimator,
+        passes=passes,
+        target_se=target_se,
+        batch_size=batch_size,
+        seed=seed,
+        scored=scored,
+        weights=weights,
+        accelerator=accelerator,
+    )
+    with closing(cast(Generator, iter(rounds))) as computed:  # also after an error, which ends evaluation mode
+        for _ in computed:
+            pass
+    return rounds.summary(n_bytes)
 
 
-def _scored(sequences: Sequence[Tensor], scored: Sequence[Tensor] | None) -> tuple[Sequence[Tensor], Tensor]:
-    """Where each sequence is scored, (L,) bool, and at how many tokens, (S,)."""
-    if len(sequences) == 0:
-        raise ValueError("sequences must hold at least one sequence; got none.")
-    if scored is None:
-        scored = [torch.ones(len(sequence), dtype=torch.bool) for sequence in sequences]
-    for index, (sequence, where) in enumerate(zip(sequences, scored, strict=True)):
-        if where.shape != sequence.shape or not where.any():
-            raise ValueError(
-                f"sequences[{index}], of shape {tuple(sequence.shape)}, must have at least one token to score; "
-                f"scored has {int(where.sum())} of {tuple(where.shape)}."
-            )
-    return scored, torch.tensor([int(where.sum()) for where in scored], dtype=torch.float64)
+# ---------------------------------------------------------------------------------------------------------
+# Exact, in one order
+# ---------------------------------------------------------------------------------------------------------
 
 
-def _generator(seed: int, index: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(stream_seed(seed, "likelihood", index, number))
-
-
-@torch.no_grad()
 def exact_likelihood(
     model,
     sequences: Sequence[Tensor],
@@ -439,7 +526,6 @@ def exact_likelihood(
     return _in_orders(model, sequences, order, 1, scored, batch_size, seed)[:, 0]
 
 
-@torch.no_grad()
 def mixture_likelihood(
     model,
     sequences: Sequence[Tensor],
@@ -471,7 +557,11 @@ def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, se
     def draw(index: int, number: int) -> Round:
         return order_round(order_of(order, int(n_scored[index]), _generator(seed, index, number)))
 
-    return _Work(model, sequences, scored, draw, batch_size).nats(range(orders))
+    todo = [(index, number) for index in range(len(sequences)) for number in range(orders)]
+    nats = torch.zeros(len(sequences), orders, dtype=torch.float64)
+    for found in compute_rounds(model, sequences, scored, draw, todo, batch_size):
+        nats[found.sequence, found.number] = found.nats
+    return nats
 
 
 def conditional_likelihood(

@@ -3,6 +3,9 @@
 
     radd generate MODEL "It was [MASK:12] of spring"
     radd info MODEL
+    radd train --config NAME
+    radd eval --model MODEL
+    radd quality --model MODEL
     radd convert SOURCE TARGET
     radd demo
 
@@ -11,35 +14,42 @@ that was done, 2 when the command line is at fault, 1 when it could not be done,
 line on standard error.
 
 Nothing but the standard library is imported before a command line is understood, since torch and transformers take
-seconds. So imports stand inside functions, and are absolute: `radd_command.py` reads this file without its package.
+seconds. So imports stand inside functions, and are absolute: `radd_command.py` runs this file without its package. The
+settings of `generate` are read from `settings_radd.py`, which imports nothing else either.
 """
 
 import argparse
 import json
 import os
 import re
+import runpy
 import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
-# As in generation_radd.py and convert.py, which cannot be asked yet.
-METHODS = ("tweedie", "euler", "first_hitting", "ordered")
-ORDERS = ("forward", "backward", "random")
+PACKAGE = Path(__file__).parents[1]
+SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["DRAWING"]
 DTYPES = ("float32", "bfloat16", "float16")
 
 EXAMPLES = """\
 commands:
   generate   fill the blanks of a text, or write one
-  info       what a model is: sizes, noise, tokenizer, training, figures
-  convert    checkpoints of the authors to folders for the Hub, and back
-  demo       a web page on which a model writes
+  info       tell what a model is: sizes, noise, tokenizer, training, figures
+  train      train a model, as train_accelerate.py does
+  eval       measure the perplexity of a model on a text, as eval_ppl.py does
+  quality    measure what a model writes and what that costs, as eval_generation.py does
+  convert    make folders for the Hub of the authors' checkpoints, and back
+  demo       serve a web page on which a model writes
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring"
   radd info checkpoints/radd-austen
+  radd train --config austen --output_dir runs/mine
+  radd eval --model checkpoints/radd-austen --dataset austen
+  accelerate launch -m radd_hf train --config small
   radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
   radd demo
 
@@ -95,7 +105,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version")
 
     def __call__(self, parser, *args, **kwargs):
-        found = re.search(r'__version__ = "(.+)"', Path(__file__).parents[1].joinpath("version.py").read_text())
+        found = re.search(r'__version__ = "(.+)"', PACKAGE.joinpath("version.py").read_text())
         print(f"radd_hf {found[1] if found else 'of unknown version'}")
         parser.exit()
 
@@ -156,21 +166,9 @@ def _generate_parser() -> argparse.ArgumentParser:
     )
 
     how = parser.add_argument_group("how", "defaults are those of the model's generation_config.json, else of generate")
-    how.add_argument("--method", choices=METHODS)
-    how.add_argument(
-        "--steps", type=int, metavar="N", help="of the grid, or events of 'ordered'; default: one for each token"
-    )
-    how.add_argument("--order", choices=ORDERS, help="of 'ordered'")
-    how.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token")
-    how.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens that have this probability together"
-    )
-    how.add_argument("--top-k", type=int, metavar="N", help="draw from this many of the likeliest tokens")
-    how.add_argument(
-        "--refresh-interval", type=int, metavar="N", help="above 1: faster and no longer exact, see generate"
-    )
-    how.add_argument("--refresh-window", type=int, metavar="N", help="neighbours computed along, see generate")
-    how.add_argument("--stop-on-eos", action="store_const", const=True, help="end a text at its first end-of-text")
+    for name, setting in SETTINGS.items():
+        if name != "length":  # which stands with the text
+            _add_setting(how, name, setting)
 
     out = parser.add_argument_group("output")
     out.add_argument(
@@ -206,19 +204,16 @@ def _generate_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Flags that are settings of `generate`.
-SETTINGS = (
-    "length",
-    "method",
-    "steps",
-    "order",
-    "temperature",
-    "top_p",
-    "top_k",
-    "refresh_interval",
-    "refresh_window",
-    "stop_on_eos",
-)
+def _add_setting(group: Any, name: str, setting: Any) -> None:
+    """The flag of a setting; None where it is not given, so that the model's own default holds."""
+    flag = f"--{name.replace('_', '-')}"
+    if setting.kind is bool:
+        group.add_argument(flag, action="store_const", const=True, help=setting.help)
+    elif setting.choices:
+        group.add_argument(flag, choices=setting.choices, help=setting.help)
+    else:
+        metavar = {int: "N", float: "X"}[setting.kind]
+        group.add_argument(flag, type=setting.kind, metavar=metavar, help=setting.help)
 
 
 def generate(argv: Sequence[str]) -> int:
@@ -260,7 +255,7 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}.")
     if args.pause and not args.live:
         raise UsageError(f"--pause {args.pause} holds the events that --live shows: pass --live, too.")
-    from radd_hf.app.pictures import check_picture
+    from radd_hf.app.visualize import check_picture
     from radd_hf.generation_radd import RaddGenerationConfig
 
     settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
@@ -306,9 +301,9 @@ def _write_batch(
     """
     import torch
 
-    from radd_hf.randomness_radd import stream_seed
+    from radd_hf.randomness_radd import sample_generators, text_seed
 
-    generators = [torch.Generator().manual_seed(stream_seed(args.seed, "sample", sample)) for sample in samples]
+    generators = sample_generators(text_seed(args.seed), samples)
     untouched, started = generators[0].get_state(), time.perf_counter()
     with _LiveCanvas(canvas.tolist(), tokenizer, model.config.mask_token_id, args.pause, args.live) as live:
         try:
@@ -332,21 +327,16 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     import torch
     from transformers.utils import logging
 
-    from radd_hf.hub.loading import check_tokenizer, load_model, load_tokenizer
+    from radd_hf.hub.facts import read_config
+    from radd_hf.hub.loading import find_device, load
 
     logging.disable_progress_bar()
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = args.device or accelerator or "cpu"
     try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise UsageError(f"--device {device} cannot be used: {error}") from error
-    _read_config(args.model)  # the first to fail where there is no such model, and the one to say so
-    tokenizer = load_tokenizer(args.tokenizer or args.model)
-    model = load_model(args.model).eval()
-    cast(torch.nn.Module, model).to(device, getattr(torch, args.dtype))  # in place
-    check_tokenizer(tokenizer, model)
-    return model, tokenizer
+        device = find_device(args.device)
+    except ValueError as error:
+        raise UsageError(f"--device {args.device}: {error}") from error
+    read_config(args.model)  # the first to fail where there is no such model, and the one to say so
+    return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
 
 
 def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, tokenizer: Any) -> tuple[Any, list]:
@@ -357,12 +347,12 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
     """
     import torch
 
-    from radd_hf.pipeline_radd import encode_with_spans
+    from radd_hf.canvas_radd import encode_with_spans, make_canvas
 
     try:
         if args.text is None:
-            length = length or model.generation_config.length
-            return model._make_canvas(None, args.prefix, args.suffix, length, None, tokenizer)[0][0].cpu(), []
+            ends = {"prefix": args.prefix, "suffix": args.suffix, "length": length or model.generation_config.length}
+            return make_canvas(model.config, **ends, tokenizer=tokenizer)[0][0], []
         ids, spans = encode_with_spans(args.text, tokenizer, model.config.mask_token_id)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -410,8 +400,9 @@ def _draw_pictures(
 ) -> None:
     import torch
 
-    from radd_hf.app.pictures import Denoising, plot_reveal_order, save_picture, save_plot
-    from radd_hf.generation_radd import GRID_METHODS, RaddGenerationConfig
+    from radd_hf.app.visualize import Denoising, plot_reveal_order, save_picture, save_plot
+    from radd_hf.generation_radd import RaddGenerationConfig
+    from radd_hf.settings_radd import GRID_METHODS
 
     resolved = RaddGenerationConfig.resolve(settings, model.generation_config)
     steps, title = None, f"{Path(args.model).resolve().name}, {resolved.method}"
@@ -501,7 +492,7 @@ class _LiveCanvas:
         from rich.console import Group
         from rich.text import Text
 
-        from radd_hf.app.pictures import RETURN, token_texts
+        from radd_hf.app.visualize import RETURN, token_texts
 
         text = Text()
         mask = self.MASK_ASCII if self.console.options.ascii_only else self.MASK
@@ -540,6 +531,8 @@ def info(argv: Sequence[str]) -> int:
 
 
 def _show_facts(args: argparse.Namespace) -> None:
+    from radd_hf.hub.facts import model_facts
+
     facts = model_facts(args.model)
     if args.json:
         print(json.dumps(facts, indent=2))
@@ -556,110 +549,8 @@ def _figure(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
 
 
-def model_facts(name: str) -> dict[str, Any]:
-    """What is known of a model from the small files beside its weights: for people, and as JSON.
-
-    Raises:
-        ValueError: where there is no RADD model.
-    """
-    from radd_hf import RaddConfig, RaddGenerationConfig
-    from radd_hf.hub.facts import count_parameters, forward_flops
-    from radd_hf.hub.loading import load_tokenizer
-    from radd_hf.hub.model_card import RECIPE
-
-    settings = _read_config(name)
-    config = RaddConfig.from_dict(settings)
-    length = config.max_position_embeddings
-    whole, one = (forward_flops(config, masked=masked, queries=masked) for masked in (length, 1))
-    facts: dict[str, Any] = {
-        "model": name,
-        "layout": "radd_hf" if "model_type" in settings else "the authors'",
-        "parameters": count_parameters(config)[0],
-        "layers": config.num_hidden_layers,
-        "width": config.hidden_size,
-        "heads": config.num_attention_heads,
-        "mlp_width": config.intermediate_size,
-        "length": length,
-        "vocabulary": config.vocab_size,
-        "mask_token_id": config.mask_token_id,
-        "noise": {"type": config.noise_type}
-        | ({"eps": config.noise_eps} if config.noise_type == "loglinear" else {})
-        | ({"from": config.sigma_min, "to": config.sigma_max} if config.noise_type == "geometric" else {}),
-        "dtype": str(config.dtype or "float32").removeprefix("torch."),
-        "gflops_per_evaluation": {
-            "all_masked": (whole.layers + whole.head) / 1e9,
-            "one_masked": (one.layers + one.head) / 1e9,
-        },
-    }
-    try:
-        tokenizer = load_tokenizer(name)
-        facts["tokenizer"] = {"tokens": len(tokenizer), "mask": tokenizer.mask_token, "end": tokenizer.eos_token}
-    except ValueError:
-        facts["tokenizer"] = "none beside the model (the authors' models: gpt2)"
-    own = _read(name, "generation_config.json") or {}
-    chosen = {key: own[key] for key in RaddGenerationConfig.DEFAULTS if own.get(key) is not None}
-    facts["generation"] = chosen or "defaults"
-
-    source = _read(name, "README.md") or ""
-    facts |= {row[1].lower().replace(" ", "_"): row[2].replace("`", "") for row in re.finditer(CARD_ROW, source)}
-    recipe = _read(name, "training/config.yaml") or _read(name, "config.yaml")
-    if recipe is not None:
-        facts["training"] = {key: recipe[key] for key in RECIPE if recipe.get(key) is not None}
-    evaluation = _read(name, "evaluation.json")
-    if evaluation is not None:
-        keys = ("dataset", "split", "bits_per_byte", "bits_per_byte_error", "perplexity", "perplexity_error")
-        facts["evaluation"] = {key: evaluation[key] for key in keys if key in evaluation}
-    return facts
-
-
-# What `model_card.py` says of where a model came from.
-CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
-
-
-def _read_config(name: str) -> dict[str, Any]:
-    """The config.json of a RADD model.
-
-    Raises:
-        ValueError: where there is none.
-    """
-    settings = _read(name, "config.json")
-    if settings is None:
-        if Path(name).is_dir():
-            raise ValueError(f"model={name!r} is a folder without a config.json, so not one of a model.")
-        raise ValueError(f"model={name!r} is no folder here, nor a repository with a config.json that can be reached.")
-    if settings.get("model_type", "radd") != "radd":
-        raise ValueError(f"model={name!r} is a model of type {settings['model_type']!r}, not 'radd'.")
-    return settings
-
-
-def _read(name: str, file: str) -> Any:
-    """A file beside a model: a dictionary of JSON or YAML, else text; None where there is none.
-
-    Raises:
-        ValueError: for a repository that cannot be reached, or a damaged file.
-    """
-    import yaml
-    from transformers.utils import cached_file
-
-    path: str | Path | None = Path(name) / file
-    parsers: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load}
-    parse = parsers.get(Path(file).suffix)
-    try:
-        if not Path(name).is_dir():
-            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-        if path is None or not Path(path).is_file():
-            return None
-        text = Path(path).read_text(encoding="utf-8")
-        content = text if parse is None else parse(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"model={name!r}: {file} cannot be read. {error}") from error
-    if parse is not None and not isinstance(content, dict):
-        raise ValueError(f"model={name!r}: {file} must hold an object; it holds {str(content)[:60]!r}.")
-    return content
-
-
 # ---------------------------------------------------------------------------------------------------------
-# radd convert, radd demo
+# radd convert, demo, train, eval, quality
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -672,7 +563,7 @@ def convert(argv: Sequence[str]) -> int:
 
 def demo(argv: Sequence[str]) -> int:
     """The page of `web.py`; in a checkout of the repository it begins with the checkpoint that lies there."""
-    checkpoint = Path(__file__).parents[2] / "checkpoints" / "radd-austen"
+    checkpoint = PACKAGE.parent / "checkpoints" / "radd-austen"
 
     def run() -> None:
         try:
@@ -688,7 +579,41 @@ def demo(argv: Sequence[str]) -> int:
     return _guard(run, debug=False)
 
 
-COMMANDS = {"generate": generate, "info": info, "convert": convert, "demo": demo}
+def train(argv: Sequence[str]) -> int:
+    from radd_hf.training.train import main as train_main
+
+    return _script(train_main, argv)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    from radd_hf.evaluation.perplexity import main as perplexity_main
+
+    return _script(perplexity_main, argv)
+
+
+def quality(argv: Sequence[str]) -> int:
+    from radd_hf.evaluation.samples import main as samples_main
+
+    return _script(samples_main, argv)
+
+
+def _script(script_main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
+    """Runs one of the scripts, alone or as one of the processes of a launcher."""
+    from radd_hf.processes import run_script
+
+    run_script(script_main, list(argv))
+    return 0
+
+
+COMMANDS = {
+    "generate": generate,
+    "info": info,
+    "train": train,
+    "eval": evaluate,
+    "quality": quality,
+    "convert": convert,
+    "demo": demo,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any, cast
@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..canvas_radd import encode_blanks, make_canvas
 from ..generation_radd import RaddGenerateOutput
-from ..hub.loading import check_tokenizer, load_model, load_tokenizer
-from ..likelihood import order_of, order_round
+from ..hub.loading import load
+from ..likelihood import nats_of_tokens, order_of, order_round
 from ..modeling_radd import RaddForMaskedLM
-from ..pipeline_radd import encode_blanks
-from .pictures import RETURN, token_texts
+from ..randomness_radd import check_seed
+from .visualize import RETURN, token_texts
 
 BLANKS, ENDS = FORMS = ("text with blanks", "beginning and end")
 GIVEN_ALL_OTHERS = "each token given all others"
@@ -47,17 +48,15 @@ class Stopped(Exception):
 
 
 @lru_cache(maxsize=1)
-def load(model: str, tokenizer: str) -> tuple[RaddForMaskedLM, PreTrainedTokenizerBase]:
-    """Both by name, on the accelerator if there is one. An empty tokenizer name means the one beside the model."""
+def load_for_page(model: str, tokenizer: str) -> tuple[RaddForMaskedLM, PreTrainedTokenizerBase]:
+    """Both by name, on an accelerator if there is one. An empty tokenizer name means the one beside the model."""
     if not model.strip():
         raise ValueError(f"model={model!r} must be a folder or the name of a repository.")
-    network = load_model(model.strip()).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    words = load_tokenizer(tokenizer.strip() or model.strip(), "the name of its tokenizer (the authors' models: gpt2)")
-    check_tokenizer(words, network)
-    return network, words
+    flag = "the name of its tokenizer (the authors' models: gpt2)"
+    return load(model.strip(), tokenizer.strip() or None, device=None, flag=flag)
 
 
-def make_canvas(
+def canvas_of_form(
     model: RaddForMaskedLM,
     tokenizer: PreTrainedTokenizerBase,
     form: str,
@@ -81,7 +80,7 @@ def make_canvas(
     elif form == ENDS:
         if length is not None and not 1 <= length <= longest:
             raise ValueError(f"length={length} must lie in 1 .. {longest}, the length the model was trained at.")
-        canvas = model._make_canvas(None, prefix, suffix, length, None, tokenizer)[0][0].cpu()
+        canvas = make_canvas(model.config, prefix=prefix, suffix=suffix, length=length, tokenizer=tokenizer)[0][0]
     else:
         raise ValueError(f"form={form!r} must be one of {FORMS}.")
     check_length("the text with its blanks", len(canvas), longest)
@@ -93,25 +92,15 @@ def check_length(what: str, tokens: int, longest: int) -> None:
         raise ValueError(f"{what} has {tokens} tokens; at most {longest}, the length the model was trained at.")
 
 
-def generation_settings(
-    method: str,
-    steps: int | None,
-    order: str,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    refresh_interval: int | None,
-) -> dict[str, Any]:
-    """Arguments of `generate`. None is its default, and so are no (0) steps; a field that the method has no use for is
-    left out, since the page holds it all the same."""
-    return {
-        "method": method,
-        "steps": None if method == "first_hitting" else steps or None,
-        "order": order if method == "ordered" else None,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "refresh_interval": refresh_interval,
+def generation_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` from the fields of the page, of which those that the method has no use for are left out.
+
+    None is a setting's default, and so are no (0) steps.
+    """
+    method = sampling["method"]
+    return dict(sampling) | {
+        "steps": None if method == "first_hitting" else sampling["steps"] or None,
+        "order": sampling["order"] if method == "ordered" else None,
     }
 
 
@@ -119,9 +108,7 @@ def choose_seed(seed: int | None) -> int:
     """The seed itself; for -1 or None a new one, which the page shows so that a text can be had again."""
     if seed in (-1, None):
         return secrets.randbelow(2**31)
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed} must lie in 0 .. 2^63 - 1, or be -1 for a new one.")
-    return seed
+    return check_seed(seed)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -177,9 +164,8 @@ def denoise(
         yield cast(Tensor, output.sequences)[0].cpu(), output
 
 
-@torch.no_grad()
 def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: threading.Event, seed: int = 0) -> Iterator[Tensor]:
-    """Yields (L,) float32 nats of each token, nan where not known yet, after every batch.
+    """Yields (L,) float64 nats of each token, nan where not known yet, after every batch.
 
     In an order ("forward", "backward", "random") each token is given those before it, and the sum is the
     negative log-likelihood of the text in that order (`likelihood.exact_likelihood`); in GIVEN_ALL_OTHERS each is
@@ -190,15 +176,14 @@ def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: threading.Ev
     else:
         rows = order_round(order_of(order, len(ids), torch.Generator().manual_seed(seed)))
         masked, scored = rows.masked, rows.scored
-    nll = torch.full(ids.shape, math.nan)
-    for part in torch.arange(len(ids)).split(SCORED_AT_ONCE):
+    nats = torch.full(ids.shape, math.nan, dtype=torch.float64)
+    batches = nats_of_tokens(model, ids.expand(len(ids), -1), masked, scored, SCORED_AT_ONCE)  # (rows, L) each
+    for part in scored.split(SCORED_AT_ONCE):
         if stop.is_set():
             return
-        input_ids = torch.where(masked[part], model.config.mask_token_id, ids)  # (rows, L)
-        labels = torch.where(scored[part], ids, -100)
-        found = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device)).token_nll.cpu()
-        nll[scored[part].any(dim=0)] = found.sum(dim=0)[scored[part].any(dim=0)]
-        yield nll.clone()
+        found = part.any(dim=0)  # (L,)
+        nats[found] = next(batches).sum(dim=0)[found]
+        yield nats.clone()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -283,15 +268,15 @@ def write(
 ) -> Iterator[tuple[str, str, str]]:
     """Yields the canvas, a line about it, and at the end the heat map of what was written (until then empty).
 
-    sampling: the arguments of [`generation_settings`]. Until the end the newest tokens are marked.
+    sampling: the fields of [`generation_settings`]. Until the end the newest tokens are marked.
     """
-    network, words = load(model, tokenizer)
+    network, words = load_for_page(model, tokenizer)
     mask_id = network.config.mask_token_id
-    shown = make_canvas(network, words, form, text, prefix, suffix, length)  # (L,)
+    shown = canvas_of_form(network, words, form, text, prefix, suffix, length)  # (L,)
     seed = choose_seed(seed)
-    generator, given = torch.Generator().manual_seed(seed), shown != mask_id
+    given = shown != mask_id
     total, started = int((~given).sum()), time.monotonic()
-    run = denoise(network, shown, stop=stop, pause=pause, generator=generator, **generation_settings(**sampling))
+    run = denoise(network, shown, stop=stop, pause=pause, seed=seed, **generation_settings(sampling))
     page = line = ""
     output = None
     for canvas, output in run:
@@ -312,7 +297,7 @@ def write(
 
 def judge(stop: threading.Event, *, model: str, tokenizer: str, text: str, order: str) -> Iterator[tuple[str, str]]:
     """Yields the heat map of a text, as far as it is known, and a line about it."""
-    network, words = load(model, tokenizer)
+    network, words = load_for_page(model, tokenizer)
     mask_id = network.config.mask_token_id
     ids = torch.tensor(words(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)  # (L,)
     check_length("the text", len(ids), network.config.max_position_embeddings)
@@ -343,7 +328,7 @@ def blind_guess(model: RaddForMaskedLM) -> float:
 
 
 def describe(model: str, tokenizer: str) -> str:
-    network, _ = load(model, tokenizer)
+    network, _ = load_for_page(model, tokenizer)
     config = network.config
     return (
         f"{network.num_parameters() / 1e6:,.1f} million parameters · texts of up to "

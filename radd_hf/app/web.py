@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..generation_radd import METHODS, ORDERS
-from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load, write
+from ..settings_radd import DRAWING, METHODS, ORDERS
+from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, write
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: nothing is reported to anybody
 try:
@@ -91,7 +91,7 @@ def build_page(models: Sequence[str], any_model: bool = True) -> gr.Blocks:
         models: to choose from; the first is what the page begins with.
         any_model: whether a visitor may name any other folder or repository, and a tokenizer.
     """
-    longest = load(models[0], "")[0].config.max_position_embeddings
+    longest = load_for_page(models[0], "")[0].config.max_position_embeddings
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(INTRODUCTION, elem_id="introduction")
         chosen = _add_models(models, any_model)
@@ -182,25 +182,33 @@ def _add_text(longest: int) -> dict[str, Any]:
     return {"form": form, "text": text, "prefix": prefix, "suffix": suffix, "length": length}
 
 
+# Settings of `generate` that have no field: the length stands with the text, and the reader can stop a run.
+WITHOUT_FIELD = ("length", "stop_on_eos", "max_time")
+
+
 def _add_sampling() -> dict[str, Any]:
+    """The fields "seed" and "pause", and one for each setting of `generate` that is not in WITHOUT_FIELD."""
+
+    def number(name: str, value: float | None, info: str = "") -> Any:
+        """A whole number; its text is that of the setting."""
+        label, elem_id = name.replace("_", " ").capitalize(), name.replace("_", "-")
+        return gr.Number(value, label=label, info=info or DRAWING[name].help, precision=0, elem_id=elem_id)
+
     with gr.Accordion("How it writes", open=False, elem_id="sampling"):
         with gr.Row():
             method = gr.Dropdown(METHODS, value="tweedie", label="Method", elem_id="method")
-            steps = gr.Number(0, label="Steps", info="0: as many as tokens", precision=0, elem_id="steps")
+            steps = number("steps", 0, "0: as many as tokens")
             order = gr.Dropdown(ORDERS, label="Order", visible=False, elem_id="order")
             seed = gr.Number(-1, label="Seed", info="-1: a new one each time", precision=0, elem_id="seed")
         with gr.Row():
-            temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", elem_id="temperature")
-            top_p = gr.Slider(0.01, 1, 1, step=0.01, label="Top-p", elem_id="top-p")
-            top_k = gr.Number(0, label="Top-k", info="0: every token", precision=0, elem_id="top-k")
-        with gr.Row():
-            refresh = gr.Number(
-                1,
-                label="Refresh interval",
-                info="1: exact; more: faster and approximate",
-                precision=0,
-                elem_id="refresh-interval",
+            temperature = gr.Slider(
+                0, 2, 0.7, step=0.05, label="Temperature", info=DRAWING["temperature"].help, elem_id="temperature"
             )
+            top_p = gr.Slider(0.01, 1, 1, step=0.01, label="Top-p", info=DRAWING["top_p"].help, elem_id="top-p")
+            top_k = number("top_k", 0)
+        with gr.Row():
+            refresh = number("refresh_interval", 1)
+            window = number("refresh_window", DRAWING["refresh_window"].default)
             pause = gr.Slider(0, 1, 0.1, step=0.05, label="Seconds between events", elem_id="pause")
 
     method.change(
@@ -211,8 +219,10 @@ def _add_sampling() -> dict[str, Any]:
         show_progress="hidden",
         api_visibility="private",
     )
-    names = {"method": method, "steps": steps, "order": order, "temperature": temperature, "top_p": top_p}
-    return names | {"top_k": top_k, "refresh_interval": refresh, "seed": seed, "pause": pause}
+    fields = {"method": method, "steps": steps, "order": order, "temperature": temperature, "top_k": top_k}
+    fields |= {"top_p": top_p, "refresh_interval": refresh, "refresh_window": window}
+    assert fields.keys() == DRAWING.keys() - set(WITHOUT_FIELD), "a setting of generate has no field"
+    return fields | {"seed": seed, "pause": pause}
 
 
 def _add_buttons(label: str, name: str) -> tuple[Any, Any]:

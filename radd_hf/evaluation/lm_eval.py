@@ -5,8 +5,8 @@
         --model_args pretrained=checkpoints/radd-austen
 
 The harness asks for three things: log p(continuation | context), log p(text), and a continuation. Its other flags are
-as ever; `accelerate launch -m radd_hf.evaluation.lm_eval ...` shares the requests among processes. Whatever is drawn at random
-belongs to the request and to `seed`, not to its place among the others, so that neither batches nor processes nor
+as ever; `accelerate launch -m radd_hf.evaluation.lm_eval ...` shares the requests among processes. Whatever is drawn at
+random belongs to the request and to `seed`, not to its place among the others. So neither batches nor processes nor
 `--limit` change an answer (beyond the rounding of a matrix product in a batch of another shape).
 
 A text begins as a document does in training, after the EOS of the one before: EOS is what an empty context stands for.
@@ -25,10 +25,11 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, RaddGenerationConfig, __version__
-from ..hub.loading import check_tokenizer, load_tokenizer
+from ..hub.loading import check_tokenizer, find_device, load, load_model, load_tokenizer
 from ..likelihood import ESTIMATORS, check_passes, estimate_likelihood
 from ..processes import make_accelerator, run_script
 from ..randomness_radd import stream_seed
+from ..settings_radd import DRAWING
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -44,8 +45,8 @@ except ImportError as error:
 DTYPES = ("float32", "bfloat16", "float16")
 # The harness's own default, where a model's length leaves room for it.
 MAX_GEN_TOKS = 256
-# Of a task's generation_kwargs, or --gen_kwargs, what goes to `generate` as it is.
-GENERATION_KWARGS = ("steps", "method", "order", "top_k", "top_p")
+# Of a task's generation_kwargs, or --gen_kwargs, what goes to `generate` as it is: all but what the harness decides.
+GENERATION_KWARGS = tuple(name for name in DRAWING if name not in ("length", "temperature", "stop_on_eos"))
 
 
 class Canvas(NamedTuple):
@@ -131,17 +132,22 @@ class RaddLM(TemplateLM):
         self.accelerator = make_accelerator() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
         if self.accelerator is not None:
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.model: Any = pretrained
-        if isinstance(pretrained, str):
-            # The harness reads a revision of digits as a number.
-            self.model = RaddForMaskedLM.from_pretrained(
-                pretrained, revision=str(revision), dtype=getattr(torch, dtype)
-            )
-        elif device is None:
+        if device is None and not isinstance(pretrained, str):
             device = str(pretrained.device)
         self._device = _device_of(device) if self.accelerator is None else self.accelerator.device
-        self.model.to(self._device).eval()
-        self.tokenizer: Any = _fitting_tokenizer(tokenizer, self.model, str(revision))
+        self.model: Any = pretrained
+        self.tokenizer: Any = tokenizer
+        if isinstance(pretrained, str) and not isinstance(tokenizer, PreTrainedTokenizerBase):
+            # The harness reads a revision of digits as a number.
+            settings = {"device": self._device, "dtype": getattr(torch, dtype), "revision": str(revision)}
+            self.model, self.tokenizer = load(pretrained, tokenizer, flag="tokenizer=", **settings)
+        else:
+            if isinstance(pretrained, str):
+                self.model = load_model(pretrained, dtype=getattr(torch, dtype), revision=str(revision))
+            if not isinstance(tokenizer, PreTrainedTokenizerBase):
+                self.tokenizer = load_tokenizer(tokenizer or str(self.model.name_or_path), "tokenizer=")
+            self.model.to(self._device).eval()
+        _check_tokenizer(self.tokenizer, self.model)
 
         self.max_length = self.model.config.max_position_embeddings if max_length is None else max_length
         if self.max_length < 2:
@@ -441,20 +447,13 @@ def score_places(
 
 def _device_of(name: str | None) -> torch.device:
     """Where the harness's `--device` is left out it says "cuda:0", so that this one need not be there."""
-    if name is None or (name == "cuda:0" and not torch.cuda.is_available()):
-        there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return there or torch.device("cpu")
-    return torch.device(name)
+    return find_device(None if name == "cuda:0" and not torch.cuda.is_available() else name)
 
 
-def _fitting_tokenizer(tokenizer: Any, model: RaddForMaskedLM, revision: str) -> PreTrainedTokenizerBase:
-    if tokenizer is None or isinstance(tokenizer, str):
-        name, settings = (str(model.name_or_path), {"revision": revision}) if tokenizer is None else (tokenizer, {})
-        tokenizer = load_tokenizer(name, "tokenizer=", **settings)
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: RaddForMaskedLM) -> None:
     check_tokenizer(tokenizer, model)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer={tokenizer.name_or_path!r} has no eos_token, which parts documents: set one.")
-    return tokenizer
 
 
 if __name__ == "__main__":

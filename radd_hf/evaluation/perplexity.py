@@ -19,14 +19,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
-from .. import RaddForMaskedLM
+from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
-from ..hub.loading import check_tokenizer, load_model, load_tokenizer
-from ..likelihood import ESTIMATORS, check_estimator, check_passes, plan_rounds
+from ..hub.loading import load
+from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes, plan_rounds
 from ..processes import make_accelerator, silence_libraries_elsewhere
-from .metric import DiffusionPerplexity
 from .rounds import RoundsFile, RunningEstimate
 
 MOST_PASSES = 1024  # with --target_se, if --passes does not say
@@ -65,9 +64,9 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     silence_libraries_elsewhere(accelerator)
-    model = load_model(args.model).to(accelerator.device)
+    model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
     with accelerator.local_main_process_first():  # it tokenises, and the others find that done
-        text = load_text(args, model)
+        text = load_text(args, model, tokenizer)
     identity = text.description | {
         "model": args.model,
         "weights": weights_hash(model),
@@ -86,7 +85,7 @@ def main(argv: list[str]) -> None:
     figures |= {"seconds": round(time.perf_counter() - started, 1), "processes": accelerator.num_processes}
     print(table(identity, figures))
     if args.output is not None and kept is not None:
-        versions = {name: version(name) for name in ("radd_hf", "torch", "transformers", "datasets")}
+        versions = {"radd_hf": __version__} | {name: version(name) for name in ("torch", "transformers", "datasets")}
         result = identity | figures | {"versions": versions}
         Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
         kept.remove()
@@ -106,9 +105,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     return args
 
 
-def load_text(args: Arguments, model: RaddForMaskedLM) -> EvaluationText:
-    tokenizer = load_tokenizer(args.tokenizer or args.model)
-    check_tokenizer(tokenizer, model)
+def load_text(args: Arguments, model: RaddForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> EvaluationText:
     return load_evaluation_text(
         args.dataset,
         tokenizer,
@@ -148,36 +145,33 @@ def score(
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
 
-    def show(sequence: int, number: int, nats: float) -> None:
+    def show(sequence: int, nats: float) -> None:
         running.add(sequence, nats)
         bar.set_postfix_str(str(running), refresh=False)
         bar.update()
 
-    def on_round(sequence: int, number: int, nats: float) -> None:
-        if kept is not None:
-            kept.add(sequence, number, nats)
-        show(sequence, number, nats)
-
-    for (sequence, number), nats in known.items():
+    for (sequence, _), nats in known.items():
         if sequence in mine:
-            show(sequence, number, nats)
+            show(sequence, nats)
+    work = LikelihoodRounds(
+        model,
+        text.blocks,
+        estimator=args.estimator,
+        passes=args.passes,
+        target_se=args.target_se,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        weights=text.weights,
+        accelerator=accelerator,
+        known=known,
+    )
     with bar, accelerator.autocast():
-        figures = DiffusionPerplexity().compute(
-            predictions=text.blocks,
-            model=model,
-            estimator=args.estimator,
-            passes=args.passes,
-            target_se=args.target_se,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            n_bytes=text.n_bytes,
-            weights=text.weights,
-            accelerator=accelerator,
-            known=known,
-            on_round=on_round,
-        )
+        for found in work:
+            if kept is not None:
+                kept.add(*found)
+            show(found.sequence, found.nats)
     accelerator.wait_for_everyone()
-    return figures
+    return work.summary(text.n_bytes).to_dict()
 
 
 def table(identity: dict, figures: dict) -> str:

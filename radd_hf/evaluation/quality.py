@@ -42,10 +42,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..generation_radd import GRID_METHODS, METHODS
+from ..kernels_radd import evaluation_mode
 from ..likelihood import NatsPerToken
 from ..noise_radd import expected_evaluations, get_noise
-from ..randomness_radd import stream_seed
+from ..randomness_radd import sample_generators, text_seed
+from ..settings_radd import GRID_METHODS, METHODS
 
 # The n of the distinct n-grams that are reported.
 N_GRAMS = (1, 2, 3)
@@ -222,11 +223,9 @@ def judge(
     n_tokens = torch.tensor([len(row) - 1 for row in rows])  # (S,) scored: all but the first id, BOS or context
     nats = torch.zeros(len(rows), dtype=torch.float64)  # (S,)
     by_length = n_tokens.argsort()  # so that little is padding
-    training = model.training
-    model.eval()
-    for batch in by_length.split(batch_size):
-        nats[batch] = _nats([rows[index] for index in batch], model)
-    model.train(training)
+    with evaluation_mode(model):
+        for batch in by_length.split(batch_size):
+            nats[batch] = _nats([rows[index] for index in batch], model)
 
     total = int(n_tokens.sum())
     nats_per_token = float(nats.sum()) / total
@@ -344,8 +343,8 @@ def write_samples(
 ) -> Samples:
     """S samples of `generate`, on the CPU.
 
-    Sample i has a generator of its own, seeded by (seed, i): the same text whatever the batch size and the number of
-    processes, as far as the network's logits are the same. So methods and steps that are compared with one seed are
+    Sample i has the generator of `generate(seed=)`: the same text whatever the batch size and the number of processes,
+    as far as the network's logits are the same. So methods and steps that are compared with one seed are
     compared with the same random numbers, and those of one law write the same.
 
     Args:
@@ -366,7 +365,7 @@ def write_samples(
     for start in range(0, len(mine), batch_size):
         batch = mine[start : start + batch_size]
         output = model.generate(
-            generator=[torch.Generator().manual_seed(stream_seed(seed, "quality", index)) for index in batch],
+            generator=sample_generators(text_seed(seed), batch),
             num_return_sequences=len(batch),
             return_dict_in_generate=True,
             **settings,

@@ -13,7 +13,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from transformers import HfArgumentParser
 from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
-from ..generation_radd import GRID_METHODS, METHODS, ORDERS
-from ..hub.loading import check_tokenizer, load_model, load_tokenizer
+from ..hub.loading import load
 from ..processes import make_accelerator
+from ..settings_radd import DRAWING, GRID_METHODS, METHODS, ORDERS
 from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
 
 
@@ -43,10 +43,6 @@ class Arguments:
         default="forward", metadata={"help": f"of 'ordered', separated by commas: of {','.join(ORDERS)}"}
     )
     n_samples: int = field(default=64, metadata={"help": "written for each row of the table; at least 2"})
-    length: int | None = field(default=None, metadata={"help": "tokens in a sample; default: the model's"})
-    temperature: float = 1.0
-    top_k: int = field(default=0, metadata={"help": "0: every token"})
-    top_p: float = field(default=1.0, metadata={"help": "1: every token"})
     batch_size: int = field(default=32, metadata={"help": "samples written together in each process"})
     seed: int = 0
     mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16, of the model"})
@@ -64,6 +60,18 @@ class Arguments:
     plot: str | None = field(default=None, metadata={"help": "picture of the result; needs matplotlib"})
 
 
+# Of all rows of the table. Methods, steps and orders are those of the single rows; texts that end early, at EOS or for
+# lack of time, could not be compared.
+COMMON = [name for name in DRAWING if name not in ("method", "steps", "order", "stop_on_eos", "max_time")]
+SamplingArguments = make_dataclass(
+    "SamplingArguments",
+    [
+        (name, DRAWING[name].kind | None, field(default=DRAWING[name].default, metadata={"help": DRAWING[name].help}))
+        for name in COMMON
+    ],
+)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A row of the table: settings of `generate`, None where the method takes no such setting."""
@@ -77,20 +85,18 @@ class Sampler:
 
 
 def main(argv: list[str]) -> None:
-    (args,) = HfArgumentParser(Arguments, description=(__doc__ or "").split("\n")[0]).parse_args_into_dataclasses(argv)
-    methods, orders, steps = check(args)
+    args, drawing = parse_arguments(argv)
+    methods, orders, steps = check(args, drawing)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
-    model = load_model(args.model).to(accelerator.device)
+    model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
     model.generation_config = RaddGenerationConfig()  # the flags hold, which the result names, not the checkpoint's
-    tokenizer = load_tokenizer(args.tokenizer or args.model)
-    check_tokenizer(tokenizer, model)
-    length = args.length or model.config.max_position_embeddings
+    length = drawing["length"] = drawing["length"] or model.config.max_position_embeddings
     samplers = make_samplers(methods, orders, steps, length)
     # Before anything is written, since these, too, can fail.
     judged_by = load_judge(args.judge) if args.judge is not None and accelerator.is_main_process else None
     reference = read_reference(args, tokenizer, length) if accelerator.is_main_process else None
 
-    written = list(write(args, model, samplers, length, accelerator))
+    written = list(write(args, drawing, model, samplers, accelerator))
     if not accelerator.is_main_process:
         return
     if judged_by is not None:
@@ -117,11 +123,8 @@ def main(argv: list[str]) -> None:
         rows.append(asdict(sampler) | cost | figures_of(samples.ids, str(sampler)))
     result: dict[str, Any] = {
         "model": args.model,
-        "length": length,
         "n_samples": args.n_samples,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
+        **drawing,
         "seed": args.seed,
         "batch_size": args.batch_size,
         "mixed_precision": args.mixed_precision,
@@ -141,10 +144,13 @@ def main(argv: list[str]) -> None:
 
 
 def write(
-    args: Arguments, model: RaddForMaskedLM, samplers: list[Sampler], length: int, accelerator: Accelerator
+    args: Arguments,
+    drawing: dict[str, Any],
+    model: RaddForMaskedLM,
+    samplers: list[Sampler],
+    accelerator: Accelerator,
 ) -> Iterator[Samples]:
-    """The samples of each sampler, by all processes together."""
-    drawing = {"length": length, "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    """Writes the samples of each sampler, by all processes together."""
     with accelerator.autocast():
         # What is set up once is not to count as the first row's time.
         write_samples(model, accelerator.num_processes, accelerator=accelerator, method="tweedie", steps=1, **drawing)
@@ -168,7 +174,15 @@ def write(
 # ---------------------------------------------------------------------------------------------------------
 
 
-def check(args: Arguments) -> tuple[list[str], list[str], list[int]]:
+def parse_arguments(argv: list[str]) -> tuple[Arguments, dict[str, Any]]:
+    """The arguments, and those settings of `generate` that all rows of the table have in common."""
+    kinds: Any = [Arguments, SamplingArguments]
+    parser = HfArgumentParser(kinds, description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    args, drawing = parser.parse_args_into_dataclasses(argv)
+    return args, asdict(drawing)
+
+
+def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str], list[int]]:
     """Methods, orders and steps; raises ValueError, before anything is loaded, for what would fail later."""
     methods = parse_list("methods", args.methods, METHODS)
     orders = parse_list("orders", args.orders, ORDERS)
@@ -178,7 +192,7 @@ def check(args: Arguments) -> tuple[list[str], list[str], list[int]]:
     for name, least in (("n_samples", 2), ("batch_size", 1), ("judge_batch_size", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"{name}={getattr(args, name)} must be at least {least}.")
-    RaddGenerationConfig(length=args.length, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    RaddGenerationConfig(**drawing)
     for name in ("output", "plot"):
         path = getattr(args, name)
         if path is not None and not Path(path).absolute().parent.is_dir():
@@ -251,7 +265,8 @@ def table(result: dict) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     notes = [
         f"{result['model']}: {result['n_samples']} samples of {result['length']} tokens in each row, seed "
-        f"{result['seed']}, temperature {result['temperature']:g}, top_k {result['top_k']}, top_p {result['top_p']:g}",
+        f"{result['seed']}, temperature {result['temperature']:g}, top_k {result['top_k']}, top_p {result['top_p']:g}"
+        + approximation(result),
         f"seconds on {result['device']}, in batches of {result['batch_size']}",
         "perplexity: no judge" if result["judge"] is None else f"perplexity: under {result['judge']}",
     ]
@@ -264,6 +279,12 @@ def table(result: dict) -> str:
         for line in lines
     ]
     return "\n".join(notes[:3] + body + notes[3:])
+
+
+def approximation(result: dict) -> str:
+    """Of samples that are not exact, how they were made."""
+    interval = result.get("refresh_interval", 1)
+    return "" if interval == 1 else f", refresh_interval {interval}, refresh_window {result['refresh_window']}"
 
 
 def text_cells(figures: dict) -> list[str]:

@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints of the RADD paper (arXiv:2406.03736) to folders for the Hub, and back.
 
-    python -m radd_hf.hub.convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
-    python -m radd_hf.hub.convert RUN_FOLDER my-model --tokenizer gpt2        EMA weights; --no-ema: the raw ones
-    python -m radd_hf.hub.convert my-model their-model --to-original
+    radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
+    radd convert RUN_FOLDER my-model --tokenizer gpt2        EMA weights; --no-ema: the raw ones
+    radd convert my-model their-model --to-original
 
 A source is one of three layouts, told apart by the files it holds:
 
@@ -21,7 +21,7 @@ import json
 import shutil
 import sys
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +33,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import cached_file, extract_commit_hash
@@ -41,6 +41,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from ..configuration_radd import RaddConfig
 from ..data.documents import add_mask_token
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
+from .loading import check_names, load_model, load_tokenizer, some
 from .model_card import Origin, model_card
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -178,18 +179,7 @@ def _load(source: str | Path, *, use_ema: bool, dtype: str | None) -> tuple[Radd
 def _load_ours(source: str, model_type: str, revision: str | None, dtype: str | None) -> RaddForMaskedLM:
     if model_type != RaddConfig.model_type:
         raise ValueError(f"source={source!r} is a model of type {model_type!r}, not {RaddConfig.model_type!r}.")
-    try:
-        model, report = cast(
-            tuple[RaddForMaskedLM, dict],
-            RaddForMaskedLM.from_pretrained(
-                source, revision=revision or "main", dtype=dtype or "auto", output_loading_info=True
-            ),
-        )
-    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(f"source={source!r} cannot be loaded, it may be truncated. {error}") from error
-    # transformers only warns of these, and goes on with random numbers.
-    _check_names(report["missing_keys"], report["unexpected_keys"], source)
-    return model
+    return load_model(source, revision=revision, dtype=dtype or "auto", argument="source")
 
 
 def _load_released(source: str, settings: Any, revision: str | None, dtype: str | None) -> RaddForMaskedLM:
@@ -216,7 +206,7 @@ def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMask
     checkpoint = _read_pth(file)
     state, step = checkpoint.get("model"), checkpoint.get("step")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise ValueError(f"{file.name} has the keys {_some(checkpoint)}; 'model' must be there and hold named tensors.")
+        raise ValueError(f"{file.name} has the keys {some(checkpoint)}; 'model' must be there and hold named tensors.")
     _check_state(state, config, file.name)
     weights = "raw"
     if use_ema:
@@ -306,7 +296,7 @@ def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> N
     expected = _expected_shapes(config)
     found = {_rename(name, TO_OURS): (name, tensor) for name, tensor in state.items() if name != FREQUENCIES}
     missing = {_rename(name, TO_THEIRS) for name in expected.keys() - found.keys()}
-    _check_names(missing, {found[name][0] for name in found.keys() - expected.keys()}, source)
+    check_names(missing, {found[name][0] for name in found.keys() - expected.keys()}, source)
     for ours, shape in expected.items():
         name, tensor = found[ours]
         if tensor.shape != shape:
@@ -318,14 +308,6 @@ def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> N
         raise ValueError(
             f"{source}: {FREQUENCIES} is for heads {2 * stored.numel()} wide, and n_heads={config.num_attention_heads} "
             f"in the configuration makes them {2 * frequencies.numel()} wide, with frequencies of base 10000."
-        )
-
-
-def _check_names(missing: set[str], unexpected: set[str], source: str) -> None:
-    if missing or unexpected:
-        raise ValueError(
-            f"{source} does not hold the weights that its configuration says: missing {_some(missing)}; "
-            f"unexpected {_some(unexpected)}."
         )
 
 
@@ -346,12 +328,6 @@ def _rename(name: str, rules: list[WeightRenaming]) -> str:
     for rule in rules:
         name, _ = rule.rename_source_key(name)
     return name
-
-
-def _some(names: Collection[Any]) -> str:
-    """A few of many names, for a message."""
-    shown = sorted(map(str, names))
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -404,10 +380,7 @@ def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _load_tokenizer(name: str | Path, config: RaddConfig) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer={str(name)!r} cannot be loaded. {error}") from error
+    tokenizer = load_tokenizer(str(name))
     mask = add_mask_token(tokenizer)
     if mask != config.mask_token_id:
         raise ValueError(
@@ -467,7 +440,7 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
 
 def main(argv: list[str]) -> None:
     """Exits with status 2 and the reason on standard error where [`convert`] or [`to_original`] refuse."""
-    parser = argparse.ArgumentParser(prog="radd_hf.hub.convert", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="radd convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("source", help="released model, training run, `.pth` file of one, or a folder of ours")
     parser.add_argument("target", help="folder to make")
     parser.add_argument("--tokenizer", help="name or folder of the tokenizer to put beside the model")

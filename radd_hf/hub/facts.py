@@ -1,22 +1,32 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Operations and parameters, counted from a configuration: 2 FLOPs for each multiply-add of a matrix product.
+"""Tells what a model is without reading its weights: parameters and operations, counted, and its small files.
 
-With it torch's `FlopCounterMode`, which counts what really ran, knows the products of `RaddLinear`, too.
+An operation (FLOP) is half a multiply-add of a matrix product. Importing this file teaches torch's `FlopCounterMode`,
+which counts what really ran, the products of `kernels_radd.py`.
 
 Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L length, V vocabulary, n layers.
 """
 
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+import yaml
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
+from transformers.utils import cached_file
 
 from ..configuration_radd import RaddConfig
-from ..modeling_radd import ONEDNN_LINEAR, RaddForMaskedLM
+from ..kernels_radd import ONEDNN_LINEAR
+from ..modeling_radd import RaddForMaskedLM
+from ..settings_radd import SETTINGS
+from .loading import load_tokenizer
+from .model_card import RECIPE
 
 
 @dataclass
@@ -71,3 +81,102 @@ def _onednn_flops(hidden: Sequence[int], weight: Sequence[int], *others: object,
 
 if ONEDNN_LINEAR is not None:
     register_flop_formula(ONEDNN_LINEAR)(_onednn_flops)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Facts from the small files beside the weights
+# ---------------------------------------------------------------------------------------------------------
+
+
+def model_facts(name: str) -> dict[str, Any]:
+    """What is known of a model from the small files beside its weights: for people, and as JSON.
+
+    Raises:
+        ValueError: where there is no RADD model.
+    """
+    settings = read_config(name)
+    config = RaddConfig.from_dict(settings)
+    length = config.max_position_embeddings
+    whole, one = (forward_flops(config, masked=masked, queries=masked) for masked in (length, 1))
+    facts: dict[str, Any] = {
+        "model": name,
+        "layout": "radd_hf" if "model_type" in settings else "the authors'",
+        "parameters": count_parameters(config)[0],
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "mlp_width": config.intermediate_size,
+        "length": length,
+        "vocabulary": config.vocab_size,
+        "mask_token_id": config.mask_token_id,
+        "noise": {"type": config.noise_type}
+        | ({"eps": config.noise_eps} if config.noise_type == "loglinear" else {})
+        | ({"from": config.sigma_min, "to": config.sigma_max} if config.noise_type == "geometric" else {}),
+        "dtype": str(config.dtype or "float32").removeprefix("torch."),
+        "gflops_per_evaluation": {
+            "all_masked": (whole.layers + whole.head) / 1e9,
+            "one_masked": (one.layers + one.head) / 1e9,
+        },
+    }
+    try:
+        tokenizer = load_tokenizer(name)
+        facts["tokenizer"] = {"tokens": len(tokenizer), "mask": tokenizer.mask_token, "end": tokenizer.eos_token}
+    except ValueError:
+        facts["tokenizer"] = "none beside the model (the authors' models: gpt2)"
+    own = read_beside(name, "generation_config.json") or {}
+    chosen = {key: own[key] for key in SETTINGS if own.get(key) is not None}
+    facts["generation"] = chosen or "defaults"
+
+    source = read_beside(name, "README.md") or ""
+    facts |= {row[1].lower().replace(" ", "_"): row[2].replace("`", "") for row in re.finditer(CARD_ROW, source)}
+    recipe = read_beside(name, "training/config.yaml") or read_beside(name, "config.yaml")
+    if recipe is not None:
+        facts["training"] = {key: recipe[key] for key in RECIPE if recipe.get(key) is not None}
+    evaluation = read_beside(name, "evaluation.json")
+    if evaluation is not None:
+        keys = ("dataset", "split", "bits_per_byte", "bits_per_byte_error", "perplexity", "perplexity_error")
+        facts["evaluation"] = {key: evaluation[key] for key in keys if key in evaluation}
+    return facts
+
+
+# What `model_card.py` says of where a model came from.
+CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The config.json of a RADD model.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    settings = read_beside(name, "config.json")
+    if settings is None:
+        if Path(name).is_dir():
+            raise ValueError(f"model={name!r} is a folder without a config.json, so not one of a model.")
+        raise ValueError(f"model={name!r} is no folder here, nor a repository with a config.json that can be reached.")
+    if settings.get("model_type", "radd") != "radd":
+        raise ValueError(f"model={name!r} is a model of type {settings['model_type']!r}, not 'radd'.")
+    return settings
+
+
+def read_beside(name: str, file: str) -> Any:
+    """A file beside a model: a dictionary of JSON or YAML, else text; None where there is none.
+
+    Raises:
+        ValueError: for a repository that cannot be reached, or a damaged file.
+    """
+    path: str | Path | None = Path(name) / file
+    parsers: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load}
+    parse = parsers.get(Path(file).suffix)
+    try:
+        if not Path(name).is_dir():
+            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        if path is None or not Path(path).is_file():
+            return None
+        text = Path(path).read_text(encoding="utf-8")
+        content = text if parse is None else parse(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"model={name!r}: {file} cannot be read. {error}") from error
+    if parse is not None and not isinstance(content, dict):
+        raise ValueError(f"model={name!r}: {file} must hold an object; it holds {str(content)[:60]!r}.")
+    return content

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..kernels_radd import evaluation_mode
+
 
 def ema_decay(decay: float, n: int) -> float:
     """Decay of update n = 1, 2, ...: min(decay, (1 + n) / (10 + n)), so that early averages forget quickly."""
@@ -40,14 +42,12 @@ class Ema:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Inside, `model` has the averages and is in evaluation mode; afterwards it is as before, to the bit."""
-        training = model.training
         self._exchange(model)
-        model.eval()
         try:
-            yield
+            with evaluation_mode(model):
+                yield
         finally:
             self._exchange(model)
-            model.train(training)
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:

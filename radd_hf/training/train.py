@@ -37,7 +37,7 @@ from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks
 from ..data.collator import DiffusionCollator
 from ..data.documents import add_mask_token, load_documents, tokenize, train_tokenizer
 from ..evaluation.quality import load_judge
-from ..hub.loading import load_tokenizer
+from ..hub.loading import load_model, load_tokenizer
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
 from ..modeling_radd import RaddLayer
@@ -319,7 +319,7 @@ def make_model(model_args: ModelArguments, args: TrainingArguments, config: Radd
     if model_args.init_from is None:
         model = RaddForMaskedLM(config)
     else:
-        model = RaddForMaskedLM.from_pretrained(model_args.init_from, config=config, dtype=torch.float32)
+        model = load_model(model_args.init_from, config=config, argument="init_from")
     if args.gradient_checkpointing:
         # Renamed in transformers; 5.14 has the old name alone.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

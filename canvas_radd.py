@@ -1,0 +1,1 @@
+radd_hf/canvas_radd.py

@@ -1,0 +1,1 @@
+radd_hf/kernels_radd.py

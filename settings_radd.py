@@ -1,0 +1,1 @@
+radd_hf/settings_radd.py
