@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from radd_hf.modeling_radd import attention_by_products
+from radd_hf.kernels_radd import attention_by_products
 
 from .measure import alternate, seconds
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Why layers on a CPU have products and a dropout of their own: torch's choice beside ours, layer by layer.
+"""Compares the products and the dropout that a CPU runs with torch's, layer by layer: why kernels_radd.py exists.
 
     python -m benchmarks.layers [--hidden_size 768] [--vocab_size 50258] [--rows 1 16 256 1024] [--repeats 9]
 
@@ -14,9 +14,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from radd_hf.modeling_radd import ONEDNN_LINEAR, ONEDNN_PACK, RaddDropout, RaddLinear, onednn_linear
+from radd_hf.kernels_radd import ONEDNN_LINEAR, ONEDNN_PACK, Dropout, linear, onednn_linear, packed_weights
 
 from .measure import alternate, seconds
 
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"| {name}, {dtype} | {rows} | {speed} | {'yes' if equal else 'no'} |")
     print("\n| dropout of | torch, ms | ours, ms | times as fast |\n|---|---:|---:|---:|")
     for dtype in (torch.float32, torch.bfloat16):
-        hidden, dropout = torch.ones(max(args.rows), width, dtype=dtype), RaddDropout(0.1)
+        hidden, dropout = torch.ones(max(args.rows), width, dtype=dtype), Dropout(0.1)
         ways = {"torch": partial(F.dropout, hidden, 0.1), "ours": partial(dropout, hidden)}
         times = alternate({name: partial(seconds, way) for name, way in ways.items()}, args.repeats)
         torchs, ours = (1000 * statistics.median(each) for each in times.values())
@@ -74,13 +75,14 @@ def packing(rows: int, d_in: int, d_out: int, dtype: torch.dtype, repeats: int) 
     """Milliseconds of a product with weights as they are and packed, and whether it has the same bits."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, d_in, generator=generator).to(dtype)
-    plain, packed = ([RaddLinear(d_in, d_out, dtype=dtype) for _ in range(WEIGHTS)] for _ in range(2))
-    for one, other in zip(plain, packed, strict=True):
-        other.load_state_dict(one.state_dict())
-        other.packing = 1
-    ways = {"plain": lambda: [layer(hidden) for layer in plain], "packed": lambda: [layer(hidden) for layer in packed]}
-    equal = all(map(torch.equal, *(way() for way in ways.values())))
-    times = alternate({name: partial(seconds, way) for name, way in ways.items()}, repeats)
+    layers = [nn.Linear(d_in, d_out, dtype=dtype) for _ in range(WEIGHTS)]
+    ways: dict[str, Callable[[], list[torch.Tensor]]] = {
+        "plain": lambda: [onednn_linear(hidden, layer.weight, layer.bias) for layer in layers],
+        "packed": lambda: [linear(layer, hidden) for layer in layers],
+    }
+    with packed_weights():
+        equal = all(map(torch.equal, *(way() for way in ways.values())))
+        times = alternate({name: partial(seconds, way) for name, way in ways.items()}, repeats)
     as_they_are, packed_ms = (1000 * statistics.median(each) / WEIGHTS for each in times.values())
     return as_they_are, packed_ms, equal
 

@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from radd_hf import RaddConfig
 from radd_hf.hub.facts import forward_flops
-from radd_hf.modeling_radd import ONEDNN_LINEAR, onednn_linear
+from radd_hf.kernels_radd import ONEDNN_LINEAR, onednn_linear
 
 BASELINE, OURS, OURS_BF16 = SIDES = ("baseline fp32", "ours fp32", "ours bf16")
 DTYPES = {BASELINE: torch.float32, OURS: torch.float32, OURS_BF16: torch.bfloat16}

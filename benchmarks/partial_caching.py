@@ -25,9 +25,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from radd_hf import RaddForMaskedLM, generation_radd
+from radd_hf import RaddForMaskedLM
 from radd_hf.evaluation.quality import token_entropy
-from radd_hf.likelihood import ROUNDS, estimate_likelihood, exact_likelihood, mean_and_error
+from radd_hf.generation_radd import Schedule
+from radd_hf.likelihood import ROUNDS, LikelihoodRounds, exact_likelihood, mean_and_error
 
 from .estimators import CHECKPOINT
 from .measure import describe_machine
@@ -75,11 +76,10 @@ class Sampler:
 
 def cost_of(reveal_step: Tensor, interval: int, window: int) -> float:
     """Positions computed, over the length: mean over rows (R, L)."""
-    event = generation_radd.without_empty_steps(reveal_step)
-    schedule = generation_radd.make_schedule(event, event.amax(dim=1) + 1, 0, interval, window)
-    whole = sum(len(each.rows) for each in schedule if each.recompute is None)
-    part = sum(each.recompute.numel() for each in schedule if each.recompute is not None)
-    return (whole + part / event.shape[1]) / len(event)
+    events = Schedule(reveal_step, None, interval, window).events
+    whole = sum(len(each.rows) for each in events if each.partial is None)
+    part = sum(each.partial.indices.numel() for each in events if each.partial is not None)
+    return (whole + part / reveal_step.shape[1]) / len(reveal_step)
 
 
 def nll_in_own_order(model, sequences: Tensor, reveal_step: Tensor) -> Tensor:
@@ -107,10 +107,8 @@ def measure(sampler: Sampler, scored_rows: int, passes: int, repeats: int) -> li
         kl = (output.token_logprobs[part].double().sum(dim=1) + exact_nll) / length  # (scored rows,)
         nats = torch.zeros(sampler.rows, dtype=torch.float64)
 
-        def keep(row: int, number: int, value: float, nats: Tensor = nats) -> None:
-            nats[row] += value / length / ROUNDS
-
-        estimate_likelihood(model, list(output.sequences), passes=passes, batch_size=64, seed=1, on_round=keep)
+        for found in LikelihoodRounds(model, list(output.sequences), passes=passes, batch_size=64, seed=1):
+            nats[found.sequence] += found.nats / length / ROUNDS
         exact = nats if exact is None else exact
         seconds = statistics.median(times[interval, window])
         nll, above = mean_and_error(nats), mean_and_error(nats - exact)

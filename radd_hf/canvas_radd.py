@@ -31,7 +31,7 @@ TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tens
 class Positions(NamedTuple):
     """Some positions of each row, as a rectangle of indices.
 
-    index: (B, K) int64; a row that has fewer than K positions repeats its first, so that no row's computation depends
+    indices: (B, K) int64; a row that has fewer than K positions repeats its first, so that no row's computation depends
         on the others.
     distinct: (N,) int64, the places in the flattened rectangle that are no repetitions; None for a rectangle that is
         wanted as it is.
@@ -39,7 +39,7 @@ class Positions(NamedTuple):
     A tuple, so that accelerate moves it along with the other inputs of a layer that lives on another device.
     """
 
-    index: Tensor
+    indices: Tensor
     distinct: Tensor | None = None
 
     @classmethod
@@ -49,15 +49,15 @@ class Positions(NamedTuple):
             return cls(chosen)
         counts = chosen.sum(dim=1, keepdim=True)  # (B, 1)
         most = max(int(counts.max()), 1)
-        index = (~chosen).int().argsort(dim=1, stable=True)[:, :most]  # the chosen ones first, in their order
+        indices = (~chosen).int().argsort(dim=1, stable=True)[:, :most]  # the chosen ones first, in their order
         valid = torch.arange(most, device=chosen.device) < counts  # (B, K)
-        return cls(index.where(valid, index[:, :1]), valid.flatten().nonzero().squeeze(1))
+        return cls(indices.where(valid, indices[:, :1]), valid.flatten().nonzero().squeeze(1))
 
     def select(self, states: Tensor) -> Tensor:
         """(B or 1, L, ...) -> (B, K, ...)"""
         # Not by gather, which keeps an index as large as what it returns for its backward pass, and its argument.
-        row = torch.arange(len(self.index), device=states.device)[:, None]
-        return states.expand(len(self.index), *states.shape[1:])[row, self.index]
+        row = torch.arange(len(self.indices), device=states.device)[:, None]
+        return states.expand(len(self.indices), *states.shape[1:])[row, self.indices]
 
     def select_queries(self, table: Tensor) -> Tensor:
         """Lines of a table that has one for each query: (B or 1, H or 1, L, n) -> (B, H or 1, K, n)."""
@@ -69,11 +69,11 @@ class Positions(NamedTuple):
 
     def within(self, others: "Positions") -> "Positions":
         """The same positions, counted among `others`, which hold all of them."""
-        found = others.index[:, None, :] == self.index[:, :, None]  # (B, K, C)
+        found = others.indices[:, None, :] == self.indices[:, :, None]  # (B, K, C)
         return Positions(found.int().argmax(dim=-1), self.distinct)
 
     def to(self, device: torch.device) -> "Positions":
-        return Positions(self.index.to(device), None if self.distinct is None else self.distinct.to(device))
+        return Positions(self.indices.to(device), None if self.distinct is None else self.distinct.to(device))
 
 
 def widen(chosen: Tensor, window: int) -> Tensor:

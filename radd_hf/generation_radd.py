@@ -255,7 +255,7 @@ class Schedule:
             if current % self.refresh_interval:
                 # What the event before wrote and what lies beside it, and where this one draws.
                 partial = Positions.of(widen(event == current - 1, self.refresh_window) | (event == current))
-            place = (rows[:, None] * event.shape[1] + reveals.index).flatten()[reveals.distinct]  # (N,)
+            place = (rows[:, None] * event.shape[1] + reveals.indices).flatten()[reveals.distinct]  # (N,)
             events.append(Event(rows, reveals, place, partial))
         return [each.to(self.device) for each in events]
 

@@ -113,7 +113,7 @@ class CanvasCache:
             # Not views that keep the queries' memory alive, and laid out once for all events.
             self.states[layer_idx] = key.contiguous(), value.contiguous()
         else:
-            index = partial.index[:, None, :, None].expand_as(key)  # (B, H, C, d)
+            index = partial.indices[:, None, :, None].expand_as(key)  # (B, H, C, d)
             for states, fresh in zip(self.states[layer_idx], (key, value), strict=True):
                 states.scatter_(2, index, fresh)
         return self.states[layer_idx]

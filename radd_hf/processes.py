@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, cast
 
 import datasets
 import torch
@@ -13,6 +14,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed.elastic.multiprocessing.errors import record
+from transformers import HfArgumentParser
 
 # The first process may tokenise for long while the others wait.
 PATIENCE = timedelta(hours=12)
@@ -48,6 +50,12 @@ def silence_libraries_elsewhere(accelerator: Accelerator) -> None:
     if not on_terminal(accelerator):
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
+
+
+def script_parser(doc: str | None, *kinds: type, epilog: str | None = None) -> HfArgumentParser:
+    """The parser of a script: its settings are the fields of some dataclasses, `doc` begins with what it does."""
+    description = (doc or "").split("\n")[0]
+    return HfArgumentParser(cast(Any, list(kinds)), description=description, epilog=epilog, allow_abbrev=False)
 
 
 def run_script(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:

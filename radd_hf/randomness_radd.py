@@ -62,7 +62,9 @@ class Uniforms:
         self.text = text
         rows = len(text)
         self.sources: list[tuple[torch.Generator | None, int]]  # and how many rows each serves
-        if isinstance(generator, (list, tuple)):
+        if generator is not None and not isinstance(generator, torch.Generator):
+            if not isinstance(generator, (list, tuple)):
+                raise TypeError(f"generator={generator!r} must be a torch.Generator, or a list of one for each row.")
             if len(generator) != rows:
                 raise ValueError(f"generator is a list of {len(generator)}; the batch has {rows} rows, one for each.")
             self.sources = [(source, 1) for source in generator]

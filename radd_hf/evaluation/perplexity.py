@@ -15,17 +15,18 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
-from transformers import HfArgumentParser, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
 from ..hub.loading import load
-from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes, plan_rounds
-from ..processes import make_accelerator, silence_libraries_elsewhere
+from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
+from ..processes import make_accelerator, script_parser, silence_libraries_elsewhere
 from .rounds import RoundsFile, RunningEstimate
 
 MOST_PASSES = 1024  # with --target_se, if --passes does not say
@@ -92,8 +93,7 @@ def main(argv: list[str]) -> None:
 
 
 def parse_arguments(argv: list[str]) -> Arguments:
-    parser = HfArgumentParser(Arguments, description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = script_parser(__doc__, Arguments).parse_args_into_dataclasses(argv)
     check_estimator(args.estimator)
     if args.passes is None:
         args.passes = 16 if args.target_se is None else MOST_PASSES
@@ -135,10 +135,21 @@ def score(
     if kept is not None:
         kept.open()
     mine = range(accelerator.process_index, len(text.blocks), accelerator.num_processes)
-    rounds = plan_rounds(args.estimator, args.passes, args.target_se)[1]
     running = RunningEstimate([len(block) for block in text.blocks])
+    work = LikelihoodRounds(
+        model,
+        text.blocks,
+        estimator=args.estimator,
+        passes=cast(int, args.passes),
+        target_se=args.target_se,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        weights=text.weights,
+        accelerator=accelerator,
+        known=known,
+    )
     bar = tqdm(
-        total=len(mine) * rounds,
+        total=len(mine) * work.first_rounds,
         unit="round",
         dynamic_ncols=True,
         disable=not accelerator.is_main_process,
@@ -153,18 +164,6 @@ def score(
     for (sequence, _), nats in known.items():
         if sequence in mine:
             show(sequence, nats)
-    work = LikelihoodRounds(
-        model,
-        text.blocks,
-        estimator=args.estimator,
-        passes=args.passes,
-        target_se=args.target_se,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        weights=text.weights,
-        accelerator=accelerator,
-        known=known,
-    )
     with bar, accelerator.autocast():
         for found in work:
             if kept is not None:

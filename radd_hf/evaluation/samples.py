@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import HfArgumentParser
 
 from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
 from ..hub.loading import load
-from ..processes import make_accelerator
+from ..processes import make_accelerator, script_parser
 from ..settings_radd import DRAWING, GRID_METHODS, METHODS, ORDERS
 from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
 
@@ -176,9 +175,7 @@ def write(
 
 def parse_arguments(argv: list[str]) -> tuple[Arguments, dict[str, Any]]:
     """The arguments, and those settings of `generate` that all rows of the table have in common."""
-    kinds: Any = [Arguments, SamplingArguments]
-    parser = HfArgumentParser(kinds, description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    args, drawing = parser.parse_args_into_dataclasses(argv)
+    args, drawing = script_parser(__doc__, Arguments, SamplingArguments).parse_args_into_dataclasses(argv)
     return args, asdict(drawing)
 
 

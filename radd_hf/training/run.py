@@ -31,7 +31,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
@@ -42,6 +41,7 @@ from ..evaluation.quality import judge, token_entropy, write_samples
 from ..randomness_radd import stream_seed
 from .adapters import has_adapters, merged
 from .averages import Ema
+from .sharding import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -198,10 +198,6 @@ class Run:
         self.accelerator.log({k: v for k, v in figures.items() if isinstance(v, (int, float))}, step=self.step)
         line = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in figures.items())
         logger.info("step=%s %s%s", self.step, line, note)
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def drop_later_metrics(file: Path, step: int) -> None:

@@ -11,7 +11,6 @@ Shapes: B rows of an optimizer step, b rows of them in one forward, L length.
 """
 
 import argparse
-import copy
 import logging
 import math
 import time
@@ -20,17 +19,18 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from datasets import Dataset, IterableDataset
 from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from .. import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks
@@ -41,17 +41,14 @@ from ..hub.loading import load_model, load_tokenizer
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
 from ..modeling_radd import RaddLayer
-from ..processes import make_accelerator, on_terminal, silence_libraries_elsewhere
+from ..processes import make_accelerator, on_terminal, script_parser, silence_libraries_elsewhere
 from ..randomness_radd import stream_seed
 from .adapters import add_adapters
 from .averages import Ema
 from .run import Run, drop_later_metrics, last_checkpoint
+from .sharding import prepare_sharding, sharding_of, without_weights
 
 logger = logging.getLogger("radd_hf.train")
-
-# The weights are whole in every process.
-WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-
 
 # Those of the model's arguments that its configuration keeps.
 CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
@@ -186,7 +183,11 @@ def load_data(
 ) -> Data:
     """Text to blocks, with the tokenizer of the last checkpoint when a run goes on."""
     column, workers = data_args.text_column, data_args.tokenizing_workers
-    source = {"config": data_args.dataset_config, "text_column": column, "streaming": data_args.streaming}
+    source: dict[str, Any] = {
+        "config": data_args.dataset_config,
+        "text_column": column,
+        "streaming": data_args.streaming,
+    }
     if data_args.validation_dataset is None:
         documents = load_documents(data_args.dataset, "train", held_out=data_args.held_out, **source)
         held_out = load_documents(data_args.dataset, "validation", held_out=data_args.held_out, **source)
@@ -235,7 +236,7 @@ def build(
     collator = DiffusionCollator(
         config, args.loss_type, args.seed, data_args.random_length_fraction, data_args.separate_documents
     )
-    model = make_model(model_args, args, config)
+    model: Any = make_model(model_args, args, config)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     sizes = (model.num_parameters(), model.num_parameters(only_trainable=True))
     logger.info("%s parameters, %s of them trained", *(f"{size:,}" for size in sizes))
@@ -248,7 +249,7 @@ def build(
         fused=True,
     )
     scheduler = get_scheduler(args.lr_schedule, optimizer, args.warmup_steps, args.max_steps)
-    blank = copy.deepcopy(model).to("meta") if accelerator.distributed_type == DistributedType.FSDP else None
+    blank = without_weights(model, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
     # After `prepare`, so that the averages lie where the weights do.
     ema = Ema(accelerator.unwrap_model(model), args.ema_decay)
@@ -264,7 +265,7 @@ def build(
         "random_length_fraction": data_args.random_length_fraction,
         "separate_documents": data_args.separate_documents,
         # Of whose parts the state of a checkpoint is: a run goes on under the same.
-        "sharding": "none" if accelerator.distributed_type in WHOLE else accelerator.distributed_type.value,
+        "sharding": sharding_of(accelerator),
     }
     return Run(
         accelerator=accelerator,
@@ -316,6 +317,7 @@ def make_config(
 
 def make_model(model_args: ModelArguments, args: TrainingArguments, config: RaddConfig) -> nn.Module:
     set_seed(args.seed)
+    model: Any
     if model_args.init_from is None:
         model = RaddForMaskedLM(config)
     else:
@@ -374,7 +376,7 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
                     standard_error=figures["standard_error"],
                 )
             if args.n_samples and (run.step % args.sample_steps == 0 or last):
-                run.log(**run.sample(args.n_samples, sampling, judge))
+                run.log("", **run.sample(args.n_samples, sampling, judge))
             if run.step % args.save_steps == 0 or last:
                 run.save(args.keep_last)
 
@@ -434,45 +436,14 @@ def accelerator_for(args: TrainingArguments) -> Accelerator:
         log_with=trackers(args.log_with) or None,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / "trackers")),
     )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        prepare_fsdp(accelerator)
-    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
-        prepare_deepspeed(accelerator, args)
-    elif accelerator.distributed_type not in WHOLE:
-        raise ValueError(f"distributed_type={accelerator.distributed_type.value}: use DDP, FSDP2 or DeepSpeed.")
+    prepare_sharding(
+        accelerator,
+        rows_of_a_forward=args.batch_size // (accelerator.num_processes * args.accumulation),
+        accumulation=args.accumulation,
+        max_grad_norm=args.max_grad_norm,
+        mixed_precision=args.mixed_precision,
+    )
     return accelerator
-
-
-def prepare_fsdp(accelerator: Accelerator) -> None:
-    plugin = accelerator.state.fsdp_plugin
-    if not accelerator.is_fsdp2:
-        raise ValueError(f"fsdp_version={plugin.fsdp_version} must be 2, as in configs/accelerate/fsdp2.yaml.")
-    if plugin.activation_checkpointing:
-        raise ValueError("fsdp_activation_checkpointing=True renames the weights: use --gradient_checkpointing.")
-    # Autocast, as under DDP: Accelerate's policy would round gradients and the loss to bfloat16, too.
-    plugin.mixed_precision_policy = None
-
-
-def prepare_deepspeed(accelerator: Accelerator, args: TrainingArguments) -> None:
-    """No DataLoader is prepared, from which Accelerate would know the batch; its "auto" for clipping would mean 1."""
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin.zero_stage > 2:
-        raise ValueError(f"zero_stage={plugin.zero_stage} must be at most 2: the average is taken of whole weights.")
-    if accelerator.mixed_precision != "no":
-        raise ValueError(
-            f"mixed_precision={accelerator.mixed_precision!r} of Accelerate must be 'no' under DeepSpeed, whose "
-            "torch_autocast takes --mixed_precision bf16."
-        )
-    plugin.deepspeed_config |= {
-        "train_micro_batch_size_per_gpu": args.batch_size // (accelerator.num_processes * args.accumulation),
-        "gradient_accumulation_steps": args.accumulation,
-        "gradient_clipping": args.max_grad_norm,
-        "torch_autocast": {
-            "enabled": args.mixed_precision == "bf16",
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
-    }
 
 
 def trackers(names: str | None) -> list:
@@ -495,23 +466,34 @@ def start_logging(output: Path, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()  # the folder is there
 
 
+def find_config(name: str) -> Path:
+    """A file of that name, or the shipped recipe: "austen" is `configs/austen.yaml` of this package."""
+    shipped = shipped_configs()
+    if not Path(name).is_file() and name not in shipped:
+        raise ValueError(f"config={name!r} must be a YAML file, or one of {sorted(shipped)}.")
+    return Path(name) if Path(name).is_file() else shipped[name]
+
+
+def shipped_configs() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
+
+
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """`--config FILE` stands for its fields as flags, before those on the command line, which win."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
+    first.add_argument("--config")
     known, rest = first.parse_known_args(argv)
     flags: list[str] = []
     if known.config is not None:
-        settings = yaml.safe_load(known.config.read_text())
+        settings = yaml.safe_load(find_config(known.config).read_text())
         if not isinstance(settings, dict):
             raise ValueError(f"config={known.config} must hold fields and values, such as those in configs/.")
         flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
-    parser = HfArgumentParser(
-        [ModelArguments, DataArguments, TrainingArguments],
-        description=(__doc__ or "").split("\n")[0],
-        epilog="--config FILE: a YAML file of these fields, which flags override.",
-        allow_abbrev=False,
+    epilog = (
+        "--config NAME: a YAML file of these fields, which flags override; one of yours, or "
+        f"{', '.join(shipped_configs())}."
     )
+    parser = script_parser(__doc__, ModelArguments, DataArguments, TrainingArguments, epilog=epilog)
     model_args, data_args, args = parser.parse_args_into_dataclasses(flags + rest)
     steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
     least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)

@@ -1,0 +1,78 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Trains a model whose weights are shared out over processes: by FSDP2, or by DeepSpeed up to ZeRO-2."""
+
+import copy
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+# The weights are whole in every process.
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def sharding_of(accelerator: Accelerator) -> str:
+    """The name of the way in which weights are shared out, "none" where they are whole in every process."""
+    return "none" if accelerator.distributed_type in WHOLE else accelerator.distributed_type.value
+
+
+def without_weights(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module | None:
+    """The modules of a model that is to be sharded, without its weights; None where it is not."""
+    return copy.deepcopy(model).to("meta") if accelerator.distributed_type == DistributedType.FSDP else None
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which this process may hold a part; all processes call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def prepare_sharding(
+    accelerator: Accelerator, *, rows_of_a_forward: int, accumulation: int, max_grad_norm: float, mixed_precision: str
+) -> None:
+    """Completes what the launcher has said of FSDP2 or DeepSpeed.
+
+    Raises:
+        ValueError: for a way of sharding that training does not know, or a setting of it that would train otherwise.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        prepare_fsdp(accelerator)
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        prepare_deepspeed(accelerator, rows_of_a_forward, accumulation, max_grad_norm, mixed_precision)
+    elif accelerator.distributed_type not in WHOLE:
+        raise ValueError(f"distributed_type={accelerator.distributed_type.value}: use DDP, FSDP2 or DeepSpeed.")
+
+
+def prepare_fsdp(accelerator: Accelerator) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise ValueError(f"fsdp_version={plugin.fsdp_version} must be 2, as in configs/accelerate/fsdp2.yaml.")
+    if plugin.activation_checkpointing:
+        raise ValueError("fsdp_activation_checkpointing=True renames the weights: use --gradient_checkpointing.")
+    # Autocast, as under DDP: Accelerate's policy would round gradients and the loss to bfloat16, too.
+    plugin.mixed_precision_policy = None
+
+
+def prepare_deepspeed(
+    accelerator: Accelerator, rows_of_a_forward: int, accumulation: int, max_grad_norm: float, mixed_precision: str
+) -> None:
+    """No DataLoader is prepared, from which Accelerate would know the batch; its "auto" for clipping would mean 1."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage > 2:
+        raise ValueError(f"zero_stage={plugin.zero_stage} must be at most 2: the average is taken of whole weights.")
+    if accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"mixed_precision={accelerator.mixed_precision!r} of Accelerate must be 'no' under DeepSpeed, whose "
+            "torch_autocast takes --mixed_precision bf16."
+        )
+    plugin.deepspeed_config |= {
+        "train_micro_batch_size_per_gpu": rows_of_a_forward,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
+        "torch_autocast": {
+            "enabled": mixed_precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+    }
