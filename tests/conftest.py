@@ -1,8 +1,7 @@
-"""Fixtures shared by all tests: golden files, tiny models, a clean Accelerate."""
+"""Settings of the environment, and fixtures: golden files, tiny models and texts, a clean Accelerate."""
 
 import atexit
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,31 +12,16 @@ if "RADD_TEST_CACHE" not in os.environ:  # what `datasets` keeps; of this proces
     atexit.register(shutil.rmtree, os.environ["RADD_TEST_CACHE"], ignore_errors=True)
 
 import pytest
-import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
-from launching import TINY
 from transformers import AutoTokenizer
 
-from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf import RaddForMaskedLM
 from radd_hf.data.documents import train_tokenizer
-
-GOLDEN = Path(__file__).parent / "golden"
-ROOT = Path(__file__).parents[1]
-# The README's lines of Python: a folder of ours, the authors' repository, the same by AutoModel.
-README_CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-# The first lines of a script that runs as where this package is not installed.
-WITHOUT_RADD_HF = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "radd_hf":
-            raise ImportError("radd_hf is not installed here")
-
-sys.meta_path.insert(0, Absent())
-"""
-SENTENCES = "It is a truth universally acknowledged, that a single man must be in want of a wife.\n"
+from support.launches import TINY
+from support.paths import GOLDEN
+from support.texts import SENTENCES
+from support.toys import random_model
 
 
 @pytest.fixture
@@ -49,17 +33,6 @@ def golden() -> Path:
 def golden_model() -> RaddForMaskedLM:
     """The authors' small random checkpoint, read from their layout."""
     return RaddForMaskedLM.from_pretrained(GOLDEN / "hub").eval()
-
-
-def random_model(seed: int = 0, **settings) -> RaddForMaskedLM:
-    """A tiny model whose every parameter is random, the output layer (zero at initialisation) included."""
-    defaults = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_dropout": 0.0}
-    model = RaddForMaskedLM(RaddConfig(**{**defaults, **settings})).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return model
 
 
 @pytest.fixture

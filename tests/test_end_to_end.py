@@ -7,10 +7,10 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, WITHOUT_RADD_HF
-from launching import QUIET, free_port, kill, metrics
 
 from radd_hf.data.documents import load_documents
+from support.launches import QUIET, WITHOUT_RADD_HF, free_port, kill, metrics
+from support.paths import ROOT
 
 FILL_A_GAP = """
 from transformers import AutoModel, AutoTokenizer

@@ -12,14 +12,14 @@ from contextlib import nullcontext
 import peft
 import pytest
 import torch
-from test_speed import Watch
 from torch import nn
 from torch.nn import functional as F
-from toys import seeded, tiny_model
 
 from radd_hf import RaddForMaskedLM, modeling_radd
 from radd_hf.likelihood import estimate_likelihood, exact_likelihood
 from radd_hf.modeling_radd import EVALUATIONS_TO_PACK, RaddDropout, RaddLinear, RaddMLP, rematerialise
+from support.spies import Watch
+from support.toys import seeded, tiny_model
 
 D_IN, D_OUT = 24, 1100  # more outputs than are taken at once in the gradient of a weight
 needs_onednn = pytest.mark.skipif(

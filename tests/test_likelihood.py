@@ -7,7 +7,6 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
-from conftest import random_model
 from scipy.stats import t as student
 
 from radd_hf import likelihood
@@ -21,6 +20,7 @@ from radd_hf.likelihood import (
     student_quantile,
 )
 from radd_hf.losses import FIRST_TIME, T_LOSSES
+from support.toys import random_model
 
 SEQUENCES = [torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]), torch.tensor([1, 0])]
 N_TOKENS = sum(map(len, SEQUENCES))

@@ -5,7 +5,6 @@ from math import comb
 
 import pytest
 import torch
-from conftest import random_model
 from safetensors.torch import load_file
 from scipy.integrate import quad
 from scipy.special import beta
@@ -22,6 +21,7 @@ from radd_hf.losses import (
     stratified,
 )
 from radd_hf.noise_radd import GeometricNoise, LogLinearNoise
+from support.toys import random_model
 
 NOISES = {"loglinear": LogLinearNoise(), "geometric": GeometricNoise()}
 L = 3

@@ -6,18 +6,15 @@ Shapes: R rows, L length, V vocabulary with the mask, H heads, d head width.
 
 import pytest
 import torch
-from test_speed import METHODS, plan_and_uniforms
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from toys import seeded, tiny_model
 
 import radd_hf.hub.facts  # noqa: F401, with which torch's counter knows the layers' products
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
 from radd_hf.generation_radd import GIVEN, draw_tokens, without_empty_steps
 from radd_hf.modeling_radd import rotate
-
-ROWS, LENGTH, VOCABULARY = 3, 12, 11
-MASK = VOCABULARY - 1
+from support.samplers import LENGTH, MASK, METHODS, ROWS, VOCABULARY, canvas, plan_and_uniforms
+from support.toys import seeded, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +29,7 @@ def network() -> RaddForMaskedLM:
 
 @pytest.fixture
 def ids() -> Tensor:
-    """Three rows with different numbers of masks."""
-    tokens = torch.randint(MASK, (ROWS, LENGTH), generator=seeded(0))
-    masked = torch.rand(ROWS, LENGTH, generator=seeded(1)) < torch.tensor([[0.3], [0.6], [1.0]])
-    return tokens.masked_fill(masked, MASK)
+    return canvas()
 
 
 class OldStates:

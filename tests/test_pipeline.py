@@ -4,11 +4,9 @@
 import inspect
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from toys import seeded
 from transformers import AutoTokenizer, pipeline
 
 from radd_hf import RaddForMaskedLM
@@ -16,9 +14,9 @@ from radd_hf.data.documents import load_documents
 from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline, encode_blanks, encode_with_spans
+from support.paths import CHECKPOINT, ROOT
+from support.toys import seeded
 
-ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
 MASK = 4095
 TEXTS = [
     "It was a [MASK:9] of spring.",

@@ -6,64 +6,17 @@ Shapes: R rows, L length, V vocabulary with the mask.
 
 import pytest
 import torch
-from conftest import ROOT
-from torch.utils._python_dispatch import TorchDispatchMode
-from toys import seeded, tiny_model
 from transformers import AutoTokenizer
 
 from radd_hf import RaddForMaskedLM, generation_radd, modeling_radd
-from radd_hf.generation_radd import plan_grid, plan_sequence
-from radd_hf.noise_radd import get_noise, reveal_probabilities
-
-ROWS, LENGTH, VOCABULARY = 3, 12, 11
-MASK = VOCABULARY - 1
-METHODS = [
-    {"method": "tweedie", "steps": 5},
-    {"method": "tweedie"},
-    {"method": "euler", "steps": 8},
-    {"method": "first_hitting"},
-    {"method": "ordered", "order": "random"},
-    {"method": "ordered", "order": "backward", "steps": 3},
-]
+from support.paths import CHECKPOINT, ROOT
+from support.samplers import LENGTH, MASK, METHODS, VOCABULARY, canvas, plan_and_uniforms, sample_slowly
+from support.spies import Watch
+from support.toys import seeded, tiny_model
 
 
 def model() -> RaddForMaskedLM:
     return tiny_model(VOCABULARY, LENGTH, noise_type="geometric", seed=1)
-
-
-def canvas() -> torch.Tensor:
-    """Three rows with different numbers of masks."""
-    ids = torch.randint(MASK, (ROWS, LENGTH), generator=seeded(0))
-    masked = torch.rand(ROWS, LENGTH, generator=seeded(1)) < torch.tensor([[0.3], [0.6], [1.0]])
-    return ids.masked_fill(masked, MASK)
-
-
-@torch.no_grad()
-def sample_slowly(network, ids: torch.Tensor, plan: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Row by row, step by step, token by token; logits of all positions, sums of probabilities by hand."""
-    ids = ids.clone()
-    for row in range(len(ids)):
-        for step in sorted(set(plan[row].tolist()) - {-1}):
-            law = network(input_ids=ids[row : row + 1]).logits[0].double().softmax(dim=-1)  # (L, V)
-            for position in (plan[row] == step).nonzero().flatten().tolist():
-                token, left = 0, float(uniform[row, position])
-                while left >= (probability := float(law[position, token])):
-                    token, left = token + 1, left - probability
-                ids[row, position] = token
-    return ids
-
-
-def plan_and_uniforms(network, ids: torch.Tensor, method: str, steps: int | None = None, order: str | None = None):
-    """With the random numbers that `generate` draws from the same generator."""
-    generator = seeded(3)
-    masked, draw = ids == MASK, lambda: torch.rand(ids.shape, generator=generator, dtype=torch.float64)
-    if method in ("tweedie", "euler"):
-        plan = plan_grid(masked, reveal_probabilities(get_noise(network.config), method, steps or LENGTH), draw())
-    elif order == "backward":
-        plan = plan_sequence(masked, torch.arange(LENGTH).flip(0).expand(ids.shape), steps)
-    else:
-        plan = plan_sequence(masked, draw())
-    return plan, draw()
 
 
 @pytest.mark.parametrize("settings", METHODS, ids=str)
@@ -71,25 +24,6 @@ def test_the_tokens_are_those_of_a_slow_and_obvious_sampler(settings):
     network, ids = model(), canvas()
     expected = sample_slowly(network, ids, *plan_and_uniforms(network, ids, **settings))
     assert torch.equal(network.generate(ids, generator=seeded(3), **settings), expected)
-
-
-class Watch(TorchDispatchMode):
-    """Every operation, and the most elements of a tensor that one of them returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.names: list[str] = []
-        self.largest = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        self.names.append(str(operation.overloadpacket))
-        for each in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(each, torch.Tensor):
-                # What an expanded view shows is not there: count what its memory holds (oneDNN's does not show it).
-                held = each.numel() if each.is_mkldnn else each.untyped_storage().nbytes() // each.element_size()
-                self.largest = max(self.largest, held)
-        return result
 
 
 WIDE = 1000  # a vocabulary so large that nothing else has as many elements as the logits of all positions
@@ -170,10 +104,9 @@ def test_between_the_first_evaluation_and_the_last_the_host_waits_for_nothing(mo
 
 def test_bfloat16_scores_a_text_within_half_a_percent_of_float32():
     """Of the shipped checkpoint: nats of a text, half of it masked."""
-    folder = ROOT / "checkpoints" / "radd-austen"
-    network = RaddForMaskedLM.from_pretrained(folder, dtype=torch.float32)
+    network = RaddForMaskedLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
     text = (ROOT / "README.md").read_text()
-    ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(text, return_tensors="pt")["input_ids"]
+    ids = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True)(text, return_tensors="pt")["input_ids"]
     ids = ids[0, : 8 * 128].view(8, 128)
     labels = ids.masked_fill(torch.rand(ids.shape, generator=seeded(1)) < 0.5, -100)
     inputs = {"input_ids": ids.masked_fill(labels != -100, network.config.mask_token_id), "labels": labels}

@@ -1,0 +1,233 @@
+"""What the web page does, without its gradio: text that fills, likelihoods token by token, both stoppable."""
+
+import configparser
+import importlib
+import math
+import re
+import sys
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+from radd_hf.app.live import (
+    BLANKS,
+    ENDS,
+    GIVEN_ALL_OTHERS,
+    denoise,
+    judge,
+    load,
+    make_canvas,
+    render_canvas,
+    render_heat,
+    score,
+    write,
+)
+from radd_hf.generation_radd import METHODS, ORDERS
+from radd_hf.likelihood import exact_likelihood
+from support.paths import CHECKPOINT, GOLDEN, ROOT
+from support.toys import FlatNetwork, seeded, tiny_model
+
+AUSTEN = str(CHECKPOINT)
+# The fields of the page as it opens, but for the pause.
+FIELDS = {
+    "model": AUSTEN,
+    "tokenizer": "",
+    "form": BLANKS,
+    "text": "It was [MASK:6] of spring",
+    "prefix": "",
+    "suffix": "",
+    "length": 32,
+    "seed": 0,
+    "pause": 0,
+    "method": "tweedie",
+    "steps": 0,
+    "order": "forward",
+    "temperature": 0.7,
+    "top_p": 1,
+    "top_k": 0,
+    "refresh_interval": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def austen():
+    return load(AUSTEN, "")
+
+
+def test_what_is_watched_is_what_generate_writes_mask_by_mask(austen):
+    model, tokenizer = austen
+    canvas = make_canvas(model, tokenizer, BLANKS, "It was [MASK:12] of spring")
+    given = canvas != model.config.mask_token_id
+    run = denoise(model, canvas, stop=threading.Event(), pause=0.06, steps=6, generator=seeded(3))
+    shown = list(run)
+    assert torch.equal(shown[0][0], canvas)
+    assert len(shown) > 4
+    assert [output is None for _, output in shown] == [True] * (len(shown) - 1) + [False]
+    for (before, _), (after, _) in pairwise(shown):
+        known = before != model.config.mask_token_id
+        assert torch.equal(after[known], before[known])
+    assert torch.equal(shown[-1][0], model.generate(canvas[None], steps=6, generator=seeded(3))[0])
+    assert torch.equal(shown[-1][0][given], canvas[given])
+
+
+@pytest.mark.parametrize("how", ["stop", "close"])
+def test_a_run_ends_at_its_next_event_when_it_is_stopped_or_nobody_looks_any_more(how):
+    model, stop = FlatNetwork(vocab_size=5, length=4), threading.Event()
+    run = denoise(model, torch.full((4,), 4), stop=stop, pause=8, method="first_hitting")
+    started = time.monotonic()
+    shown = [next(run)[0], next(run)[0]]
+    if how == "stop":
+        stop.set()
+        rest = list(run)
+        assert all(output is None for _, output in rest)
+        shown += [canvas for canvas, _ in rest]
+    else:
+        run.close()
+    assert int((shown[-1] == 4).sum()) == 3
+    assert model.rows_evaluated == [1]
+    assert time.monotonic() - started < 7, "the pause between events must end with the run"
+
+
+def test_what_generate_refuses_reaches_who_asked():
+    run = denoise(tiny_model(), torch.full((3,), 3), stop=threading.Event(), temperature=-1)
+    with pytest.raises(ValueError, match=r"temperature=-1"):
+        list(run)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_nats_of_the_tokens_add_up_to_the_exact_likelihood_in_that_order(order):
+    model, ids = tiny_model(vocab_size=6, length=20), torch.randint(5, (20,), generator=seeded(1))
+    seen = list(score(model, ids, order, stop=threading.Event(), seed=2))
+    known = [int((~nll.isnan()).sum()) for nll in seen]
+    assert known == [16, 20]
+    # The same permutation in both: of "random", the seed's.
+    if order == "random":
+        order = torch.randperm(20, generator=seeded(2))
+    assert float(seen[-1].sum()) == pytest.approx(float(exact_likelihood(model, [ids], order)), rel=1e-5)
+
+
+def test_a_token_can_be_scored_given_all_others():
+    model, ids = tiny_model(vocab_size=6, length=5), torch.tensor([0, 4, 2, 2, 1])
+    (nll,) = score(model, ids, GIVEN_ALL_OTHERS, stop=threading.Event())
+    for position in range(5):
+        hidden = ids.clone()
+        hidden[position] = 5
+        with torch.no_grad():
+            law = model(hidden[None]).logits[0, position].log_softmax(-1)
+        assert float(nll[position]) == pytest.approx(-float(law[ids[position]]), rel=1e-5)
+
+
+def test_scoring_can_be_stopped_and_leaves_what_it_does_not_know_open():
+    stop = threading.Event()
+    run = score(tiny_model(vocab_size=6, length=40), torch.zeros(40, dtype=torch.int64), "backward", stop=stop)
+    nll = next(run)
+    stop.set()
+    assert list(run) == []
+    assert nll.isnan().nonzero().squeeze(1).tolist() == list(range(24))
+
+
+def test_a_beginning_and_an_end_make_the_canvas_that_generate_would_make(austen):
+    model, tokenizer = austen
+    canvas = make_canvas(model, tokenizer, ENDS, prefix="It was", suffix=" of spring.", length=20)
+    ids = model.generate(prefix="It was", suffix=" of spring.", length=20, tokenizer=tokenizer, generator=seeded(0))
+    given = canvas != model.config.mask_token_id
+    assert torch.equal(canvas[given], ids[0, given])
+    assert 10 < int((~given).sum()) < 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": "no blank"}, r"text='no blank' has no blank to fill: write \[MASK:12\]"),
+        ({"text": "[MASK:x]"}, r"a blank is written \[MASK\]"),
+        ({"text": "[MASK:129]"}, "the text with its blanks has 129 tokens; at most 128"),
+        ({"form": ENDS, "length": 129}, r"length=129 must lie in 1 \.\. 128"),
+        ({"form": ENDS, "length": 2, "prefix": "It was a very"}, "leave nothing to generate in length=2"),
+        ({"form": "verse"}, "form='verse' must be one of"),
+        ({"steps": -1}, "steps=-1 must be an integer of at least 1"),
+        ({"top_k": -1}, "top_k=-1 must be"),
+        ({"seed": -2}, r"seed=-2 must lie in 0 \.\. "),
+        ({"model": " "}, "model=' ' must be a folder or the name of a repository"),
+        ({"model": "/no/such"}, "model='/no/such' could not be loaded"),
+        ({"model": str(GOLDEN / "hub")}, "Pass the name of its tokenizer"),
+        ({"model": str(GOLDEN / "hub"), "tokenizer": AUSTEN}, "it is another model's"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        list(write(threading.Event(), **FIELDS | fields))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "text='' has no token"), ("a" * 999, "at most 128"), ("<|mask|>", "holds the mask token")],
+)
+def test_a_text_that_has_no_likelihood_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        list(judge(threading.Event(), model=AUSTEN, tokenizer="", text=text, order="forward"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_writes_with_the_page_as_it_opens(method):
+    page, line, heat = list(write(threading.Event(), **FIELDS | {"method": method}))[-1]
+    assert 'data-masks="0"' in page
+    assert re.fullmatch(r"6 of 6 tokens written · \d network evaluations? · .* nats per token · seed 0", line)
+    assert page.count("radd-written") == heat.count("radd-heat") == 6
+
+
+def test_an_empty_field_means_the_default_and_seed_minus_one_a_new_seed_each_time():
+    sampling = {"steps": None, "temperature": None, "top_p": None, "top_k": None, "refresh_interval": None}
+    lines = [list(write(threading.Event(), **FIELDS | sampling | {"seed": seed}))[-1][1] for seed in (-1, None)]
+    first, second = (int(line.split("seed ")[1]) for line in lines)
+    assert first != second
+
+
+def test_a_text_is_judged_with_its_figures():
+    text = "It is a truth universally acknowledged."
+    heat, line = list(judge(threading.Event(), model=AUSTEN, tokenizer="", text=text, order="forward"))[-1]
+    tokens, nats, perplexity, bits, total = (float(number) for number in re.findall(r"[\d.]+\d|\d", line))
+    assert heat.count("radd-heat") == tokens
+    assert nats == pytest.approx(total / tokens, abs=0.01)
+    assert perplexity == pytest.approx(math.exp(nats), rel=0.01)
+    assert bits == pytest.approx(total / len(text) / math.log(2), abs=0.01)
+
+
+def test_text_is_text_in_html_and_special_tokens_and_written_line_breaks_show(austen):
+    model, tokenizer = austen
+    mask, end = model.config.mask_token_id, model.config.eos_token_id
+    ids = torch.tensor([*tokenizer("<b> &")["input_ids"], end, *tokenizer("\n")["input_ids"], mask])
+    given = torch.zeros(len(ids), dtype=torch.bool)
+    fresh = ids == end
+    shown = render_canvas(ids, given, fresh, tokenizer, mask)
+    text = re.sub(r"</?(span|div)[^>]*>", "", shown)
+    assert text == "&lt;b&gt; &amp;&lt;|endoftext|&gt;\u21b5\n"
+    assert shown.count("radd-fresh") == shown.count("radd-mask") == 1
+    assert shown.count("radd-written") == len(ids) - 1
+
+
+def test_heat_runs_from_certain_to_a_blind_guess_and_spares_what_was_given(austen):
+    _, tokenizer = austen
+    ids = torch.tensor(tokenizer("one two three four")["input_ids"][:4])
+    shown = render_heat(ids, torch.tensor([0.0, 4.0, 12.0, math.nan]), tokenizer, uniform=8.0)
+    assert re.findall(r"--heat: ([\d.]+)", shown) == ["0.000", "0.500", "1.000"]
+    assert 'data-note="4.00 nats, probability 0.018"' in shown
+
+
+def test_without_gradio_the_page_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "radd_hf.app.web", raising=False)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "as it was")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'radd_hf\[demo\]'"):
+        importlib.import_module("radd_hf.app.web")
+
+
+def test_a_space_installs_what_the_package_asks_for():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    asked = setup["options"]["install_requires"].split() + setup["options.extras_require"]["demo"].split()
+    installed = (ROOT / "requirements.txt").read_text().split()
+    assert installed
+    assert set(installed) <= set(asked)

@@ -1,0 +1,139 @@
+"""The collator: the stock Trainer trains as the script does, documents and padding stay apart."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.data.collator import DiffusionCollator
+from radd_hf.losses import LOSS_TYPES
+from radd_hf.training import train
+from support.launches import TINY, metrics
+from support.toys import random_model
+
+CONFIG = RaddConfig(
+    vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=8, eos_token_id=0
+)
+
+
+def blocks(n: int = 8, length: int = 8) -> torch.Tensor:
+    return torch.randint(0, 11, (n, length), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_calls_are_the_steps_of_the_same_seed(loss_type):
+    collator, x0 = DiffusionCollator(CONFIG, loss_type, seed=3), blocks()
+    features = [{"input_ids": row} for row in x0]
+    for step in range(3):
+        called, asked = collator(features), DiffusionCollator(CONFIG, loss_type, seed=3).rows(x0, step, range(8), 8)
+        assert called.keys() == asked.keys() == {"input_ids", "labels", "loss_weights"}
+        assert all(torch.equal(called[name], asked[name]) for name in called)
+
+
+def test_each_process_has_its_rows_of_one_stratified_step(monkeypatch):
+    x0, parts = blocks(), []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(DiffusionCollator(CONFIG, seed=3)([{"input_ids": row} for row in x0[4 * rank : 4 * rank + 4]]))
+    whole = DiffusionCollator(CONFIG, seed=3).rows(x0, 0, range(8), 8)
+    assert all(torch.equal(torch.cat([part[name] for part in parts]), whole[name]) for name in whole)
+
+
+def test_workers_draw_from_streams_of_their_own():
+    collator = DiffusionCollator(CONFIG, seed=3)
+    dataset = [{"input_ids": row} for row in blocks(16)]
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=collator, num_workers=2)
+    epochs = [torch.cat([batch["loss_weights"] for batch in loader]) for _ in range(2)]
+    assert len(set(torch.cat(epochs).tolist())) == 32
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_separated_documents_are_scored_as_each_alone(attention):
+    model = random_model(vocab_size=12, max_position_embeddings=8, eos_token_id=0, attn_implementation=attention)
+    x0 = torch.tensor([[1, 2, 3, 0, 4, 5, 6, 7]])
+    inputs = DiffusionCollator(model.config, "k_DCE", seed=1, separate_documents=True).rows(x0, 0, range(1), 1)
+    with torch.no_grad():
+        packed = model(**inputs).token_nll
+        alone = [
+            model(inputs["input_ids"][:, part], labels=inputs["labels"][:, part]).token_nll
+            for part in (slice(0, 4), slice(4, 8))
+        ]
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-6)
+    assert (packed > 0).any()
+
+
+def test_short_rows_are_uniform_in_length_and_count_as_many_tokens():
+    collator, x0 = DiffusionCollator(CONFIG, "lambda_DCE", seed=1, random_length_fraction=1.0), blocks(4000)
+    inputs = collator.rows(x0, 0, range(4000), 4000)
+    lengths = inputs["attention_mask"].sum(dim=1)
+    assert collator.n_tokens(0, 8, 4000) == lengths.sum()
+    counts = torch.bincount(lengths, minlength=9)[1:]
+    assert ((counts - 500).abs() < 5 * (500 * 7 / 8) ** 0.5).all()
+    assert not (inputs["labels"] != -100)[inputs["attention_mask"] == 0].any()
+    part = collator.rows(x0[10:20], 0, range(10, 20), 4000)
+    assert torch.equal(part["attention_mask"], inputs["attention_mask"][10:20])
+    assert "attention_mask" not in DiffusionCollator(CONFIG, seed=1).rows(x0, 0, range(4000), 4000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_type": "elbo"}, "loss_type='elbo' must be one of"),
+        ({"random_length_fraction": 1.5}, r"random_length_fraction=1\.5 must lie in"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DiffusionCollator(CONFIG, **settings)
+
+
+def test_documents_without_an_end_and_blocks_of_several_lengths_are_refused():
+    with pytest.raises(ValueError, match="separate_documents needs"):
+        DiffusionCollator(RaddConfig(vocab_size=12), separate_documents=True)
+    with pytest.raises(ValueError, match=r"blocks of one length; got lengths \[3, 4\]"):
+        DiffusionCollator(CONFIG)([{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2, 3, 4]}])
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_the_stock_trainer_has_the_losses_of_the_script(tmp_path, tiny_text, loss_type):
+    """Same blocks, seed and AdamW: the loss of every step agrees, so draws, weights and clipping do."""
+    settings = TINY | {"dataset": str(tiny_text), "hidden_dropout": 0.0, "log_steps": 1, "loss_type": loss_type}
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    train.main([*flags, "--output_dir", str(tmp_path / "script")])
+    expected = [record["nats_per_token"] for record in metrics(tmp_path / "script") if "nats_per_token" in record]
+
+    model_args, data_args, args = train.parse_arguments(flags)
+    data = train.load_data(model_args, data_args, args, None, None)
+    torch.manual_seed(args.seed)
+    model = RaddForMaskedLM(train.make_config(model_args, data_args, args, None, data))
+    losses: list[float] = []
+
+    class Losses(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            losses.extend([logs["loss"]] if "loss" in logs else [])
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    InOrder(
+        model,
+        TrainingArguments(
+            str(tmp_path / "trainer"),
+            per_device_train_batch_size=8,
+            max_steps=8,
+            learning_rate=args.learning_rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=2,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=[block for step in range(8) for block in data.blocks.rows(step, range(8))],
+        data_collator=DiffusionCollator(model.config, loss_type, seed=args.seed),
+        callbacks=[Losses()],
+    ).train()
+    assert [loss / data_args.length for loss in losses] == pytest.approx(expected, rel=1e-3)

@@ -1,0 +1,162 @@
+"""The evaluation script: a figure with its error and protocol, and what was computed is not lost."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from radd_hf.evaluation import perplexity
+from radd_hf.evaluation.metric import DiffusionPerplexity
+from support.launches import QUIET, command
+from support.paths import GOLDEN, ROOT
+from support.texts import SENTENCES
+from support.toys import random_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tiny_tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    random_model(vocab_size=300, max_position_embeddings=16).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{number}. {SENTENCES}" for number in range(3)))
+    return path
+
+
+@pytest.fixture
+def evaluate(checkpoint, text, tmp_path):
+    def run(**settings) -> dict:
+        settings = {"model": checkpoint, "dataset": text, "output": tmp_path / "result.json", "passes": 4} | settings
+        flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+        perplexity.main(flags)
+        return json.loads((tmp_path / "result.json").read_text())
+
+    return run
+
+
+def figures(result: dict) -> dict:
+    """What does not depend on when and how it was computed."""
+    return {name: value for name, value in result.items() if name not in ("seconds", "processes", "versions")}
+
+
+def test_the_result_says_value_error_interval_and_protocol(evaluate, text, capsys):
+    result = evaluate()
+    assert result["n_bytes"] == len(text.read_bytes())
+    assert (result["protocol"], result["split"], result["end_of_text"]) == ("clean", "all", "after each document")
+    assert (result["estimator"], result["passes"], result["seed"], result["length"]) == ("k_stratified", 4, 0, 16)
+    assert set(result["versions"]) == {"radd_hf", "torch", "transformers", "datasets"}
+    assert re.fullmatch(r"\w{12}", result["ids"])
+    low, high = result["perplexity_interval"]
+    assert low < result["perplexity"] < high
+    printed = capsys.readouterr().out
+    for title, name, digits in (
+        ("nats per token", "nats_per_token", 4),
+        ("bits per byte", "bits_per_byte", 4),
+        ("perplexity", "perplexity", 2),
+    ):
+        assert re.search(rf"^{title} +{re.escape(f'{result[name]:.{digits}f}')} ", printed, flags=re.MULTILINE)
+
+
+def test_the_protocol_of_the_authors_averages_as_they_do(evaluate, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"line": f"{number}. {SENTENCES}"}) + "\n" for number in range(40)))
+    result = evaluate(dataset=rows, text_column="line", protocol="radd", split="train")
+    assert (result["protocol"], result["end_of_text"]) == ("radd", "after each row")
+    assert "bits_per_byte" not in result
+    assert "no figure per byte" in capsys.readouterr().out
+
+
+def test_an_error_that_was_asked_for_is_reached(evaluate):
+    first = evaluate(passes=16)
+    result = evaluate(passes=1000, target_se=first["standard_error"] / 2)
+    assert result["standard_error"] <= first["standard_error"] / 2
+    assert result["passes"] > 16
+
+
+def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(evaluate, tmp_path, monkeypatch):
+    whole = evaluate()
+    forward, calls = perplexity.RaddForMaskedLM.forward, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(perplexity.RaddForMaskedLM, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(batch_size=4)
+    (left,) = tmp_path.glob("result.json.rounds.*.jsonl")
+    left.write_text(left.read_text()[:-5])  # the last line was half-written
+    with pytest.raises(ValueError, match="has the rounds of an interrupted evaluation: pass --resume"):
+        evaluate()
+    with pytest.raises(ValueError, match=r"is of another evaluation; .*'seed': \(0, 1\)"):
+        evaluate(seed=1, resume=True)
+    resumed = evaluate(resume=True)
+    assert resumed["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=1e-6)
+    assert figures(resumed).keys() == figures(whole).keys()
+    assert not list(tmp_path.glob("result.json.rounds.*"))
+
+
+def test_two_processes_share_what_does_not_divide_and_get_the_figure_of_one(evaluate, checkpoint, text, tmp_path):
+    one = evaluate()
+    assert one["n_sequences"] % 2 == 1
+    arguments = ["--model", checkpoint, "--dataset", str(text), "--passes", "4", "--batch_size", "3"]
+    arguments += ["--output", str(tmp_path / "two.json")]
+    subprocess.run(command(2, str(ROOT / "eval_ppl.py"), *arguments), env=QUIET, check=True, capture_output=True)
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["processes"] == 2
+    for name, value in figures(one).items():
+        expected = pytest.approx(value, rel=1e-5) if isinstance(value, (float, list)) else value
+        assert two[name] == expected
+
+
+def test_the_authors_checkpoints_are_evaluated_as_they_are(evaluate, golden, checkpoint):
+    with pytest.raises(ValueError, match=r"(?s)tokenizer='.*hub' could not be loaded: .* Pass --tokenizer"):
+        evaluate(model=golden / "hub")
+    with pytest.raises(ValueError, match=r"has 300 tokens, more than the model's 97"):
+        evaluate(model=golden / "hub", tokenizer=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"estimator": "elbo"}, "estimator='elbo' must be one of"),
+        ({"protocol": "paper"}, "protocol='paper' must be one of"),
+        ({"passes": 3}, "passes=3 must be a positive multiple of 2"),
+        ({"dataset": "/no/such/text"}, "dataset='/no/such/text' could not be read"),
+        ({"dataset": "austen", "split": "dev"}, "split='dev' must be one of"),
+        ({"output": "/no/such/folder/result.json"}, "output='/no/such/folder/result.json' must lie in a folder"),
+        ({"model": GOLDEN / "run"}, r"model='.*golden/run' could not be loaded: .*radd_hf\.convert"),
+        ({"target_se": 1e-9, "passes": 16}, "target_se=1e-09 would take about"),
+        ({"length": 0}, "length=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(evaluate, settings, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(**settings)
+
+
+def test_to_resume_needs_a_place_where_it_was_left(checkpoint):
+    with pytest.raises(ValueError, match="resume=True needs output="):
+        perplexity.main(["--model", checkpoint, "--resume", "true"])
+
+
+def test_the_metric_is_one_of_the_evaluate_library():
+    model = random_model(vocab_size=12, max_position_embeddings=8)
+    sequences = [[1, 2, 3], [4, 5, 6, 7]]
+    metric = DiffusionPerplexity()
+    direct = metric.compute(predictions=sequences, model=model, passes=8)
+    metric.add_batch(predictions=sequences)
+    assert metric.compute(model=model, passes=8) == direct
+    assert metric.compute(predictions=[torch.tensor(ids) for ids in sequences], model=model, passes=8) == direct
+    assert direct["perplexity"] == pytest.approx(torch.tensor(direct["nats_per_token"]).exp().item())

@@ -1,0 +1,294 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""The exact laws of what `generate` samples, computed here without it, and the methods that they are the laws of.
+
+On networks of 3 positions and 3 real tokens every plan (which masked positions are revealed together, in which order)
+and every text is enumerated: a position's reveal step has the law q_i = r_i prod_{j<i} (1 - r_j), positions are
+independent in WHEN, and positions of one step are drawn independently given the canvas before the step. Samples are
+compared with that by chi-square.
+
+Shapes: R rows, L length, V vocabulary (mask last), m masked positions of a row, n steps of the grid.
+"""
+
+import functools
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from radd_hf.noise_radd import GeometricNoise, LogLinearNoise
+from support.toys import TableNetwork, seeded, tiny_model
+
+LENGTH = 3
+MASK = 3  # V = 4: tokens 0, 1, 2 and the mask
+FREE = (MASK,) * LENGTH
+GIVEN = -1  # of reveal_step
+
+ACCEPTED = 1e-4  # a right sampler has a p-value above this (seeds are fixed: no flicker)
+REFUSED = 1e-6  # a planted error has one below this
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The exact laws, slow and obvious, in Python floats
+# ---------------------------------------------------------------------------------------------------------
+
+
+def reveal_rates(noise: str, method: str, steps: int, clipped: bool = True) -> list[float]:
+    """r_1 .. r_n of arXiv:2406.03736 (v4), eq. (D.14) and (D.15), for eps = 1e-3 and sigma from 1e-4 to 20.
+
+    The last one is 1 if `clipped`.
+    """
+
+    def sigma(t):
+        return -math.log(1 - (1 - 1e-3) * t) if noise == "loglinear" else 1e-4 ** (1 - t) * 20.0**t
+
+    def dsigma(t):
+        return (1 - 1e-3) / (1 - (1 - 1e-3) * t) if noise == "loglinear" else sigma(t) * math.log(20.0 / 1e-4)
+
+    dt = (1 - 1e-5) / steps
+    rates = []
+    for i in range(steps):
+        t = 1 - i * dt
+        if method == "tweedie":
+            rates.append((math.exp(-sigma(t - dt)) - math.exp(-sigma(t))) / (1 - math.exp(-sigma(t))))
+        else:
+            rates.append(dt * dsigma(t) * math.exp(-sigma(t)) / (1 - math.exp(-sigma(t))))
+    return [min(1.0, rate) for rate in rates[:-1]] + [1.0] if clipped else rates
+
+
+def reveal_step_law(rates: list[float]) -> list[float]:
+    """q_i = r_i prod_{j<i} (1 - r_j)."""
+    law, still_masked = [], 1.0
+    for rate in rates:
+        law.append(rate * still_masked)
+        still_masked *= 1 - rate
+    return law
+
+
+def renumbered(steps: tuple[int, ...]) -> tuple[int, ...]:
+    """The same plan with its non-empty steps numbered 0, 1, ..."""
+    kept = sorted(set(steps))
+    return tuple(kept.index(step) for step in steps)
+
+
+@functools.cache
+def grid_plans(noise: str, method: str, steps: int, masked: int, renumber: bool) -> dict[tuple[int, ...], float]:
+    """P(plan) of `masked` positions, each with its own reveal step."""
+    law = reveal_step_law(reveal_rates(noise, method, steps))
+    plans: Counter = Counter()
+    for plan in itertools.product(range(steps), repeat=masked):
+        plans[renumbered(plan) if renumber else plan] += math.prod(law[step] for step in plan)
+    return plans
+
+
+def ordered_plans(order, masked: list[int], steps: int | None) -> dict[tuple[int, ...], float]:
+    """P(plan) when masked positions are revealed in an order, one by one or in balanced groups."""
+    m = len(masked)
+    if order == "random":
+        orders = list(itertools.permutations(masked))
+    elif order == "forward":
+        orders = [tuple(masked)]
+    elif order == "backward":
+        orders = [tuple(reversed(masked))]
+    else:
+        orders = [tuple(position for position in order if position in masked)]
+    plans: Counter = Counter()
+    for sequence in orders:
+        event = {position: rank * steps // m if steps and steps < m else rank for rank, position in enumerate(sequence)}
+        plans[tuple(event[position] for position in masked)] += 1 / len(orders)
+    return plans
+
+
+def token_law(logits: list[float], temperature=1.0, top_k=0, top_p=1.0) -> list[float]:
+    """P(token) of one position: softmax(logits / temperature), then the k likeliest, then the likeliest up to p."""
+
+    def normalised(weights):
+        return [weight / sum(weights) for weight in weights]
+
+    law = normalised([0.0 if token == MASK else math.exp(x / temperature) for token, x in enumerate(logits)])
+    if top_k:
+        law = normalised([p if sum(other > p for other in law) < top_k else 0.0 for p in law])
+    return normalised([p if sum(other for other in law if other > p) < top_p else 0.0 for p in law])
+
+
+def joint_law(logits_of, canvas: tuple[int, ...], plans: dict, **warp) -> dict[tuple[int, ...], float]:
+    """P(plan, text): keys are the plan of the masked positions followed by the L tokens."""
+    masked = [position for position, token in enumerate(canvas) if token == MASK]
+    joint: Counter = Counter()
+    for plan, weight in plans.items():
+        canvases = {canvas: weight}
+        for step in sorted(set(plan)):
+            after: Counter = Counter()
+            positions = [position for position, when in zip(masked, plan, strict=True) if when == step]
+            for before, p in canvases.items():
+                laws = [token_law(logits_of(before)[position], **warp) for position in positions]
+                for tokens in itertools.product(range(MASK), repeat=len(positions)):
+                    text = list(before)
+                    for position, token in zip(positions, tokens, strict=True):
+                        text[position] = token
+                    after[tuple(text)] += p * math.prod(law[token] for law, token in zip(laws, tokens, strict=True))
+            canvases = after
+        for text, p in canvases.items():
+            joint[plan + text] += p
+    assert abs(sum(joint.values()) - 1) < 1e-9
+    return joint
+
+
+def marginal(joint: dict[tuple[int, ...], float], last: int) -> dict[tuple[int, ...], float]:
+    law: Counter = Counter()
+    for key, p in joint.items():
+        law[key[-last:]] += p
+    return law
+
+
+@functools.cache
+def logits_by_canvas(network):
+    """canvas -> logits (L, V) as lists, from one look at all V^L canvases at every position."""
+    canvases = list(itertools.product(range(MASK + 1), repeat=LENGTH))
+    with torch.no_grad():
+        ids = torch.tensor(canvases)
+        logits = network.logits(ids) if isinstance(network, TableNetwork) else network(ids).logits  # (V^L, L, V)
+    return dict(zip(canvases, logits.tolist(), strict=True)).__getitem__
+
+
+def goodness_of_fit(samples: Tensor, law: dict[tuple[int, ...], float]) -> float:
+    """Chi-square p-value of samples (R, K) under `law`; 0 if one of them is impossible."""
+    place = 64 ** torch.arange(samples.shape[1])  # (K,)
+    code, count = (samples * place).sum(dim=1).unique(return_counts=True)
+    counts = dict(zip(code.tolist(), count.tolist(), strict=True))
+    cells, rest = [], [0, 0.0]  # (observed, expected), cells expected less than 5 times in one
+    for key, p in law.items():
+        observed = counts.pop(sum(k * 64**i for i, k in enumerate(key)), 0)
+        if p == 0 and observed:
+            return 0.0
+        if p * len(samples) >= 5:
+            cells.append([observed, p * len(samples)])
+        else:
+            rest = [rest[0] + observed, rest[1] + p * len(samples)]
+    if counts:
+        return 0.0
+    cells.sort(key=lambda cell: cell[1])
+    if rest[1] >= 5 or not cells:
+        cells.append(rest)
+    else:
+        cells[0] = [cells[0][0] + rest[0], cells[0][1] + rest[1]]
+    if len(cells) == 1:
+        return 1.0
+    observed, expected = zip(*cells, strict=True)
+    scale = len(samples) / sum(expected)  # 1 but for rounding
+    return float(stats.chisquare(observed, [e * scale for e in expected]).pvalue)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Every method, every way to condition, every warp
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """Arguments of `generate`, and the same in the words of the enumeration."""
+
+    name: str
+    arguments: dict = field(hash=False)
+    noise: str = "loglinear"
+
+    def plans(self, canvas: tuple[int, ...], renumber: bool = True) -> dict[tuple[int, ...], float]:
+        masked = [position for position, token in enumerate(canvas) if token == MASK]
+        method, steps = self.arguments["method"], self.arguments.get("steps")
+        if method in ("tweedie", "euler"):
+            return grid_plans(self.noise, method, steps, len(masked), renumber)
+        # Hitting times are independent and identically distributed: their order is a uniform permutation.
+        order = "random" if method == "first_hitting" else self.arguments["order"]
+        return ordered_plans(order, masked, steps)
+
+
+PERMUTATION = [2, 0, 1]
+GRID_METHODS = [
+    Method(f"{method}-{noise}-{steps}", {"method": method, "steps": steps}, noise)
+    for method, noise, steps in itertools.product(("tweedie", "euler"), ("loglinear", "geometric"), (1, 2, 3, 50))
+]
+SEQUENCE_METHODS = [Method("first_hitting", {"method": "first_hitting"})] + [
+    Method(
+        f"ordered-{order}-{steps}".replace("[2, 0, 1]", "ids"), {"method": "ordered", "order": order, "steps": steps}
+    )
+    for order, steps in [
+        *itertools.product(("forward", "backward", "random", PERMUTATION), (None, 2)),
+        ("backward", 1),
+        ("random", 7),
+    ]
+]
+METHODS = GRID_METHODS + SEQUENCE_METHODS
+FEW_STEPS = [method for method in METHODS if (method.arguments.get("steps") or 1) < 50]
+BY_NAME = {method.name: method for method in METHODS}
+
+# name -> (arguments of generate, the canvas they mean)
+CONDITIONS = {
+    "prefix": ({"prefix": [2], "length": LENGTH}, (2, MASK, MASK)),
+    "suffix": ({"suffix": [0], "length": LENGTH}, (MASK, MASK, 0)),
+    "prefix+suffix": ({"prefix": [1], "suffix": [2], "length": LENGTH}, (1, MASK, 2)),
+    "canvas": ({"input_ids": [MASK, 1, MASK]}, (MASK, 1, MASK)),
+}
+WARPS = {
+    "top_k": {"top_k": 2},
+    "top_k 1": {"top_k": 1},
+    "temperature": {"temperature": 0.6},
+    "hot": {"temperature": 2.5},
+    "top_p": {"top_p": 0.7},
+    "all": {"temperature": 1.5, "top_k": 2, "top_p": 0.8},
+}
+
+each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+each_grid_method = pytest.mark.parametrize("method", GRID_METHODS, ids=lambda method: method.name)
+each_warp = pytest.mark.parametrize("warp", WARPS.values(), ids=WARPS)
+each_condition = pytest.mark.parametrize(("arguments", "canvas"), CONDITIONS.values(), ids=CONDITIONS)
+
+
+@functools.cache
+def table_network(noise: str = "loglinear") -> TableNetwork:
+    return TableNetwork(4, LENGTH, noise)
+
+
+@functools.cache
+def real_network(noise: str = "loglinear"):
+    return tiny_model(4, LENGTH, noise)
+
+
+def p_value(network, method: Method, canvas=FREE, sampled: dict | None = None, samples=20_000, seed=1, **warp) -> float:
+    """Of samples from `generate` under the exact law of `method`; `sampled` replaces arguments in generate alone."""
+    arguments = {"length": LENGTH} | method.arguments | warp | (sampled or {})
+    if "input_ids" not in arguments and "prefix" not in arguments and "suffix" not in arguments:
+        arguments["input_ids"] = list(canvas)
+    text = network.generate(**arguments, num_return_sequences=samples, generator=seeded(seed))  # (R, L)
+    joint = joint_law(logits_by_canvas(network), canvas, method.plans(canvas), **warp)
+    return goodness_of_fit(text, marginal(joint, LENGTH))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Longer texts, which are not enumerated
+# ---------------------------------------------------------------------------------------------------------
+
+NOISES = {"loglinear": LogLinearNoise(eps=1e-3), "geometric": GeometricNoise(sigma_min=1e-4, sigma_max=20.0)}
+
+
+@functools.cache
+def longer_model(noise: str = "loglinear"):
+    return tiny_model(12, 9, noise, seed=1)
+
+
+LONGER_METHODS = [
+    *(
+        Method(f"{kind}-{noise}-{steps}", {"method": kind, "steps": steps}, noise)
+        for kind, noise, steps in itertools.product(("tweedie", "euler"), NOISES, (1, 4, 30))
+    ),
+    Method("first_hitting", {"method": "first_hitting"}),
+    *(
+        Method(f"ordered-{order}-{steps}", {"method": "ordered", "order": order, "steps": steps})
+        for order, steps in itertools.product(("forward", "backward", "random"), (None, 3))
+    ),
+    Method("ordered-ids", {"method": "ordered", "order": [4, 0, 8, 2, 6, 1, 7, 3, 5]}),
+]
+each_longer_method = pytest.mark.parametrize("method", LONGER_METHODS, ids=lambda method: method.name)

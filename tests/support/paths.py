@@ -1,0 +1,20 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Where things lie, and what they are called there."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
+# The code in a checkpoint's folder, and what its config.json says of it.
+SHIPPED = ("configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py", "pipeline_radd.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_radd.RaddConfig",
+    "AutoModel": "modeling_radd.RaddForMaskedLM",
+    "AutoModelForMaskedLM": "modeling_radd.RaddForMaskedLM",
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,37 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""What torch did while it was watched."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Watch(TorchDispatchMode):
+    """Every operation, of a backward pass too, and the most elements of a tensor that one of them returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.names.append(str(operation.overloadpacket))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor):
+                # What an expanded view shows is not there: count what its memory holds (oneDNN's does not show it).
+                held = each.numel() if each.is_mkldnn else each.untyped_storage().nbytes() // each.element_size()
+                self.largest = max(self.largest, held)
+        return result
+
+
+class Communications(TorchDispatchMode):
+    """How often processes meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.number += operation.namespace == "c10d"
+        return operation(*args, **(kwargs or {}))

@@ -1,0 +1,616 @@
+"""The interface of generate(): what each argument does, which source of a setting wins, and what is refused."""
+
+import time
+
+import pytest
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, TextDiffusionStreamer, TextStreamer
+from transformers.generation import MinPLogitsWarper
+
+from radd_hf import RaddConfig, RaddForMaskedLM, RaddGenerateOutput, RaddGenerationConfig
+from support.toys import random_model, seeded
+
+V, M, L = 300, 299, 12
+
+
+@pytest.fixture
+def model():
+    return random_model(vocab_size=V, max_position_embeddings=L)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Canvases
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", [[1, 2], torch.tensor([1, 2]), torch.tensor([[1, 2]]), [[1, 2]], (1, 2)])
+def test_a_prefix_may_be_a_list_a_tuple_a_row_or_a_batch(model, prefix):
+    ids = model.generate(prefix=prefix, generator=seeded())
+    assert ids.shape == (1, L)
+    assert ids[0, :2].tolist() == [1, 2]
+
+
+def test_texts_of_different_lengths_make_one_batch(model, tiny_tokenizer):
+    prefix, suffix = ["a wife", "a single man in want"], "."
+    ids = model.generate(prefix=prefix, suffix=suffix, length=30, tokenizer=tiny_tokenizer, generator=seeded())
+    for row, text in zip(ids, prefix, strict=True):
+        decoded = tiny_tokenizer.decode(row)
+        assert decoded.startswith(text)
+        assert decoded.endswith(suffix)
+
+
+def test_the_suffix_ends_at_the_length(model):
+    ids = model.generate(prefix=[[1], [2, 3]], suffix=[7, 8], length=9, generator=seeded())
+    assert ids.shape == (2, 9)
+    assert ids[:, -2:].tolist() == [[7, 8], [7, 8]]
+    assert ids[1, :2].tolist() == [2, 3]
+
+
+def test_any_masked_canvas_is_filled_and_the_callers_tensor_left_alone(model):
+    canvas = torch.tensor([[5, M, 6, M, M, 7], [M, 1, 2, 3, 4, 5]])
+    before = canvas.clone()
+    ids = model.generate(canvas, generator=seeded())
+    assert torch.equal(canvas, before)
+    assert torch.equal(ids[canvas != M], canvas[canvas != M])
+    assert (ids != M).all()
+
+
+def test_a_canvas_without_masks_is_returned_without_an_evaluation(model):
+    output = model.generate([1, 2, 3], return_dict_in_generate=True, output_history=True)
+    assert output.sequences.tolist() == [[1, 2, 3]]
+    assert output.num_function_evaluations.tolist() == [0]
+    assert len(output.history) == 1
+
+
+def test_padding_is_neither_filled_nor_seen(model):
+    alone = model.generate([3, M, 4, M], temperature=0, generator=seeded())
+    padded = model.generate(
+        torch.tensor([[3, M, 4, M, 9, 9]]),
+        attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0]]),
+        temperature=0,
+        generator=seeded(),
+    )
+    assert padded[0, 4:].tolist() == [9, 9]
+    assert torch.equal(padded[:, :4], alone)
+
+
+def test_one_row_may_come_with_one_row_of_attention_mask(model):
+    assert model.generate([3, M, 9], attention_mask=[1, 1, 0], generator=seeded())[0, 2] == 9
+
+
+def test_num_return_sequences_are_different_samples_of_each_canvas_in_order(model):
+    ids = model.generate(prefix=[[1], [2]], num_return_sequences=3, generator=seeded())
+    assert ids[:, 0].tolist() == [1, 1, 1, 2, 2, 2]
+    assert len({tuple(row) for row in ids.tolist()}) == 6
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Methods, draws and output
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_model_generates_without_dropout_and_goes_on_training():
+    model = random_model(vocab_size=V, max_position_embeddings=L, hidden_dropout=0.5).train()
+    first, second = (model.generate(temperature=0, generator=seeded()) for _ in range(2))
+    assert torch.equal(first, second)
+    assert model.training
+
+
+def test_the_same_generator_gives_the_same_text_and_another_another(model):
+    same = [model.generate(generator=seeded(3)) for _ in range(2)]
+    assert torch.equal(*same)
+    assert not torch.equal(same[0], model.generate(generator=seeded(4)))
+
+
+def test_without_a_generator_torchs_own_decides(model):
+    torch.manual_seed(5)
+    first = model.generate()
+    torch.manual_seed(5)
+    assert torch.equal(first, model.generate())
+
+
+@pytest.mark.parametrize("name", ["order", "steps"])
+def test_ordered_reveals_in_the_order_given(model, name):
+    order = torch.randperm(L, generator=seeded())
+    steps = {"steps": 5} if name == "steps" else {}
+    output = model.generate(method="ordered", order=order, return_dict_in_generate=True, generator=seeded(), **steps)
+    along = output.reveal_step[0, order].tolist()
+    assert along == sorted(along)
+    assert output.num_function_evaluations.item() == len(set(along)) == steps.get("steps", L)
+
+
+def test_orders_may_differ_by_row_and_random_orders_do(model):
+    orders = torch.stack([torch.arange(L), torch.arange(L).flip(0)])
+    output = model.generate(
+        prefix=[[], []], method="ordered", order=orders, return_dict_in_generate=True, generator=seeded()
+    )
+    assert output.reveal_step.tolist() == orders.tolist()
+    random = model.generate(
+        method="ordered", order="random", num_return_sequences=4, return_dict_in_generate=True, generator=seeded()
+    ).reveal_step
+    assert len({tuple(row) for row in random.tolist()}) == 4
+
+
+def test_more_steps_than_masks_are_the_same_as_none(model):
+    few, many = (model.generate(method="ordered", steps=steps, generator=seeded()) for steps in (None, 1000))
+    assert torch.equal(few, many)
+
+
+def test_history_shows_each_event_and_agrees_with_the_reveal_steps(model):
+    output = model.generate(prefix=[1], output_history=True, return_dict_in_generate=True, generator=seeded())
+    assert len(output.history) == output.num_function_evaluations.item() + 1
+    assert torch.equal(output.history[-1], output.sequences)
+    step_of_event = sorted(set(output.reveal_step[output.reveal_step >= 0].tolist()))
+    for step, before, after in zip(step_of_event, output.history, output.history[1:], strict=False):
+        assert torch.equal(before != after, output.reveal_step == step)
+    assert output.reveal_step[0, 0] == -1
+
+
+def test_token_logprobs_are_those_of_the_network_before_warping(model):
+    output = model.generate(steps=1, temperature=0.3, top_k=5, return_dict_in_generate=True, generator=seeded())
+    logits = model(torch.full((1, L), M)).logits
+    expected = logits.log_softmax(-1).gather(-1, output.sequences[..., None]).squeeze(-1)
+    torch.testing.assert_close(output.token_logprobs, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_logits_processor_sees_a_canvas_and_scores_for_every_revealed_position(model):
+    seen = []
+
+    def forbid_low_ids(canvases, scores):
+        seen.append((canvases.shape, scores.shape))
+        scores = scores.clone()
+        scores[:, :250] = -torch.inf
+        return scores
+
+    output = model.generate(
+        steps=3, logits_processor=[forbid_low_ids], return_dict_in_generate=True, generator=seeded()
+    )
+    assert (output.sequences >= 250).all()
+    assert sum(canvas[0] for canvas, _ in seen) == L
+    assert all(canvas[1] == L and scores[1] == V and canvas[0] == scores[0] for canvas, scores in seen)
+
+
+def test_any_logits_processor_list_of_transformers_works(model):
+    processors = LogitsProcessorList([MinPLogitsWarper(min_p=0.999999)])  # leaves the likeliest token alone
+    ids = model.generate(method="ordered", logits_processor=processors, generator=seeded())
+    assert torch.equal(ids, model.generate(method="ordered", temperature=0, generator=seeded()))
+
+
+def test_one_generator_may_serve_each_row(model):
+    alone = model.generate(generator=seeded(8))
+    together = model.generate(num_return_sequences=3, generator=[seeded(7), seeded(8), seeded(9)])
+    assert torch.equal(together[1:2], alone)
+
+
+@pytest.mark.parametrize("method", ["tweedie", "euler", "first_hitting", "ordered"])
+def test_chunked_logits_draw_the_same_tokens(model, method, monkeypatch):
+    whole = model.generate(method=method, num_return_sequences=3, generator=seeded())
+    monkeypatch.setattr("radd_hf.generation_radd.MAX_DRAW_ELEMENTS", 2 * V)
+    assert torch.equal(whole, model.generate(method=method, num_return_sequences=3, generator=seeded()))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ending early
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_stop_on_eos_freezes_a_row_and_pads_what_was_generated_after_it(model):
+    plain = model.generate(
+        method="ordered", prefix=[[1], [2]], suffix=[7], generator=seeded(), return_dict_in_generate=True
+    )
+    eos = plain.sequences[0, 4].item()  # the fourth token generated in the first row
+    model.generation_config = RaddGenerationConfig(eos_token_id=eos, pad_token_id=0)
+    stopped = model.generate(
+        method="ordered",
+        prefix=[[1], [2]],
+        suffix=[7],
+        stop_on_eos=True,
+        generator=seeded(),
+        return_dict_in_generate=True,
+    )
+    first = plain.sequences[0].tolist().index(eos, 1)
+    assert stopped.sequences[0].tolist() == plain.sequences[0, : first + 1].tolist() + [0] * (L - first - 2) + [7]
+    assert stopped.num_function_evaluations[0] == first
+    assert (stopped.reveal_step[0, first + 1 :] == -1).all()
+    assert (stopped.token_logprobs[0, first + 1 :] == 0).all()
+    if eos not in plain.sequences[1, 1:-1]:
+        assert torch.equal(stopped.sequences[1], plain.sequences[1])
+
+
+def test_an_eos_behind_a_mask_does_not_stop_a_row(model):
+    plain = model.generate(method="ordered", order="backward", generator=seeded(), return_dict_in_generate=True)
+    eos = plain.sequences[0, -1].item()  # generated first; final only when all before it is
+    model.generation_config = RaddGenerationConfig(eos_token_id=eos)
+    stopped = model.generate(
+        method="ordered", order="backward", stop_on_eos=True, generator=seeded(), return_dict_in_generate=True
+    )
+    assert stopped.num_function_evaluations == plain.num_function_evaluations
+    first = plain.sequences[0].tolist().index(eos)
+    assert stopped.sequences[0].tolist() == plain.sequences[0, :first].tolist() + [eos] * (L - first)
+
+
+def test_a_given_eos_does_not_stop_a_row(model):
+    model.generation_config = RaddGenerationConfig(eos_token_id=1, pad_token_id=0)
+    settings = {
+        "prefix": [1],
+        "generator": seeded(),
+        "logits_processor": [lambda _, s: s.index_fill(1, torch.tensor(1), -torch.inf)],
+    }
+    output = model.generate(stop_on_eos=True, return_dict_in_generate=True, **settings)
+    assert (output.reveal_step >= 0).sum() == L - 1
+
+
+def test_after_max_time_all_masks_are_filled_in_one_last_event(model):
+    def slow(canvases, scores):
+        time.sleep(0.05)
+        return scores
+
+    output = model.generate(
+        prefix=[[1], [2, 3]],
+        method="ordered",
+        max_time=0.12,
+        logits_processor=[slow],
+        return_dict_in_generate=True,
+        output_history=True,
+        generator=seeded(),
+    )
+    assert (output.sequences != M).all()
+    evaluations = output.num_function_evaluations
+    assert (evaluations < 8).all()
+    last = output.reveal_step.amax(dim=1)
+    assert ((output.reveal_step == last[:, None]).sum(dim=1) > 1).all()
+    assert torch.equal(last + 1, evaluations)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Streamers
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_diffusion_streamer_shows_each_event_and_then_the_text(model, tiny_tokenizer, capsys):
+    output = model.generate(
+        streamer=TextDiffusionStreamer(tiny_tokenizer), return_dict_in_generate=True, generator=seeded()
+    )
+    printed = capsys.readouterr().out
+    assert printed.count("\033[33m") == output.num_function_evaluations.item()
+    assert tiny_tokenizer.decode(output.sequences[0]).strip() in printed
+
+
+def test_a_plain_text_streamer_prints_the_text(model, tiny_tokenizer, capsys):
+    ids = model.generate(streamer=TextStreamer(tiny_tokenizer), generator=seeded())
+    assert capsys.readouterr().out.strip() == tiny_tokenizer.decode(ids[0]).strip()
+
+
+def test_a_streamer_may_keep_and_change_what_it_is_given(model):
+    class Keeper:
+        def __init__(self):
+            self.drafts = []
+
+        def put_draft(self, value):
+            self.drafts.append(value.clone())
+            value.fill_(0)
+
+        def put(self, value):
+            self.final = value
+
+        def end(self):
+            pass
+
+    keeper = Keeper()
+    ids = model.generate(steps=4, streamer=keeper, generator=seeded())
+    assert torch.equal(keeper.final, ids)
+    assert len({tuple(draft[0].tolist()) for draft in keeper.drafts}) == len(keeper.drafts)
+
+
+def test_any_object_with_put_and_end_may_follow_a_batch(model):
+    class Recorder:
+        def __init__(self):
+            self.calls = []
+
+        def put_draft(self, value):
+            self.calls.append(("draft", value.shape))
+
+        def put(self, value):
+            self.calls.append(("put", value.shape))
+
+        def end(self):
+            self.calls.append(("end", None))
+
+    recorder = Recorder()
+    model.generate(num_return_sequences=2, steps=1, streamer=recorder, generator=seeded())
+    assert recorder.calls == [("draft", (2, L)), ("put", (2, L)), ("end", None)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Settings
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keyword", "argument", "of_the_model", "evaluations"),
+    [(1, 2, 3, 1), (None, 2, 3, 2), (None, None, 3, 3), (None, None, None, L)],
+)
+def test_keyword_then_argument_then_model_then_default(model, keyword, argument, of_the_model, evaluations):
+    model.generation_config = RaddGenerationConfig(steps=of_the_model, method="ordered")
+    output = model.generate(
+        steps=keyword,
+        generation_config=None if argument is None else RaddGenerationConfig(steps=argument),
+        return_dict_in_generate=True,
+        generator=seeded(),
+    )
+    assert output.num_function_evaluations.item() == evaluations
+
+
+def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path):
+    settings = {
+        "length": 7,
+        "steps": 3,
+        "method": "euler",
+        "order": [0, 1],
+        "temperature": 0.5,
+        "top_k": 4,
+        "top_p": 0.9,
+        "use_cache": False,
+        "refresh_interval": 3,
+        "refresh_window": 1,
+        "stop_on_eos": True,
+        "max_time": 1.5,
+        "num_return_sequences": 2,
+        "output_history": True,
+        "return_dict_in_generate": True,
+    }
+    assert set(settings) == set(RaddGenerationConfig.DEFAULTS)
+    model.generation_config = RaddGenerationConfig(**settings, eos_token_id=3, pad_token_id=4)
+    model.save_pretrained(tmp_path)
+    loaded = RaddForMaskedLM.from_pretrained(tmp_path).generation_config
+    assert {name: getattr(loaded, name) for name in settings} == settings
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (3, 4)
+
+
+def test_saved_settings_a_method_has_no_use_for_are_passed_over(model):
+    model.generation_config = RaddGenerationConfig(steps=3, use_cache=False, order="backward")
+    output = model.generate(method="first_hitting", return_dict_in_generate=True, generator=seeded())
+    assert isinstance(output, RaddGenerateOutput)
+    assert output.num_function_evaluations.item() == L
+
+
+def test_a_dictionary_may_stand_for_a_generation_config(model):
+    ids = model.generate(generation_config={"length": 5}, generator=seeded())
+    assert ids.shape == (1, 5)
+
+
+def test_a_damaged_generation_config_is_not_passed_over(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{broken")
+    with pytest.raises(OSError, match=r"generation_config\.json"):
+        RaddForMaskedLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_network_that_is_not_finite_is_reported(model, temperature):
+    with torch.no_grad():
+        model.lm_head.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the network left a position where no token has a finite score"):
+        model.generate(temperature=temperature, generator=seeded())
+
+
+def test_length_defaults_to_the_model_and_may_be_set(model):
+    assert model.generate(generator=seeded()).shape == (1, L)
+    assert model.generate(length=5, generator=seeded()).shape == (1, 5)
+    assert model.generate([M, M], length=2, generator=seeded()).shape == (1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Bad input: refused by name, before any evaluation
+# ---------------------------------------------------------------------------------------------------------
+
+CANVAS = torch.tensor([[1, M, M, 2]])
+BAD = {
+    # canvas
+    "prefix and suffix fill the length": (
+        {"prefix": [1] * 7, "suffix": [2] * 5},
+        r"prefix \(7 tokens\) \+ suffix \(5 tokens\) leave nothing",
+    ),
+    "prefix fills the length": ({"prefix": [1] * L}, r"prefix \(12 tokens\) .* length=12; pass length > 12"),
+    "one row of a batch is too long": ({"prefix": [[1], [1] * 20]}, r"prefix \(20 tokens\)"),
+    "input_ids with prefix": ({"input_ids": CANVAS, "prefix": [1]}, "input_ids is the whole canvas"),
+    "input_ids with suffix": ({"input_ids": CANVAS, "suffix": [1]}, "input_ids is the whole canvas"),
+    "input_ids with another length": ({"input_ids": CANVAS, "length": 9}, "length=9, but input_ids"),
+    "ragged input_ids": ({"input_ids": [[1, M], [M]]}, r"input_ids has rows of lengths \[1, 2\]"),
+    "empty input_ids": ({"input_ids": []}, "input_ids has rows of lengths"),
+    "float input_ids": ({"input_ids": torch.rand(1, 4)}, r"input_ids has shape \(1, 4\) and dtype torch.float32"),
+    "boolean input_ids": ({"input_ids": torch.ones(4, dtype=torch.bool)}, "input_ids has shape"),
+    "three-dimensional input_ids": ({"input_ids": torch.zeros(1, 1, 4, dtype=torch.long)}, "input_ids has shape"),
+    "scalar input_ids": ({"input_ids": torch.tensor(3)}, "input_ids has shape"),
+    "an id beyond the vocabulary": (
+        {"input_ids": [1, V]},
+        r"input_ids holds the id 300; the vocabulary has ids 0 .. 299",
+    ),
+    "a negative id": ({"prefix": [-1]}, "prefix holds the id -1"),
+    "an id beyond the vocabulary in the suffix": ({"suffix": [5000]}, "suffix holds the id 5000"),
+    "prefix and suffix of different batches": (
+        {"prefix": [[1], [2]], "suffix": [[1], [2], [3]]},
+        "prefix has 2 rows and suffix 3",
+    ),
+    "text without tokenizer": ({"prefix": "It was"}, "prefix='It was' is text: pass tokenizer="),
+    "texts without tokenizer": ({"suffix": ["a", "b"]}, "suffix=.* is text"),
+    "attention_mask without input_ids": (
+        {"attention_mask": torch.ones(1, L)},
+        "attention_mask describes padding of input_ids",
+    ),
+    "attention_mask of another shape": (
+        {"input_ids": CANVAS, "attention_mask": torch.ones(1, 3)},
+        r"attention_mask has shape \(1, 3\)",
+    ),
+    "attention_mask hides a mask": (
+        {"input_ids": CANVAS, "attention_mask": torch.tensor([[1, 1, 0, 1]])},
+        "attention_mask is 0 at a mask",
+    ),
+    # numbers
+    "length zero": ({"length": 0}, "length=0 must be an integer of at least 1"),
+    "length negative": ({"length": -3}, "length=-3"),
+    "length fractional": ({"length": 7.5}, "length=7.5"),
+    "length a string": ({"length": "7"}, "length='7'"),
+    "length boolean": ({"length": True}, "length=True"),
+    "steps zero": ({"steps": 0}, "steps=0 must be an integer of at least 1"),
+    "steps negative": ({"steps": -1}, "steps=-1"),
+    "steps fractional": ({"steps": 2.5}, "steps=2.5"),
+    "steps of first_hitting": ({"steps": 4, "method": "first_hitting"}, "steps=4: method='first_hitting'"),
+    "num_return_sequences zero": ({"num_return_sequences": 0}, "num_return_sequences=0"),
+    "num_return_sequences fractional": ({"num_return_sequences": 1.5}, "num_return_sequences=1.5"),
+    "temperature negative": ({"temperature": -0.1}, "temperature=-0.1 must be a number >= 1e-6, or 0"),
+    "temperature not a number": ({"temperature": float("nan")}, "temperature=nan"),
+    "temperature infinite": ({"temperature": float("inf")}, "temperature=inf"),
+    "temperature a string": ({"temperature": "hot"}, "temperature='hot'"),
+    "temperature boolean": ({"temperature": True}, "temperature=True"),
+    "top_k negative": ({"top_k": -1}, "top_k=-1 must be an integer >= 0"),
+    "top_k fractional": ({"top_k": 0.9}, "top_k=0.9"),
+    "top_k a string": ({"top_k": "5"}, "top_k='5'"),
+    "top_p zero": ({"top_p": 0}, r"top_p=0 must lie in \(0, 1\]"),
+    "top_p above one": ({"top_p": 1.5}, "top_p=1.5"),
+    "top_p negative": ({"top_p": -0.5}, "top_p=-0.5"),
+    "top_p not a number": ({"top_p": float("nan")}, "top_p=nan"),
+    "top_p a string": ({"top_p": "0.9"}, "top_p='0.9'"),
+    "max_time zero": ({"max_time": 0}, "max_time=0 must be a positive number of seconds"),
+    "max_time negative": ({"max_time": -1.0}, "max_time=-1.0"),
+    "max_time not a number": ({"max_time": float("nan")}, "max_time=nan"),
+    "max_time a string": ({"max_time": "1s"}, "max_time='1s'"),
+    # names and switches
+    "unknown method": ({"method": "ddim"}, "method='ddim' must be one of"),
+    "method in capitals": ({"method": "Tweedie"}, "method='Tweedie' must be one of"),
+    "method a number": ({"method": 3}, "method=3"),
+    "use_cache a word": ({"use_cache": "no"}, "use_cache='no' must be True or False"),
+    "stop_on_eos a word": ({"stop_on_eos": "yes"}, "stop_on_eos='yes' must be True or False"),
+    "output_history a number": ({"output_history": 2}, "output_history=2 must be True or False"),
+    "return_dict_in_generate a word": ({"return_dict_in_generate": "dict"}, "return_dict_in_generate='dict'"),
+    "use_cache=False without a grid": (
+        {"use_cache": False, "method": "ordered"},
+        "use_cache=False evaluates the empty steps",
+    ),
+    "stop_on_eos without an EOS": ({"stop_on_eos": True}, "stop_on_eos=True needs eos_token_id"),
+    "use_cache a number": ({"use_cache": 0}, "use_cache=0 must be True or False"),
+    "temperature too small to divide by": ({"temperature": 1e-42}, "temperature=1e-42"),
+    "a dictionary with an unknown setting": ({"generation_config": {"stepz": 4}}, "stepz"),
+    "a dictionary with a bad setting": ({"generation_config": {"steps": 0}}, "steps=0"),
+    "padding with the mask": (
+        {"stop_on_eos": True, "generation_config": RaddGenerationConfig(eos_token_id=1, pad_token_id=M)},
+        "pad_token_id=299 must be an id below 300 and not the mask's",
+    ),
+    "padding beyond the vocabulary": (
+        {"stop_on_eos": True, "generation_config": RaddGenerationConfig(eos_token_id=1, pad_token_id=999)},
+        "pad_token_id=999",
+    ),
+    "an EOS beyond the vocabulary": (
+        {"stop_on_eos": True, "generation_config": RaddGenerationConfig(eos_token_id=[1, V])},
+        "eos_token_id=300",
+    ),
+    "attention_mask of words": ({"input_ids": CANVAS, "attention_mask": "x"}, "attention_mask='x' must be a tensor"),
+    "attention_mask of other numbers": (
+        {"input_ids": CANVAS, "attention_mask": torch.tensor([[1, 1, 5, 1]])},
+        "attention_mask=.* must hold 1 at text and 0 at padding",
+    ),
+    # orders
+    "order of words": ({"method": "ordered", "order": ["a"] * L}, "order=.* must be a tensor, or lists of numbers"),
+    "ragged order": ({"method": "ordered", "order": [[0, 1], [0]]}, "order=.* must be a tensor, or lists"),
+    "order in a dictionary": ({"method": "ordered", "order": {1: 2}}, "order=.* must be a tensor"),
+    "unknown order": ({"method": "ordered", "order": "sideways"}, "order='sideways' must be one of"),
+    "order of another method": ({"order": "backward"}, "order='backward' is for method='ordered'"),
+    "order too short": ({"method": "ordered", "order": [0, 1]}, r"order has shape \(2,\)"),
+    "order for another batch": (
+        {"method": "ordered", "order": torch.arange(L).repeat(3, 1)},
+        r"order has shape \(3, 12\)",
+    ),
+    "order names a position twice": (
+        {"method": "ordered", "order": [0] * L},
+        "must name each position 0 .. 11 exactly once",
+    ),
+    "order begins at one": ({"method": "ordered", "order": list(range(1, L + 1))}, "must name each position"),
+    "fractional order": ({"method": "ordered", "order": torch.rand(L)}, "order has shape"),
+    # generators
+    "too few generators": (
+        {"generator": [seeded()], "num_return_sequences": 2},
+        "generator is a list of 1; the batch has 2 rows",
+    ),
+    "too many generators": ({"generator": [seeded(), seeded()]}, "generator is a list of 2; the batch has 1 rows"),
+}
+BAD_TYPES = {
+    "generator a seed": ({"generator": 42}, "generator=42 must be a torch.Generator"),
+    "generators that are seeds": ({"generator": [42]}, "generator=42 must be a torch.Generator"),
+    "ids of words and numbers": ({"prefix": [1, "two"]}, "prefix holds 'two'"),
+    "fractional ids": ({"prefix": [1, 2.5]}, "prefix holds 2.5"),
+    "ids in a dictionary": ({"prefix": {"input_ids": [1]}}, "prefix=.* must be ids"),
+    "a number for a prefix": ({"prefix": 7}, "prefix=7 must be ids"),
+    "a tokenizer's name": ({"prefix": "a", "tokenizer": "gpt2"}, "tokenizer='gpt2' must be a tokenizer"),
+    "a streamer that cannot put": ({"streamer": print}, "streamer=.* must have the methods put and end"),
+    "a logits processor that is none": (
+        {"logits_processor": ["top_k"]},
+        "logits_processor=.* must be a LogitsProcessorList",
+    ),
+    "a bare function for a list of processors": ({"logits_processor": lambda _, s: s}, "logits_processor="),
+    "the name of a generation config": ({"generation_config": "x"}, "generation_config='x' must be"),
+    "another model's generation config": (
+        {"generation_config": GenerationConfig(max_new_tokens=3)},
+        "(?s)generation_config=.* must be a RaddGenerationConfig",
+    ),
+    "an unknown keyword": ({"num_beams": 4}, "num_beams"),
+    "max_new_tokens": ({"max_new_tokens": 4}, "max_new_tokens"),
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "message"),
+    [pytest.param(ValueError, *case, id=name) for name, case in BAD.items()]
+    + [pytest.param(TypeError, *case, id=name) for name, case in BAD_TYPES.items()],
+)
+def test_bad_input_is_refused_by_name_before_any_evaluation(model, monkeypatch, error, arguments, message):
+    monkeypatch.setattr(model.model, "forward", lambda **kwargs: pytest.fail("the network was evaluated"))
+    before = {name: value.clone() for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    generator = seeded()
+    with pytest.raises(error, match=message):
+        model.generate(**{"generator": generator, **arguments})
+    assert all(torch.equal(arguments[name], value) for name, value in before.items())
+    assert torch.equal(generator.get_state(), seeded().get_state())
+
+
+def test_the_table_of_bad_input_is_long_enough():
+    assert len(BAD) + len(BAD_TYPES) >= 60
+
+
+@pytest.mark.parametrize("streamer", [TextStreamer, TextDiffusionStreamer])
+def test_a_streamer_of_one_row_is_not_given_two(model, tiny_tokenizer, streamer):
+    with pytest.raises(ValueError, match="prints one row; this batch has 2"):
+        model.generate(num_return_sequences=2, streamer=streamer(tiny_tokenizer))
+
+
+def test_a_streamer_that_would_skip_the_only_text_is_refused(model, tiny_tokenizer):
+    with pytest.raises(ValueError, match="skip_prompt=True"):
+        model.generate(streamer=TextStreamer(tiny_tokenizer, skip_prompt=True))
+
+
+@pytest.mark.parametrize("setting", [{"num_beams": 2}, {"steps": 0}, {"method": "ancestral"}])
+def test_a_generation_config_is_refused_like_the_keywords(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        RaddGenerationConfig(**setting)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_a_processor_that_leaves_no_token_is_reported(model, temperature, value):
+    with pytest.raises(ValueError, match="logits_processor left a position where no token"):
+        model.generate(temperature=temperature, logits_processor=[lambda _, scores: scores.fill_(value)])
+
+
+def test_a_processor_that_works_in_place_does_not_change_the_log_probabilities(model):
+    plain, doubled = (
+        model.generate(
+            temperature=0, logits_processor=processors, return_dict_in_generate=True, generator=seeded()
+        ).token_logprobs
+        for processors in (None, [lambda _, scores: scores.mul_(2)])
+    )
+    assert torch.equal(plain, doubled)
+
+
+def test_a_model_without_settings_of_generation_can_still_be_configured():
+    assert RaddForMaskedLM(
+        RaddConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    ).generation_config

@@ -1,0 +1,376 @@
+"""The training script: each loss learns, a checkpoint is a model, a restart goes on, EMA follows the paper's law."""
+
+import json
+import math
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from accelerate.tracking import GeneralTracker
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.data.documents import train_tokenizer
+from radd_hf.evaluation import perplexity
+from radd_hf.evaluation.quality import judge, load_judge
+from radd_hf.losses import LOSS_TYPES
+from radd_hf.training import adapters, train
+from radd_hf.training.averages import Ema, ema_decay
+from radd_hf.training.run import Run
+from support.launches import QUIET, TINY, command, metrics
+from support.paths import ROOT
+from support.texts import SENTENCES
+from support.toys import random_model
+
+
+@pytest.fixture
+def run(tmp_path, tiny_config):
+    """Trains with the tiny settings and the given ones; returns the run folder."""
+
+    def run_folder(name="run", **settings):
+        flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        train.main(["--config", tiny_config(), "--output_dir", str(tmp_path / name), *flags])
+        return tmp_path / name
+
+    return run_folder
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_every_loss_trains(run, loss_type):
+    folder = run(loss_type=loss_type, max_steps=60, log_steps=20, eval_steps=100, save_steps=100)
+    losses = [record["nats_per_token"] for record in metrics(folder) if "nats_per_token" in record]
+    assert losses[-1] < losses[0] - 0.5
+    assert metrics(folder)[-1]["final_bits_per_byte"] > 0
+
+
+def test_a_checkpoint_is_a_model_with_its_tokenizer_and_evaluates(run, tiny_text, tmp_path, capsys):
+    checkpoint = run() / "checkpoints" / "step_8"
+    model = RaddForMaskedLM.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert len(tokenizer) == model.config.vocab_size == 320
+    assert tokenizer.mask_token_id == model.config.mask_token_id
+    result = tmp_path / "result.json"
+    perplexity.main(["--model", str(checkpoint), "--dataset", str(tiny_text), "--passes", "2", "--output", str(result)])
+    assert "bits per byte" in capsys.readouterr().out
+    assert json.loads(result.read_text())["n_bytes"] == len(tiny_text.read_bytes())
+
+
+@pytest.fixture(scope="session")
+def tiny_stream(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("stream")
+    for part in range(2):
+        lines = [json.dumps({"text": f"{part}, {number}. {SENTENCES}"}) + "\n" for number in range(30)]
+        (folder / f"{part}.jsonl").write_text("".join(lines))
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "stream", "adapters"])
+def test_a_run_started_again_goes_on_from_its_last_whole_checkpoint(
+    run, tmp_path, kind, tiny_stream, tiny_start, tiny_tokenizer
+):
+    settings = {
+        "blocks": {},
+        "stream": {"dataset": tiny_stream, "streaming": True, "held_out": 5, "tokenizer": tiny_tokenizer.name_or_path},
+        "adapters": {"init_from": tiny_start, "lora_rank": 2},
+    }[kind]
+    # The stream is left within its second window and read more than once.
+    settings |= {"max_steps": 40, "save_steps": 20, "sample_steps": 40, "hidden_dropout": 0.1}
+    whole = run("whole", **settings)
+    shutil.copytree(whole, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step_40")
+    (tmp_path / "again" / "checkpoints" / "partial_40").mkdir()  # as a killed save leaves it
+    again = run("again", **settings)
+    for weights in ("model.safetensors", "state/model.safetensors"):  # the average, and the weights themselves
+        ours, theirs = (load_file(folder / "checkpoints" / "step_40" / weights) for folder in (again, whole))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not (again / "checkpoints" / "partial_40").exists()
+    assert (again / "samples/step_40/1.txt").read_bytes() == (whole / "samples/step_40/1.txt").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def tiny_start(tmp_path_factory, tiny_tokenizer) -> str:
+    """A folder with a random model of the tiny sizes and its tokenizer, to start from."""
+    folder = tmp_path_factory.mktemp("start")
+    sizes = {name: TINY[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    shape = {"vocab_size": len(tiny_tokenizer), "max_position_embeddings": TINY["length"]}
+    random_model(**sizes, **shape, embedding_std=0.5, zero_init_residual=True).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_run_starts_from_the_weights_and_the_tokenizer_of_another(run, tiny_start):
+    folder = run(init_from=tiny_start, max_steps=1, learning_rate=0.0, weight_decay=0.0) / "checkpoints" / "step_1"
+    start, after = load_file(Path(tiny_start) / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert all(torch.equal(start[name], after[name]) for name in start)
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == 300
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained(tiny_start).get_vocab()
+
+
+def test_dropout_and_noise_may_differ_from_what_a_run_starts_from_but_sizes_may_not(run, tiny_start, golden, tmp_path):
+    config = run(init_from=tiny_start, max_steps=1, hidden_dropout=0.3, noise_type="geometric", length=12)
+    written = json.loads((config / "checkpoints" / "step_1" / "config.json").read_text())
+    assert (written["hidden_dropout"], written["noise_type"], written["max_position_embeddings"]) == (
+        0.3,
+        "geometric",
+        12,
+    )
+    with pytest.raises(ValueError, match=r"hidden_size=64 must be 32, as in init_from="):
+        run("other", init_from=tiny_start, hidden_size=64)
+    with pytest.raises(ValueError, match=r"(?s)tokenizer='.*hub' could not be loaded: .* Pass --tokenizer"):
+        run("authors", init_from=golden / "hub")
+    train_tokenizer([SENTENCES * 20], 280).save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"vocab_size=280 must be 300, .* for which this is not the tokenizer"):
+        run("other", init_from=tiny_start, tokenizer=tmp_path / "tokenizer")
+
+
+def test_adapters_alone_are_trained_and_the_checkpoint_is_their_sum_with_the_model(run, tiny_start):
+    checkpoint = run(init_from=tiny_start, lora_rank=2, hidden_dropout=0.0) / "checkpoints" / "step_8"
+    start, after = load_file(Path(tiny_start) / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    changed = {name for name in start if not torch.equal(start[name], after[name])}
+    assert changed == {name for name in start if name.rsplit(".", 2)[1] in adapters.TARGETS and name.endswith("weight")}
+    adapted = PeftModel.from_pretrained(RaddForMaskedLM.from_pretrained(tiny_start), checkpoint / "adapter").eval()
+    ids = torch.randint(0, 299, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        summed = RaddForMaskedLM.from_pretrained(checkpoint)(ids).logits
+        torch.testing.assert_close(adapted(ids).logits, summed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"compile_backend": "eager"}])
+def test_memory_and_compilation_do_not_change_what_is_trained(run, way):
+    plain, other = (run(name, **settings, n_samples=0) for name, settings in (("plain", {}), ("other", way)))
+    expected, got = (load_file(folder / "checkpoints/step_8/state/model.safetensors") for folder in (plain, other))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_is_not_continued_with_another_model(run):
+    run()
+    with pytest.raises(ValueError, match=r"holds another run; .*'hidden_size': 32.*'hidden_size': 64"):
+        run(hidden_size=64)
+    with pytest.raises(ValueError, match=r"differ in \{'batch_size': \(8, 4\)\}"):
+        run(batch_size=4)
+    with pytest.raises(ValueError, match=r"differ in \{'tokenizer': \(320, 400\)\}"):
+        run(vocab_size=400)
+    with pytest.raises(ValueError, match=r"differ in .*'data': \('\w{12}', '\w{12}'\)"):
+        run(held_out=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"log_steps": 0}, "log_steps=0 must be at least 1"),
+        ({"keep_last": 0}, "keep_last=0 must be at least 1"),
+        ({"batch_size": -1}, "batch_size=-1 must be at least 1"),
+        ({"accumulation": 3}, r"batch_size=8 must be a multiple of 1 processes x accumulation=3"),
+        ({"loss_type": "elbo"}, "loss_type='elbo' must be one of"),
+        ({"dataset": "/no/such/text"}, "dataset='/no/such/text' could not be read"),
+        ({"ema_decay": 1.5}, r"ema_decay=1\.5 must lie in"),
+        ({"eval_passes": 3}, "passes=3 must be a positive multiple of 2"),
+        ({"sampling_method": "dpm"}, "method='dpm' must be one of"),
+        ({"sampling_steps": 0}, "steps=0 must be an integer of at least 1"),
+        ({"log_with": "paper"}, "log_with='paper' must be one of Accelerate's trackers, installed"),
+        ({"judge": "/no/such/model"}, "judge='/no/such/model' cannot be loaded"),
+        ({"streaming": True, "held_out": 1}, "streaming=True needs a tokenizer"),
+        ({"lora_rank": -1}, "lora_rank=-1 must be at least 0"),
+        ({"length": 10**6}, "length=1000000 must be at least 1 and at most the data"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(run, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(**settings)
+
+
+def test_a_launchers_world_that_accelerate_does_not_share_is_refused(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # without the rest of what a launcher sets
+    monkeypatch.setattr("radd_hf.processes.Accelerator", lambda **_: SimpleNamespace(num_processes=1))
+    with pytest.raises(ValueError, match="WORLD_SIZE=2, but Accelerate runs 1 processes"):
+        run()
+    with pytest.raises(ValueError, match="WORLD_SIZE=2"):
+        perplexity.main(["--model", "none"])
+
+
+def test_an_empty_configuration_file_is_refused(tmp_path):
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ValueError, match="must hold fields and values"):
+        train.main([f"--config={tmp_path / 'empty.yaml'}"])
+
+
+def test_a_run_that_fails_says_so_to_the_shell_with_the_reason_last(tiny_config, tmp_path):
+    script = [str(ROOT / "train_accelerate.py"), "--config", tiny_config(dataset="/no/such/text")]
+    failed = subprocess.run(
+        command(1, *script, "--output_dir", str(tmp_path / "run")),
+        env=QUIET,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("ValueError: dataset='/no/such/text' could not be read")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(run, monkeypatch):
+    monkeypatch.setattr(RaddForMaskedLM, "_nll", lambda self, hidden, targets: hidden.sum(dim=-1) * float("nan"))
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        run()
+
+
+def test_the_command_line_wins_over_the_file_and_unknown_fields_are_errors(run, tmp_path):
+    resolved = yaml.safe_load((run(max_steps=1) / "config.yaml").read_text())
+    assert (resolved["max_steps"], resolved["batch_size"]) == (1, 8)
+    with pytest.raises(ValueError, match="--batchsize"):
+        run(batchsize=4)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(run, tmp_path, monkeypatch):
+    write, limits = Run._write, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_on_a_full_disk(self, folder):
+        if self.step == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            write(self, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(Run, "_write", write_on_a_full_disk)
+    with pytest.raises(OSError, match=r"partial_8 could not be written \(.*\); the checkpoints before it are whole"):
+        run()
+    folder = tmp_path / "run" / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"step_4", "partial_8"}
+    RaddForMaskedLM.from_pretrained(folder / "step_4")
+    monkeypatch.undo()
+    assert (run() / "checkpoints" / "step_8").is_dir()
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tmp_path_factory, tiny_tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("judge")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=64, n_embd=16, n_layer=1, n_head=2)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_samples_are_written_and_judged_as_text(run, tiny_judge, caplog):
+    caplog.set_level("INFO", logger="radd_hf")
+    folder = run(judge=tiny_judge, n_samples=3, sampling_method="ordered", sampling_steps=5)
+    assert "no --judge" not in caplog.text
+    for step in (4, 8):
+        texts = [(folder / "samples" / f"step_{step}" / f"{index}.txt").read_text() for index in range(3)]
+        assert len(set(texts)) == 3
+        (record,) = (r for r in metrics(folder) if r["step"] == step and "sample_perplexity" in r)
+        judged = judge(texts, *load_judge(tiny_judge), eos_token="<|endoftext|>")
+        assert record["sample_perplexity"] == pytest.approx(judged.perplexity, rel=1e-5)
+        assert 0 < record["sample_token_entropy"] <= math.log(16)
+
+
+def test_without_a_judge_one_line_says_so(run, caplog):
+    caplog.set_level("INFO", logger="radd_hf")
+    run(max_steps=1)
+    assert caplog.text.count("no --judge: the samples get a token entropy and no generative perplexity") == 1
+
+
+def test_every_figure_goes_to_the_trackers(run, monkeypatch):
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory = "recorder", False
+        stored, logged, finished = None, [], False
+
+        @property
+        def tracker(self):
+            return self
+
+        def store_init_configuration(self, values):
+            type(self).stored = values
+
+        def log(self, values, step, **kwargs):
+            self.logged.append({"step": step, **values})
+
+        def finish(self):
+            type(self).finished = True
+
+    monkeypatch.setattr(train, "trackers", lambda names: [Recorder()] if names == "recorder" else [])
+    folder = run(log_with="recorder")
+    figures = [{k: v for k, v in record.items() if isinstance(v, (int, float))} for record in metrics(folder)]
+    assert Recorder.logged == figures
+    assert Recorder.stored["batch_size"] == 8
+    assert Recorder.finished
+
+
+def test_on_a_terminal_there_is_a_bar_with_loss_rate_and_time_left(run, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    run(max_steps=3)
+    shown = capsys.readouterr().err
+    assert re.search(r"3/3 \[\d\d:\d\d<00:00, .*nats_per_token=\d\.\d+, tokens_per_second=[\d,]+", shown)
+
+
+def test_elsewhere_there_are_plain_lines_with_the_time_left(run, caplog, capsys):
+    caplog.set_level("INFO", logger="radd_hf")
+    run(n_samples=0)
+    assert "\r" not in capsys.readouterr().err
+    assert re.search(
+        r"step=4 nats_per_token=[\d.]+ lr=[\d.e-]+ tokens_per_second=[\d.e+]+ \(0:00:\d\d left\)", caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("tiny", None), ("austen", None), ("small", 162_265_682), ("medium", 405_191_762)]
+)
+def test_every_configuration_is_read_and_has_the_size_it_says(name, parameters):
+    model_args, data_args, args = train.parse_arguments(["--config", str(ROOT / f"configs/{name}.yaml")])
+    sizes = {key: value for key, value in asdict(model_args).items() if key in train.CONFIG_FIELDS}
+    with torch.device("meta"):
+        vocabulary = 50258 if parameters else data_args.vocab_size
+        model = RaddForMaskedLM(RaddConfig(**{k: v for k, v in sizes.items() if v is not None}, vocab_size=vocabulary))
+    assert parameters in (None, model.num_parameters())
+    assert train.forwards_of_a_step(args.batch_size, 8 if parameters else 1, args.accumulation, 0)
+
+
+def test_only_the_last_checkpoints_are_kept(run):
+    folder = run(save_steps=2, keep_last=2)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_6", "step_8"]
+
+
+def test_the_average_follows_the_papers_law_to_the_last_bit():
+    """a <- a - (1 - d_n) (a - w) with d_n = min(decay, (1 + n) / (10 + n)), n = 1, 2, ...; a starts at w."""
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(7, 5)
+    ema = Ema(model, 0.9)
+    expected = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for n in range(1, 100):
+        with torch.no_grad():
+            for value in model.parameters():
+                value.add_(torch.randn(value.shape, generator=generator))
+        ema.update(model)
+        one_minus_decay = 1.0 - min(0.9, (1 + n) / (10 + n))
+        for name, value in model.named_parameters():
+            expected[name].sub_(one_minus_decay * (expected[name] - value.detach()))
+    assert all(torch.equal(value, expected[name]) for name, value in ema.state_dict().items())
+
+
+def test_the_averages_take_the_weights_place_and_give_it_back_to_the_bit():
+    model = torch.nn.Linear(3, 2)
+    ema, before = Ema(model, 0.9), {name: value.clone() for name, value in model.state_dict().items()}
+    ema.averages["bias"].fill_(7.0)
+    with ema.applied(model):
+        assert not model.training
+        assert (model.bias == 7).all()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (ema.averages["bias"] == 7).all()
+
+
+def test_the_decay_warms_up():
+    assert ema_decay(0.9999, 1) == 2 / 11
+    assert ema_decay(0.9999, 10**9) == 0.9999
+    with pytest.raises(ValueError, match=r"ema_decay=1\.0"):
+        Ema(torch.nn.Linear(1, 1), 1.0)
