@@ -12,13 +12,18 @@ if "RADD_TEST_CACHE" not in os.environ:  # what `datasets` keeps; of this proces
     atexit.register(shutil.rmtree, os.environ["RADD_TEST_CACHE"], ignore_errors=True)
 
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from torch import nn
 from transformers import AutoTokenizer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from radd_hf import RaddForMaskedLM
 from radd_hf.data.documents import train_tokenizer
 from support.launches import TINY
+from support.models import make_model
 from support.paths import GOLDEN
 from support.texts import SENTENCES
 from support.toys import random_model
@@ -39,6 +44,41 @@ def golden_model() -> RaddForMaskedLM:
 def toy() -> RaddForMaskedLM:
     """Two real tokens and the mask, three positions: small enough to enumerate."""
     return random_model(vocab_size=3, max_position_embeddings=3)
+
+
+@pytest.fixture(scope="module")
+def model() -> RaddForMaskedLM:
+    """The small model of `support.models`; a file may have a `model` of its own."""
+    return make_model()
+
+
+@pytest.fixture
+def flash_calls(monkeypatch):
+    """Stands in for flash attention (which needs a GPU), and writes down how it was called.
+
+    Like the real one it takes a 2D mask of keys, and puts fewer queries than keys at the END of the row.
+    """
+    calls = []
+
+    def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
+        shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
+        causal = module.is_causal if is_causal is None else is_causal
+        calls.append(shapes | {"causal": causal, "mask": attention_mask, "dropout": dropout, "kwargs": kwargs})
+        allowed = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scaling)
+        return output.transpose(1, 2), None
+
+    for name in ("flash_attention_2", "stand_in"):
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, name, attend)
+        monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, name, flash_attention_mask)
+    return calls
+
+
+@pytest.fixture
+def uncompiled_flex():
+    """flex_attention as written out in PyTorch: the same call and result without half a minute of compilation."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,90 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Models of the library in which every parameter matters, and rows to give them.
+
+Shapes: B rows, L length, V vocabulary with the mask, D width, H heads, K positions a row.
+"""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from radd_hf import RaddConfig, RaddForMaskedLM
+
+V, D, LAYERS, H, L = 48, 32, 3, 4, 12
+MASK = V - 1
+DTYPE_TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+EVERY_ATTENTION = ("eager", "sdpa", "flex_attention", "stand_in")
+
+
+def make_config(**overrides):
+    sizes = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H}
+    return RaddConfig(**(sizes | {"max_position_embeddings": 32, "hidden_dropout": 0.0} | overrides))
+
+
+def make_model(cls=RaddForMaskedLM, attention="sdpa", seed=0, **overrides):
+    """A small model in which every parameter matters: the paper's output layer, zeros, would hide everything."""
+    torch.manual_seed(seed)
+    model = cls._from_config(make_config(**overrides), attn_implementation=attention).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=2 / math.sqrt(parameter.shape[1]) if "lm_head" not in name else 0.3)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def copy_with_attention(model, attention):
+    twin = copy.deepcopy(model)
+    twin.set_attn_implementation(attention)
+    return twin
+
+
+def draw_ids(batch=3, length=L, seed=1, vocab_size=V):
+    """Ids (B, L), about 40 % of them masks."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocab_size - 1, (batch, length), generator=generator)
+    return ids.masked_fill(torch.rand(batch, length, generator=generator) < 0.4, vocab_size - 1)
+
+
+def draw_labels(ids, fraction=0.4, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randint(V - 1, ids.shape, generator=generator)
+    return clean.masked_fill(torch.rand(ids.shape, generator=generator) >= fraction, -100)
+
+
+def pad(row, side, total=L, value=7):
+    """(l,) -> ids (total,) and attention mask (total,), the padding an ordinary token so that it could do harm."""
+    filler = torch.full((total - len(row),), value)
+    real = torch.ones(len(row), dtype=torch.long)
+    parts, mask = (row, filler), (real, torch.zeros_like(filler))
+    if side == "left":
+        parts, mask = parts[::-1], mask[::-1]
+    return torch.cat(parts), torch.cat(mask)
+
+
+def padded_batch(side, lengths=(12, 7, 1)):
+    rows = [draw_ids(1, length, seed=10 + length)[0] for length in lengths]
+    ids, masks = zip(*(pad(row, side) for row in rows), strict=True)
+    return rows, torch.stack(ids), torch.stack(masks)
+
+
+def finite(logits):
+    """Without the mask column, whose -inf is checked elsewhere and spoils differences."""
+    return logits[..., :MASK].float()
+
+
+def gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same_gradients(one, other, tolerance=1e-5):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
+
+
+def masked_lm_loss(logits, labels):
+    return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)

@@ -1,0 +1,106 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a forward returns, and what it takes in place of ids.
+
+Shapes: B rows, L length, V vocabulary with the mask, D width, H heads, K positions a row.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from radd_hf import RaddForMaskedLM, RaddModel
+from support.models import LAYERS, MASK, D, H, L, V, draw_ids, draw_labels, finite, make_model, padded_batch
+
+
+@pytest.mark.parametrize("cls", [RaddForMaskedLM, RaddModel])
+def test_hidden_states_and_attentions_come_on_request(cls):
+    net = make_model(cls, attention="eager")
+    _, ids, mask = padded_batch("left")
+    plain = net(ids, attention_mask=mask)
+    assert plain.hidden_states is None
+    assert plain.attentions is None
+    output = net(ids, attention_mask=mask, output_hidden_states=True, output_attentions=True)
+    assert [tuple(state.shape) for state in output.hidden_states] == [(3, L, D)] * (LAYERS + 1)
+    assert [tuple(weights.shape) for weights in output.attentions] == [(3, H, L, L)] * LAYERS
+    assert torch.equal(output.hidden_states[0], net.get_input_embeddings()(ids))
+    for weights in output.attentions:
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(3, H, L))
+        assert not weights.masked_select(mask[:, None, None, :] == 0).any(), "nobody attends to padding"
+    last = output.hidden_states[-1]
+    if cls is RaddModel:
+        assert torch.equal(last, output.last_hidden_state)
+    else:
+        torch.testing.assert_close(finite(net.lm_head(last)), finite(plain.logits))
+
+
+def test_the_configuration_may_ask_for_hidden_states(model):
+    net = copy.deepcopy(model)
+    net.config.output_hidden_states = True
+    output = net(draw_ids(), output_positions=torch.zeros(3, 1, dtype=torch.long))
+    assert len(output.hidden_states) == LAYERS + 1
+
+
+@pytest.mark.parametrize("ask", ["labels", "mask", "indices"])
+def test_recorded_hidden_states_are_those_of_every_position(ask):
+    net = make_model(attention="eager")
+    ids = draw_ids()
+    arguments = {
+        "labels": {"labels": draw_labels(ids)},
+        "mask": {"output_positions": ids == MASK},
+        "indices": {"output_positions": torch.tensor([[0, 1], [2, 3], [4, 5]])},
+    }[ask]
+    record = {"output_hidden_states": True, "output_attentions": True}
+    expected, got = net(ids, **record), net(ids, **arguments, **record)
+    for name in ("attentions", "hidden_states"):
+        for layer, (want, have) in enumerate(zip(expected[name], got[name], strict=True)):
+            assert have.shape == want.shape, f"{name}[{layer}]"
+            torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [RaddForMaskedLM, RaddModel])
+def test_the_tuple_holds_what_the_dictionary_holds(cls):
+    net, ids = make_model(cls, attention="eager"), draw_ids()
+    calls = [{}, {"output_hidden_states": True}, {"output_hidden_states": True, "output_attentions": True}]
+    if cls is RaddForMaskedLM:
+        calls += [{"labels": draw_labels(ids)}, {"labels": draw_labels(ids), "output_hidden_states": True}]
+    for arguments in calls:
+        named, plain = net(ids, **arguments), net(ids, return_dict=False, **arguments)
+        assert isinstance(plain, tuple)
+        expected, got = tree_leaves(tuple(named.to_tuple())), tree_leaves(plain)
+        assert len(got) == len(expected)
+        assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+        first = named.loss if "labels" in arguments else named[0]
+        assert torch.equal(plain[0], first)
+
+
+def test_inputs_embeds_stand_in_for_input_ids(model):
+    _, ids, mask = padded_batch("left")
+    embeds = model.get_input_embeddings()(ids)
+    assert torch.equal(model(inputs_embeds=embeds, attention_mask=mask).logits, model(ids, mask).logits)
+    labels = draw_labels(ids)
+    assert torch.equal(model(inputs_embeds=embeds, labels=labels).loss, model(ids, labels=labels).loss)
+
+
+def test_evaluation_is_deterministic_and_training_has_dropout():
+    model, ids = make_model(hidden_dropout=0.3), draw_ids()
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    model.train()
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    torch.manual_seed(5)
+    one = model(ids).logits
+    torch.manual_seed(5)
+    assert torch.equal(one, model(ids).logits)
+
+
+@pytest.mark.parametrize("cls", [RaddForMaskedLM, RaddModel])
+def test_input_ids_is_the_first_argument_and_embeddings_have_their_accessors(cls):
+    net, ids = make_model(cls), draw_ids()
+    assert net.main_input_name == "input_ids"
+    assert torch.equal(net(ids)[0], net(input_ids=ids)[0])
+    fresh = nn.Embedding(V, D)
+    net.set_input_embeddings(fresh)
+    assert net.get_input_embeddings() is fresh
+    assert net.base_model.embed_tokens is fresh
