@@ -40,6 +40,7 @@ QUERIES_AT_ONCE = 256
 # At most this many logits (128 MB in float32) exist at once while a loss is taken, and as many of their gradients.
 MAX_LOGITS_ELEMENTS = 2**25
 
+unsafe_view = getattr(torch.ops.aten, "_unsafe_view", torch.reshape)
 in_function_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 # Where torch keeps the hooks of a module, and those of all modules.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -186,8 +187,10 @@ def differentiable_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = 
     """`onednn_linear` with gradients. It keeps the weight itself, where autocast would keep a rounded copy."""
     rows = hidden.reshape(-1, hidden.shape[-1])  # (..., D_in) -> (M, D_in)
     gradients = LinearGradients.apply(rows, weight, bias)  # (M, D_out)
-    detached = (each if each is None else each.detach() for each in (hidden, weight, bias))
-    return LinearValue.apply(gradients, *detached)
+    detached = (each if each is None else each.detach() for each in (rows, weight, bias))
+    output = LinearValue.apply(gradients, *detached)  # (M, D_out)
+    # As torch's own, no view to autograd: hooks on a view are lost when it is written to, as `compute_logits` does.
+    return unsafe_view(output, (*hidden.shape[:-1], len(weight)))
 
 
 class LinearGradients(torch.autograd.Function):
@@ -224,10 +227,7 @@ class LinearGradients(torch.autograd.Function):
 
 
 class LinearValue(torch.autograd.Function):
-    """The product to which `LinearGradients` has the gradients: (..., D_in) -> (..., D_out).
-
-    Its output is no view to autograd: hooks on a view are lost when it is written to, as `compute_logits` does.
-    """
+    """The product to which `LinearGradients` has the gradients: (M, D_in) -> (M, D_out)."""
 
     @staticmethod
     def forward(ctx: Any, gradients: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -235,7 +235,7 @@ class LinearValue(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad.reshape(-1, grad.shape[-1]), None, None, None
+        return grad, None, None, None
 
 
 def product(hidden: Tensor, weight: Tensor) -> Tensor:
