@@ -416,13 +416,14 @@ class RaddGenerationMixin:
         if settings.steps is not None:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
         plan = self._make_plan(canvas == self.config.mask_token_id, order_of_positions, settings, steps_of_rows, draw)
+        uniform = draw()  # (R, L) for the tokens
         every_step = settings.method in GRID_METHODS and not settings.use_cache
         refresh = settings.refresh_interval, settings.refresh_window
         schedule = Schedule(plan, steps_of_rows if every_step else None, *refresh)
 
         # 4. Loop: fills the canvas in place.
         with evaluation_mode(cast(Any, self), int(schedule.evaluations.max())):
-            output = self._reveal(canvas, attention_mask, schedule, draw(), processors, ending, settings, streamer)
+            output = self._reveal(canvas, attention_mask, schedule, uniform, processors, ending, settings, streamer)
         return output if settings.return_dict_in_generate else canvas
 
     def _reveal(

@@ -41,7 +41,7 @@ QUERIES_AT_ONCE = 256
 MAX_LOGITS_ELEMENTS = 2**25
 
 unsafe_view = getattr(torch.ops.aten, "_unsafe_view", torch.reshape)
-in_function_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+in_function_transform = getattr(getattr(torch, "_C", None), "_are_functorch_transforms_active", lambda: True)
 # Where torch keeps the hooks of a module, and those of all modules.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)

@@ -48,7 +48,9 @@ def is_number(value: Any) -> bool:
 
 
 def whole(default: int | None, least: int, help: str, meaning: str = "") -> Setting:
-    return Setting(int, default, lambda v: is_integer(v) and v >= least, f"an integer >= {least}{meaning}", help)
+    return Setting(
+        int, default, lambda v: is_integer(v) and v >= least, f"an integer of at least {least}{meaning}", help
+    )
 
 
 def switch(default: bool, help: str) -> Setting:

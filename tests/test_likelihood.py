@@ -12,6 +12,7 @@ from scipy.stats import t as student
 from radd_hf import likelihood
 from radd_hf.likelihood import (
     ESTIMATORS,
+    LikelihoodRounds,
     conditional_likelihood,
     estimate_likelihood,
     exact_likelihood,
@@ -175,16 +176,34 @@ def test_the_result_does_not_depend_on_the_batch_size(model, estimator):
 
 
 def test_rounds_that_are_known_are_not_computed_again(model, monkeypatch):
-    known: dict = {}
-    whole = estimate_likelihood(model, SEQUENCES, on_round=lambda *key, nats=None: known.update({key[:2]: key[2]}))
+    def run(**settings) -> tuple[dict, object]:
+        rounds = LikelihoodRounds(model, SEQUENCES, **settings)
+        found = {(each.sequence, each.number): each.nats for each in rounds}
+        return found, rounds.summary()
+
+    known, whole = run()
+    assert whole == estimate_likelihood(model, SEQUENCES)
     assert set(known) == set(product(range(3), range(2)))
     some = {key: known[key] for key in ((0, 0), (2, 1))}
-    computed = []
-    resumed = estimate_likelihood(model, SEQUENCES, known=some, on_round=lambda *key: computed.append(key[:2]))
+    computed, resumed = run(known=some)
     assert resumed.nats_per_token == pytest.approx(whole.nats_per_token, rel=1e-6)
     assert set(computed) == set(known) - set(some)
     monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("computed again"))
-    assert estimate_likelihood(model, SEQUENCES, known=known) == whole
+    assert run(known=known) == ({}, whole)
+
+
+def test_there_is_no_summary_before_the_rounds_are_computed(model):
+    with pytest.raises(RuntimeError, match="iterate over them first"):
+        LikelihoodRounds(model, SEQUENCES).summary()
+
+
+def test_whoever_stops_asking_for_rounds_has_a_training_model_as_before(model):
+    model.train()
+    rounds = iter(LikelihoodRounds(model, SEQUENCES))
+    next(rounds)
+    rounds.close()
+    assert model.training
+    model.eval()
 
 
 def test_rounds_are_added_until_the_error_is_as_small_as_was_asked(model):

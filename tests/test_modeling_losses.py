@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 
-from radd_hf import modeling_radd
+from radd_hf import kernels_radd
 from support.models import (
     MASK,
     D,
@@ -96,7 +96,7 @@ def test_the_loss_in_chunks_is_the_loss_in_one_piece(monkeypatch, positions_a_ch
     whole_gradients = gradients(model)
     model.zero_grad()
 
-    monkeypatch.setattr(modeling_radd, "MAX_LOGITS_ELEMENTS", positions_a_chunk * V)
+    monkeypatch.setattr(kernels_radd, "MAX_LOGITS_ELEMENTS", positions_a_chunk * V)
     sizes, compute = [], model.compute_logits
     monkeypatch.setattr(model, "compute_logits", lambda hidden: sizes.append(len(hidden)) or compute(hidden))
     chunked = model(ids, **arguments)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import radd_hf.hub.facts  # noqa: F401, with which torch's counter knows the layers' products
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
 from radd_hf.generation_radd import GIVEN, draw_tokens, without_empty_steps
-from radd_hf.modeling_radd import rotate
+from radd_hf.modeling_radd import rotate, signed
 from support.samplers import LENGTH, MASK, METHODS, ROWS, VOCABULARY, canvas, plan_and_uniforms
 from support.toys import seeded, tiny_model
 
@@ -44,7 +44,8 @@ class OldStates:
     def evaluate(self, row: Tensor, positions: list[int]) -> dict[int, Tensor]:
         """Logits (V,) at `positions`, whose keys and values are computed anew, layer by layer."""
         trunk, heads = self.network.model, self.network.config.num_attention_heads
-        cos, sin = trunk.rotary_emb(torch.arange(len(row))[None])
+        cos, sin = trunk.rotary_emb(trunk.embed_tokens(row), torch.arange(len(row))[None])
+        sin = signed(sin)
         hidden = {place: trunk.embed_tokens(row[place]) for place in positions}  # (D,)
         for layer, keys, values in zip(trunk.layers, self.keys, self.values, strict=True):
             queries = {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from radd_hf import RaddForMaskedLM, generation_radd, modeling_radd
+from radd_hf import RaddForMaskedLM, generation_radd, kernels_radd
 from support.paths import CHECKPOINT, ROOT
 from support.samplers import LENGTH, MASK, METHODS, VOCABULARY, canvas, plan_and_uniforms, sample_slowly
 from support.spies import Watch
@@ -51,7 +51,7 @@ def test_the_loss_keeps_one_tensor_of_logits_and_makes_one_of_gradients():
     logits = torch.randn(50, WIDE, dtype=torch.bfloat16, requires_grad=True)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        nll = modeling_radd.TokenNLL.apply(logits, torch.arange(50))
+        nll = kernels_radd.TokenNLL.apply(logits, torch.arange(50))
     assert sum(tensor.numel() * tensor.element_size() for tensor in kept) <= 50 * WIDE * 2 + 50 * 12
     with Watch() as watch:
         nll.sum().backward()
@@ -65,7 +65,7 @@ def test_the_loss_of_a_token_and_its_gradient_are_those_of_cross_entropy(dtype):
     logits[:, 7] = -torch.inf  # the mask
     target, weight = torch.randint(8, 40, (70,), generator=seeded(1)), torch.rand(70, generator=seeded(2))
     ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
-    nll = modeling_radd.TokenNLL.apply(ours, target)
+    nll = kernels_radd.TokenNLL.apply(ours, target)
     expected = torch.nn.functional.cross_entropy(theirs.float(), target, reduction="none")
     torch.testing.assert_close(nll, expected)
     (weight * nll).sum().backward()
@@ -83,10 +83,10 @@ def test_a_loss_may_be_differentiated_twice_over_the_same_graph():
 @pytest.mark.parametrize("settings", [*METHODS, {"refresh_interval": 3}], ids=str)
 def test_between_the_first_evaluation_and_the_last_the_host_waits_for_nothing(monkeypatch, settings):
     """Reading a number from a device, or finding where a mask is set, makes the host wait until the device is there."""
-    watch, make_schedule, check = Watch(), generation_radd.make_schedule, generation_radd._Scores.check
+    watch, make_events, check = Watch(), generation_radd.Schedule._make_events, generation_radd._Scores.check
 
     def begin(*args):
-        schedule = make_schedule(*args)
+        schedule = make_events(*args)
         watch.__enter__()
         return schedule
 
@@ -94,7 +94,7 @@ def test_between_the_first_evaluation_and_the_last_the_host_waits_for_nothing(mo
         watch.__exit__(None, None, None)
         check(scores)
 
-    monkeypatch.setattr(generation_radd, "make_schedule", begin)
+    monkeypatch.setattr(generation_radd.Schedule, "_make_events", begin)
     monkeypatch.setattr(generation_radd._Scores, "check", end)
     model().generate(canvas(), generator=seeded(0), **settings)
     waits = {"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal", "aten.masked_select"}

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from radd_hf import RaddForMaskedLM, generation_radd
+from radd_hf import RaddForMaskedLM, settings_radd
 from radd_hf.app import cli
 from radd_hf.hub import convert
 from radd_hf.hub.facts import forward_flops
@@ -392,10 +392,10 @@ def test_what_the_model_writes_cannot_command_the_terminal(terminal, capsys):
 
 
 def test_pictures_are_of_the_first_text_and_the_map_of_all(radd, tmp_path, monkeypatch):
-    from radd_hf.app import pictures
+    from radd_hf.app import visualize
 
-    drawn, plot = [], pictures.plot_reveal_order
-    monkeypatch.setattr(pictures, "plot_reveal_order", lambda revealed: drawn.append(revealed) or plot(revealed))
+    drawn, plot = [], visualize.plot_reveal_order
+    monkeypatch.setattr(visualize, "plot_reveal_order", lambda revealed: drawn.append(revealed) or plot(revealed))
     page, image, plan = (str(tmp_path / name) for name in ("text.html", "text.png", "plan.png"))
     flags = ["--picture", page, "--picture", image, "--order-map", plan]
     result = radd("generate", TEXT, "--seed", "3", "-n", "3", "--batch-size", "2", "--steps", "7", *flags)
@@ -515,10 +515,13 @@ def test_a_command_line_that_names_nothing_to_do_is_a_fault(arguments, capsys):
     assert ended.value.code == 2
 
 
-def test_the_choices_are_those_of_the_library():
-    assert (cli.METHODS, cli.ORDERS, cli.DTYPES) == (generation_radd.METHODS, generation_radd.ORDERS, convert.DTYPES)
-    beyond = {"use_cache", "max_time", "num_return_sequences", "output_history", "return_dict_in_generate"}
-    assert {*cli.SETTINGS} == {*generation_radd.RaddGenerationConfig.DEFAULTS} - beyond
+def test_the_settings_and_choices_are_those_of_the_library():
+    assert cli.DTYPES == convert.DTYPES
+    flags = vars(cli._generate_parser().parse_args(["m"]))
+    assert flags.keys() >= settings_radd.DRAWING.keys()
+    assert all(flags[name] is None for name in settings_radd.DRAWING), "what is not given is the model's to decide"
+    for name, setting in settings_radd.DRAWING.items():
+        assert cli.SETTINGS[name].choices == setting.choices
 
 
 def test_the_examples_of_the_help_are_command_lines_that_are_understood():

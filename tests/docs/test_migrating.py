@@ -80,7 +80,7 @@ def exists(name: str, heading: str) -> bool:
     if name.startswith("generate("):
         return set(re.findall(r"(\w+)=", name)) <= set(inspect.signature(radd_hf.RaddForMaskedLM.generate).parameters)
     if name.startswith('"'):  # a value of `method` or `order`
-        return name.strip('"') in (*radd_hf.generation_radd.METHODS, *radd_hf.generation_radd.ORDERS)
+        return name.strip('"') in (*radd_hf.settings_radd.METHODS, *radd_hf.settings_radd.ORDERS)
     if name.startswith("radd "):
         return name.removeprefix("radd ") in radd_hf.app.cli.COMMANDS
     if name == "HF_HOME":  # of huggingface_hub

@@ -112,3 +112,32 @@ def test_shipped_files_import_nothing_but_torch_transformers_hub_and_the_standar
 
 def test_the_package_names_its_version():
     assert radd_hf.__version__
+
+
+# Private names that shipped code may use, and why.
+ALLOWED = {
+    "_version": "after hasattr",
+    "_attn_implementation": "how transformers calls a setting of every model",
+    "_hf_hook": "how accelerate calls the hook of an offloaded module",
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_code_uses_no_private_name_of_torch_without_a_default(name):
+    """`getattr(torch.X, "_name", default)` is a string and passes; `torch.X._name` may be gone in the next torch."""
+    tree = ast.parse((ROOT / "radd_hf" / name).read_text())
+    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            parts = [*node.module.split("."), *(alias.name for alias in node.names)]
+            assert not any(part.startswith("_") for part in parts), f"{name}: {node.module}"
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            on_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            assert on_self or node.attr in ALLOWED or node.attr in own, f"{name}:{node.lineno}: {node.attr}"

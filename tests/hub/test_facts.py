@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from radd_hf import RaddConfig, RaddForMaskedLM, modeling_radd
+from radd_hf import RaddConfig, RaddForMaskedLM, kernels_radd, modeling_radd
 from radd_hf.hub.facts import count_parameters, forward_flops
 from support.paths import CHECKPOINT, ROOT
 
@@ -41,7 +41,7 @@ def make_batch(masked: list[int]) -> dict:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_operations_are_those_a_counter_finds(monkeypatch, masked, checkpointing):
     """The last layer's queries are a rectangle, as many for each row as the row with the most labels has."""
-    monkeypatch.setattr(modeling_radd, "MAX_LOGITS_ELEMENTS", 4 * SIZES["vocab_size"])  # 4 positions a chunk
+    monkeypatch.setattr(kernels_radd, "MAX_LOGITS_ELEMENTS", 4 * SIZES["vocab_size"])  # 4 positions a chunk
     # Dropout, since without it recomputation stops before the last product of a layer, whose result nothing needs.
     model = make_model(attn_implementation="eager", hidden_dropout=0.1)
     if checkpointing:
@@ -60,7 +60,7 @@ def test_operations_are_those_a_counter_finds(monkeypatch, masked, checkpointing
 def test_a_layer_keeps_as_many_bytes_as_said(cost, monkeypatch):
     """With torch's attention, as on a GPU. Weights, and autocast's copies of them, do not count."""
     monkeypatch.setattr(modeling_radd, "attention_by_products", ALL_ATTENTION_FUNCTIONS["sdpa"])
-    monkeypatch.setattr(modeling_radd, "rematerialise_pass", modeling_radd.rematerialise)
+    monkeypatch.setattr(kernels_radd, "recomputed_pass", kernels_radd.recomputed)
 
     def kept(layers: int, batch: int) -> int:
         model, storages = make_model(num_hidden_layers=layers, hidden_dropout=0.1), {}

@@ -7,7 +7,20 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
 # The code in a checkpoint's folder, and what its config.json says of it.
-SHIPPED = ("configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py", "pipeline_radd.py")
+SHIPPED = tuple(
+    f"{name}_radd.py"
+    for name in (
+        "settings",
+        "configuration",
+        "noise",
+        "randomness",
+        "canvas",
+        "kernels",
+        "generation",
+        "modeling",
+        "pipeline",
+    )
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_radd.RaddConfig",
     "AutoModel": "modeling_radd.RaddForMaskedLM",

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from radd_hf import RaddForMaskedLM, modeling_radd
+from radd_hf import RaddForMaskedLM, kernels_radd
 from radd_hf.losses import draw_masks
 from radd_hf.noise_radd import get_noise
 from support.spies import Communications
@@ -90,7 +90,7 @@ def work(rank: int, folder: Path, shard) -> None:
 
 
 def train_and_leave_outcome(rank: int, folder: Path, shard) -> None:
-    modeling_radd.MAX_LOGITS_ELEMENTS = HEAD_CHUNK * VOCABULARY
+    kernels_radd.MAX_LOGITS_ELEMENTS = HEAD_CHUNK * VOCABULARY
     model = make_model()
     shard(model)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -100,7 +100,7 @@ def train_and_leave_outcome(rank: int, folder: Path, shard) -> None:
     dist.all_reduce(losses)
     batch = {name: value[rows] for name, value in batches(model)[0].items()}
     in_chunks = communications(model, batch)
-    modeling_radd.MAX_LOGITS_ELEMENTS = BATCH * LENGTH * VOCABULARY
+    kernels_radd.MAX_LOGITS_ELEMENTS = BATCH * LENGTH * VOCABULARY
     assert in_chunks == communications(model, batch) > 0
     with torch.no_grad():
         logits = model(batches(model)[0]["input_ids"]).logits

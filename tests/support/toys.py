@@ -8,13 +8,13 @@ one with every parameter random, and so is `random_model`, of any settings.
 Shapes: B rows, L length, V vocabulary with the mask as its last id, N positions.
 """
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from radd_hf import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
+from radd_hf.canvas_radd import Positions
 from radd_hf.generation_radd import RaddGenerationMixin
 
 
@@ -52,8 +52,8 @@ class StandIn(RaddGenerationMixin):
         """(N, V) -> (N, V): the trunk's states are the raw logits; the mask is ruled out at the exit."""
         return hidden_states.index_fill(-1, torch.tensor(self.config.mask_token_id), -torch.inf)
 
-    def packed_weights(self, evaluations: int):
-        return nullcontext()
+    def modules(self):
+        yield self
 
     def train(self, mode: bool = True):
         self.training = mode
@@ -69,12 +69,14 @@ class _Trunk:
     def __init__(self, owner: StandIn):
         self.owner = owner
 
-    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor | None, output_positions: Tensor, cache, recompute):
-        assert cache is recompute is None, "a stand-in has no keys and values to keep"
+    def __call__(
+        self, *, input_ids: Tensor, attention_mask: Tensor | None, output_positions: Positions, cache, partial
+    ):
+        assert cache is partial is None, "a stand-in has no keys and values to keep"
         assert not self.owner.training, "generate must evaluate without dropout"
         self.owner.rows_evaluated.append(len(input_ids))
-        logits = self.owner.logits(input_ids).take_along_dim(output_positions[..., None], dim=1)  # (B, K, V)
-        return SimpleNamespace(last_hidden_state=logits)
+        logits = output_positions.select(self.owner.logits(input_ids))  # (B, K, V)
+        return SimpleNamespace(last_hidden_state=output_positions.flatten(logits))  # (N, V)
 
 
 class TableNetwork(StandIn):

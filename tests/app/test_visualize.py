@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from radd_hf.app import pictures
-from radd_hf.app.pictures import (
+from radd_hf.app import visualize
+from radd_hf.app.visualize import (
     MARGIN,
     MASK,
     OVERSAMPLING,
@@ -184,7 +184,7 @@ def test_the_page_has_a_caption_for_every_event(denoising):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def ground(image: Image.Image, box: pictures.Box, scale: float) -> tuple[int, ...]:
+def ground(image: Image.Image, box: visualize.Box, scale: float) -> tuple[int, ...]:
     """The colour at the left end of a box, below its letters."""
     x, y = (place / OVERSAMPLING for place in (box.x, box.y))
     return image.getpixel((round(x + 1.5 * scale), round(y + 30 * scale)))
@@ -198,7 +198,7 @@ def test_each_token_stands_on_the_colour_of_its_step(frame):
     events = eight.events if frame is None else eight.events[:frame]
     newest = None if frame is None or not events else events[-1]
     assert image.size[0] == 2 * WIDTH
-    for box in pictures._Painter(eight, TITLE, 2, None).boxes:
+    for box in visualize._Painter(eight, TITLE, 2, None).boxes:
         step = steps[box.index]
         expected = PAPER if step < 0 else eight.color(step) if step in events and step != newest else MASK
         if step < 0 or step != newest:
@@ -207,14 +207,14 @@ def test_each_token_stands_on_the_colour_of_its_step(frame):
 
 def test_the_newest_tokens_stand_out_until_the_last_frame():
     two = made_of("one", " two")
-    box = pictures._Painter(two, "", 1, None).boxes[0]
-    assert ground(to_image(two, frame=1, scale=1), box, 1) == pytest.approx(ImageColor.getrgb(pictures.NEWEST), abs=2)
+    box = visualize._Painter(two, "", 1, None).boxes[0]
+    assert ground(to_image(two, frame=1, scale=1), box, 1) == pytest.approx(ImageColor.getrgb(visualize.NEWEST), abs=2)
     assert ground(to_image(two, frame=2, scale=1), box, 1) == pytest.approx(ImageColor.getrgb(two.color(0)), abs=2)
 
 
 @pytest.mark.parametrize("texts", [[" word"] * 60, ["\u00fc"] * 200, [" a", "\n", "\n", "b\tc\r\nd"]])
 def test_nothing_is_painted_beyond_the_margins(texts):
-    painter = pictures._Painter(made_of(*texts), TITLE, 1, None)
+    painter = visualize._Painter(made_of(*texts), TITLE, 1, None)
     left, right = MARGIN * OVERSAMPLING, (WIDTH - MARGIN) * OVERSAMPLING
     assert min(box.x for box in painter.boxes) == left
     assert max(box.x + box.width for box in painter.boxes) <= right
@@ -223,7 +223,7 @@ def test_nothing_is_painted_beyond_the_margins(texts):
 
 def test_a_word_of_several_tokens_is_not_parted_at_the_end_of_a_line():
     texts = [text for size in range(30) for text in (" " + "m" * (size % 7 + 1), "inter", "rupted")]
-    painter = pictures._Painter(made_of(*texts), "", 1, None)
+    painter = visualize._Painter(made_of(*texts), "", 1, None)
     lines = [box.y for box in painter.boxes]
     assert len(set(lines)) > 3
     assert lines[0::3] == lines[1::3] == lines[2::3]
@@ -250,14 +250,14 @@ def test_an_animation_has_a_frame_for_each_event_and_ends_as_the_picture(denoisi
 
 
 def test_many_events_share_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_FRAMES", 4)
+    monkeypatch.setattr(visualize, "MAX_FRAMES", 4)
     save_gif(made_of(*[" a"] * 10), tmp_path / "text.gif", scale=0.5)
     with Image.open(tmp_path / "text.gif") as animation:
         assert animation.n_frames == 5  # after 0, 3, 6, 9 and all 10
 
 
 def test_the_palette_fits_a_gif():
-    assert len(pictures._palette()) <= 3 * 256
+    assert len(visualize._palette()) <= 3 * 256
 
 
 @pytest.mark.parametrize("frame", [-1, 3])

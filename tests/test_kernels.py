@@ -14,25 +14,50 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 
-from radd_hf import RaddForMaskedLM, modeling_radd
+from radd_hf import RaddForMaskedLM, kernels_radd
+from radd_hf.kernels_radd import (
+    EVALUATIONS_TO_PACK,
+    PACKED,
+    Dropout,
+    evaluation_mode,
+    linear,
+    packed_weights,
+    recomputed,
+)
 from radd_hf.likelihood import estimate_likelihood, exact_likelihood
-from radd_hf.modeling_radd import EVALUATIONS_TO_PACK, RaddDropout, RaddLinear, RaddMLP, rematerialise
+from radd_hf.modeling_radd import RaddMLP
 from support.spies import Watch
 from support.toys import seeded, tiny_model
 
+TANH_GELU = nn.GELU(approximate="tanh")
 D_IN, D_OUT = 24, 1100  # more outputs than are taken at once in the gradient of a weight
 needs_onednn = pytest.mark.skipif(
-    RaddLinear(4, 4)._onednn_dtype(torch.ones(1, 4)) is None, reason="torch multiplies float32 its own way here"
+    kernels_radd.onednn_dtype(nn.Linear(4, 4), torch.ones(1, 4)) is None,
+    reason="torch multiplies float32 its own way here",
 )
 
 
-def layers(bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[RaddLinear, nn.Linear]:
+class Ours(nn.Module):
+    """A plain layer that is called by `linear`."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: torch.Tensor, activation: nn.Module | None = None) -> torch.Tensor:
+        return linear(self.layer, hidden, activation)
+
+    def named_parameters(self, *args, **kwargs):
+        return self.layer.named_parameters()
+
+
+def layers(bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Ours, nn.Linear]:
     """Ours and torch's, of the same weights."""
     torch.manual_seed(0)
-    ours, theirs = RaddLinear(D_IN, D_OUT, bias=bias, dtype=dtype), nn.Linear(D_IN, D_OUT, bias=bias, dtype=dtype)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+    layer = nn.Linear(D_IN, D_OUT, bias=bias, dtype=dtype)
+    return Ours(layer), copy.deepcopy(layer)
 
 
 def hidden_states(*shape: int) -> torch.Tensor:
@@ -59,7 +84,7 @@ def test_a_gelu_in_the_same_pass_is_no_worse_than_one_behind_it(dtype):
     ours, theirs = layers(dtype=dtype)
     hidden = 3 * hidden_states(50).to(dtype)
     exact = F.gelu(copy_of(theirs, torch.float64)(hidden.double()), approximate="tanh")
-    error = (ours(hidden, gelu=True) - exact).norm()
+    error = (ours(hidden, TANH_GELU) - exact).norm()
     assert error <= 1.1 * (F.gelu(theirs(hidden), approximate="tanh") - exact).norm() + 1e-6
 
 
@@ -96,12 +121,13 @@ def test_gradients_under_autocast_are_those_of_torch_in_float32():
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "weight and hidden"])
 def test_what_needs_no_gradient_gets_none_and_the_rest_the_same(frozen):
-    def run(layer: nn.Linear) -> list[torch.Tensor | None]:
+    def run(layer: nn.Module) -> list[torch.Tensor | None]:
         hidden = hidden_states(4).requires_grad_("hidden" not in frozen)
-        layer.weight.requires_grad_("weight" not in frozen)
-        layer.bias.requires_grad_("bias" not in frozen)
+        weight, bias = layer.parameters()
+        weight.requires_grad_("weight" not in frozen)
+        bias.requires_grad_("bias" not in frozen)
         (layer(hidden) ** 2).sum().backward()
-        return [hidden.grad, layer.weight.grad, layer.bias.grad]
+        return [hidden.grad, weight.grad, bias.grad]
 
     ours, theirs = (run(layer) for layer in layers())
     for mine, torchs in zip(ours, theirs, strict=True):
@@ -113,7 +139,7 @@ def test_what_needs_no_gradient_gets_none_and_the_rest_the_same(frozen):
 def test_gradients_of_gradients_are_those_of_torch():
     def penalty(layer: nn.Linear) -> list[torch.Tensor]:
         hidden = hidden_states(4).requires_grad_()
-        inputs = [hidden, layer.weight, layer.bias]
+        inputs = [hidden, *layer.parameters()]
         first = torch.autograd.grad((layer(hidden) ** 3).sum(), inputs, create_graph=True)
         return list(torch.autograd.grad(sum((each**2).sum() for each in first), inputs))
 
@@ -137,9 +163,9 @@ def test_transforms_of_functions_see_torchs_layer():
     hidden = hidden_states(3)
 
     def loss(weight: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
-        return (torch.func.functional_call(ours, {"weight": weight}, (row,)) ** 2).sum()
+        return (torch.func.functional_call(ours, {"layer.weight": weight}, (row,)) ** 2).sum()
 
-    weight = ours.weight.detach()
+    weight = ours.layer.weight.detach()
     of_each_row = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, hidden)
     torch.testing.assert_close(of_each_row.sum(dim=0), torch.func.grad(loss)(weight, hidden))
     _, slope = torch.func.jvp(lambda row: loss(weight, row), (hidden,), (torch.ones_like(hidden),))
@@ -168,7 +194,7 @@ def test_what_is_computed_again_ends_before_the_product():
     ours, _ = layers()
     norm = nn.LayerNorm(D_IN)
     with Watch() as watch:
-        rematerialise(lambda hidden: ours(norm(hidden)), hidden_states(6).requires_grad_()).sum().backward()
+        recomputed(lambda hidden: ours(norm(hidden)), hidden_states(6).requires_grad_()).sum().backward()
     assert watch.names.count("aten.native_layer_norm") == 2
     assert watch.names.count("mkldnn._linear_pointwise") == 4  # as without
 
@@ -246,7 +272,7 @@ def test_an_adapter_adds_before_the_activation():
 
 
 def test_a_build_without_onednn_has_torchs_layer(monkeypatch):
-    monkeypatch.setattr(modeling_radd, "ONEDNN_LINEAR", None)
+    monkeypatch.setattr(kernels_radd, "ONEDNN_LINEAR", None)
     ours, theirs = layers()
     assert torch.equal(ours(hidden_states(6)), theirs(hidden_states(6)))
 
@@ -263,14 +289,9 @@ def network() -> RaddForMaskedLM:
     return tiny_model(11, 8, seed=1)
 
 
-def packed(layer: RaddLinear) -> RaddLinear:
-    """As in a context of `packed_weights`."""
-    layer.packing = 1
-    return layer
-
-
-def packed_layers(network: nn.Module) -> int:
-    return sum(layer.packed is not None for layer in network.modules() if isinstance(layer, RaddLinear))
+def packs() -> dict:
+    """The packed weights of the context that is open."""
+    return PACKED.get() or {}
 
 
 def number_of_layers(network: RaddForMaskedLM) -> int:
@@ -282,16 +303,18 @@ def logits(network: nn.Module) -> torch.Tensor:
     return network(input_ids=torch.arange(8)[None]).logits
 
 
-@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("activation", [None, TANH_GELU], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @torch.no_grad()
-def test_a_packed_weight_gives_the_same(dtype, bias, gelu):
+def test_a_packed_weight_gives_the_same(dtype, bias, activation):
     ours, _ = layers(bias, dtype)
     hidden = hidden_states(2, 3).to(dtype)
-    before = ours(hidden, gelu)
-    assert torch.equal(packed(ours)(hidden, gelu), before)
-    torch.testing.assert_close(ours(hidden[0].t().contiguous().t(), gelu), before[0])  # laid out by columns
+    before = ours(hidden, activation)
+    with packed_weights():
+        torch.testing.assert_close(ours(hidden, activation), before)
+        by_columns = hidden[0].t().contiguous().t()
+        torch.testing.assert_close(ours(by_columns, activation), before[0])
 
 
 @needs_onednn
@@ -299,30 +322,30 @@ def test_a_packed_weight_gives_the_same(dtype, bias, gelu):
 def test_a_weight_is_packed_in_the_dtype_of_the_product():
     ours, _ = layers()
     hidden = hidden_states(5)
-    with torch.autocast("cpu", torch.bfloat16):
-        before = ours(hidden)
-        assert torch.equal(packed(ours)(hidden), before)
-    assert ours.packed.weight.dtype == torch.bfloat16
-    assert ours(hidden).dtype == ours.packed.weight.dtype == torch.float32
+    with packed_weights():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ours(hidden).dtype == torch.bfloat16
+        assert packs()[ours.layer].weight.dtype == torch.bfloat16
+        assert ours(hidden).dtype == packs()[ours.layer].weight.dtype == torch.float32
 
 
-def write(layer: RaddLinear) -> None:
+def write(layer: nn.Linear) -> None:
     layer.weight.mul_(2)
 
 
-def load(layer: RaddLinear) -> None:
+def load(layer: nn.Linear) -> None:
     layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()})
 
 
-def replace(layer: RaddLinear) -> None:
+def replace(layer: nn.Linear) -> None:
     layer.weight = nn.Parameter(2 * layer.weight)
 
 
-def replace_data(layer: RaddLinear) -> None:
+def replace_data(layer: nn.Linear) -> None:
     layer.weight.data = 2 * layer.weight
 
 
-def replace_in_inference_mode(layer: RaddLinear) -> None:
+def replace_in_inference_mode(layer: nn.Linear) -> None:
     with torch.inference_mode():
         layer.weight = nn.Parameter(2 * layer.weight, requires_grad=False)
 
@@ -331,29 +354,30 @@ def replace_in_inference_mode(layer: RaddLinear) -> None:
 @torch.no_grad()
 def test_a_weight_that_changed_is_used_as_it_is(change):
     ours, theirs = layers()
-    packed(ours)(hidden_states(4))
-    for _ in range(4):  # the memory of one that is gone may become that of the next
-        change(ours)
-        theirs.load_state_dict(ours.state_dict())
+    with packed_weights():
+        ours(hidden_states(4))
+        for _ in range(4):  # the memory of one that is gone may become that of the next
+            change(ours.layer)
+            theirs.load_state_dict(ours.layer.state_dict())
+            torch.testing.assert_close(ours(hidden_states(4)), theirs(hidden_states(4)))
+
+
+@torch.no_grad()
+def test_a_weight_of_inference_mode_is_not_packed():
+    ours, theirs = layers()
+    replace_in_inference_mode(ours.layer)
+    replace_in_inference_mode(theirs)
+    with packed_weights():
         torch.testing.assert_close(ours(hidden_states(4)), theirs(hidden_states(4)))
-
-
-def test_a_weight_that_is_elsewhere_in_parts_or_of_inference_mode_is_not_packed():
-    ours, _ = layers()
-    with torch.inference_mode():
-        of_inference_mode = torch.ones(D_OUT, D_IN)
-    part, offloaded = torch.ones(D_OUT * D_IN // 2), torch.empty(D_OUT, D_IN, device="meta")
-    assert ours.can_be_packed()
-    for weight in (torch.empty(0), part, offloaded, of_inference_mode):
-        ours.weight = nn.Parameter(weight, requires_grad=False)
-        assert not ours.can_be_packed()
+        assert not packs()
 
 
 def test_gradients_are_those_of_the_parameter_though_it_is_packed():
     ours, theirs = layers()
-    with torch.no_grad():
-        packed(ours)(hidden_states(4))
-    got, expected = (gradients(layer, hidden_states(4)) for layer in (ours, theirs))
+    with packed_weights():
+        with torch.no_grad():
+            ours(hidden_states(4))
+        got, expected = (gradients(layer, hidden_states(4)) for layer in (ours, theirs))
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-4)
 
@@ -361,62 +385,47 @@ def test_gradients_are_those_of_the_parameter_though_it_is_packed():
 @needs_onednn
 def test_weights_are_packed_while_it_lasts_and_no_longer(network):
     before = logits(network)
-    with network.packed_weights():
-        assert torch.equal(logits(network), before)
-        assert packed_layers(network) == number_of_layers(network)
-        with network.packed_weights():
+    with packed_weights():
+        torch.testing.assert_close(logits(network), before)
+        assert len(packs()) == number_of_layers(network)
+        with packed_weights():
             pass
-        assert packed_layers(network) == number_of_layers(network)  # they belong to the outer one
-    assert packed_layers(network) == 0
-    with pytest.raises(RuntimeError, match="must match the size"), network.packed_weights():
+        assert len(packs()) == number_of_layers(network)  # they belong to the outer one
+    assert PACKED.get() is None
+    with pytest.raises(RuntimeError, match="must match the size"), packed_weights():
         network(input_ids=torch.tensor([[1, 2]]), attention_mask=torch.ones(2, 3))
-    assert packed_layers(network) == 0
-    with network.packed_weights(EVALUATIONS_TO_PACK - 1):
+    assert PACKED.get() is None
+    with packed_weights(EVALUATIONS_TO_PACK - 1):
         logits(network)
-        assert packed_layers(network) == 0
+        assert not packs()
 
 
 @needs_onednn
-def test_the_last_of_several_threads_unpacks(network):
-    entered, leave = threading.Event(), threading.Event()
+def test_every_thread_packs_its_own_and_they_do_not_disturb_each_other(network):
+    expected, found = logits(network), []
 
     def other() -> None:
-        with network.packed_weights():
-            entered.set()
-            leave.wait()
+        with packed_weights():
+            found.append(logits(network))
+            found.append(len(packs()))
 
     thread = threading.Thread(target=other)
-    with network.packed_weights():
-        logits(network)
+    with packed_weights():
         thread.start()
-        entered.wait()
-    assert packed_layers(network) == number_of_layers(network)
-    leave.set()
-    thread.join()
-    assert packed_layers(network) == 0
+        thread.join()
+        assert not packs()
+        torch.testing.assert_close(logits(network), expected)
+    torch.testing.assert_close(found[0], expected)
+    assert found[1] == number_of_layers(network)
 
 
 def test_a_copy_made_meanwhile_is_a_model_like_any_other(network, tmp_path):
-    with network.packed_weights():
+    with packed_weights():
         expected = logits(network)
         copied = copy.deepcopy(network)
         network.save_pretrained(tmp_path)
-    assert packed_layers(copied) == 0
-    assert torch.equal(logits(copied), expected)
-    assert packed_layers(copied) == 0
+    torch.testing.assert_close(logits(copied), expected)
     assert copied.state_dict().keys() == network.state_dict().keys()
-
-
-@needs_onednn
-def test_a_model_whose_memory_is_planned_is_left_alone(network):
-    network.hf_device_map = {"model": "cpu", "lm_head": "disk"}
-    with network.packed_weights():
-        logits(network)
-        assert packed_layers(network) == 0
-    network.hf_device_map = {"": "cpu"}
-    with network.packed_weights():
-        logits(network)
-        assert packed_layers(network) > 0
 
 
 def use_generate(network: RaddForMaskedLM, evaluations: int) -> torch.Tensor:
@@ -452,23 +461,115 @@ def test_many_evaluations_pack_the_weights_once_few_do_not_and_nothing_else_chan
     with Watch() as watch:
         use(network, EVALUATIONS_TO_PACK - 2)
     assert PACK not in watch.names
-    monkeypatch.setattr(RaddForMaskedLM, "packed_weights", lambda *args: nullcontext())
+    monkeypatch.setattr(kernels_radd, "packed_weights", lambda *args: nullcontext())
     torch.testing.assert_close(result, use(network, EVALUATIONS_TO_PACK), rtol=1e-6, atol=0)
 
 
-@needs_onednn
 def test_layers_below_an_adapter_are_not_packed_since_it_writes_to_them_unnoticed(network):
     base = logits(network)
     settings = peft.LoraConfig(target_modules=["up_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(network, settings).eval()
     adapted.merge_adapter()
     merged = logits(adapted)
-    with adapted.packed_weights():
-        assert torch.equal(logits(adapted), merged)
-        assert packed_layers(network) == number_of_layers(network) - network.config.num_hidden_layers
+    with packed_weights():
+        torch.testing.assert_close(logits(adapted), merged)
+        assert not any("base_layer" in name for name, module in adapted.named_modules() if module in packs())
         with adapted.disable_adapter():
             torch.testing.assert_close(logits(adapted), base)
     assert not torch.allclose(merged, base)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Layers that somebody has changed
+# ---------------------------------------------------------------------------------------------------------
+
+
+def forward_hook(layer: nn.Module, seen: list):
+    return layer.register_forward_hook(lambda module, inputs, output: seen.append(module))
+
+
+def pre_hook(layer: nn.Module, seen: list):
+    return layer.register_forward_pre_hook(lambda module, inputs: seen.append(module))
+
+
+def hook_of_all_modules(layer: nn.Module, seen: list):
+    return register_module_forward_hook(lambda module, inputs, output: seen.append(module))
+
+
+@pytest.mark.parametrize("register", [forward_hook, pre_hook, hook_of_all_modules])
+def test_a_hook_is_called_with_every_product(register):
+    layer, seen = nn.Linear(D_IN, D_OUT), []
+    handle = register(layer, seen)
+    with torch.no_grad():
+        linear(layer, hidden_states(3))
+    linear(layer, hidden_states(3))
+    handle.remove()
+    assert seen.count(layer) == 2
+    linear(layer, hidden_states(3))
+    assert seen.count(layer) == 2
+
+
+def test_a_forward_that_was_replaced_is_called_as_offloading_needs_it():
+    layer = nn.Linear(D_IN, D_OUT)
+    layer.forward = lambda hidden: torch.zeros(len(hidden), 2)
+    assert linear(layer, hidden_states(3)).shape == (3, 2)
+
+
+def test_a_subclass_is_called_since_nobody_knows_what_it_does():
+    class Doubled(nn.Linear):
+        def forward(self, hidden):
+            return 2 * super().forward(hidden)
+
+    layer = Doubled(D_IN, 5)
+    torch.testing.assert_close(linear(layer, hidden_states(3)), layer(hidden_states(3)))
+
+
+def test_every_product_of_the_network_is_a_plain_linear_layer(network):
+    names = ("qkv_proj", "o_proj", "up_proj", "down_proj", "lm_head")
+    found = [module for name, module in network.named_modules() if name.endswith(names)]
+    assert len(found) == number_of_layers(network)
+    assert all(type(module) is nn.Linear for module in found)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Evaluation mode
+# ---------------------------------------------------------------------------------------------------------
+
+
+def modes(network: nn.Module) -> list[bool]:
+    return [module.training for module in network.modules()]
+
+
+def test_afterwards_every_module_is_in_the_mode_it_was_in_before(network):
+    network.train()
+    network.model.layers[0].eval()  # frozen by somebody
+    before = modes(network)
+    with evaluation_mode(network):
+        assert not any(modes(network))
+    assert modes(network) == before
+    with pytest.raises(KeyError), evaluation_mode(network):
+        raise KeyError
+    assert modes(network) == before
+
+
+def failing(*args, **kwargs):
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda network: estimate_likelihood(network, [torch.arange(6)], passes=2),
+        lambda network: exact_likelihood(network, [torch.arange(6)]),
+        lambda network: network.generate(length=6, seed=0),
+    ],
+)
+def test_a_training_model_is_still_training_after_an_error(network, use, monkeypatch):
+    network.train()
+    monkeypatch.setattr(network.model, "_run_layers", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        use(network)
+    assert all(modes(network))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -478,7 +579,7 @@ def test_layers_below_an_adapter_are_not_packed_since_it_writes_to_them_unnotice
 
 def dropped(p: float, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     torch.manual_seed(0)
-    return RaddDropout(p)(torch.ones(shape, dtype=dtype))
+    return Dropout(p)(torch.ones(shape, dtype=dtype))
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
@@ -510,12 +611,12 @@ def test_dropout_takes_every_shape(shape, dtype):
 
 def test_dropout_lets_gradients_through_where_it_kept_and_all_or_nothing_at_the_ends():
     hidden = torch.randn(50, 10, requires_grad=True)
-    output = RaddDropout(0.25)(hidden)
+    output = Dropout(0.25)(hidden)
     output.sum().backward()
     torch.testing.assert_close(hidden.grad, (output != 0) / 0.75)
     assert torch.equal(dropped(0.0, 9, 9), torch.ones(9, 9))
     assert torch.equal(dropped(1.0, 9, 9), torch.zeros(9, 9))
-    assert torch.equal(RaddDropout(0.5).eval()(hidden), hidden)
+    assert torch.equal(Dropout(0.5).eval()(hidden), hidden)
 
 
 def test_dropout_is_repeated_by_torchs_seed_and_by_recomputation():
@@ -523,9 +624,9 @@ def test_dropout_is_repeated_by_torchs_seed_and_by_recomputation():
     masks: list[torch.Tensor] = []
 
     def drop(hidden: torch.Tensor) -> torch.Tensor:
-        output = RaddDropout(0.5)(hidden)
+        output = Dropout(0.5)(hidden)
         masks.append((output != 0).detach())
         return output.exp()
 
-    rematerialise(drop, torch.ones(30, 30, requires_grad=True)).sum().backward()
+    recomputed(drop, torch.ones(30, 30, requires_grad=True)).sum().backward()
     assert torch.equal(*masks)
