@@ -106,7 +106,7 @@ speed: .venv/ready
 
 figures: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[viz]'
-	$(BIN)/python docs/figures/generation.py
+	$(BIN)/python -m benchmarks.generation_figure
 	$(BIN)/radd generate $(AUSTEN) "It was [MASK:6] of spring. Elizabeth had [MASK:8] with her sister, and was [MASK:7]; but Mr. Darcy [MASK:9], and she [MASK:9] think of him." --temperature 0.6 --top-p 0.9 --seed 10 --picture docs/figures/readme.gif
 
 austen: .venv/ready

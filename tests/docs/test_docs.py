@@ -23,8 +23,7 @@ from torch.distributed.run import get_args_parser
 from transformers import AutoModel, AutoTokenizer
 
 import benchmarks.__main__
-from benchmarks import estimators, partial_caching
-from docs import conditioning, training_cost
+from benchmarks import conditioning, estimators, partial_caching, training_cost
 from radd_hf.app import cli
 from radd_hf.evaluation import perplexity, samples
 from radd_hf.hub import convert
@@ -228,7 +227,7 @@ PARSERS = {
     "train_accelerate.py": lambda flags, _: train.parse_arguments(flags),
     "eval_ppl.py": lambda flags, _: perplexity.parse_arguments(flags),
     "eval_generation.py": parse_samples,
-    "docs/training_cost.py": lambda flags, _: training_cost.parse_arguments(flags),
+    "benchmarks.training_cost": lambda flags, _: training_cost.parse_arguments(flags),
     "benchmarks": lambda flags, _: benchmarks.__main__.parse_arguments(flags),
     "benchmarks.estimators": parse_estimators,
     "benchmarks.partial_caching": lambda flags, monkeypatch: parse_by(partial_caching.main, flags, monkeypatch),

@@ -1,28 +1,17 @@
-"""radd_hf/hub/facts.py and docs/training_cost.py count what the model does: operations, bytes kept, parameters."""
-
-import importlib.util
-import sys
+"""`radd_hf.hub.facts` and `benchmarks.training_cost` count what the model does: operations, bytes kept, parameters."""
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from benchmarks import training_cost as cost
 from radd_hf import RaddConfig, RaddForMaskedLM, kernels_radd, modeling_radd
 from radd_hf.hub.facts import count_parameters, forward_flops
 from support.paths import CHECKPOINT, ROOT
 
 BATCH, LENGTH = 3, 16
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50}
-
-
-@pytest.fixture(scope="module")
-def cost():
-    spec = importlib.util.spec_from_file_location("training_cost", ROOT / "docs" / "training_cost.py")
-    module = sys.modules["training_cost"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["training_cost"]
 
 
 def make_model(**settings) -> RaddForMaskedLM:
@@ -57,7 +46,7 @@ def test_operations_are_those_a_counter_finds(monkeypatch, masked, checkpointing
     assert total == sum(row.training(checkpointing, head_again=chunked) for row in rows)
 
 
-def test_a_layer_keeps_as_many_bytes_as_said(cost, monkeypatch):
+def test_a_layer_keeps_as_many_bytes_as_said(monkeypatch):
     """With torch's attention, as on a GPU. Weights, and autocast's copies of them, do not count."""
     monkeypatch.setattr(modeling_radd, "attention_by_products", ALL_ATTENTION_FUNCTIONS["sdpa"])
     monkeypatch.setattr(kernels_radd, "recomputed_pass", kernels_radd.recomputed)
@@ -82,7 +71,7 @@ def test_a_layer_keeps_as_many_bytes_as_said(cost, monkeypatch):
     assert a_layer[4] - a_layer[2] == 2 * LENGTH * cost.layer_bytes(config)
 
 
-def test_parameters_are_counted_on_the_real_model(cost):
+def test_parameters_are_counted_on_the_real_model():
     small, medium = (count_parameters(cost.CONFIGS[name]) for name in ("small", "medium"))
     assert small[0] == 162_265_682
     width, layers, vocabulary = 768, 12, 50258
@@ -91,13 +80,13 @@ def test_parameters_are_counted_on_the_real_model(cost):
     assert medium[0] - medium[1] == vocabulary * width + (2 * layers + 1) * 2 * width  # embedding and norms
 
 
-def test_bytes_a_parameter_are_twenty_for_training_four_for_buckets_two_for_copies(cost):
+def test_bytes_a_parameter_are_twenty_for_training_four_for_buckets_two_for_copies():
     parameters, in_linear = count_parameters(cost.CONFIGS["small"])
     assert cost.state_bytes(cost.CONFIGS["small"], processes=1) == 20 * parameters + 2 * in_linear
     assert cost.state_bytes(cost.CONFIGS["small"], processes=8) == 24 * parameters + 2 * in_linear
 
 
-def test_the_micro_batch_is_the_largest_power_of_two_that_fits(cost):
+def test_the_micro_batch_is_the_largest_power_of_two_that_fits():
     config = cost.CONFIGS["small"]
     row, fixed = cost.activation_bytes(config, False), cost.state_bytes(config, 8) + cost.logits_bytes()
     for rows, expected in ((1, 1), (7.9, 4), (8, 8), (1000, 64)):
@@ -110,7 +99,7 @@ def test_the_micro_batch_is_the_largest_power_of_two_that_fits(cost):
         cost.largest_micro_batch(config, cost.parse_arguments(["--processes", "7"]), False)
 
 
-def test_the_table_has_a_column_for_each_way_and_states_what_it_assumes(cost, capsys):
+def test_the_table_has_a_column_for_each_way_and_states_what_it_assumes(capsys):
     cost.main(["--config", "small", str(CHECKPOINT), "--utilisation", "0.5"])
     lines = capsys.readouterr().out.splitlines()
     table = [line for line in lines if line.startswith("|")]
@@ -119,7 +108,7 @@ def test_the_table_has_a_column_for_each_way_and_states_what_it_assumes(cost, ca
     assert any("50% of 9.89e+14 FLOP/s" in line for line in lines)
 
 
-def test_the_table_of_the_documentation_is_what_is_printed(cost, capsys):
+def test_the_table_of_the_documentation_is_what_is_printed(capsys):
     cost.main([])
     table = "".join(line for line in capsys.readouterr().out.splitlines(keepends=True) if line.startswith("|"))
     assert table in (ROOT / "docs" / "training.md").read_text()

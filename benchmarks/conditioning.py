@@ -1,14 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the text around a gap is worth, and in which order to fill it: on the novel that the checkpoint has not read.
+"""Measures what the text around a gap is worth, and which order fills it best, on the novel held out of training.
 
-    python docs/conditioning.py
+    python -m benchmarks.conditioning
 
-The likelihood of what the author wrote in the gap, exact in each order, given one side, both or none; and all at once,
-as a sampler of one step has it. Prints the table of docs/generation.md and writes docs/figures/conditioning.json.
+The likelihood of what the author wrote in the gap is exact in each order, given one side, both or none. The last
+column fills the gap all at once, as a sampler of one step does. The script prints the table of docs/generation.md and
+writes docs/figures/conditioning.json.
 """
 
 import json
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from radd_hf.data.documents import load_documents, tokenize
 from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.likelihood import conditional_likelihood, mean_and_error
 
-ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
+from .commands import ROOT, spread
+from .estimators import CHECKPOINT
+
 RESULT = ROOT / "docs" / "figures" / "conditioning.json"
 BEFORE, GAP, AFTER = 56, 16, 56  # tokens
 PASSAGES = 64
@@ -31,7 +32,7 @@ COLUMNS = (*ORDERS, "all at once")
 def read_passages(tokenizer) -> list[Tensor]:
     """PASSAGES texts of BEFORE + GAP + AFTER tokens, spread evenly over the novel."""
     blocks = Blocks(tokenize(load_documents("austen", "validation"), tokenizer), BEFORE + GAP + AFTER)
-    return [blocks[(2 * place + 1) * len(blocks) // (2 * PASSAGES)] for place in range(PASSAGES)]
+    return [blocks[place] for place in spread(PASSAGES, len(blocks))]
 
 
 @torch.no_grad()
@@ -51,9 +52,12 @@ def measure() -> dict:
     nothing = [targets[0][:0]] * PASSAGES
     per_token = {}
     for given, (before, after) in GIVEN.items():
-        sides = {"prefixes": prefixes if before else nothing, "suffixes": suffixes if after else nothing}
-        nats = {order: conditional_likelihood(model, targets, order=order, **sides) for order in ORDERS}
-        nats["all at once"] = all_at_once(model, targets, **sides)
+        sides = (prefixes if before else nothing, suffixes if after else nothing)
+        nats = {
+            order: conditional_likelihood(model, targets, prefixes=sides[0], suffixes=sides[1], order=order)
+            for order in ORDERS
+        }
+        nats["all at once"] = all_at_once(model, targets, *sides)
         per_token[given] = {column: values / GAP for column, values in nats.items()}  # (S,) each
     prefix, both = per_token["prefix"], per_token["both"]
     per_token["prefix, less both"] = {column: prefix[column] - both[column] for column in COLUMNS}

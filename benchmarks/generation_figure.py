@@ -1,10 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Draws docs/figures/generation.png: a plan, the canvas it fills event by event, and evaluations against steps.
 
-python docs/figures/generation.py
+python -m benchmarks.generation_figure
 """
-
-from pathlib import Path
 
 import matplotlib
 
@@ -17,8 +15,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from radd_hf.noise_radd import expected_evaluations, get_noise
 
-ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
+from .commands import ROOT
+from .estimators import CHECKPOINT
+
+FIGURE = ROOT / "docs" / "figures" / "generation.png"
 SHORT, STEPS = 24, 16  # the row that is shown: tokens, and steps of its grid
 ROWS = 64  # of the measurement
 
@@ -93,16 +93,15 @@ def main() -> None:
         output_history=True,
         return_dict_in_generate=True,
     )
-    texts = [tokenizer.decode([token]).replace("\n", "\\n") for token in output.sequences[0]]
+    texts = [str(tokenizer.decode([token])).replace("\n", "\\n") for token in output.sequences[0]]
     history = torch.cat(output.history)
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), constrained_layout=True)
     draw_plan(axes[0], output.reveal_step[0])
     draw_canvas(axes[1], history, output.reveal_step[0], texts, model.config.mask_token_id)
     draw_evaluations(axes[2], model, model.config.max_position_embeddings)
-    target = Path(__file__).with_suffix(".png")
-    figure.savefig(target, dpi=110, metadata={"Software": None})
-    print(f"wrote {target.relative_to(ROOT)}: {output.num_function_evaluations.item()} evaluations for {STEPS} steps")
+    figure.savefig(FIGURE, dpi=110, metadata={"Software": None})
+    print(f"wrote {FIGURE.relative_to(ROOT)}: {output.num_function_evaluations.item()} evaluations for {STEPS} steps")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a training costs in operations, memory and time: counted from a configuration, not measured.
+"""Counts what a training costs in operations, memory and time, from its configuration and without measuring.
 
-python docs/training_cost.py [--config small medium] [--processes 8] [--memory 80]
+    python -m benchmarks.training_cost [--config small medium] [--processes 8] [--memory 80]
 
 Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L length, V vocabulary, n layers.
 """
 
 import argparse
+from typing import cast
 
 from radd_hf import RaddConfig
 from radd_hf.hub.facts import count_parameters, forward_flops
@@ -43,7 +44,7 @@ def state_bytes(config: RaddConfig, processes: int) -> int:
 
 def layer_bytes(config: RaddConfig) -> int:
     """Bytes a layer keeps for its backward pass, for each token."""
-    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    width, inner, heads = config.hidden_size, cast(int, config.intermediate_size), config.num_attention_heads
     norms = 2 * 4 * width  # inputs in float32, of both; the outputs are computed again
     attention = 3 * 2 * width + 2 * width + 4 * heads  # turned q and k, v, the output (input of o_proj), log-sum
     mlp = 2 * inner  # input of GELU, whose output is computed again
