@@ -7,6 +7,7 @@ Persuasion. It is loaded as any checkpoint from the Hub would be.
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -14,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "radd-austen"
 OPENING = "I can listen no longer in silence."
 PREFIX, GAP, SUFFIX = 48, 22, 42  # tokens
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "tweedie, 8 steps": {"method": "tweedie", "steps": 8},
     "tweedie, 24 steps": {"method": "tweedie", "steps": 24},
     "tweedie, 1024 steps": {"method": "tweedie", "steps": 1024},
@@ -38,7 +39,7 @@ def main() -> None:
     prefix, truth, suffix = ids[:PREFIX], ids[PREFIX : PREFIX + GAP], ids[PREFIX + GAP :]
 
     def one_line(tokens: list[int]) -> str:
-        return " ".join(tokenizer.decode(tokens).split())
+        return " ".join(str(tokenizer.decode(tokens)).split())
 
     code = type(model).__module__.split(".")[0]
     print(f"{type(model).__name__} of {CHECKPOINT.name}, by the code in that folder ({code})")

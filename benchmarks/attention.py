@@ -8,7 +8,9 @@ Shapes: B rows, H heads, L length, d head width.
 
 import argparse
 import statistics
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +37,10 @@ def main(argv: list[str] | None = None) -> None:
         exact = torch.randn(3, rows, args.heads, length, args.width, generator=generator)  # (3, B, H, L, d)
         query, key, value = exact.bfloat16()
         products = partial(attention_by_products, nn.Identity(), query, key, value, None, args.width**-0.5)
-        ways = {"torch": partial(scaled_dot_product_attention, query, key, value), "products": products}
+        ways: dict[str, Callable[[], Any]] = {
+            "torch": partial(scaled_dot_product_attention, query, key, value),
+            "products": products,
+        }
         times = alternate({name: partial(seconds, way) for name, way in ways.items()}, args.repeats)
         torchs, ours = (1000 * statistics.median(times[name]) for name in ways)
         reference = scaled_dot_product_attention(*exact)

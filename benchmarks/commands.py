@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from radd_hf import RaddConfig, RaddForMaskedLM
@@ -88,10 +89,10 @@ def make_model(args: Namespace, vocab_size: int | None = None) -> RaddForMaskedL
 
 def make_models(args: Namespace, vocab_size: int | None = None) -> dict[str, RaddForMaskedLM]:
     model = make_model(args, vocab_size)
-    return {BASELINE: model, OURS: model, OURS_BF16: copy.deepcopy(model).to(torch.bfloat16)}
+    return {BASELINE: model, OURS: model, OURS_BF16: copy.deepcopy(model).to(torch.bfloat16)}  # type: ignore[arg-type]
 
 
-def random_tokens(config: RaddConfig, rows: int, length: int, seed: int) -> Tensor:
+def random_tokens(config: PreTrainedConfig, rows: int, length: int, seed: int) -> Tensor:
     return torch.randint(config.vocab_size - 1, (rows, length), generator=seeded(seed))  # all but the mask, the last
 
 
@@ -184,7 +185,11 @@ def sampling_case(
         return total / (theirs if each_evaluation else 1)
 
     def generate(side: str) -> float:
-        settings = {"steps": steps, "refresh_interval": refresh_interval, "generator": seeded(args.seed)}
+        settings: dict[str, Any] = {
+            "steps": steps,
+            "refresh_interval": refresh_interval,
+            "generator": seeded(args.seed),
+        }
         return seconds(lambda: models[side].generate(canvas, **settings)) / (ours if each_evaluation else 1)
 
     warm_up(models, rows, length)
@@ -268,7 +273,7 @@ def step_point(args: Namespace, models: dict[str, RaddForMaskedLM], rows: int, l
     return {"batch": rows, "length": length, "revealed": revealed, **case.as_dict()}
 
 
-def nfe_points(args: Namespace, config: RaddConfig) -> list[dict[str, Any]]:
+def nfe_points(args: Namespace, config: PreTrainedConfig) -> list[dict[str, Any]]:
     """Forwards against steps for each batch of `cached`: counted in plans, and a row's expectation."""
     noise, points = get_noise(config), []
     for rows, length, _ in args.cached:
@@ -458,7 +463,9 @@ def memory(args: Namespace) -> Result:
         whole = torch.full((rows, length), config.mask_token_id)
         positions = spread(max(length // steps, 1), length)
         canvas = masked_at(random_tokens(config, rows, length, args.seed), positions, config.mask_token_id)
-        sample = {BASELINE: lambda models=models, whole=whole: make_sampler(models[BASELINE], whole, steps, 0).step(0)}
+        sample: dict[str, Callable[..., Any]] = {
+            BASELINE: lambda models=models, whole=whole: make_sampler(models[BASELINE], whole, steps, 0).step(0)
+        }
         for side in (OURS, OURS_BF16):
             sample[side] = partial(models[side].generate, canvas, steps=1)
         trainer = Trainer(models[OURS], rows, length, args.seed)

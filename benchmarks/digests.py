@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums depend on the number of threads
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -69,7 +70,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
@@ -102,8 +103,9 @@ def samples(model: RaddForMaskedLM) -> Iterator[tuple[str, str]]:
             return_dict_in_generate=True,
             **settings,
         )
+        assert not isinstance(output, Tensor)
         kept = [output.sequences, output.num_function_evaluations, output.reveal_step, *(output.history or ())]
-        yield f"generate, {name}", digest(kept)
+        yield f"generate, {name}", digest(cast(list[Tensor], kept))
 
 
 def likelihoods(model: RaddForMaskedLM) -> Iterator[tuple[str, str]]:

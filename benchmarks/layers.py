@@ -12,6 +12,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
         "down_proj": (4 * width, width),
         "lm_head": (width, args.vocab_size),
     }
+    torchs: Callable[[], list[torch.Tensor]] | float  # a way of computing, later its milliseconds
+    ways: dict[str, Callable[[], Any]]
     print("| what | rows | torch, GFLOP/s | oneDNN, GFLOP/s | times as fast | apart by |")
     print("|---|---:|---:|---:|---:|---:|")
     for rows in args.rows:

@@ -15,15 +15,16 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
 import transformers
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedConfig
 
 from radd_hf import RaddConfig
 from radd_hf.hub.facts import forward_flops
@@ -81,7 +82,7 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def alternate(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def alternate(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
     """What each side returns, once a repeat, in turn."""
     results: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(repeats):
@@ -94,7 +95,7 @@ def compare(
     name: str,
     unit: str,
     flops: float,
-    sides: dict[str, Callable[[], float]],
+    sides: Mapping[str, Callable[[], float]],
     repeats: int,
     matmul_size: int,
     **facts: Any,
@@ -128,13 +129,15 @@ class MatrixProduct:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def evaluation_flops(config: RaddConfig, length: int, outputs: Iterable[int]) -> float:
+def evaluation_flops(config: PreTrainedConfig, length: int, outputs: Iterable[int]) -> float:
     """One evaluation of each row of `length` whose law is wanted at so many positions; a row of none is not needed."""
-    rows = [forward_flops(config, wanted, queries=wanted, length=length) for wanted in outputs if wanted]
+    rows = [
+        forward_flops(cast(RaddConfig, config), wanted, queries=wanted, length=length) for wanted in outputs if wanted
+    ]
     return sum(row.layers + row.head for row in rows)
 
 
-def sampling_flops(config: RaddConfig, plan: Tensor) -> float:
+def sampling_flops(config: PreTrainedConfig, plan: Tensor) -> float:
     """Of a whole sample: plan (B, L), the step that reveals each position, -1 where none does."""
     events = [row[row >= 0].unique(return_counts=True)[1].tolist() for row in plan]
     return sum(evaluation_flops(config, plan.shape[1], counts) for counts in events)

@@ -14,11 +14,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, set_seed
 
+from radd_hf import RaddConfig
 from radd_hf.data.blocks import Blocks
 from radd_hf.data.collator import DiffusionCollator
 from radd_hf.data.documents import load_documents, tokenize
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> None:
     held_out = blocks[border :: max((len(blocks) - border) // args.passages, 1)][: args.passages]
     before = nats_by_passage(model, held_out)
 
-    adapted = add_adapters(model, args.rank, alpha=2 * args.rank, dropout=0.0)  # PEFT's get_peft_model
+    adapted: Any = add_adapters(model, args.rank, alpha=2 * args.rank, dropout=0.0)  # a PeftModel
     adapted.print_trainable_parameters()
     settings = TrainingArguments(
         str(args.output_dir),
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
         report_to="none",
         dataloader_pin_memory=False,
     )
-    collator = DiffusionCollator(model.config, loss_type="k_DCE", seed=0)
+    collator = DiffusionCollator(cast(RaddConfig, model.config), loss_type="k_DCE", seed=0)
     Trainer(adapted, settings, train_dataset=blocks[:border], data_collator=collator).train()
 
     after = nats_by_passage(adapted, held_out)

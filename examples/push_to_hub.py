@@ -7,8 +7,9 @@
         --recipe runs/mine/config.yaml --evaluation result.json
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --dry_run
 
-A folder that has a card (`python -m radd_hf.hub.convert` writes one, with where the weights are from) keeps it, and what is
-known of training and evaluation is added; `training/config.yaml` and `evaluation.json` in the folder are found.
+A folder that has a card keeps it, and the script adds what is known of training and evaluation. (`python -m
+radd_hf.hub.convert` writes a card that says where the weights are from.) The script finds `training/config.yaml` and
+`evaluation.json` in the folder.
 """
 
 import argparse
@@ -46,8 +47,8 @@ def main(argv: list[str]) -> None:
     evaluation = args.evaluation or existing(args.folder / "evaluation.json")
     card = with_results(
         card,
-        recipe=recipe and yaml.safe_load(recipe.read_text(encoding="utf-8")),
-        evaluation=evaluation and json.loads(evaluation.read_text(encoding="utf-8")),
+        recipe=yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe else None,
+        evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation else None,
         repository=args.repository,
     )
     if args.dry_run:
