@@ -1,6 +1,6 @@
 # make demo    set up and fill a gap in a novel the model has not read
 # make test    set up and run the tests
-# make lint    style and types;  make format puts the style right
+# make lint    style, types and spelling;  make format puts the style right
 # make torture kill a training 20 times, and one of two processes, and compare with runs left alone
 # make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
 # make lm-eval try the lm-evaluation-harness, which is installed for that
@@ -18,6 +18,7 @@ BIN := .venv/bin
 # Two processes of one thread each; a file's tests stay together, since they share what is slow to make.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 SOURCES := radd_hf tests docs benchmarks examples $(filter-out %_radd.py,$(wildcard *.py))
+SPELLED := $(SOURCES) checkpoints .ci .pre-commit-config.yaml Makefile $(wildcard *.md *.cff *.cfg *.toml *.txt *.yml)
 # glibc otherwise gives every large tensor back to the kernel, and pays for page faults when it asks for the next.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
@@ -44,6 +45,7 @@ lint: .venv/ready
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/codespell $(SPELLED)
 
 format: .venv/ready
 	$(BIN)/ruff check --fix $(SOURCES)
