@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from radd_hf import RaddForMaskedLM
 from radd_hf import likelihood as estimators
 from radd_hf.data.benchmark_texts import load_evaluation_text
-from radd_hf.likelihood import Likelihood, estimate_likelihood, mixture
+from radd_hf.likelihood import Likelihood, LikelihoodRounds, estimate_likelihood, mixture
 from radd_hf.losses import FIRST_TIME, masks_at
 from radd_hf.noise_radd import get_noise
 from radd_hf.randomness_radd import stream_seed
@@ -60,14 +60,10 @@ def print_agreement(model, blocks: list[Tensor], passes: int, orders: int) -> No
     for name in ("k_stratified", "k_DCE", "lambda_DCE", "t_DCE", "t_DSE"):
         show(name, estimate_likelihood(model, blocks, estimator=name, passes=passes, batch_size=64))
     nats = torch.zeros(len(blocks), orders, dtype=torch.float64)
-
-    def keep(block: int, order: int, value: float) -> None:
-        nats[block, order] = value
-
-    show(
-        "ar_random",
-        estimate_likelihood(model, blocks, estimator="ar_random", passes=orders, batch_size=64, on_round=keep),
-    )
+    rounds = LikelihoodRounds(model, blocks, estimator="ar_random", passes=orders, batch_size=64)
+    for found in rounds:
+        nats[found.sequence, found.number] = found.nats
+    show("ar_random", rounds.summary())
     for name in ("ar_forward", "ar_backward"):
         show(name, estimate_likelihood(model, blocks, estimator=name, batch_size=64))
     mean = float(mixture(nats).sum()) / sum(map(len, blocks))
@@ -115,15 +111,8 @@ def mean_of_groups(nats: Tensor) -> Tensor:
 def nats_of_blocks(model, blocks: list[Tensor], estimator: str, passes: int, seed: int) -> tuple[Tensor, float]:
     """(S,) nats per token of each block, and the variance of the mean over a group, from the spread of rounds."""
     rounds: list[list[float]] = [[] for _ in blocks]
-    estimate_likelihood(
-        model,
-        blocks,
-        estimator=estimator,
-        passes=passes,
-        batch_size=64,
-        seed=seed,
-        on_round=lambda block, number, nats: rounds[block].append(nats / len(blocks[block])),
-    )
+    for found in LikelihoodRounds(model, blocks, estimator=estimator, passes=passes, batch_size=64, seed=seed):
+        rounds[found.sequence].append(found.nats / len(blocks[found.sequence]))
     nats = torch.tensor(rounds, dtype=torch.float64)  # (S, rounds)
     return nats.mean(dim=1), float((nats.var(dim=1) / nats.shape[1]).mean()) / GROUP
 

@@ -11,7 +11,7 @@ from typing import cast
 
 from radd_hf import RaddConfig
 from radd_hf.hub.facts import count_parameters, forward_flops
-from radd_hf.modeling_radd import MAX_LOGITS_ELEMENTS
+from radd_hf.kernels_radd import MAX_LOGITS_ELEMENTS
 
 CONFIGS = {
     "small": RaddConfig(),

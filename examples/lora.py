@@ -25,7 +25,7 @@ from radd_hf.data.blocks import Blocks
 from radd_hf.data.collator import DiffusionCollator
 from radd_hf.data.documents import load_documents, tokenize
 from radd_hf.hub.loading import load_model, load_tokenizer
-from radd_hf.likelihood import ROUNDS, estimate_likelihood, mean_and_error
+from radd_hf.likelihood import ROUNDS, LikelihoodRounds, mean_and_error
 from radd_hf.training.adapters import add_adapters, merged
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
@@ -34,11 +34,8 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 def nats_by_passage(model: nn.Module, passages: Sequence[Tensor]) -> Tensor:
     """(S,) nats per token of each passage. The same masks at every call, so that two models can be compared."""
     nats = torch.zeros(len(passages), dtype=torch.float64)
-
-    def on_round(passage: int, number: int, value: float) -> None:
-        nats[passage] += value / ROUNDS / len(passages[passage])
-
-    estimate_likelihood(model, passages, passes=8, seed=0, on_round=on_round)
+    for found in LikelihoodRounds(model, passages, passes=8, seed=0):
+        nats[found.sequence] += found.nats / ROUNDS / len(passages[found.sequence])
     return nats
 
 
