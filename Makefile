@@ -8,7 +8,10 @@
 # make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
 # make quality write and judge samples for docs/generative_quality.md (a quarter of an hour)
 # make speed   time everything beside the field's standard algorithm (an hour; on a quiet machine)
-# make compat  the tests again with the oldest transformers that setup.cfg admits
+# make compat  the tests of the model, generation and likelihood with the oldest torch and transformers that setup.cfg admits
+# make test-gpu run what only a graphics card can show; says why it skips elsewhere
+# make quantised load, train adapters and write in 8 and 4 bits by bitsandbytes and torchao, which are installed for that
+# make wheel   build the wheel, install it beside the environment, and train, evaluate and write with it alone
 # make figures draw the pictures of docs/ again
 # make austen  train the shipped checkpoint again (an hour and a half on two cores)
 
@@ -24,10 +27,13 @@ TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
+# Of what the oldest admitted versions are tried with: the model, generation, likelihood, training and loading.
+OLDEST ?= tests/test_*.py tests/hub/test_auto_classes.py tests/training/test_train.py tests/training/test_processes.py
+
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen
 
-.PHONY: demo test lint format torture deepspeed lm-eval docs test-browser quality speed compat figures austen checkpoint clean
+.PHONY: demo test lint format torture deepspeed lm-eval docs test-browser quality speed compat test-gpu quantised wheel figures austen checkpoint clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -54,11 +60,28 @@ format: .venv/ready
 torture: .venv/ready
 	RADD_KILLS=20 $(BIN)/python -m pytest -s -k killed tests/training/test_kills.py
 
-compat: .venv/ready
+# On Linux this torch is the build for CUDA, of several gigabytes; it runs on a processor as well.
+.compat/ready: Makefile
 	rm -rf .compat
-	$(BIN)/pip install --quiet --target .compat transformers==5.14.0
-	PYTHONPATH=$(CURDIR)/.compat $(BIN)/python -c "import transformers as t; assert t.__version__ == '5.14.0', t"
-	PYTHONPATH=$(CURDIR)/.compat $(PYTEST)
+	$(BIN)/pip install --quiet --no-compile --target .compat torch==2.11.0 transformers==5.14.0
+	touch $@
+
+compat: .venv/ready .compat/ready
+	PYTHONPATH=$(CURDIR)/.compat $(BIN)/python -c "import torch, transformers; print(torch.__version__, transformers.__version__)"
+	PYTHONPATH=$(CURDIR)/.compat $(PYTEST) $(OLDEST)
+
+test-gpu: .venv/ready
+	RADD_TEST_GPU=1 $(BIN)/python -m pytest -rs tests/gpu
+
+quantised: .venv/ready
+	$(BIN)/pip install --quiet --no-compile --target .quantised --upgrade --no-deps bitsandbytes==0.50.2 torchao==0.18.0
+	PYTHONPATH=$(CURDIR)/.quantised OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/hub/test_quantised.py
+
+wheel: .venv/ready
+	rm -rf build/wheel build/lib build/bdist*
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/pip install --quiet --no-compile --no-deps --target build/wheel/site build/wheel/*.whl
+	RADD_WHEEL=$(CURDIR)/build/wheel/site $(BIN)/python -m pytest tests/test_wheel.py
 
 deepspeed: .venv/ready
 	$(BIN)/pip install --quiet --target .deepspeed --upgrade --no-deps deepspeed==0.19.8 annotated-types einops hjson \
@@ -119,10 +142,10 @@ austen: .venv/ready
 checkpoint: LAST = $(lastword $(shell ls -dv $(RUN)/checkpoints/step_*))
 checkpoint: .venv/ready
 	rm -rf $(AUSTEN)
-	$(BIN)/python -m radd_hf.hub.convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0
+	$(BIN)/radd convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0
 	mkdir $(AUSTEN)/training
 	cp $(RUN)/config.yaml $(RUN)/metrics.jsonl $(AUSTEN)/training/
 	$(BIN)/python eval_ppl.py --model $(AUSTEN) --dataset austen --output $(AUSTEN)/evaluation.json
 
 clean:
-	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .quantised .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from radd_hf.generation_radd import plan_grid
@@ -32,27 +32,22 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return states * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
-def linear(module: nn.Linear, hidden: Tensor) -> Tensor:
-    """By torch's choice of a library, whatever that of the module is."""
-    return F.linear(hidden, module.weight, module.bias)
-
-
 def full_logits(model) -> Network:
     trunk, mask_token_id = model.model, model.config.mask_token_id
     heads, dropout = model.config.num_attention_heads, partial(F.dropout, p=model.config.hidden_dropout)
 
     def network(canvas: Tensor) -> Tensor:
         hidden = trunk.embed_tokens(canvas)  # (B, L, D)
-        cos, sin = trunk.rotary_emb(torch.arange(canvas.shape[1])[None])
+        cos, sin = trunk.rotary_emb(hidden, torch.arange(canvas.shape[1])[None])
         for layer in trunk.layers:
-            qkv = linear(layer.self_attn.qkv_proj, layer.input_layernorm(hidden))  # (B, L, 3 D)
+            qkv = layer.self_attn.qkv_proj(layer.input_layernorm(hidden))  # (B, L, 3 D)
             query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
             attended = F.scaled_dot_product_attention(rotate(query, cos, sin), rotate(key, cos, sin), value)
-            attended = linear(layer.self_attn.o_proj, attended.transpose(1, 2).flatten(2))  # (B, L, D)
+            attended = layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))  # (B, L, D)
             hidden = hidden + dropout(attended, training=model.training)
-            inner = layer.mlp.act_fn(linear(layer.mlp.up_proj, layer.post_attention_layernorm(hidden)))  # (B, L, 4 D)
-            hidden = hidden + dropout(linear(layer.mlp.down_proj, inner), training=model.training)
-        logits = linear(model.lm_head, trunk.norm(hidden))  # (B, L, V)
+            inner = layer.mlp.act_fn(layer.mlp.up_proj(layer.post_attention_layernorm(hidden)))  # (B, L, 4 D)
+            hidden = hidden + dropout(layer.mlp.down_proj(inner), training=model.training)
+        logits = model.lm_head(trunk.norm(hidden))  # (B, L, V)
         return logits.index_fill(-1, torch.tensor(mask_token_id), -torch.inf)
 
     return network

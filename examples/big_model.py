@@ -6,7 +6,8 @@
     python examples/big_model.py --model me/large --dtype float16 --max_memory '{"0": "20GiB", "cpu": "60GiB"}'
 
 Loading maps weights from their file and never holds them twice. A layer is never split; the layers on the disk are read
-when they are needed, at every evaluation, which is slow but needs the memory of one layer. The samples are the same.
+when they are needed, at every evaluation, which is slow but needs the memory of one layer. In float32 the samples are
+the same; in half precision rounding changes a token now and then.
 """
 
 import argparse
@@ -14,8 +15,6 @@ import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import torch
 
 from radd_hf import RaddForMaskedLM
 from radd_hf.hub.loading import load_tokenizer
@@ -44,8 +43,7 @@ def main(argv: list[str]) -> None:
         for module, place in places.items():
             print(f"{module:<20} {place}")
         print(f"weights: {held:,} of {sum(parameter.nbytes for parameter in model.parameters()):,} bytes in memory")
-        generator = torch.Generator().manual_seed(0)
-        ids = model.generate(prefix=args.prefix, length=args.length, tokenizer=tokenizer, generator=generator)
+        ids = model.generate(prefix=args.prefix, length=args.length, tokenizer=tokenizer, seed=0)
         print(tokenizer.decode(ids[0]))
 
 

@@ -219,8 +219,8 @@ class Schedule:
         self.current = 0  # events that have been taken
         self.events = self._make_events()
 
-    def __bool__(self) -> bool:
-        return bool(self.events)
+    def __len__(self) -> int:
+        return len(self.events)
 
     def next(self) -> Event:
         self.current += 1
@@ -422,7 +422,7 @@ class RaddGenerationMixin:
         schedule = Schedule(plan, steps_of_rows if every_step else None, *refresh)
 
         # 4. Loop: fills the canvas in place.
-        with evaluation_mode(cast(Any, self), int(schedule.evaluations.max())):
+        with evaluation_mode(cast(Any, self), len(schedule)):
             output = self._reveal(canvas, attention_mask, schedule, uniform, processors, ending, settings, streamer)
         return output if settings.return_dict_in_generate else canvas
 

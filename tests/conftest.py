@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach for the network
+if os.environ.get("RADD_TEST_GPU") != "1":  # before torch is imported: tests mean the processor, but for tests/gpu
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
 if "RADD_TEST_CACHE" not in os.environ:  # what `datasets` keeps; of this process and of those that it starts
     os.environ["RADD_TEST_CACHE"] = os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["RADD_TEST_CACHE"], ignore_errors=True)

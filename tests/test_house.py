@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""How the tests are kept: what they share is in `support`, every room of the package has one here, no file is long."""
+"""The house is in order: imports point one way; tests share `support`, mirror the rooms and are not long."""
 
 import ast
 from pathlib import Path
@@ -40,3 +40,63 @@ def test_no_test_file_is_too_long():
     for path in FILES:
         lines = len(path.read_text().splitlines())
         assert lines <= LONGEST, f"{path} has {lines} lines: split it by subject"
+
+
+# What a module of each line may import: those of its own line and of the lines above.
+ORDER = (
+    ("settings_radd", "randomness_radd", "version"),
+    ("configuration_radd", "noise_radd"),
+    ("canvas_radd", "kernels_radd"),
+    ("generation_radd",),
+    ("pipeline_radd",),
+    ("modeling_radd",),
+    ("losses",),
+    ("likelihood", "processes"),
+    ("__init__",),
+    ("data",),
+    ("hub",),
+    ("evaluation",),
+    ("training",),
+    ("app", "__main__"),
+)
+FLOOR = {name: floor for floor, names in enumerate(ORDER) for name in names}
+
+
+def first_part(path: Path) -> str:
+    """The room or the flat module that a file of the package belongs to."""
+    return path.relative_to(ROOT / "radd_hf").parts[0].removesuffix(".py")
+
+
+def names_of_the_package(path: Path) -> set[str]:
+    """The rooms and flat modules that a file imports when it is imported, and where it does so later."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            inside = path.parent
+            for _ in range(max(node.level - 1, 0)):
+                inside = inside.parent
+            parts = (node.module or "").split(".") if node.module else []
+            if not node.level:
+                if parts[:1] != ["radd_hf"]:
+                    continue
+                inside, parts = ROOT / "radd_hf", parts[1:]
+            for alias in node.names:
+                target = inside.joinpath(*parts)
+                if target == ROOT / "radd_hf":  # from .. import name: a room, a module or a name of __init__
+                    known = (target / alias.name).is_dir() or (target / f"{alias.name}.py").is_file()
+                    found.add(alias.name if known else "__init__")
+                else:
+                    found.add(first_part(target))
+    return found
+
+
+def test_imports_point_one_way():
+    files = list((ROOT / "radd_hf").rglob("*.py"))
+    assert {first_part(path) for path in files} == set(FLOOR)
+    for path in files:
+        own = first_part(path)
+        if own == "__init__":  # which names what is above it, for later
+            continue
+        # The network saves the pipeline's file along: it imports it when it is saved.
+        above = {name for name in names_of_the_package(path) if FLOOR[name] > FLOOR[own]}
+        assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"

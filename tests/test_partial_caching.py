@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import radd_hf.hub.facts  # noqa: F401, with which torch's counter knows the layers' products
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
+from radd_hf.canvas_radd import Positions
 from radd_hf.generation_radd import GIVEN, draw_tokens, without_empty_steps
 from radd_hf.modeling_radd import rotate, signed
 from support.samplers import LENGTH, MASK, METHODS, ROWS, VOCABULARY, canvas, plan_and_uniforms
@@ -176,7 +177,7 @@ def test_what_time_cuts_off_is_drawn_by_a_whole_evaluation(network, monkeypatch)
     whole = []
     forward = network.model.forward
     monkeypatch.setattr(
-        network.model, "forward", lambda **inputs: whole.append(inputs["recompute"] is None) or forward(**inputs)
+        network.model, "forward", lambda **inputs: whole.append(inputs["partial"] is None) or forward(**inputs)
     )
     clock = iter([0.0, 0.0, 0.0, 0.0, 10.0])
     monkeypatch.setattr("radd_hf.generation_radd.time.monotonic", lambda: next(clock))
@@ -244,8 +245,9 @@ def test_an_attention_that_cannot_take_fewer_queries_than_keys_is_refused(networ
 
 
 def test_the_model_refuses_to_compute_positions_anew_without_a_cache(network, ids):
-    with pytest.raises(ValueError, match="recompute needs a cache"):
-        network.model(input_ids=ids, output_positions=torch.zeros(3, 1).long(), recompute=torch.zeros(3, 1).long())
+    positions = Positions(torch.zeros(3, 1).long())
+    with pytest.raises(ValueError, match="a partial evaluation needs a cache"):
+        network.model(input_ids=ids, output_positions=positions, partial=positions)
 
 
 def test_a_saved_setting_is_used(network, tmp_path):

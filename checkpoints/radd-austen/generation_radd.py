@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The reverse process: from a canvas with masks to text, as a plan, a draw and one loop.
+"""The reverse process: fills the masks of a canvas, by a plan, a draw and one loop.
 
     canvas    ids in which every mask token is to be filled and every other token stays
     plan      WHEN: for each masked position, the event that reveals it
     schedule  the plan turned round: for each event, the rows and positions it concerns
-    draw      WHAT: a token for each position an event reveals, from the network's law given the canvas
+    draw      WHAT: a token for each position an event reveals, from the network's distribution given the canvas
     loop      event by event: evaluate, draw, write
 
 In absorbing diffusion when a token is revealed depends neither on the network nor on the text, and RADD's network
@@ -15,16 +15,17 @@ published samplers (algorithms 5 and 6). Equations are numbered as in version 4 
 Knowing what comes next also allows an approximation, which has to be asked for: `refresh_interval`, see `generate`.
 
 Shapes: R rows (batch x num_return_sequences), A rows that still have events, L length, V vocabulary;
-        N positions revealed in one event, at most K in any row; C positions computed anew in a row.
+        N positions revealed in one event, at most K in any row; C positions of a partial evaluation of a row.
 """
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.generation import (
     GenerationConfig,
     LogitsProcessorList,
@@ -35,11 +36,11 @@ from transformers.generation import (
 from transformers.generation.streamers import TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
+from .canvas_radd import Positions, TextOrIds, as_tensor, make_canvas, widen
+from .kernels_radd import evaluation_mode
 from .noise_radd import get_noise, reveal_probabilities
-
-GRID_METHODS = ("tweedie", "euler")
-METHODS = (*GRID_METHODS, "first_hitting", "ordered")
-ORDERS = ("forward", "backward", "random")
+from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
+from .settings_radd import GRID_METHODS, SETTINGS, Method, Order, is_integer
 
 # Value of a plan at positions that are given, not generated.
 GIVEN = -1
@@ -54,37 +55,13 @@ MAX_DRAW_ELEMENTS = 2**24
 
 
 class RaddGenerationConfig(GenerationConfig):
-    """What `generate` does by default; saved as generation_config.json. See [`RaddGenerationMixin.generate`].
+    """Holds what `generate` does by default; saved as generation_config.json. See [`RaddGenerationMixin.generate`].
 
-    A field that is None is not set: the model's generation config, then [`RaddGenerationConfig.DEFAULTS`], decide.
+    Its fields are the settings of `settings_radd.py`. One that is None is not set: the model's generation config, then
+    [`RaddGenerationConfig.DEFAULTS`], decide.
     """
 
-    DEFAULTS = {
-        "length": None,  # the model's max_position_embeddings
-        "steps": None,  # the length of the canvas; for "ordered", one token an event
-        "method": "tweedie",
-        "order": "forward",
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "use_cache": True,
-        "refresh_interval": 1,
-        "refresh_window": 4,
-        "stop_on_eos": False,
-        "max_time": None,  # no limit
-        "num_return_sequences": 1,
-        "output_history": False,
-        "return_dict_in_generate": False,
-    }
-    length: int | None
-    steps: int | None
-    method: str
-    order: Any
-    refresh_interval: int
-    refresh_window: int
-    max_time: float | None
-    stop_on_eos: bool
-    output_history: bool
+    DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
     METADATA = (
         "pad_token_id",
         "bos_token_id",
@@ -93,6 +70,15 @@ class RaddGenerationConfig(GenerationConfig):
         "_from_model_config",
         "transformers_version",
     )
+    length: int | None
+    steps: int | None
+    method: Method
+    order: Order | Sequence[int] | Tensor
+    refresh_interval: int
+    refresh_window: int
+    max_time: float | None
+    stop_on_eos: bool
+    output_history: bool
 
     def __init__(self, **kwargs):
         # Not super().__init__(): most of its fields speak of autoregression.
@@ -103,33 +89,12 @@ class RaddGenerationConfig(GenerationConfig):
         self.validate()
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
-        for name in ("length", "steps", "num_return_sequences", "refresh_interval", "refresh_window"):
-            value, least = getattr(self, name), 0 if name == "refresh_window" else 1
-            if value is not None and (not _is_int(value) or value < least):
-                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
-        if self.method is not None and self.method not in METHODS:
-            raise ValueError(f"method={self.method!r} must be one of {METHODS}.")
-        if isinstance(self.order, str) and self.order not in ORDERS:
-            raise ValueError(f"order={self.order!r} must be one of {ORDERS}, or a permutation of the positions.")
-        if self.temperature is not None and not (
-            _is_number(self.temperature) and (self.temperature == 0 or 1e-6 <= self.temperature < math.inf)
-        ):
-            raise ValueError(
-                f"temperature={self.temperature!r} must be a number >= 1e-6, or 0 to take the likeliest token."
-            )
-        if self.top_k is not None and (not _is_int(self.top_k) or self.top_k < 0):
-            raise ValueError(f"top_k={self.top_k!r} must be an integer >= 0 (0 keeps every token).")
-        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ValueError(f"top_p={self.top_p!r} must lie in (0, 1] (1 keeps every token).")
-        if self.max_time is not None and not (_is_number(self.max_time) and self.max_time > 0):
-            raise ValueError(f"max_time={self.max_time!r} must be a positive number of seconds.")
-        for name in ("use_cache", "stop_on_eos", "output_history", "return_dict_in_generate"):
-            if not isinstance(getattr(self, name), (bool, type(None))):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
+        for name, setting in SETTINGS.items():
+            setting.check(name, getattr(self, name))
 
     @classmethod
     def resolve(cls, *sources: Any) -> "RaddGenerationConfig":
-        """One complete configuration: each setting from the first source that has it, else the default.
+        """Makes one complete configuration: each setting from the first source that has it, else the default.
 
         Sources are dictionaries or configurations (of any class: remote code and package hold different ones).
         """
@@ -218,66 +183,81 @@ def without_empty_steps(plan: Tensor) -> Tensor:
 class Event(NamedTuple):
     """One turn of the loop.
 
-    rows: (A,) that still have events. slot: (A, K) the positions that it reveals in each, some repeated in a row that
-    reveals fewer than K. wanted: (N,) which of the A K are no repetitions, None if all of them. row, position: (N,)
-    where on the canvas they are. recompute: (A, C) positions computed anew where not all are, those of `slot` among
-    them; None for a whole evaluation.
+    rows: (A,) that still have events, in ascending order. reveals: the positions that it reveals in each of them.
+    place: (N,) where these are on the flattened canvas. partial: the positions that are computed anew where not all
+    are, those that it reveals among them; None for a whole evaluation.
     """
 
     rows: Tensor
-    slot: Tensor
-    wanted: Tensor | None
-    row: Tensor
-    position: Tensor
-    recompute: Tensor | None
+    reveals: Positions
+    place: Tensor
+    partial: Positions | None
 
     def to(self, device: torch.device) -> "Event":
-        moved = {name: field.to(device) for name, field in self._asdict().items() if field is not None}
-        return self._replace(**moved)
+        partial = None if self.partial is None else self.partial.to(device)
+        return Event(self.rows.to(device), self.reveals.to(device), self.place.to(device), partial)
 
 
-def make_schedule(
-    event: Tensor, evaluations: Tensor, first: int = 0, refresh_interval: int = 1, refresh_window: int = 0
-) -> list[Event]:
-    """The events from `first` on, on the device of the plan. All is known before the network is evaluated for the first
-    time, so that the loop need not wait for the device to learn what comes next.
+class Schedule:
+    """The events that are left; it also changes them when time has run out or rows have ended.
+
+    All is known before the network is evaluated for the first time, so that the loop need not wait for the device to
+    learn what comes next.
 
     Args:
-        event: (R, L) the event of each position, GIVEN where there is none. evaluations: (R,) events of each row.
+        plan: (R, L) the step that reveals each position, GIVEN where there is none.
+        steps: (R,) of each row, if every step is evaluated; None: only those that reveal something.
         refresh_interval, refresh_window: see `generate`.
     """
-    device, event, evaluations = event.device, event.cpu(), evaluations.cpu()
-    schedule = []
-    for current in range(first, int(evaluations.max())):
-        rows = (evaluations > current).nonzero().squeeze(1)  # (A,)
-        mine = event[rows]  # (A, L)
-        slot, valid = pack(mine == current)  # (A, K) both
-        wanted = None if bool(valid.all()) else valid.flatten().nonzero().squeeze(1)  # (N,)
-        recompute = None
-        if current % refresh_interval:
-            # What the event before wrote and what lies beside it, and where this one draws.
-            recompute = pack(widen(mine == current - 1, refresh_window) | (mine == current))[0]  # (A, C)
-        row, position = rows[:, None].expand_as(slot)[valid], slot[valid]  # (N,) both
-        schedule.append(Event(rows, slot, wanted, row, position, recompute))
-    return [each.to(device) for each in schedule]
 
+    def __init__(self, plan: Tensor, steps: Tensor | None = None, refresh_interval: int = 1, refresh_window: int = 0):
+        self.plan = plan
+        self.device = plan.device
+        self.event = (without_empty_steps(plan) if steps is None else plan).cpu()  # (R, L) which evaluation
+        self.evaluations = self.event.amax(dim=1) + 1 if steps is None else steps.cpu()  # (R,) of each row
+        self.refresh_interval, self.refresh_window = refresh_interval, refresh_window
+        self.current = 0  # events that have been taken
+        self.events = self._make_events()
 
-def pack(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """A boolean mask (A, L) as indices (A, K), at least one, K being the most of any row, and which of them are chosen.
+    def __len__(self) -> int:
+        return len(self.events)
 
-    Rows that have fewer repeat their first, so that no row's computation depends on the others.
-    """
-    counts = chosen.sum(dim=1, keepdim=True)  # (A, 1)
-    most = max(int(counts.max()), 1)
-    slot = (~chosen).int().argsort(dim=1, stable=True)[:, :most]  # the chosen ones first, in their order
-    valid = torch.arange(most, device=chosen.device) < counts
-    return slot.where(valid, slot[:, :1]), valid
+    def next(self) -> Event:
+        self.current += 1
+        return self.events.pop(0)
 
+    def reveal_all(self) -> None:
+        """What is left happens in one event, a whole evaluation."""
+        late = self.event >= self.current  # (R, L)
+        soonest = self.plan.masked_fill(~late.to(self.device), torch.iinfo(self.plan.dtype).max)
+        self.plan = torch.where(late.to(self.device), soonest.amin(dim=1, keepdim=True), self.plan)
+        self.event = self.event.clamp(max=self.current)
+        self.evaluations = self.evaluations.clamp(max=self.current + 1)
+        self.refresh_interval = 1
+        self.events = self._make_events()
 
-def widen(chosen: Tensor, window: int) -> Tensor:
-    """A boolean mask (A, L) with `window` neighbours on either side of each chosen position."""
-    near = nn.functional.max_pool1d(chosen[:, None].float(), 2 * window + 1, stride=1, padding=window)
-    return near[:, 0] > 0
+    def end_rows(self, ended: Tensor, padded: Tensor) -> None:
+        """Rows `ended` (R,) have no further event; positions `padded` (R, L) count as given."""
+        self.plan = self.plan.masked_fill(padded, GIVEN)
+        evaluations = torch.where(ended.cpu(), self.evaluations.clamp(max=self.current), self.evaluations)
+        if not torch.equal(evaluations, self.evaluations):
+            self.evaluations = evaluations
+            self.events = self._make_events()
+
+    def _make_events(self) -> list[Event]:
+        """The events from the current one on, on the device of the plan."""
+        events = []
+        for current in range(self.current, int(self.evaluations.max())):
+            rows = (self.evaluations > current).nonzero().squeeze(1)  # (A,)
+            event = self.event[rows]  # (A, L)
+            reveals = Positions.of(event == current)
+            partial = None
+            if current % self.refresh_interval:
+                # What the event before wrote and what lies beside it, and where this one draws.
+                partial = Positions.of(widen(event == current - 1, self.refresh_window) | (event == current))
+            place = (rows[:, None] * event.shape[1] + reveals.indices).flatten()[reveals.distinct]  # (N,)
+            events.append(Event(rows, reveals, place, partial))
+        return [each.to(self.device) for each in events]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -306,33 +286,26 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
 
 
 class RaddGenerationMixin:
-    """Gives a model with a trunk `self.model` and a head `self.compute_logits` the method `generate`.
-
-    `self.packed_weights(evaluations)`, a context, is where the model prepares for that many evaluations.
-    """
+    """Gives a model with a trunk `self.model` and a head `self.compute_logits` the method `generate`."""
 
     config: Any
     model: Any
-    training: bool
     generation_config: Any
     generation_config_class: Any
     compute_logits: Any
-    packed_weights: Any
-    eval: Any
-    train: Any
 
     @torch.no_grad()
     def generate(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: TextOrIds | None = None,
         *,
-        prefix: Any = None,
-        suffix: Any = None,
+        prefix: TextOrIds | None = None,
+        suffix: TextOrIds | None = None,
         length: int | None = None,
         attention_mask: Tensor | None = None,
         steps: int | None = None,
-        method: str | None = None,
-        order: Any = None,
+        method: Method | None = None,
+        order: Order | Sequence[int] | Tensor | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -342,7 +315,8 @@ class RaddGenerationMixin:
         stop_on_eos: bool | None = None,
         max_time: float | None = None,
         num_return_sequences: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         tokenizer: Any = None,
         logits_processor: LogitsProcessorList | None = None,
         streamer: Any = None,
@@ -363,8 +337,9 @@ class RaddGenerationMixin:
             length: L, of the whole text. Default: the model's max_position_embeddings; a longer text is beyond what
                 the model was trained on.
             attention_mask: (B, L) 0 at padding of `input_ids`.
-            steps: of the grid for "tweedie" and "euler"; default L. For "ordered" the number of
-                events, if fewer than the masks; default one token an event. "first_hitting" takes none.
+            steps: for "tweedie" and "euler" the number of time intervals; by default as many as the row has tokens,
+                padding left out. For "ordered" the number of events, if fewer than the masks; by default one token an
+                event. "first_hitting" takes none.
             method: "tweedie" (default) or "euler", diffusion on a grid of times (`noise_radd.reveal_probabilities`);
                 "first_hitting", diffusion in continuous time, one token an event; "ordered", any-order autoregression.
             order: of "ordered": "forward" (default), "backward", "random" (one permutation a row), or the positions
@@ -377,17 +352,21 @@ class RaddGenerationMixin:
                 only. At the others it computes the positions revealed just before, their neighbours and those to be
                 revealed now, against the keys and values that all other positions had when they were last computed.
                 The law is exact at every m-th event, and nearly so between. Default 1: exact.
-            refresh_window: with `refresh_interval` > 1, how many neighbours on either side of a new token are computed
-                along, since their keys and values change most. Default 4.
+            refresh_window: with `refresh_interval` > 1, neighbours recomputed on each side of a new token, since their
+                keys and values change most. Default 4.
             stop_on_eos: end a row at the first generated EOS with no mask before it: what was or would be generated
                 after it becomes padding. Needs eos_token_id in the generation config or the configuration; padding is
                 pad_token_id of either, else EOS. Default False.
             max_time: seconds after which all that is still masked is drawn in one last event. Default: no limit.
             num_return_sequences: R / B, samples for each canvas. Default 1.
-            generator: source of randomness on any device, or one for each of the R rows. A row's random numbers then
-                do not depend on the rest of the batch, nor do its tokens, as far as the network's logits do not: a
-                matrix product may round differently in a batch of another shape, which changes a token only where its
-                random number falls within that rounding (1e-6 of probability in float32). Default: torch's own.
+            seed: the same seed and settings write the same texts: sample i of canvas b has a generator of its own,
+                made of (seed, b, i) by `randomness_radd.sample_generators`. The pipeline, the command line and the web
+                page do the same.
+            generator: instead of `seed`, a source of randomness on any device, or one for each of the R rows. A row's
+                random numbers then do not depend on the rest of the batch, nor do its tokens, as far as the network's
+                logits do not: a matrix product may round differently in a batch of another shape, which changes a token
+                only where its random number falls within that rounding (1e-6 of probability in float32). Default:
+                torch's own.
             tokenizer: for a `prefix` or `suffix` given as text.
             logits_processor: called with canvases (N, L) and scores (N, V), a row for each revealed position,
                 before temperature, top-k and top-p.
@@ -400,106 +379,94 @@ class RaddGenerationMixin:
         Raises:
             ValueError: for arguments that do not fit, before the network is evaluated.
         """
-        given = {name: value for name, value in locals().items() if name in RaddGenerationConfig.DEFAULTS}
+        # 1. Settings: the keyword, else the generation configs, else the default.
+        given = {name: value for name, value in locals().items() if name in SETTINGS}
         generation_config = _check_generation_config(generation_config)
         settings = RaddGenerationConfig.resolve(given, generation_config, self.generation_config)
         _check_together(settings, given, streamer, tokenizer)
-        canvas, attention_mask = self._make_canvas(
-            input_ids, prefix, suffix, settings.length, attention_mask, tokenizer
+        processors = _make_processors(logits_processor, settings)
+        ending = self._ending(generation_config) if settings.stop_on_eos else None
+
+        # 2. Canvas: what is given, and masks; each canvas as often as texts are wanted.
+        length = given["length"] if input_ids is not None else settings.length
+        canvas, attention_mask = make_canvas(
+            self.config,
+            input_ids,
+            prefix=prefix,
+            suffix=suffix,
+            length=length,
+            attention_mask=attention_mask,
+            tokenizer=tokenizer,
+            device=_execution_device(self.model),
         )
-        if input_ids is not None and length not in (None, canvas.shape[1]):
-            raise ValueError(f"length={length}, but input_ids, the whole canvas, has length {canvas.shape[1]}.")
-        copies = settings.num_return_sequences
-        canvas = canvas.repeat_interleave(copies, dim=0)  # (R, L)
+        batch, copies = len(canvas), settings.num_return_sequences
+        canvas = canvas.repeat_interleave(copies, dim=0)  # (B, L) -> (R, L)
         if attention_mask is not None:
             attention_mask = attention_mask.repeat_interleave(copies, dim=0)
         if isinstance(streamer, TextStreamer) and len(canvas) > 1:
             raise ValueError(f"streamer={type(streamer).__name__} prints one row; this batch has {len(canvas)}.")
-        if settings.method in GRID_METHODS and settings.steps is None:
-            settings.steps = canvas.shape[1]
-        processors = _make_processors(logits_processor, settings)
-        ending = self._ending(generation_config) if settings.stop_on_eos else None
-        order = _check_order(settings, canvas)
-        # From here on the generator advances, and nothing is refused any more.
-        draw = _Uniforms(generator, canvas, attention_mask)
-        plan = self._make_plan(canvas == self.config.mask_token_id, order, settings, draw)
-        if settings.use_cache or settings.method not in GRID_METHODS:
-            event = without_empty_steps(plan)  # (R, L)
-            evaluations = event.amax(dim=1) + 1  # (R,)
-        else:
-            event, evaluations = plan, plan.new_full((len(plan),), cast(int, settings.steps))
+        order_of_positions = _check_order(settings, canvas)
+        if seed is not None:
+            generator = _seeded(seed, generator, batch, copies)
+        text = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        draw = Uniforms(generator, text)
 
-        training = self.training
-        self.eval()
-        try:
-            with self.packed_weights(int(evaluations.max())):
-                output = self._reveal(
-                    canvas, attention_mask, plan, event, evaluations, draw(), processors, ending, settings, streamer
-                )
-        finally:
-            self.train(training)
-        return output if settings.return_dict_in_generate else canvas  # filled in place
+        # 3. Plan and schedule. From here on the generator advances, and nothing is refused any more.
+        steps_of_rows = text.sum(dim=1)  # (R,)
+        if settings.steps is not None:
+            steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
+        plan = self._make_plan(canvas == self.config.mask_token_id, order_of_positions, settings, steps_of_rows, draw)
+        uniform = draw()  # (R, L) for the tokens
+        every_step = settings.method in GRID_METHODS and not settings.use_cache
+        refresh = settings.refresh_interval, settings.refresh_window
+        schedule = Schedule(plan, steps_of_rows if every_step else None, *refresh)
+
+        # 4. Loop: fills the canvas in place.
+        with evaluation_mode(cast(Any, self), len(schedule)):
+            output = self._reveal(canvas, attention_mask, schedule, uniform, processors, ending, settings, streamer)
+        return output if settings.return_dict_in_generate else canvas
 
     def _reveal(
         self,
         canvas: Tensor,
         attention_mask: Tensor | None,
-        plan: Tensor,
-        event: Tensor,
-        evaluations: Tensor,
+        schedule: Schedule,
         uniform: Tensor,
         processors: LogitsProcessorList,
         ending: "_Ending | None",
         settings: RaddGenerationConfig,
         streamer: Any,
     ) -> RaddGenerateOutput:
-        """The loop. All rows advance together, each to its own next event.
+        """Runs the loop. All rows advance together, each to its own next event.
 
-        canvas (R, L), filled in place; plan (R, L) the step of each position, event (R, L) the number of the evaluation
-        that it comes to, evaluations (R,) of each row; uniform (R, L), for the token of each position.
+        canvas (R, L) is filled in place; uniform (R, L) draws the token of each position.
         """
         deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
-        generated = plan != GIVEN  # (R, L)
+        generated = schedule.plan != GIVEN  # (R, L)
         token_logprobs = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
         history = [canvas.clone()] if settings.output_history else None
-
-        refresh = settings.refresh_interval, settings.refresh_window
-        cache = self.model.make_cache() if settings.refresh_interval > 1 else None
-        schedule, current = make_schedule(event, evaluations, 0, *refresh), 0
-        before: Tensor | None = None  # rows of the event before, whose keys and values the cache has
+        cache = _RowsCache(self.model.make_cache()) if settings.refresh_interval > 1 else None
         scores = _Scores(canvas.device)
         while schedule:
             if time.monotonic() > deadline:
-                late = event >= current  # (R, L) everything this event and the later ones would reveal, at once
-                soonest = plan.masked_fill(~late, torch.iinfo(plan.dtype).max).amin(dim=1, keepdim=True)
-                plan, event = torch.where(late, soonest, plan), event.clamp(max=current)
-                evaluations = evaluations.clamp(max=current + 1)
-                schedule = make_schedule(event, evaluations, current)  # one whole evaluation
-            rows, slot, wanted, row, position, recompute = schedule.pop(0)
-            if recompute is not None and before is not None and len(rows) < len(before):
-                cast(Any, cache).select_rows(torch.searchsorted(before, rows))  # both in ascending order
-            before = rows
+                schedule.reveal_all()
+            event = schedule.next()
             hidden = self.model(
-                input_ids=canvas[rows],
-                attention_mask=None if attention_mask is None else attention_mask[rows],
-                output_positions=slot,
-                cache=cache,
-                recompute=recompute,
-            ).last_hidden_state.flatten(0, 1)  # (A K, D)
-            if wanted is not None:
-                hidden = hidden[wanted]  # (N, D)
-            tokens, logprobs = self._draw(hidden, canvas, row, uniform[row, position], processors, settings, scores)
-            canvas[row, position] = tokens
-            token_logprobs[row, position] = logprobs
-            current += 1
+                input_ids=canvas[event.rows],
+                attention_mask=None if attention_mask is None else attention_mask[event.rows],
+                output_positions=event.reveals,
+                cache=None if cache is None else cache.of(event),
+                partial=event.partial,
+            ).last_hidden_state  # (N, D)
+            row, u = event.place // canvas.shape[1], uniform.flatten()[event.place]  # (N,) both
+            tokens, logprobs = self._draw(hidden, canvas, row, u, processors, settings, scores)
+            canvas.view(-1)[event.place] = tokens
+            token_logprobs.view(-1)[event.place] = logprobs
             if ending is not None:
-                stopped, padded = ending.find(canvas, generated, self.config.mask_token_id)
+                ended, padded = ending.find(canvas, generated, self.config.mask_token_id)
                 canvas.masked_fill_(padded, ending.pad_token_id)
                 token_logprobs.masked_fill_(padded, 0)
-                plan = plan.masked_fill(padded, GIVEN)
-                if bool((stopped & (evaluations > current)).any()):
-                    evaluations = torch.where(stopped, evaluations.clamp(max=current), evaluations)
-                    schedule = make_schedule(event, evaluations, current, *refresh)
+                schedule.end_rows(ended, padded)
             if history is not None:
                 history.append(canvas.clone())
             if streamer is not None and hasattr(streamer, "put_draft"):
@@ -511,8 +478,8 @@ class RaddGenerationMixin:
             streamer.end()
         return RaddGenerateOutput(
             sequences=canvas,
-            num_function_evaluations=evaluations,
-            reveal_step=plan,
+            num_function_evaluations=schedule.evaluations.to(canvas.device),
+            reveal_step=schedule.plan,
             token_logprobs=token_logprobs,
             history=None if history is None else tuple(history),
         )
@@ -541,12 +508,19 @@ class RaddGenerationMixin:
         return torch.cat(tokens), torch.cat(logprobs)
 
     def _make_plan(
-        self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, draw: "_Uniforms"
+        self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, steps: Tensor, draw: Uniforms
     ) -> Tensor:
-        """(R, L) int64: the event of each masked position, by `settings.method`; order (R, L), or None for random."""
+        """(R, L) int64: the event of each masked position, by `settings.method`.
+
+        order (R, L), None for a random one; steps (R,) of each row's grid.
+        """
         if settings.method in GRID_METHODS:
-            reveal = reveal_probabilities(get_noise(self.config), settings.method, cast(int, settings.steps))
-            return plan_grid(masked, reveal.to(masked.device), draw())
+            uniform, plan = draw(), masked.long()
+            for count in steps.unique().tolist():
+                rows = steps == count
+                reveal = reveal_probabilities(get_noise(self.config), settings.method, count).to(masked.device)
+                plan[rows] = plan_grid(masked[rows], reveal, uniform[rows])
+            return plan
         if settings.method == "first_hitting":
             return plan_sequence(masked, draw())
         priority = draw() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
@@ -561,69 +535,15 @@ class RaddGenerationMixin:
         )
         if eos is None:
             raise ValueError("stop_on_eos=True needs eos_token_id in the generation config or in the model's.")
-        eos = [eos] if _is_int(eos) else list(eos)
+        eos = [eos] if is_integer(eos) else list(eos)
         ending = _Ending(eos, eos[0] if pad is None else pad)
         for name, token in (*(("eos_token_id", token) for token in eos), ("pad_token_id", ending.pad_token_id)):
-            if not _is_int(token) or not 0 <= token < self.config.vocab_size or token == self.config.mask_token_id:
+            if not is_integer(token) or not 0 <= token < self.config.vocab_size or token == self.config.mask_token_id:
                 raise ValueError(
                     f"{name}={token!r} must be an id below {self.config.vocab_size} and not the mask's, "
                     f"{self.config.mask_token_id}."
                 )
         return ending
-
-    def _make_canvas(
-        self,
-        input_ids: Any,
-        prefix: Any,
-        suffix: Any,
-        length: int | None,
-        attention_mask: Tensor | None,
-        tokenizer: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, L) ids on the model's device, a copy, and the attention mask (B, L) or None."""
-        mask_id, vocab_size, device = self.config.mask_token_id, self.config.vocab_size, _execution_device(self.model)
-        if input_ids is not None:
-            if prefix is not None or suffix is not None:
-                raise ValueError("input_ids is the whole canvas: pass it, or prefix and suffix, not both.")
-            rows = _id_rows("input_ids", input_ids, tokenizer, vocab_size)
-            lengths = sorted({len(row) for row in rows})
-            if len(lengths) > 1 or lengths[0] == 0:
-                raise ValueError(f"input_ids has rows of lengths {lengths}; a canvas has one length of at least 1.")
-            canvas = torch.tensor(rows, device=device)  # (B, L)
-        else:
-            if attention_mask is not None:
-                raise ValueError("attention_mask describes padding of input_ids: pass it with input_ids only.")
-            length = length or self.config.max_position_embeddings
-            before = [[]] if prefix is None else _id_rows("prefix", prefix, tokenizer, vocab_size)
-            after = [[]] if suffix is None else _id_rows("suffix", suffix, tokenizer, vocab_size)
-            if len(before) != len(after) and 1 not in (len(before), len(after)):
-                raise ValueError(
-                    f"prefix has {len(before)} rows and suffix {len(after)}: they must agree, or one of them be single."
-                )
-            batch = max(len(before), len(after))
-            canvas = torch.full((batch, length), mask_id, device=device)  # (B, L)
-            for row, head, tail in zip(
-                canvas, before * (batch // len(before)), after * (batch // len(after)), strict=True
-            ):
-                if len(head) + len(tail) >= length:
-                    raise ValueError(
-                        f"prefix ({len(head)} tokens) + suffix ({len(tail)} tokens) leave nothing to generate in "
-                        f"length={length}; pass length > {len(head) + len(tail)} or shorten them."
-                    )
-                row[: len(head)] = torch.tensor(head, dtype=canvas.dtype)
-                row[length - len(tail) :] = torch.tensor(tail, dtype=canvas.dtype)
-        if attention_mask is not None:
-            attention_mask = _as_tensor("attention_mask", attention_mask, device)
-            attention_mask = attention_mask[None] if attention_mask.ndim == 1 else attention_mask
-            if attention_mask.shape != canvas.shape:
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}; input_ids has {tuple(canvas.shape)}."
-                )
-            if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
-                raise ValueError(f"attention_mask={attention_mask.tolist()} must hold 1 at text and 0 at padding.")
-            if bool(((attention_mask == 0) & (canvas == mask_id)).any()):
-                raise ValueError(f"attention_mask is 0 at a mask (id {mask_id}) of input_ids: pad with another id.")
-        return canvas, attention_mask
 
     def adjust_generation_fn(
         self, generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, **kwargs
@@ -683,46 +603,26 @@ class _Scores:
             raise ValueError(f"{culprit} left a position where no token has a finite score.")
 
 
-class _Uniforms:
-    """Uniform numbers in [0, 1) with 53 bits, (R, L) at each call, from one generator, one a row, or torch's own.
+class _RowsCache:
+    """Keys and values of the rows that still have events, which become fewer."""
 
-    Padding takes none, so that a row that has its own generator has the same numbers in any batch.
-    """
+    def __init__(self, cache: Any):
+        self.cache = cache
+        self.rows: Tensor | None = None  # (A,) whose keys and values it has
 
-    def __init__(
-        self,
-        generator: torch.Generator | list[torch.Generator] | None,
-        canvas: Tensor,
-        attention_mask: Tensor | None = None,
-    ):
-        rows = len(canvas)
-        self.device = canvas.device
-        self.text = torch.ones_like(canvas) if attention_mask is None else attention_mask
-        self.text = self.text.bool()  # (R, L)
-        self.sources: list[tuple[torch.Generator | None, int]]
-        if isinstance(generator, (list, tuple)):
-            if len(generator) != rows:
-                raise ValueError(f"generator is a list of {len(generator)}; the batch has {rows} rows, one for each.")
-            self.sources = [(source, 1) for source in generator]
-        else:
-            self.sources = [(generator, rows)]
-        for source, _ in self.sources:
-            if source is not None and not isinstance(source, torch.Generator):
-                raise TypeError(f"generator={source!r} must be a torch.Generator, or a list of one for each row.")
+    def of(self, event: Event) -> Any:
+        if event.partial is not None and self.rows is not None and len(event.rows) < len(self.rows):
+            self.cache.select_rows(torch.searchsorted(self.rows, event.rows))  # both in ascending order
+        self.rows = event.rows
+        return self.cache
 
-    def __call__(self) -> Tensor:
-        counts = [int(rows.sum()) for rows in self.text.split([rows for _, rows in self.sources])]
-        draws = [
-            torch.rand(
-                count,
-                generator=source,
-                dtype=torch.float64,
-                device=self.device if source is None else source.device,
-            ).to(self.device)
-            for count, (source, _) in zip(counts, self.sources, strict=True)
-        ]
-        uniform = torch.zeros(self.text.shape, dtype=torch.float64, device=self.device)
-        return uniform.masked_scatter_(self.text, torch.cat(draws))  # (R, L)
+
+def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Generator]:
+    """A generator for each of the R rows."""
+    if generator is not None:
+        raise ValueError(f"seed={seed} and generator both say where randomness comes from; pass one of them.")
+    check_seed(seed)
+    return [own for text in range(batch) for own in sample_generators(text_seed(seed, text), range(copies))]
 
 
 def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, tokenizer: Any) -> None:
@@ -780,7 +680,7 @@ def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | Non
     position = torch.arange(length, device=canvas.device)
     if isinstance(settings.order, str):
         return (position if settings.order == "forward" else position.flip(0)).expand(rows, length)
-    order = _as_tensor("order", settings.order, canvas.device)
+    order = as_tensor("order", settings.order, canvas.device)
     if order.shape not in ((length,), (rows, length)) or order.is_floating_point():
         raise ValueError(
             f"order has shape {tuple(order.shape)} and dtype {order.dtype}; it must hold positions as integers, "
@@ -791,54 +691,11 @@ def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | Non
     return order.expand(rows, length)
 
 
-def _as_tensor(name: str, value: Any, device: torch.device) -> Tensor:
-    try:
-        return torch.as_tensor(value, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name}={value!r} must be a tensor, or lists of numbers of one length. {error}") from error
-
-
 def _execution_device(trunk: Any) -> torch.device:
     """Where the trunk wants its ids. With offloaded weights (on the "meta" device), where accelerate runs them."""
     if trunk.device.type != "meta":
         return trunk.device
     return torch.device(trunk.get_input_embeddings()._hf_hook.execution_device)
-
-
-def _id_rows(name: str, value: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:
-    """Rows of token ids from ids or text in any of the forms `generate` takes, checked."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.dtype == torch.bool or value.ndim not in (1, 2):
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; ids are integers, (L,) or (B, L)."
-            )
-        value = value.tolist()
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)):
-        raise TypeError(f"{name}={value!r} must be ids (list or tensor) or text (with tokenizer=).")
-    if texts and all(isinstance(text, str) for text in texts):
-        if tokenizer is None:
-            raise ValueError(f"{name}={value!r} is text: pass tokenizer= with it, or token ids.")
-        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    elif not texts or _is_int(texts[0]):
-        rows = [list(texts)]
-    else:
-        rows = [list(row) if isinstance(row, (list, tuple)) else [row] for row in texts]
-    for row in rows:
-        for token in row:
-            if not _is_int(token):
-                raise TypeError(f"{name} holds {token!r}; it must be token ids, all text, or all rows of ids.")
-            if not 0 <= token < vocab_size:
-                raise ValueError(f"{name} holds the id {token}; the vocabulary has ids 0 .. {vocab_size - 1}.")
-    return rows
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 __all__ = ["RaddGenerateOutput", "RaddGenerationConfig", "RaddGenerationMixin"]

@@ -1,12 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Text with blanks to filled text: the blank syntax, and a pipeline of transformers around `generate`.
+"""Fills the blanks of texts: a pipeline of transformers around `generate`.
 
     "It was [MASK:4] of spring."  ->  a canvas of ids, masks in the blank  ->  "It was a very cold day of spring."
 
 Shapes: B texts, R samples for each, L length of the longest text, K blanks of the text that has most.
 """
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,67 +13,15 @@ import torch
 from torch import Tensor
 from transformers import Pipeline
 
-from .generation_radd import GRID_METHODS, RaddGenerationConfig
+from .canvas_radd import encode_with_spans
+from .generation_radd import RaddGenerationConfig
+from .randomness_radd import check_seed, sample_generators, text_seed
+from .settings_radd import SETTINGS
 
 # What a saved model's config.json says, so that `pipeline("radd-infilling", ...)` finds the class below.
 CUSTOM_PIPELINES = {
     "radd-infilling": {"impl": "pipeline_radd.RaddInfillingPipeline", "pt": ["AutoModelForMaskedLM"]},
 }
-
-# What opens a blank in any spelling, so that a slip is an error and not text.
-BLANK_BEGINS = re.compile(r"\[MASK", re.IGNORECASE)
-BLANK = re.compile(r"\[MASK(?::([0-9]{1,9}))?\]")
-# Longer than any text of any model; a slip of the keyboard must not fill the memory.
-MAX_BLANK = 2**16
-
-
-def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
-    """The canvas of a text with blanks: its token ids, with `mask_token_id` where text is wanted.
-
-    `[MASK]`, or the tokenizer's own mask token, is a blank of one token, `[MASK:n]` one of n tokens. The text between
-    is tokenised without special tokens.
-
-    One space before a blank belongs to the blank: in a byte-level BPE a word brings the space before it, so that
-    "It was [MASK] of" is the canvas of "It was cold of" with " cold" masked. Any other white space is the text's.
-
-    Args:
-        text: with any number of blanks, none included.
-        tokenizer: of transformers, a byte-level BPE such as GPT-2's.
-        mask_token_id: the model's `config.mask_token_id`.
-
-    Returns:
-        L ids.
-
-    Raises:
-        ValueError: for a blank that is malformed, empty or of more than `MAX_BLANK` tokens.
-    """
-    return encode_with_spans(text, tokenizer, mask_token_id)[0]
-
-
-def encode_with_spans(text: str, tokenizer: Any, mask_token_id: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """As [`encode_blanks`], and where in the canvas each blank begins and ends (the end excluded)."""
-    if not isinstance(text, str):
-        raise ValueError(f"text={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
-    if tokenizer.mask_token is not None:
-        text = text.replace(tokenizer.mask_token, "[MASK]")
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    end = 0  # of what has been read of the text
-    for beginning in BLANK_BEGINS.finditer(text):
-        blank = BLANK.match(text, beginning.start())
-        size = int(blank[1] or 1) if blank else 0
-        if blank is None or not 1 <= size <= MAX_BLANK:
-            raise ValueError(
-                f"text has {text[beginning.start() : beginning.start() + 16]!r} at character {beginning.start()}; a "
-                f"blank is written [MASK] for one token or [MASK:n] for n tokens, n from 1 to {MAX_BLANK}."
-            )
-        piece = text[end : blank.start()].removesuffix(" ")
-        ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
-        spans.append((len(ids), len(ids) + size))
-        ids += [mask_token_id] * size
-        end = blank.end()
-    ids += tokenizer(text[end:], add_special_tokens=False)["input_ids"]
-    return ids, spans
 
 
 class RaddInfillingPipeline(Pipeline):
@@ -98,9 +45,7 @@ class RaddInfillingPipeline(Pipeline):
 
     With `pipeline`, or with the call:
         num_return_sequences, method, steps, order, temperature, top_k, top_p, max_time, logits_processor,
-        generation_config and every other setting of `generate` that says how to draw, see there. `steps` of a grid is
-        by default the model's `max_position_embeddings`, since the length depends on the padding; n masked tokens take
-        at most n evaluations all the same.
+        generation_config and every other setting of `generate` that says how to draw, see there.
         batch_size, num_workers: as in every pipeline of transformers.
 
     Raises:
@@ -118,7 +63,7 @@ class RaddInfillingPipeline(Pipeline):
 
     # Those of `generate` that would change what comes back, not how it is drawn.
     FIXED = {"stop_on_eos": False, "output_history": False, "return_dict_in_generate": True}
-    SETTINGS = {*RaddGenerationConfig.DEFAULTS, "generation_config", "logits_processor"} - {"length", *FIXED}
+    SETTINGS = {*SETTINGS, "generation_config", "logits_processor"} - {"length", *FIXED}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -141,25 +86,26 @@ class RaddInfillingPipeline(Pipeline):
 
         Args:
             inputs: one text with blanks, or several.
-            seed: the same seed, text and settings give the same samples, whatever `batch_size` is.
+            seed: the same seed and settings give the same samples of the n-th text, whatever `batch_size` is; for
+                one text those that `generate(seed=)` and the command line write.
             generator: instead of `seed`, a source that is advanced by the call. Default: torch's own.
         """
         if seed is not None:
             if generator is not None:
                 raise ValueError(f"seed={seed} and generator both say where randomness comes from; pass one of them.")
-            if not isinstance(seed, int):
-                raise ValueError(f"seed={seed!r} must be an integer.")
-            generator = torch.Generator().manual_seed(seed)
+            check_seed(seed)
         if not isinstance(generator, (torch.Generator, type(None))):
             raise ValueError(f"generator={generator!r} must be one torch.Generator; every sample gets its own from it.")
         device = None if generator is None else generator.device
 
-        def item(text: str) -> dict[str, Any]:
+        def item(number: int, text: str) -> dict[str, Any]:
+            if seed is not None:
+                return {"text": text, "seed": torch.tensor([text_seed(seed, number)])}
             return {"text": text, "seed": torch.randint(2**63 - 1, (1,), generator=generator, device=device).cpu()}
 
-        items: Any = (item(text) for text in inputs)
+        items: Any = (item(number, text) for number, text in enumerate(inputs))
         if isinstance(inputs, str):
-            items = item(inputs)
+            items = item(0, inputs)
         elif isinstance(inputs, (list, tuple)):
             items = list(items)
             if not items:
@@ -190,15 +136,14 @@ class RaddInfillingPipeline(Pipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **settings) -> Any:
         canvas, attention_mask = input_tensors["input_ids"], input_tensors["attention_mask"]  # (B, L) each
-        given = {name: value for name, value in settings.items() if name in RaddGenerationConfig.DEFAULTS}
-        resolved = RaddGenerationConfig.resolve(given, settings.get("generation_config"), self.model.generation_config)
-        if resolved.method in GRID_METHODS and resolved.steps is None:
-            settings["steps"] = self.model.config.max_position_embeddings
-        copies = resolved.num_return_sequences
+        sources = settings, settings.get("generation_config"), self.model.generation_config
+        copies = RaddGenerationConfig.resolve(*sources).num_return_sequences
         output = self.model.generate(
             canvas,
             attention_mask=attention_mask,
-            generator=[own for seed in input_tensors["seed"].tolist() for own in generators(seed, copies)],
+            generator=[
+                own for seed in input_tensors["seed"].tolist() for own in sample_generators(seed, range(copies))
+            ],
             **settings,
             **self.FIXED,
         )
@@ -237,10 +182,4 @@ class RaddInfillingPipeline(Pipeline):
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def generators(seed: int, count: int) -> list[torch.Generator]:
-    """Independent generators from one seed, the first ones the same for any `count`."""
-    seeds = torch.randint(2**63 - 1, (count,), generator=torch.Generator().manual_seed(seed))
-    return [torch.Generator().manual_seed(own) for own in seeds.tolist()]
-
-
-__all__ = ["RaddInfillingPipeline", "encode_blanks", "encode_with_spans"]
+__all__ = ["RaddInfillingPipeline"]

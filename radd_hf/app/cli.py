@@ -334,7 +334,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     try:
         device = find_device(args.device)
     except ValueError as error:
-        raise UsageError(f"--device {args.device}: {error}") from error
+        raise UsageError(str(error)) from error
     read_config(args.model)  # the first to fail where there is no such model, and the one to say so
     return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
 

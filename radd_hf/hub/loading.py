@@ -103,7 +103,7 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
         return AutoTokenizer.from_pretrained(name, **settings)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"tokenizer={name!r} could not be loaded: {reason} Pass {flag}.") from error
+        raise ValueError(f"tokenizer={name!r} cannot be loaded: {reason} Pass {flag}.") from error
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: RaddForMaskedLM) -> None:

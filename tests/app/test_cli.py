@@ -16,9 +16,9 @@ import torch
 
 from radd_hf import RaddForMaskedLM, settings_radd
 from radd_hf.app import cli
+from radd_hf.canvas_radd import encode_blanks
 from radd_hf.hub import convert
 from radd_hf.hub.facts import forward_flops
-from radd_hf.pipeline_radd import encode_blanks
 from radd_hf.version import __version__
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 from support.toys import random_model
@@ -259,7 +259,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
         ([TEXT, "--pause", "1"], "pass --live, too"),
         ([TEXT, "--picture", "x.bmp"], "must end in .html or .gif or .png"),
         ([TEXT, "--order-map", "x.gif"], "must end in .png"),
-        ([TEXT, "--device", "nowhere"], "--device nowhere cannot be used"),
+        ([TEXT, "--device", "nowhere"], "device='nowhere' cannot be used"),
         ([TEXT, "--method", "magic"], "invalid choice: 'magic'"),
         ([TEXT, "more"], "unrecognized arguments: more"),
     ],
@@ -482,7 +482,7 @@ def test_the_demo_runs_the_page_and_names_what_it_needs(capsys, monkeypatch):
 
 def test_outside_a_checkout_the_demo_asks_for_a_model(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "radd_hf.app.web", SimpleNamespace(main=lambda arguments, model: None))
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "radd_hf" / "cli.py"))
+    monkeypatch.setattr(cli, "PACKAGE", tmp_path / "radd_hf")
     assert cli.main(["demo"]) == 2
     assert "radd demo --model NAME" in capsys.readouterr().err
     assert cli.main(["demo", "--model", "mine"]) == 0

@@ -16,17 +16,17 @@ from radd_hf.app.live import (
     BLANKS,
     ENDS,
     GIVEN_ALL_OTHERS,
+    canvas_of_form,
     denoise,
     judge,
     load,
-    make_canvas,
     render_canvas,
     render_heat,
     score,
     write,
 )
-from radd_hf.generation_radd import METHODS, ORDERS
 from radd_hf.likelihood import exact_likelihood
+from radd_hf.settings_radd import METHODS, ORDERS
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 from support.toys import FlatNetwork, seeded, tiny_model
 
@@ -59,7 +59,7 @@ def austen():
 
 def test_what_is_watched_is_what_generate_writes_mask_by_mask(austen):
     model, tokenizer = austen
-    canvas = make_canvas(model, tokenizer, BLANKS, "It was [MASK:12] of spring")
+    canvas = canvas_of_form(model, tokenizer, BLANKS, "It was [MASK:12] of spring")
     given = canvas != model.config.mask_token_id
     run = denoise(model, canvas, stop=threading.Event(), pause=0.06, steps=6, generator=seeded(3))
     shown = list(run)
@@ -131,7 +131,7 @@ def test_scoring_can_be_stopped_and_leaves_what_it_does_not_know_open():
 
 def test_a_beginning_and_an_end_make_the_canvas_that_generate_would_make(austen):
     model, tokenizer = austen
-    canvas = make_canvas(model, tokenizer, ENDS, prefix="It was", suffix=" of spring.", length=20)
+    canvas = canvas_of_form(model, tokenizer, ENDS, prefix="It was", suffix=" of spring.", length=20)
     ids = model.generate(prefix="It was", suffix=" of spring.", length=20, tokenizer=tokenizer, generator=seeded(0))
     given = canvas != model.config.mask_token_id
     assert torch.equal(canvas[given], ids[0, given])
@@ -149,9 +149,9 @@ def test_a_beginning_and_an_end_make_the_canvas_that_generate_would_make(austen)
         ({"form": "verse"}, "form='verse' must be one of"),
         ({"steps": -1}, "steps=-1 must be an integer of at least 1"),
         ({"top_k": -1}, "top_k=-1 must be"),
-        ({"seed": -2}, r"seed=-2 must lie in 0 \.\. "),
+        ({"seed": -2}, r"seed=-2 must be an integer in 0 \.\. "),
         ({"model": " "}, "model=' ' must be a folder or the name of a repository"),
-        ({"model": "/no/such"}, "model='/no/such' could not be loaded"),
+        ({"model": "/no/such"}, "model='/no/such' cannot be loaded"),
         ({"model": str(GOLDEN / "hub")}, "Pass the name of its tokenizer"),
         ({"model": str(GOLDEN / "hub"), "tokenizer": AUSTEN}, "it is another model's"),
     ],

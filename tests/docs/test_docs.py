@@ -188,11 +188,20 @@ def parse_estimators(flags, monkeypatch):
     parse_by(lambda _: estimators.main(), flags, monkeypatch)
 
 
+COMMANDS_THAT_ARE_SCRIPTS = {
+    "train": "train_accelerate.py",
+    "eval": "eval_ppl.py",
+    "quality": "eval_generation.py",
+}
+
+
 def parse_radd(flags, monkeypatch):
     if flags and not flags[0].startswith("-"):
         command, *flags = flags
         if flags in ([], ["--help"]) or command == "demo":  # named only; the page needs gradio
             assert command in cli.COMMANDS
+        elif command in COMMANDS_THAT_ARE_SCRIPTS:
+            PARSERS[COMMANDS_THAT_ARE_SCRIPTS[command]](flags, monkeypatch)
         else:
             parse_by(cli.COMMANDS[command], flags, monkeypatch)
 
@@ -209,8 +218,7 @@ def parse_page(flags, monkeypatch):
 
 
 def parse_samples(flags, _):
-    (args,) = samples.HfArgumentParser(samples.Arguments).parse_args_into_dataclasses(flags)
-    samples.check(args)
+    samples.check(*samples.parse_arguments(flags))
 
 
 def parse_harness(flags, _):

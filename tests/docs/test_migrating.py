@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
@@ -102,14 +103,14 @@ def flags_of(script: str) -> set[str]:
 
 
 def resolves(name: str) -> bool:
-    """Whether the dotted name is one of the package or of its modules."""
-    first, *rest = name.split(".")
-    if not hasattr(radd_hf, first) and not (ROOT / "radd_hf" / f"{first}.py").is_file():
-        return False
-    found = getattr(radd_hf, first) if hasattr(radd_hf, first) else importlib.import_module(f"radd_hf.{first}")
-    for part in rest:
+    """Whether the dotted name is one of the package, of its rooms or of their modules."""
+    found = radd_hf
+    for part in name.split("."):
         if not hasattr(found, part):
-            return False
+            inside = Path(found.__file__).parent if hasattr(found, "__path__") else None
+            if inside is None or not ((inside / f"{part}.py").is_file() or (inside / part).is_dir()):
+                return False
+            importlib.import_module(f"{found.__name__}.{part}")
         found = getattr(found, part)
     return True
 

@@ -365,7 +365,7 @@ def test_a_folder_loads_and_a_tokenizer_that_is_missing_or_another_models_is_ref
     model, tiny_tokenizer, tmp_path, monkeypatch
 ):
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"could not be loaded: .* Pass tokenizer="):
+    with pytest.raises(ValueError, match=r"cannot be loaded: .* Pass tokenizer="):
         RaddLM(str(tmp_path / "model"))
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     # The harness's flags have defaults of their own, the device that of a machine with CUDA.

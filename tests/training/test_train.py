@@ -126,7 +126,7 @@ def test_dropout_and_noise_may_differ_from_what_a_run_starts_from_but_sizes_may_
     )
     with pytest.raises(ValueError, match=r"hidden_size=64 must be 32, as in init_from="):
         run("other", init_from=tiny_start, hidden_size=64)
-    with pytest.raises(ValueError, match=r"(?s)tokenizer='.*hub' could not be loaded: .* Pass --tokenizer"):
+    with pytest.raises(ValueError, match=r"(?s)tokenizer='.*hub' cannot be loaded: .* Pass --tokenizer"):
         run("authors", init_from=golden / "hub")
     train_tokenizer([SENTENCES * 20], 280).save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"vocab_size=280 must be 300, .* for which this is not the tokenizer"):
@@ -219,7 +219,9 @@ def test_a_run_that_fails_says_so_to_the_shell_with_the_reason_last(tiny_config,
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(run, monkeypatch):
-    monkeypatch.setattr(RaddForMaskedLM, "_nll", lambda self, hidden, targets: hidden.sum(dim=-1) * float("nan"))
+    monkeypatch.setattr(
+        "radd_hf.modeling_radd.token_nll", lambda logits, head, hidden, *rest: hidden.sum(dim=-1) * float("nan")
+    )
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
         run()
 

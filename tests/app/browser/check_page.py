@@ -268,7 +268,7 @@ def test_a_page_that_is_closed_stops_writing_so_that_others_get_their_turn(chrom
         ("#text textarea", "<i>no</i> blank", "text='<i>no</i> blank' has no blank to fill"),
         ("#text textarea", "[MASK:999]", "the text with its blanks has 999 tokens; at most 128"),
         ("#steps input", "-3", "steps=-3 must be an integer of at least 1."),
-        ("#tokenizer textarea", "no-such", "tokenizer='no-such' could not be loaded"),
+        ("#tokenizer textarea", "no-such", "tokenizer='no-such' cannot be loaded"),
     ],
 )
 def test_bad_input_is_explained_and_the_page_stays_usable(page, field, value, message):
@@ -288,7 +288,7 @@ def test_another_model_can_be_chosen_and_one_that_is_none_is_refused(page):
     page.wait_for_text("#about", "5.3 million parameters")
     page.fill("#model input", "/no/such/model")
     page.press("#load")
-    wait_until(lambda: "could not be loaded" in page.text(".toast-wrap"), "the model is refused")
+    wait_until(lambda: "cannot be loaded" in page.text(".toast-wrap"), "the model is refused")
     page.fill("#model input", str(GOLDEN / "hub"))
     page.fill("#tokenizer textarea", str(CHECKPOINT))
     page.press("#load")

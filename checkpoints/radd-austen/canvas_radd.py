@@ -1,0 +1,259 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Turns what a user gives into a canvas: token ids in which every mask is to be filled and every other token stays.
+
+    "It was [MASK:4] of spring."             ->  ids, masks in the blank        (encode_blanks)
+    prefix, suffix and length, or input_ids  ->  ids and an attention mask      (make_canvas)
+
+and says which positions of a canvas are wanted ([`Positions`]): those whose logits are needed, or that one evaluation
+computes.
+
+Shapes: B rows, L length, K wanted positions of the row that has most, N wanted positions of all rows, D features.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .settings_radd import is_integer
+
+# Text, several texts, ids of one row, or rows of ids; text needs a tokenizer.
+TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Which positions are wanted
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Positions(NamedTuple):
+    """Some positions of each row, as a rectangle of indices.
+
+    indices: (B, K) int64; a row that has fewer than K positions repeats its first, so that no row's computation depends
+        on the others.
+    distinct: (N,) int64, the places in the flattened rectangle that are no repetitions; None for a rectangle that is
+        wanted as it is.
+
+    A tuple, so that accelerate moves it along with the other inputs of a layer that lives on another device.
+    """
+
+    indices: Tensor
+    distinct: Tensor | None = None
+
+    @classmethod
+    def of(cls, chosen: Tensor) -> "Positions":
+        """From indices (B, K) as they are, or from a boolean mask (B, L), which makes the host wait for its device."""
+        if chosen.dtype != torch.bool:
+            return cls(chosen)
+        counts = chosen.sum(dim=1, keepdim=True)  # (B, 1)
+        most = max(int(counts.max()), 1)
+        indices = (~chosen).int().argsort(dim=1, stable=True)[:, :most]  # the chosen ones first, in their order
+        valid = torch.arange(most, device=chosen.device) < counts  # (B, K)
+        return cls(indices.where(valid, indices[:, :1]), valid.flatten().nonzero().squeeze(1))
+
+    def select(self, states: Tensor) -> Tensor:
+        """(B or 1, L, ...) -> (B, K, ...)"""
+        # Not by gather, which keeps an index as large as what it returns for its backward pass, and its argument.
+        row = torch.arange(len(self.indices), device=states.device)[:, None]
+        return states.expand(len(self.indices), *states.shape[1:])[row, self.indices]
+
+    def select_queries(self, table: Tensor) -> Tensor:
+        """Lines of a table that has one for each query: (B or 1, H or 1, L, n) -> (B, H or 1, K, n)."""
+        return self.select(table.transpose(1, 2)).transpose(1, 2)
+
+    def flatten(self, states: Tensor) -> Tensor:
+        """(B, K, D) -> (N, D) without the repetitions, or (B, K, D) as it is for a rectangle."""
+        return states if self.distinct is None else states.flatten(0, 1)[self.distinct]
+
+    def within(self, others: "Positions") -> "Positions":
+        """The same positions, counted among `others`, which hold all of them."""
+        found = others.indices[:, None, :] == self.indices[:, :, None]  # (B, K, C)
+        return Positions(found.int().argmax(dim=-1), self.distinct)
+
+    def to(self, device: torch.device) -> "Positions":
+        return Positions(self.indices.to(device), None if self.distinct is None else self.distinct.to(device))
+
+
+def widen(chosen: Tensor, window: int) -> Tensor:
+    """A boolean mask (B, L) with `window` neighbours on each side of every chosen position."""
+    near = nn.functional.max_pool1d(chosen[:, None].float(), 2 * window + 1, stride=1, padding=window)
+    return near[:, 0] > 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# From prefix, suffix and length, or ids
+# ---------------------------------------------------------------------------------------------------------
+
+
+def make_canvas(
+    config: Any,
+    input_ids: TextOrIds | None = None,
+    *,
+    prefix: TextOrIds | None = None,
+    suffix: TextOrIds | None = None,
+    length: int | None = None,
+    attention_mask: Any = None,
+    tokenizer: Any = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the canvas (B, L), a copy, and the attention mask (B, L) or None, both on `device`.
+
+    The arguments are those of `generate`; `length` is needed where `input_ids` is None.
+
+    Raises:
+        ValueError, TypeError: for arguments that contradict each other, ids that are none, and no room between a prefix
+            and a suffix.
+    """
+    if input_ids is not None:
+        if prefix is not None or suffix is not None:
+            raise ValueError("input_ids is the whole canvas: pass it, or prefix and suffix, not both.")
+        rows = id_rows("input_ids", input_ids, tokenizer, config.vocab_size)
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1 or lengths[0] == 0:
+            raise ValueError(f"input_ids has rows of lengths {lengths}; a canvas has one length of at least 1.")
+        if length not in (None, lengths[0]):
+            raise ValueError(f"length={length}, but input_ids, the whole canvas, has length {lengths[0]}.")
+        canvas = torch.tensor(rows, device=device)  # (B, L)
+    else:
+        if attention_mask is not None:
+            raise ValueError("attention_mask describes padding of input_ids: pass it with input_ids only.")
+        canvas = between(config, prefix, suffix, length or config.max_position_embeddings, tokenizer).to(device)
+    return canvas, check_attention_mask(attention_mask, canvas, config.mask_token_id)
+
+
+def between(
+    config: Any, prefix: TextOrIds | None, suffix: TextOrIds | None, length: int, tokenizer: Any = None
+) -> Tensor:
+    """(B, L) ids: each prefix, masks, and the suffix at the end; a single one of either serves all rows."""
+    before = [[]] if prefix is None else id_rows("prefix", prefix, tokenizer, config.vocab_size)
+    after = [[]] if suffix is None else id_rows("suffix", suffix, tokenizer, config.vocab_size)
+    if len(before) != len(after) and 1 not in (len(before), len(after)):
+        raise ValueError(
+            f"prefix has {len(before)} rows and suffix {len(after)}: they must agree, or one of them be single."
+        )
+    batch = max(len(before), len(after))
+    canvas = torch.full((batch, length), config.mask_token_id)  # (B, L)
+    for row, head, tail in zip(canvas, before * (batch // len(before)), after * (batch // len(after)), strict=True):
+        if len(head) + len(tail) >= length:
+            raise ValueError(
+                f"prefix ({len(head)} tokens) + suffix ({len(tail)} tokens) leave nothing to generate in "
+                f"length={length}; pass length > {len(head) + len(tail)} or shorten them."
+            )
+        row[: len(head)] = torch.tensor(head, dtype=canvas.dtype)
+        row[length - len(tail) :] = torch.tensor(tail, dtype=canvas.dtype)
+    return canvas
+
+
+def check_attention_mask(attention_mask: Any, canvas: Tensor, mask_token_id: int) -> Tensor | None:
+    """The attention mask (B, L) as a tensor beside the canvas (B, L)."""
+    if attention_mask is None:
+        return None
+    mask = as_tensor("attention_mask", attention_mask, canvas.device)
+    mask = mask[None] if mask.ndim == 1 else mask
+    if mask.shape != canvas.shape:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; input_ids has {tuple(canvas.shape)}.")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"attention_mask={mask.tolist()} must hold 1 at text and 0 at padding.")
+    if bool(((mask == 0) & (canvas == mask_token_id)).any()):
+        raise ValueError(f"attention_mask is 0 at a mask (id {mask_token_id}) of input_ids: pad with another id.")
+    return mask
+
+
+def as_tensor(name: str, value: Any, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}={value!r} must be a tensor, or lists of numbers of one length. {error}") from error
+
+
+def id_rows(name: str, value: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:
+    """Rows of token ids from ids or text in any of the forms `generate` takes, checked."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.dtype == torch.bool or value.ndim not in (1, 2):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; ids are integers, (L,) or (B, L)."
+            )
+        value = value.tolist()
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)):
+        raise TypeError(f"{name}={value!r} must be ids (list or tensor) or text (with tokenizer=).")
+    if texts and all(isinstance(text, str) for text in texts):
+        if tokenizer is None:
+            raise ValueError(f"{name}={value!r} is text: pass tokenizer= with it, or token ids.")
+        rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    elif not texts or is_integer(texts[0]):
+        rows = [list(texts)]
+    else:
+        rows = [list(row) if isinstance(row, (list, tuple)) else [row] for row in texts]
+    for row in rows:
+        for token in row:
+            if not is_integer(token):
+                raise TypeError(f"{name} holds {token!r}; it must be token ids, all text, or all rows of ids.")
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"{name} holds the id {token}; the vocabulary has ids 0 .. {vocab_size - 1}.")
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------
+# From text with blanks
+# ---------------------------------------------------------------------------------------------------------
+
+# What opens a blank in any spelling, so that a slip is an error and not text.
+BLANK_BEGINS = re.compile(r"\[MASK", re.IGNORECASE)
+BLANK = re.compile(r"\[MASK(?::([0-9]{1,9}))?\]")
+# Longer than any text of any model; a slip of the keyboard must not fill the memory.
+MAX_BLANK = 2**16
+
+
+def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
+    """The canvas of a text with blanks: its token ids, with `mask_token_id` where text is wanted.
+
+    `[MASK]`, or the tokenizer's own mask token, is a blank of one token, `[MASK:n]` one of n tokens. The text between
+    is tokenised without special tokens.
+
+    One space before a blank belongs to the blank: in a byte-level BPE a word brings the space before it, so that
+    "It was [MASK] of" is the canvas of "It was cold of" with " cold" masked. Any other white space is the text's.
+
+    Args:
+        text: with any number of blanks, none included.
+        tokenizer: of transformers, a byte-level BPE such as GPT-2's.
+        mask_token_id: the model's `config.mask_token_id`.
+
+    Returns:
+        L ids.
+
+    Raises:
+        ValueError: for a blank that is malformed, empty or of more than `MAX_BLANK` tokens.
+    """
+    return encode_with_spans(text, tokenizer, mask_token_id)[0]
+
+
+def encode_with_spans(text: str, tokenizer: Any, mask_token_id: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """As [`encode_blanks`], and where in the canvas each blank begins and ends (the end excluded)."""
+    if not isinstance(text, str):
+        raise ValueError(f"text={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
+    if tokenizer.mask_token is not None:
+        text = text.replace(tokenizer.mask_token, "[MASK]")
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    end = 0  # of what has been read of the text
+    for beginning in BLANK_BEGINS.finditer(text):
+        blank = BLANK.match(text, beginning.start())
+        size = int(blank[1] or 1) if blank else 0
+        if blank is None or not 1 <= size <= MAX_BLANK:
+            raise ValueError(
+                f"text has {text[beginning.start() : beginning.start() + 16]!r} at character {beginning.start()}; a "
+                f"blank is written [MASK] for one token or [MASK:n] for n tokens, n from 1 to {MAX_BLANK}."
+            )
+        piece = text[end : blank.start()].removesuffix(" ")
+        ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        spans.append((len(ids), len(ids) + size))
+        ids += [mask_token_id] * size
+        end = blank.end()
+    ids += tokenizer(text[end:], add_special_tokens=False)["input_ids"]
+    return ids, spans
+
+
+__all__ = ["Positions", "TextOrIds", "encode_blanks", "encode_with_spans", "make_canvas"]

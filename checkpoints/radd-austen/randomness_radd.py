@@ -1,0 +1,90 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Makes independent streams of random numbers from one seed.
+
+Whatever is random here belongs to a seed and to what it is for (a step, a row, a sample), never to the order in which
+things are computed. So neither batches nor processes nor restarts change it.
+
+Shapes: R rows, L length.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def stream_seed(seed: int, *stream: str | int) -> int:
+    """Returns the 63-bit seed of the stream of that name, e.g. `stream_seed(0, "masks", step)`.
+
+    Hashed rather than added up: generators of equal or shifted seeds, one for masks and one for dropout, say, would
+    give correlated numbers.
+    """
+    digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def text_seed(seed: int, text: int = 0) -> int:
+    """Returns the seed of one of several texts that are filled in one call, counted from 0."""
+    return stream_seed(seed, "text", text)
+
+
+def sample_generators(of_text: int, samples: Iterable[int]) -> list[torch.Generator]:
+    """Makes a generator for each of these samples of a text; `of_text` is what [`text_seed`] returned.
+
+    This is what a seed means wherever text is written: `generate(seed=)`, the pipeline, the command line, the web page
+    and `eval_generation.py` write the same text for the same seed, settings and number of the sample.
+    """
+    return [torch.Generator().manual_seed(stream_seed(of_text, "sample", sample)) for sample in samples]
+
+
+def check_seed(seed: int) -> int:
+    """Returns the seed, or raises a ValueError if it is not an integer in 0 .. 2^63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} must be an integer in 0 .. 2^63 - 1.")
+    return seed
+
+
+class Uniforms:
+    """Draws uniform numbers in [0, 1) with 53 bits, (R, L) at each call.
+
+    Padding takes none, so that a row that has its own generator has the same numbers in any batch.
+
+    Args:
+        generator: one for all rows, a list of one for each, or None for torch's own.
+        text: (R, L) bool, False at padding.
+
+    Raises:
+        ValueError: for a list of another length. TypeError: for what is no generator.
+    """
+
+    def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None, text: Tensor):
+        self.text = text
+        rows = len(text)
+        self.sources: list[tuple[torch.Generator | None, int]]  # and how many rows each serves
+        if generator is not None and not isinstance(generator, torch.Generator):
+            if not isinstance(generator, (list, tuple)):
+                raise TypeError(f"generator={generator!r} must be a torch.Generator, or a list of one for each row.")
+            if len(generator) != rows:
+                raise ValueError(f"generator is a list of {len(generator)}; the batch has {rows} rows, one for each.")
+            self.sources = [(source, 1) for source in generator]
+        else:
+            self.sources = [(generator, rows)]
+        for source, _ in self.sources:
+            if source is not None and not isinstance(source, torch.Generator):
+                raise TypeError(f"generator={source!r} must be a torch.Generator, or a list of one for each row.")
+
+    def __call__(self) -> Tensor:
+        device = self.text.device
+        counts = [int(rows.sum()) for rows in self.text.split([rows for _, rows in self.sources])]
+        draws = [
+            torch.rand(
+                count, generator=source, dtype=torch.float64, device=device if source is None else source.device
+            ).to(device)
+            for count, (source, _) in zip(counts, self.sources, strict=True)
+        ]
+        uniform = torch.zeros(self.text.shape, dtype=torch.float64, device=device)
+        return uniform.masked_scatter_(self.text, torch.cat(draws))  # (R, L)
+
+
+__all__ = ["Uniforms", "check_seed", "sample_generators", "stream_seed", "text_seed"]

@@ -1,0 +1,117 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Lists the settings of `generate`, once: for each the default, the values it takes and a line of help.
+
+`RaddGenerationConfig` checks values by this table; the command line, the web page, the language-model harness and
+`eval_generation.py` take names, choices and help from it. It imports the standard library alone, so that
+`radd generate --help` need not wait for torch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+GridMethod = Literal["tweedie", "euler"]
+Method = Literal["tweedie", "euler", "first_hitting", "ordered"]
+Order = Literal["forward", "backward", "random"]
+
+GRID_METHODS = get_args(GridMethod)  # diffusion on a grid of times
+METHODS = get_args(Method)
+ORDERS = get_args(Order)
+
+
+class Setting(NamedTuple):
+    """One setting of `generate`.
+
+    kind: type of the value. default: what holds where nobody sets it. accepts: whether a value is possible.
+    values: the possible values, in words. help: what the setting does. choices: all values, where they are names.
+    """
+
+    kind: type
+    default: Any
+    accepts: Callable[[Any], bool]
+    values: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises a ValueError unless the value is possible, or None, which leaves the setting unset."""
+        if value is not None and not self.accepts(value):
+            raise ValueError(f"{name}={value!r} must be {self.values}.")
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def whole(default: int | None, least: int, help: str, meaning: str = "") -> Setting:
+    return Setting(
+        int, default, lambda v: is_integer(v) and v >= least, f"an integer of at least {least}{meaning}", help
+    )
+
+
+def switch(default: bool, help: str) -> Setting:
+    return Setting(bool, default, lambda v: isinstance(v, bool), "True or False", help)
+
+
+# Settings that decide which text is written.
+DRAWING: dict[str, Setting] = {
+    "length": whole(None, 1, "tokens of the whole text; default: the length that the model was trained at"),
+    "method": Setting(
+        str,
+        "tweedie",
+        lambda v: v in METHODS,
+        f"one of {METHODS}",
+        "how positions are chosen: diffusion on a grid, in continuous time, or one position after the other",
+        METHODS,
+    ),
+    "steps": whole(
+        None, 1, "time intervals of 'tweedie' and 'euler', default: one a token; of 'ordered', the most events"
+    ),
+    "order": Setting(
+        str,
+        "forward",
+        lambda v: v in ORDERS if isinstance(v, str) else True,
+        f"one of {ORDERS}, or a permutation of the positions",
+        "the order of 'ordered'",
+        ORDERS,
+    ),
+    "temperature": Setting(
+        float,
+        1.0,
+        lambda v: is_number(v) and (v == 0 or 1e-6 <= v < math.inf),
+        "a number >= 1e-6, or 0 to take the likeliest token",
+        "divides the logits; 0 takes the likeliest token",
+    ),
+    "top_k": whole(0, 0, "draw from this many of the likeliest tokens; 0: from all", " (0 keeps every token)"),
+    "top_p": Setting(
+        float,
+        1.0,
+        lambda v: is_number(v) and 0 < v <= 1,
+        "in (0, 1] (1 keeps every token)",
+        "draw from the likeliest tokens that have this probability together; 1: from all",
+    ),
+    "refresh_interval": whole(1, 1, "above 1: faster and no longer exact; every N-th evaluation is a whole one"),
+    "refresh_window": whole(4, 0, "with a refresh interval: neighbours recomputed on each side of a new token"),
+    "stop_on_eos": switch(False, "end a text at its first end-of-text token"),
+    "max_time": Setting(
+        float,
+        None,
+        lambda v: is_number(v) and v > 0,
+        "a positive number of seconds",
+        "seconds after which all that is still masked is drawn at once",
+    ),
+}
+
+# And those that decide how it is computed, how often, and what comes back.
+SETTINGS: dict[str, Setting] = DRAWING | {
+    "use_cache": switch(True, "False evaluates the network also at steps that reveal nothing"),
+    "num_return_sequences": whole(1, 1, "texts for each masked sequence"),
+    "output_history": switch(False, "return the sequence after every event, too"),
+    "return_dict_in_generate": switch(False, "return a RaddGenerateOutput"),
+}
+
+__all__ = ["DRAWING", "GRID_METHODS", "METHODS", "ORDERS", "SETTINGS", "GridMethod", "Method", "Order", "Setting"]
