@@ -28,7 +28,8 @@ TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # Of what the oldest admitted versions are tried with: the model, generation, likelihood, training and loading.
-OLDEST ?= tests/test_*.py tests/hub/test_auto_classes.py tests/training/test_train.py tests/training/test_processes.py
+OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_generation.py tests/test_kernels.py tests/test_pipeline.py tests/test_speed.py \
+	tests/test_likelihood.py tests/hub/test_auto_classes.py tests/training/test_train.py
 
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen

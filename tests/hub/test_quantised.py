@@ -6,13 +6,14 @@ has is tried everywhere. Here on the processor, on which all of them run.
 """
 
 import copy
+import runpy
 
 import pytest
 import torch
 from torch import nn
 
 from radd_hf import RaddForMaskedLM
-from support.paths import CHECKPOINT
+from support.paths import CHECKPOINT, ROOT
 from support.toys import seeded
 
 IDS = torch.randint(4000, (2, 48), generator=seeded(0))
@@ -126,3 +127,14 @@ def test_torchs_dynamic_quantisation_replaces_every_linear_layer_and_the_model_w
     assert not any(type(module) is nn.Linear for module in model.modules())
     assert 0 < distance(model, exact) < FOUR_BITS
     assert_it_writes(model)
+
+
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_the_example_prints_what_is_saved_and_what_it_costs(bits, capsys):
+    pytest.importorskip("bitsandbytes", reason="make quantised installs it")
+    runpy.run_path(str(ROOT / "examples" / "quantised.py"))["main"](["--bits", bits, "--blocks", "2"])
+    _, whole, small, text = capsys.readouterr().out.splitlines()
+    (size, nats), (smaller, others) = ((line.split()[-4], float(line.split()[-3])) for line in (whole, small))
+    assert int(smaller.replace(",", "")) < 0.6 * int(size.replace(",", ""))
+    assert others == pytest.approx(nats, abs=0.05)
+    assert text.startswith("It was a")

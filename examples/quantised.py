@@ -1,0 +1,54 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Loads a model in 8 or 4 bits by bitsandbytes and prints what that saves and what it costs in likelihood.
+
+    pip install 'radd_hf[quantised]'
+    python examples/quantised.py --bits 4
+    python examples/quantised.py --bits 8 --model me/my-radd --text my.txt
+
+bitsandbytes replaces the layers of the network, which are exactly nn.Linear; the output layer stays as it is. Adapters
+of PEFT can be trained on the result: `peft.prepare_model_for_kbit_training(model)`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from radd_hf import RaddForMaskedLM, estimate_likelihood
+from radd_hf.data.documents import load_documents
+from radd_hf.hub.loading import load_tokenizer
+
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default=str(CHECKPOINT))
+    parser.add_argument("--bits", type=int, choices=[8, 4], default=8)
+    parser.add_argument("--text", default="austen", help="a data set as in eval_ppl.py; its held-out part is scored")
+    parser.add_argument("--blocks", type=int, default=16, help="blocks of the text that are scored")
+    args = parser.parse_args(argv)
+
+    settings = {8: {"load_in_8bit": True}, 4: {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}[args.bits]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loading = {"dtype": torch.float32, "device_map": device}
+    whole = RaddForMaskedLM.from_pretrained(args.model, **loading)
+    small = RaddForMaskedLM.from_pretrained(args.model, quantization_config=BitsAndBytesConfig(**settings), **loading)
+
+    tokenizer, length = load_tokenizer(args.model), whole.config.max_position_embeddings
+    text = load_documents(args.text, "validation")[0]["text"][: 20 * args.blocks * length]
+    ids = torch.tensor(tokenizer(text)["input_ids"][: args.blocks * length])
+    print(f"{'':<12}{'bytes':>12}  nats per token")
+    for name, model in (("float32", whole), (f"{args.bits} bits", small)):
+        scored = estimate_likelihood(model, list(ids.split(length)), passes=8)
+        print(
+            f"{name:<12}{model.get_memory_footprint():>12,}  {scored.nats_per_token:.3f} +- {scored.standard_error:.3f}"
+        )
+    written = small.generate(prefix="It was a", length=24, tokenizer=tokenizer, temperature=0.7, seed=0)
+    print(tokenizer.decode(written[0]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
