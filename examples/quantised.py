@@ -12,6 +12,7 @@ of PEFT can be trained on the result: `peft.prepare_model_for_kbit_training(mode
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -31,9 +32,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--blocks", type=int, default=16, help="blocks of the text that are scored")
     args = parser.parse_args(argv)
 
-    settings = {8: {"load_in_8bit": True}, 4: {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}[args.bits]
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if args.bits == 4:
+        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loading = {"dtype": torch.float32, "device_map": device}
+    loading: dict[str, Any] = {"dtype": torch.float32, "device_map": device}
     whole = RaddForMaskedLM.from_pretrained(args.model, **loading)
     small = RaddForMaskedLM.from_pretrained(args.model, quantization_config=BitsAndBytesConfig(**settings), **loading)
 
