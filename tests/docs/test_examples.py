@@ -26,7 +26,7 @@ def example(name: str) -> dict:
 def test_every_example_has_a_test():
     tests = Path(__file__), ROOT / "tests" / "hub" / "test_quantised.py"
     tried = {name for test in tests for name in re.findall(r'"(\w+\.py)"', test.read_text())}
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == tried
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} <= tried
 
 
 def test_the_trainers_model_is_a_folder_like_any_other(tmp_path, tiny_text, capsys):
