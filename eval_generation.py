@@ -3,7 +3,7 @@
 
     accelerate launch eval_generation.py --model checkpoints/radd-austen --judge gpt2-large --reference austen
 
-`--help` lists every setting. The script stands in `radd_hf/evaluation/samples.py`; where radd_hf is installed,
+`--help` lists every setting. The code is in `radd_hf/evaluation/samples.py`. Where radd_hf is installed,
 `radd quality` and `accelerate launch -m radd_hf quality` run the same.
 """
 

@@ -3,7 +3,7 @@
 
     accelerate launch eval_ppl.py --model checkpoints/radd-austen --dataset austen
 
-`--help` lists every setting. The script stands in `radd_hf/evaluation/perplexity.py`; where radd_hf is installed,
+`--help` lists every setting. The code is in `radd_hf/evaluation/perplexity.py`. Where radd_hf is installed,
 `radd eval` and `accelerate launch -m radd_hf eval` run the same.
 """
 

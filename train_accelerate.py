@@ -3,8 +3,8 @@
 
     accelerate launch train_accelerate.py --config configs/austen.yaml --output_dir runs/austen
 
-`--help` lists every setting. The loop stands in `radd_hf/training/train.py`; where radd_hf is installed, `radd train`
-and `accelerate launch -m radd_hf train` run the same.
+`--help` lists every setting. The training loop is in `radd_hf/training/train.py`. Where radd_hf is installed,
+`radd train` and `accelerate launch -m radd_hf train` run the same.
 """
 
 from radd_hf.processes import run_script

@@ -1,12 +1,15 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prints a digest of everything that a refactoring must not change: run it on both commits and compare the lines.
+"""Prints digests of outputs that a refactoring must not change: run it on both commits and compare the lines.
 
     python -m benchmarks.digests > build/after.txt
 
-One line each for the golden logits, the tokens of twelve settings of `generate`, the weights and their averages after
-20 training steps of each loss, and the likelihood of one text by each estimator. The script uses public names alone,
-so that it runs on a commit of another layout: `PYTHONPATH=OTHER_CHECKOUT python benchmarks/digests.py`. Digests are
-equal on one machine with one number of threads; processors of different makers round differently.
+It prints lines for the authors' (golden) logits in two dtypes, the tokens of twelve settings of `generate`, the weights
+and their averages after 20 training steps of each loss, and the likelihood of two sequences by each estimator. It uses
+public names alone, so that it runs on a commit of another layout:
+
+    PYTHONPATH=OTHER_CHECKOUT python benchmarks/digests.py
+
+Run both on one machine: CPUs of other makers round differently. The number of threads is 1, since sums depend on it.
 """
 
 import hashlib
@@ -19,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: sums depend on the number of threads
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from radd_hf import RaddForMaskedLM
 
-# Of the checkout whose package is imported.
+# The checkout whose package is imported, which need not be this file's.
 ROOT = Path(importlib.import_module("radd_hf").__file__ or "").parents[1]
 LOSSES = ("t_DSE", "t_DCE", "lambda_DCE", "k_DCE")
 ESTIMATORS = ("k_stratified", *LOSSES, "ar_forward", "ar_backward", "ar_random")
@@ -66,7 +69,7 @@ TRAINING = {
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Sixteen hexadecimal digits of shapes, dtypes and bytes."""
+    """Returns sixteen hexadecimal digits of a hash of shapes, dtypes and bytes."""
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -75,7 +78,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def golden_logits() -> Iterator[tuple[str, str]]:
-    """The authors' checkpoint on the authors' input; also what it becomes in bfloat16."""
+    """Digests the logits of the authors' checkpoint on their input, in float32 and in bfloat16."""
     golden = ROOT / "tests" / "golden"
     ids = load_file(golden / "forward.safetensors")["input_ids"]
     for dtype in (torch.float32, torch.bfloat16):
@@ -119,7 +122,7 @@ def likelihoods(model: RaddForMaskedLM) -> Iterator[tuple[str, str]]:
 
 
 def trainings() -> Iterator[tuple[str, str]]:
-    """By the script, in a process of its own, on a text that is made here."""
+    """Trains with each loss by the script, on a text that is made here, and digests weights and averages."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text("".join(f"{n}. She read the letter {n % 7} times before supper.\n" for n in range(400)))

@@ -1,13 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Turns what a user gives into a canvas: token ids in which every mask is to be filled and every other token stays.
+"""Turns text or ids into a canvas: token ids in which every mask is to be filled and every other token stays.
 
     "It was [MASK:4] of spring."             ->  ids, masks in the blank        (encode_blanks)
     prefix, suffix and length, or input_ids  ->  ids and an attention mask      (make_canvas)
 
-and says which positions of a canvas are wanted ([`Positions`]): those whose logits are needed, or that one evaluation
-computes.
+It also selects positions of a canvas ([`Positions`]): those that need logits, or those that one evaluation computes.
 
-Shapes: B rows, L length, K wanted positions of the row that has most, N wanted positions of all rows, D features.
+Shapes: B rows, L length, K most selected positions of any row, N selected positions of all rows, D features.
 """
 
 import re
@@ -24,19 +23,18 @@ TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tens
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Which positions are wanted
+# Selected positions
 # ---------------------------------------------------------------------------------------------------------
 
 
 class Positions(NamedTuple):
-    """Some positions of each row, as a rectangle of indices.
+    """Selects some positions of each row by a rectangle of indices.
 
     indices: (B, K) int64; a row that has fewer than K positions repeats its first, so that no row's computation depends
         on the others.
-    distinct: (N,) int64, the places in the flattened rectangle that are no repetitions; None for a rectangle that is
-        wanted as it is.
+    distinct: (N,) int64, the places in the flattened rectangle that are no repetitions; None if all of it is meant.
 
-    A tuple, so that accelerate moves it along with the other inputs of a layer that lives on another device.
+    It is a tuple, so that accelerate moves it along with the other inputs of a layer on another device.
     """
 
     indices: Tensor
@@ -44,7 +42,7 @@ class Positions(NamedTuple):
 
     @classmethod
     def of(cls, chosen: Tensor) -> "Positions":
-        """From indices (B, K) as they are, or from a boolean mask (B, L), which makes the host wait for its device."""
+        """Takes indices (B, K) as they are, or a boolean mask (B, L), for which the host waits for the device."""
         if chosen.dtype != torch.bool:
             return cls(chosen)
         counts = chosen.sum(dim=1, keepdim=True)  # (B, 1)
@@ -54,21 +52,21 @@ class Positions(NamedTuple):
         return cls(indices.where(valid, indices[:, :1]), valid.flatten().nonzero().squeeze(1))
 
     def select(self, states: Tensor) -> Tensor:
-        """(B or 1, L, ...) -> (B, K, ...)"""
-        # Not by gather, which keeps an index as large as what it returns for its backward pass, and its argument.
+        """Returns the states at these positions: (B or 1, L, ...) -> (B, K, ...)."""
+        # Indexing, since gather keeps its argument and an index as large as its result for the backward pass.
         row = torch.arange(len(self.indices), device=states.device)[:, None]
         return states.expand(len(self.indices), *states.shape[1:])[row, self.indices]
 
     def select_queries(self, table: Tensor) -> Tensor:
-        """Lines of a table that has one for each query: (B or 1, H or 1, L, n) -> (B, H or 1, K, n)."""
+        """Returns the queries at these positions: (B or 1, H or 1, L, n) -> (B, H or 1, K, n)."""
         return self.select(table.transpose(1, 2)).transpose(1, 2)
 
     def flatten(self, states: Tensor) -> Tensor:
-        """(B, K, D) -> (N, D) without the repetitions, or (B, K, D) as it is for a rectangle."""
+        """Leaves out the repetitions, (B, K, D) -> (N, D); without `distinct` returns the states as they are."""
         return states if self.distinct is None else states.flatten(0, 1)[self.distinct]
 
     def within(self, others: "Positions") -> "Positions":
-        """The same positions, counted among `others`, which hold all of them."""
+        """Returns the same positions as places in the rectangle of `others`, which holds all of them."""
         found = others.indices[:, None, :] == self.indices[:, :, None]  # (B, K, C)
         return Positions(found.int().argmax(dim=-1), self.distinct)
 
@@ -77,7 +75,7 @@ class Positions(NamedTuple):
 
 
 def widen(chosen: Tensor, window: int) -> Tensor:
-    """A boolean mask (B, L) with `window` neighbours on each side of every chosen position."""
+    """Adds `window` neighbours on each side of every chosen position to a boolean mask (B, L)."""
     near = nn.functional.max_pool1d(chosen[:, None].float(), 2 * window + 1, stride=1, padding=window)
     return near[:, 0] > 0
 
@@ -103,8 +101,8 @@ def make_canvas(
     The arguments are those of `generate`; `length` is needed where `input_ids` is None.
 
     Raises:
-        ValueError, TypeError: for arguments that contradict each other, ids that are none, and no room between a prefix
-            and a suffix.
+        ValueError, TypeError: for arguments that contradict each other, ids outside the vocabulary, and a prefix and a
+            suffix that leave no room.
     """
     if input_ids is not None:
         if prefix is not None or suffix is not None:
@@ -126,7 +124,7 @@ def make_canvas(
 def between(
     config: Any, prefix: TextOrIds | None, suffix: TextOrIds | None, length: int, tokenizer: Any = None
 ) -> Tensor:
-    """(B, L) ids: each prefix, masks, and the suffix at the end; a single one of either serves all rows."""
+    """Returns ids (B, L): each prefix, masks, and the suffix at the end; a single one of either serves all rows."""
     before = [[]] if prefix is None else id_rows("prefix", prefix, tokenizer, config.vocab_size)
     after = [[]] if suffix is None else id_rows("suffix", suffix, tokenizer, config.vocab_size)
     if len(before) != len(after) and 1 not in (len(before), len(after)):
@@ -147,7 +145,7 @@ def between(
 
 
 def check_attention_mask(attention_mask: Any, canvas: Tensor, mask_token_id: int) -> Tensor | None:
-    """The attention mask (B, L) as a tensor beside the canvas (B, L)."""
+    """Returns the attention mask (B, L) on the canvas's device, or raises a ValueError if it does not fit."""
     if attention_mask is None:
         return None
     mask = as_tensor("attention_mask", attention_mask, canvas.device)
@@ -169,7 +167,7 @@ def as_tensor(name: str, value: Any, device: torch.device) -> Tensor:
 
 
 def id_rows(name: str, value: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:
-    """Rows of token ids from ids or text in any of the forms `generate` takes, checked."""
+    """Returns rows of valid token ids for ids or text in any form that `generate` takes."""
     if isinstance(value, Tensor):
         if value.is_floating_point() or value.dtype == torch.bool or value.ndim not in (1, 2):
             raise ValueError(
@@ -200,24 +198,24 @@ def id_rows(name: str, value: Any, tokenizer: Any, vocab_size: int) -> list[list
 # From text with blanks
 # ---------------------------------------------------------------------------------------------------------
 
-# What opens a blank in any spelling, so that a slip is an error and not text.
+# Finds the beginning of a blank in any spelling, so that a slip is an error and not text.
 BLANK_BEGINS = re.compile(r"\[MASK", re.IGNORECASE)
 BLANK = re.compile(r"\[MASK(?::([0-9]{1,9}))?\]")
-# Longer than any text of any model; a slip of the keyboard must not fill the memory.
+# Longer than any model's text: a typing error must not fill the memory.
 MAX_BLANK = 2**16
 
 
 def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
-    """The canvas of a text with blanks: its token ids, with `mask_token_id` where text is wanted.
+    """Returns the canvas of a text with blanks: its token ids, with `mask_token_id` where text is wanted.
 
     `[MASK]`, or the tokenizer's own mask token, is a blank of one token, `[MASK:n]` one of n tokens. The text between
     is tokenised without special tokens.
 
-    One space before a blank belongs to the blank: in a byte-level BPE a word brings the space before it, so that
-    "It was [MASK] of" is the canvas of "It was cold of" with " cold" masked. Any other white space is the text's.
+    One space before a blank belongs to the blank, since a token of a byte-level BPE begins with the space before its
+    word: "It was [MASK] of" is the canvas of "It was cold of" with " cold" masked. Other white space stays text.
 
     Args:
-        text: with any number of blanks, none included.
+        text: with any number of blanks, or none.
         tokenizer: of transformers, a byte-level BPE such as GPT-2's.
         mask_token_id: the model's `config.mask_token_id`.
 
@@ -231,7 +229,7 @@ def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
 
 
 def encode_with_spans(text: str, tokenizer: Any, mask_token_id: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """As [`encode_blanks`], and where in the canvas each blank begins and ends (the end excluded)."""
+    """Returns what [`encode_blanks`] does, and where in the canvas each blank begins and ends (exclusive)."""
     if not isinstance(text, str):
         raise ValueError(f"text={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
     if tokenizer.mask_token is not None:

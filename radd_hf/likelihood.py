@@ -1,15 +1,15 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The likelihood of text: exact in an order of its tokens, or over all orders from a few masks, with a standard error.
+"""Computes the likelihood of text: exactly in one order of its tokens, or over all orders with a standard error.
 
-A network of p(x_i | visible tokens) gives -log p(x0) in any order of the tokens, and its mean over all orders is the
-bound that the objectives of `losses.py` are expectations of (arXiv:2406.03736, Theorem 2): with k tokens masked, a
-uniform subset, and S the sum of -log c over them,
+A network of p(x_i | visible tokens) gives -log p(x0) in any order of the tokens. The objectives of `losses.py` estimate
+its mean over all orders, which is an upper bound (arXiv:2406.03736, Theorem 2). With k tokens masked, a uniform subset,
+and S the sum of -log c over them, c being the probability of the true token,
 
     any-order NLL = sum over k = 1 .. L of E[S] / k = L E[S / k]        nats per sequence, k uniform
 
-Everything here is a *round*: a few masks of one sequence that are together one unbiased estimate. Rounds of
-a sequence are independent, so that the spread between them is the error of their mean. That is the error of the
-drawing, on this fixed text; how much sequences differ is another quantity, `spread`.
+A nat is the unit of natural logarithms. A *round* is a few masks of one sequence that together give one unbiased
+estimate. Rounds of a sequence are independent, so that their differences give the standard error of their mean. It is
+the error of drawing masks for this fixed text; how much sequences differ is another quantity, `spread`.
 
 Shapes: S sequences, L length, n scored tokens of a sequence, R rows (masks) of a round, N rows of several rounds.
 """
@@ -33,22 +33,22 @@ from .randomness_radd import stream_seed
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
 ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDERS)
 
-# Fewest rounds that show a spread; for a number of passes given in advance, two leave the most strata to each.
+# Fewest rounds that give a standard error. A fixed number of passes makes no more, so that each has many strata.
 ROUNDS = 2
-# Of k_stratified when rounds are added until the error is small enough.
+# For k_stratified, when rounds are added until the error is small enough.
 ROWS_OF_AN_ADDED_ROUND = 8
 
-# Of k_stratified. Any values are unbiased; benchmarks/estimators.py compares some.
+# For k_stratified. It is unbiased for any values; benchmarks/estimators.py compares some.
 STRATA_EXPONENT = 1.5
 CONTROL = 0.9
 
 
 @dataclass(frozen=True)
 class Round:
-    """One unbiased estimate of the nats of n tokens.
+    """Holds the masks of one unbiased estimate of the nats of n tokens.
 
-    masked: (R, n) bool, what the network does not see. scored: (R, n) bool, a part of it. weight: (R,) float64.
-    controlled: whether rows tell each other which tokens are hard, see `estimate`.
+    masked: (R, n) bool, the tokens that the network does not see. scored: (R, n) bool, some of these.
+    weight: (R,) float64. controlled: whether a control variate is used, see `estimate`.
     """
 
     masked: Tensor
@@ -57,18 +57,17 @@ class Round:
     controlled: bool = False
 
     def estimate(self, nll: Tensor) -> float:
-        """From -log c at the scored tokens, (R, n) float64 and 0 elsewhere: the sum over rows of weight x S.
+        """Returns the sum over rows of weight x S, from -log c at the scored tokens, (R, n) float64, 0 elsewhere.
 
-        In a controlled round that sum, as a row of few masks has it, depends much on which tokens it happens to mask.
-        How hard each token is was seen in the rows of more masks, whose draws are independent of this row's; so the
-        part of S that is to be expected from the choice, and has mean zero over all choices, is taken away
-        (a control variate).
+        In a row of few masks S depends much on which tokens are masked. The rows of more masks, drawn independently of
+        this one, show how hard each token is. So in a controlled round a control variate is subtracted from S: the
+        excess that this choice of tokens makes expected. Its mean over all choices is zero.
         """
         total = nll.sum(dim=1)  # (R,) S
         if self.controlled:
-            k = self.masked.sum(dim=1, keepdim=True)  # (R, 1), rising with the row
+            k = self.masked.sum(dim=1, keepdim=True)  # (R, 1), which rises from row to row
             above = (nll - total[:, None] / k) * self.masked  # (R, n) nats above the row's mean
-            harder = above.flip(0).cumsum(0).flip(0) - above  # of the rows of more masks
+            harder = above.flip(0).cumsum(0).flip(0) - above  # summed over the rows of more masks
             times = self.masked.long().flip(0).cumsum(0).flip(0) - self.masked.long()
             difficulty = harder / times.clamp(min=1)  # (R, n)
             expected = (difficulty * self.masked).sum(dim=1) - k[:, 0] * difficulty.mean(dim=1)  # (R,)
@@ -77,7 +76,7 @@ class Round:
 
 
 def draw_round(estimator: str, n: int, rows: int, noise: Noise, generator: torch.Generator) -> Round:
-    """A round of `rows` masks (n, for an order) over n tokens; see [`estimate_likelihood`] for the estimators."""
+    """Draws a round of `rows` masks (n, for an order) over n tokens, for an estimator of [`estimate_likelihood`]."""
     if estimator in ORDERS:
         return order_round(order_of(ORDERS[estimator], n, generator))
     if estimator == "k_stratified":
@@ -87,10 +86,10 @@ def draw_round(estimator: str, n: int, rows: int, noise: Noise, generator: torch
 
 
 def stratified_round(n: int, rows: int, generator: torch.Generator) -> Round:
-    """Rows of k tokens, a uniform subset, with k stratified over {1 .. n} in strata that are narrow where k is small.
+    """Draws rows with k masks, a uniform subset, where k is stratified over {1 .. n}; small k have narrow strata.
 
-    Row j has u uniform between (j / R)^1.5 and ((j + 1) / R)^1.5 and k = floor(u n) + 1; it counts as much as its
-    stratum is wide. The mean over few masked tokens varies most, which is why small k get more rows.
+    Row j has u uniform between (j / R)^1.5 and ((j + 1) / R)^1.5 and k = floor(u n) + 1; its weight is proportional to
+    the width of its stratum. Small k get more rows, since a mean over few masked tokens varies most.
     """
     edges = (torch.arange(rows + 1, dtype=torch.float64) / rows) ** STRATA_EXPONENT
     width = edges.diff()  # (R,)
@@ -102,7 +101,7 @@ def stratified_round(n: int, rows: int, generator: torch.Generator) -> Round:
 
 
 def order_of(order: str | Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """(n,) the places in the order in which they are filled."""
+    """Returns (n,) the places of the tokens in the order in which they are filled."""
     if isinstance(order, Tensor):
         if sorted(order.tolist()) != list(range(n)):
             raise ValueError(f"order={order.tolist()} must name each of the {n} scored places exactly once.")
@@ -115,7 +114,7 @@ def order_of(order: str | Tensor, n: int, generator: torch.Generator | None = No
 
 
 def order_round(order: Tensor) -> Round:
-    """The chain rule: row i scores token order[i] where those before it in the order are visible."""
+    """Makes the round of the chain rule: row i scores token order[i] given those before it in the order."""
     place = order.argsort()  # (n,) when each token is filled
     turn = torch.arange(len(order))[:, None]
     return Round(place >= turn, place == turn, torch.ones(len(order), dtype=torch.float64))
@@ -123,7 +122,7 @@ def order_round(order: Tensor) -> Round:
 
 @dataclass(frozen=True)
 class NatsPerToken:
-    """A mean negative log-likelihood and its standard error, nats per token, and the perplexity they stand for."""
+    """Holds a mean negative log-likelihood and its standard error, nats per token, and gives the perplexity."""
 
     nats_per_token: float
     standard_error: float
@@ -139,11 +138,11 @@ class NatsPerToken:
 
 @dataclass(frozen=True)
 class Likelihood(NatsPerToken):
-    """Of the any-order bound, or in an order: the error is that of the drawing, 0 for one order, which is exact."""
+    """Holds an estimate of the any-order bound, or the exact value in one order, whose standard error is 0."""
 
-    n_tokens: int  # scored
+    n_tokens: int  # number of scored tokens
     n_sequences: int
-    passes: int  # masks of a sequence (orders, for ar_random); for one order, 1
+    passes: int  # masks drawn for each sequence; for ar_random orders; 1 for ar_forward and ar_backward
     estimator: str = "k_stratified"
     degrees_of_freedom: float = math.inf  # of the standard error
     spread: float = math.nan  # standard deviation between sequences of their nats per token
@@ -151,12 +150,12 @@ class Likelihood(NatsPerToken):
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % interval in nats per token: Student's, since the error is itself an estimate."""
+        """Gives half the width of `interval`, by Student's t, since the standard error is itself an estimate."""
         return student_quantile(self.degrees_of_freedom) * self.standard_error
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, nats per token."""
+        """Gives the 95 % confidence interval, nats per token."""
         return self.nats_per_token - self.half_width, self.nats_per_token + self.half_width
 
     @property
@@ -188,14 +187,14 @@ class Likelihood(NatsPerToken):
         if self.n_bytes is not None:
             names += ["bits_per_byte", "bits_per_byte_error", "bits_per_byte_interval"]
         figures = asdict(self) | {name: getattr(self, name) for name in names}
-        # JSON knows neither infinite degrees of freedom nor the spread of one sequence.
+        # JSON has no infinity (degrees of freedom) and no NaN (spread of one sequence).
         for name in ("degrees_of_freedom", "spread"):
             figures[name] = figures[name] if math.isfinite(figures[name]) else None
         return figures
 
 
 def student_quantile(degrees_of_freedom: float) -> float:
-    """97.5 % quantile of Student's t by its expansion around the normal one (Abramowitz and Stegun, 26.7.5)."""
+    """Expands the 97.5 % quantile of Student's t around the normal quantile (Abramowitz and Stegun, 26.7.5)."""
     z, nu = 1.959963984540054, max(degrees_of_freedom, 1.0)
     terms = (
         (z**3 + z) / 4,
@@ -215,10 +214,11 @@ def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch
     """Yields -log p of the scored tokens given the visible ones, 0 elsewhere: (rows, L) float64 on the CPU, per batch.
 
     Args:
-        x0: (N, L) clean ids. masked: (N, L) bool, what the network does not see. scored: (N, L) bool, a part of it.
+        x0: (N, L) clean ids. masked: (N, L) bool, the tokens that the network does not see. scored: (N, L) bool, some
+            of these. batch_size: rows of a forward pass.
 
     Raises:
-        ValueError: for ids that hold the mask.
+        ValueError: for clean ids that contain the mask.
     """
     mask_id = model.config.mask_token_id
     if (x0 == mask_id).any():
@@ -232,7 +232,7 @@ def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch
 
 
 class RoundNats(NamedTuple):
-    """The nats of one round of a sequence: what its tokens cost by this estimate."""
+    """Holds the estimate of one round: the negative log-likelihood in nats of a sequence's scored tokens."""
 
     sequence: int
     number: int
@@ -251,11 +251,12 @@ def compute_rounds(
     """Yields rounds as they are computed, several in one batch; the model is in evaluation mode until the end.
 
     Args:
-        scored: for each sequence, (L,) bool. draw: the round of (sequence, number). todo: which rounds.
-        rows: of a round; None in an order, where a round has as many as the sequence has scored tokens.
+        scored: for each sequence, (L,) bool. draw: returns the round of (sequence, number).
+        todo: (sequence, number) of the rounds to compute.
+        rows: rows of a round; None for an order, whose round has a row for each scored token.
     """
-    ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # so that equal lengths share a batch
-    rows_of_length = Counter[int]()  # only rows of equal length share a batch
+    ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # since only equal lengths share a batch
+    rows_of_length = Counter[int]()  # rows of each length, from which the batches are counted
     for index, _ in ordered:
         rows_of_length[len(scored[index])] += rows or int(scored[index].sum())
     evaluations = sum(math.ceil(count / batch_size) for count in rows_of_length.values())
@@ -281,10 +282,10 @@ def _compute(
     rounds: list[tuple[int, int, Round]],
     batch_size: int,
 ) -> Iterator[RoundNats]:
-    """Rounds of sequences of one length, row by row in batches."""
+    """Yields rounds of sequences of one length, computed in batches of rows."""
 
     def spread(index: int, chosen: Tensor) -> Tensor:
-        """(R, n) over the scored tokens to (R, L) over all."""
+        """Places (R, n) over the scored tokens into (R, L) over all tokens."""
         where = scored[index].cpu().expand(len(chosen), -1)
         return torch.zeros(where.shape, dtype=torch.bool).masked_scatter(where, chosen)
 
@@ -298,7 +299,7 @@ def _compute(
 
 
 def _scored(sequences: Sequence[Tensor], scored: Sequence[Tensor] | None) -> tuple[Sequence[Tensor], Tensor]:
-    """Where each sequence is scored, (L,) bool, and at how many tokens, (S,)."""
+    """Returns where each sequence is scored, (L,) bool, and at how many tokens, (S,)."""
     if len(sequences) == 0:
         raise ValueError("sequences must hold at least one sequence; got none.")
     if scored is None:
@@ -322,17 +323,17 @@ def _generator(seed: int, index: int, number: int) -> torch.Generator:
 
 
 class LikelihoodRounds:
-    """The rounds of an estimate, computed as they are asked for, and their summary.
+    """Computes the rounds of an estimate, one for each turn of a loop, and summarises them.
 
         rounds = LikelihoodRounds(model, sequences, passes=16)
-        for found in rounds:                  # keep it in a file, move a bar
+        for found in rounds:                  # save it in a file, move a progress bar
             ...
         likelihood = rounds.summary()
 
     The arguments are those of [`estimate_likelihood`], and:
-        known: (sequence, round) to nats, of rounds that need not be computed again.
+        known: nats by (sequence, round), for rounds that need not be computed again.
 
-    With several processes each iterates over its own share, and all must come to the end.
+    Each of several processes iterates over its own share, and all must finish.
     """
 
     def __init__(
@@ -365,7 +366,7 @@ class LikelihoodRounds:
         self.nats_per_token: Tensor | None = None  # (S, rounds), of all processes
 
     def __iter__(self) -> Iterator[RoundNats]:
-        """Raises a ValueError for a `target_se` that `passes` cannot reach."""
+        """Yields the rounds; raises a ValueError for a `target_se` that `passes` cannot reach."""
         nats = yield from self._stage(range(self.first_rounds))
         while self.target_se is not None and (error := _error(nats, self.share)[0]) > self.target_se:
             needed = math.ceil(nats.shape[1] * (error / self.target_se) ** 2)
@@ -393,7 +394,8 @@ class LikelihoodRounds:
             nats[found.sequence, found.number - rounds.start] = found.nats
             yield found
         if self.accelerator is not None and stride > 1:
-            # Every other process has zeros where this one has values, so that the sum is exact; float32 has all digits.
+            # Where this process has values the others have zeros, so the sum only collects. float32 rounds the values,
+            # no more than the network does.
             nats = self.accelerator.reduce(nats.float().to(self.accelerator.device), "sum").double().cpu()
         return nats / self.n_scored[:, None]
 
@@ -402,7 +404,7 @@ class LikelihoodRounds:
         return draw_round(self.estimator, int(self.n_scored[index]), self.rows, self.noise, generator)
 
     def summary(self, n_bytes: int | None = None) -> "Likelihood":
-        """Raises a RuntimeError before the rounds have all been computed."""
+        """Returns the likelihood; raises a RuntimeError before all rounds have been computed."""
         if self.nats_per_token is None:
             raise RuntimeError("the rounds have not all been computed: iterate over them first.")
         error, degrees_of_freedom = _error(self.nats_per_token, self.share)
@@ -421,7 +423,7 @@ class LikelihoodRounds:
 
 
 def plan_rounds(estimator: str, passes: int, target_se: float | None) -> tuple[int, int, int]:
-    """Passes of a round, rounds to begin with, and the most rounds."""
+    """Returns the passes of a round, the number of rounds to begin with, and the most rounds."""
     if estimator in ("ar_forward", "ar_backward"):
         return 1, 1, 1
     if estimator != "k_stratified":
@@ -432,7 +434,7 @@ def plan_rounds(estimator: str, passes: int, target_se: float | None) -> tuple[i
 
 
 def _error(nats: Tensor, share: Tensor) -> tuple[float, float]:
-    """Standard error of sum(share x mean over rounds) for nats (S, rounds), and its degrees of freedom (Welch's)."""
+    """Returns the standard error of sum(share x mean over rounds), nats (S, rounds), and Welch's degrees of freedom."""
     if nats.shape[1] == 1:
         return 0.0, math.inf
     variance = share**2 * nats.var(dim=1) / nats.shape[1]  # (S,)
@@ -458,21 +460,20 @@ def estimate_likelihood(
 ) -> Likelihood:
     """Estimates the negative log-likelihood of `sequences`, each an (L,) tensor of ids of its own length.
 
-    Every scored token counts once. The draws of a round come from its own generator, seeded by (seed, sequence, round):
-    batches and processes do not change them, and the result only as far as the same row is computed a little
-    differently in a batch of another shape (some 1e-6 of it in float32).
+    A round draws from its own generator, seeded by (seed, sequence, round), so that batches and processes do not change
+    its masks. They change the result by rounding alone (some 1e-6 of it in float32).
 
     Args:
         estimator: "k_stratified", with the smallest error for its passes, see [`stratified_round`] and
             [`Round.estimate`]; one of the objectives, "t_DSE", "t_DCE", "lambda_DCE", "k_DCE", with independent draws
             (the offset of t_DCE is left out: it has mean zero and no information); "ar_forward" and "ar_backward",
-            exact in that order at L forwards of one row each; "ar_random", as exact in each of `passes` random orders.
-        passes: masks drawn for each sequence, the most of them with `target_se`; even.
+            exact in that order, with one row for each scored token; "ar_random", the same in `passes` random orders.
+        passes: masks (orders, for "ar_random") drawn for each sequence, the most of them with `target_se`; even.
         target_se: add rounds until the standard error, in nats per token, is at most this.
-        batch_size: rows of a forward. seed: of all draws.
-        n_bytes: of the text, for bits per byte.
-        scored: for each sequence, (L,) bool: the tokens whose likelihood is meant, given all others. Default: all.
-        weights: (S,) of each sequence's nats per token in the mean, adding up to 1. Default: by its tokens.
+        batch_size: rows of a forward pass. seed: for all draws.
+        n_bytes: number of bytes of the text, for bits per byte.
+        scored: for each sequence, (L,) bool: the tokens whose likelihood is computed, given all others. Default: all.
+        weights: (S,) of each sequence's nats per token in the mean, adding up to 1. Default: each token counts once.
         accelerator: its processes, all of which must call, share the sequences; each gets the same result.
 
     Raises:
@@ -491,7 +492,7 @@ def estimate_likelihood(
         weights=weights,
         accelerator=accelerator,
     )
-    with closing(cast(Generator, iter(rounds))) as computed:  # also after an error, which ends evaluation mode
+    with closing(cast(Generator, iter(rounds))) as computed:  # closed also after an error, to end evaluation mode
         for _ in computed:
             pass
     return rounds.summary(n_bytes)
@@ -511,17 +512,17 @@ def exact_likelihood(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    """-log p of each sequence (L,) when its tokens are filled in one order: (S,) float64, nats per sequence.
+    """Computes -log p of each sequence (L,) when its tokens are filled in one order: (S,) float64, nats per sequence.
 
-    L rows a sequence, the head on one position of each.
+    It takes n rows a sequence, the head at one position of each.
 
     Args:
         order: "forward", "backward", "random" (for each sequence another, from `seed`), or (n,) the places of the
             scored tokens, counted among them, in the order in which they are filled.
-        scored: for each sequence, (L,) bool: the tokens whose likelihood is meant, given all others. Default: all.
+        scored: for each sequence, (L,) bool: the tokens whose likelihood is computed, given all others. Default: all.
 
     Raises:
-        ValueError: for no sequences, one without a scored token, an order that is none.
+        ValueError: for no sequences, one without a scored token, an unknown order or one that is no permutation.
     """
     return _in_orders(model, sequences, order, 1, scored, batch_size, seed)[:, 0]
 
@@ -535,10 +536,10 @@ def mixture_likelihood(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    """-log of the mean probability over K random orders: (S,) float64, nats per sequence.
+    """Computes -log of the mean probability over K random orders: (S,) float64, nats per sequence.
 
-    In expectation an upper bound of the model that mixes all orders, -log E[p], which falls as K grows, and never above
-    the mean over the same orders (Jensen's inequality); one order gives what `exact_likelihood` gives.
+    Its expectation is above -log E[p], where E is over all orders, and falls as K grows. It is never above the mean
+    over the same orders (Jensen's inequality). One order gives `exact_likelihood`.
     """
     if orders < 1:
         raise ValueError(f"orders={orders} must be at least 1.")
@@ -546,12 +547,12 @@ def mixture_likelihood(
 
 
 def mixture(nats: Tensor) -> Tensor:
-    """(S, K) nats of sequences in K orders to (S,) nats of the mean probability."""
+    """Turns (S, K) nats of sequences in K orders into (S,) nats of the mean probability."""
     return math.log(nats.shape[1]) - torch.logsumexp(-nats, dim=1)
 
 
 def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, seed: int) -> Tensor:
-    """(S, K) float64, nats of each sequence in each order."""
+    """Computes the nats of each sequence in each of K orders, (S, K) float64."""
     scored, n_scored = _scored(sequences, scored)
 
     def draw(index: int, number: int) -> Round:
@@ -574,7 +575,7 @@ def conditional_likelihood(
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
-    """-log p(target | prefix, suffix): (S,) float64, nats per target, exact in one order of the target's tokens.
+    """Computes -log p(target | prefix, suffix) in one order of the target's tokens: (S,) float64, nats per target.
 
     A continuation has a prefix alone, an infill both; any of them may be empty, but not the target.
     """
@@ -586,7 +587,7 @@ def conditional_likelihood(
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of independent values (n,), and its standard error."""
+    """Returns the mean of independent values (n,), and its standard error."""
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 

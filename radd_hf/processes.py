@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The processes of a launcher, as Accelerate sees them."""
+"""Runs a script in one process, or in those that a launcher such as `accelerate launch` starts."""
 
 import gc
 import os
@@ -16,15 +16,15 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import HfArgumentParser
 
-# The first process may tokenise for long while the others wait.
+# Timeout of the process group, long because the others wait while the first process tokenises.
 PATIENCE = timedelta(hours=12)
 
 
 def make_accelerator(**settings) -> Accelerator:
-    """Several processes without a GPU are processes on the CPU, which Accelerate wants to be told.
+    """Makes an Accelerator; for several processes without a GPU it sets `cpu`, which Accelerate does not do by itself.
 
     Raises:
-        ValueError: when a launcher started more processes than Accelerate knows of, since each would work alone.
+        ValueError: if a launcher started more processes than Accelerate finds, since each would work alone.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
@@ -41,29 +41,29 @@ def make_accelerator(**settings) -> Accelerator:
 
 
 def on_terminal(accelerator: Accelerator) -> bool:
-    """Whether this process shows how far it is: the first one, where somebody may watch."""
+    """Tells whether this process shows its progress: the first one, if its stderr is a terminal."""
     return accelerator.is_main_process and sys.stderr.isatty()
 
 
 def silence_libraries_elsewhere(accelerator: Accelerator) -> None:
-    """No progress bars of datasets and transformers but on a terminal."""
+    """Turns off the progress bars of datasets and transformers, except in the first process on a terminal."""
     if not on_terminal(accelerator):
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
 
 
 def script_parser(doc: str | None, *kinds: type, epilog: str | None = None) -> HfArgumentParser:
-    """The parser of a script: its settings are the fields of some dataclasses, `doc` begins with what it does."""
+    """Makes the parser of a script: fields of dataclasses are its flags, the first line of `doc` describes it."""
     description = (doc or "").split("\n")[0]
     return HfArgumentParser(cast(Any, list(kinds)), description=description, epilog=epilog, allow_abbrev=False)
 
 
 def run_script(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Runs the `main` of a script on its command line, as one of the processes of a launcher or alone.
+    """Runs the `main` of a script on its command line, alone or as one of a launcher's processes.
 
-    A failure is recorded, so that the launcher of several processes ends with its reason, too.
+    It records a failure, so that a launcher of several processes can print its reason.
     """
     record(main)(sys.argv[1:] if argv is None else argv)
-    if torch.distributed.is_initialized():  # gloo may abort a process that leaves its group standing at exit
-        gc.collect()  # the model, which holds on to the group
+    if torch.distributed.is_initialized():  # gloo may abort a process that exits before its group is destroyed
+        gc.collect()  # frees the model, which holds the group
         torch.distributed.destroy_process_group()

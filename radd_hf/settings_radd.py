@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Lists the settings of `generate`, once: for each the default, the values it takes and a line of help.
+"""Lists the settings of `generate`, each once: its default, the values it takes and a line of help.
 
-`RaddGenerationConfig` checks values by this table; the command line, the web page, the language-model harness and
-`eval_generation.py` take names, choices and help from it. It imports the standard library alone, so that
+`RaddGenerationConfig` checks values by this table. The command line, the web page, the lm-evaluation-harness and
+`eval_generation.py` take names, choices and help from it. The file imports only the standard library, so that
 `radd generate --help` need not wait for torch.
 """
 
@@ -20,10 +20,10 @@ ORDERS = get_args(Order)
 
 
 class Setting(NamedTuple):
-    """One setting of `generate`.
+    """Describes one setting of `generate`.
 
-    kind: type of the value. default: what holds where nobody sets it. accepts: whether a value is possible.
-    values: the possible values, in words. help: what the setting does. choices: all values, where they are names.
+    kind: type of the value. default: the value of a setting that nobody sets. accepts: tells whether a value is valid.
+    values: the valid values, in words. help: what the setting does. choices: all values, where they are names.
     """
 
     kind: type
@@ -34,7 +34,7 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raises a ValueError unless the value is possible, or None, which leaves the setting unset."""
+        """Raises a ValueError unless the value is valid, or None, which leaves the setting unset."""
         if value is not None and not self.accepts(value):
             raise ValueError(f"{name}={value!r} must be {self.values}.")
 
@@ -57,7 +57,7 @@ def switch(default: bool, help: str) -> Setting:
     return Setting(bool, default, lambda v: isinstance(v, bool), "True or False", help)
 
 
-# Settings that decide which text is written.
+# Settings that decide which text is written. An event is an evaluation of the network that reveals tokens.
 DRAWING: dict[str, Setting] = {
     "length": whole(None, 1, "tokens of the whole text; default: the length that the model was trained at"),
     "method": Setting(
@@ -106,7 +106,7 @@ DRAWING: dict[str, Setting] = {
     ),
 }
 
-# And those that decide how it is computed, how often, and what comes back.
+# All settings: also those that decide how the text is computed, how often, and what is returned.
 SETTINGS: dict[str, Setting] = DRAWING | {
     "use_cache": switch(True, "False evaluates the network also at steps that reveal nothing"),
     "num_return_sequences": whole(1, 1, "texts for each masked sequence"),

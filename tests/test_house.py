@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The house is in order: imports point one way; tests share `support`, mirror the rooms and are not long."""
+"""Checks the layout of the repository: imports point one way, and each room (subpackage) has tests of its own."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ FILES = [path for path in sorted(TESTS.rglob("*.py")) if GOLDEN not in path.pare
 
 
 def imported(path: Path) -> set[str]:
-    """Every part of the names of the modules that a file imports, wherever in the file it does."""
+    """Returns every part of the dotted names that a file imports, anywhere in the file."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -42,7 +42,7 @@ def test_no_test_file_is_too_long():
         assert lines <= LONGEST, f"{path} has {lines} lines: split it by subject"
 
 
-# What a module of each line may import: those of its own line and of the lines above.
+# Floors of the package, lowest first: a module may import from its own line and the lines before it.
 ORDER = (
     ("settings_radd", "randomness_radd", "version"),
     ("configuration_radd", "noise_radd"),
@@ -63,12 +63,12 @@ FLOOR = {name: floor for floor, names in enumerate(ORDER) for name in names}
 
 
 def first_part(path: Path) -> str:
-    """The room or the flat module that a file of the package belongs to."""
+    """Returns the subpackage that a file is in, or the name of a module outside of them."""
     return path.relative_to(ROOT / "radd_hf").parts[0].removesuffix(".py")
 
 
 def names_of_the_package(path: Path) -> set[str]:
-    """The rooms and flat modules that a file imports when it is imported, and where it does so later."""
+    """Returns the subpackages and modules of the package that a file imports, within functions, too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -82,7 +82,7 @@ def names_of_the_package(path: Path) -> set[str]:
                 inside, parts = ROOT / "radd_hf", parts[1:]
             for alias in node.names:
                 target = inside.joinpath(*parts)
-                if target == ROOT / "radd_hf":  # from .. import name: a room, a module or a name of __init__
+                if target == ROOT / "radd_hf":  # from .. import name: a subpackage, a module or a name of __init__
                     known = (target / alias.name).is_dir() or (target / f"{alias.name}.py").is_file()
                     found.add(alias.name if known else "__init__")
                 else:
@@ -95,8 +95,7 @@ def test_imports_point_one_way():
     assert {first_part(path) for path in files} == set(FLOOR)
     for path in files:
         own = first_part(path)
-        if own == "__init__":  # which names what is above it, for later
+        if own == "__init__":  # which imports from higher floors, but only when a name is used
             continue
-        # The network saves the pipeline's file along: it imports it when it is saved.
         above = {name for name in names_of_the_package(path) if FLOOR[name] > FLOOR[own]}
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"

@@ -1,18 +1,19 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The reverse process: fills the masks of a canvas, by a plan, a draw and one loop.
+"""Fills the masks of a canvas: the reverse process of masked diffusion.
 
     canvas    ids in which every mask token is to be filled and every other token stays
-    plan      WHEN: for each masked position, the event that reveals it
-    schedule  the plan turned round: for each event, the rows and positions it concerns
-    draw      WHAT: a token for each position an event reveals, from the network's distribution given the canvas
+    event     one evaluation of the network, which reveals tokens at some positions of each row
+    plan      for each masked position, the event that reveals it
+    schedule  for each event, the rows and positions that it reveals
+    draw      a token for each revealed position, from the network's distribution given the canvas
     loop      event by event: evaluate, draw, write
 
-In absorbing diffusion when a token is revealed depends neither on the network nor on the text, and RADD's network
-does not depend on time (arXiv:2406.03736, section 3.1). So the plan can be made first, and the network evaluated only
-where the plan reveals something: that is the whole of "caching" (section 3.2), and the law of the output is that of the
-published samplers (algorithms 5 and 6). Equations are numbered as in version 4 of the paper.
+In absorbing diffusion the time at which a token is revealed depends neither on the network nor on the text, and RADD's
+network does not depend on time (arXiv:2406.03736, section 3.1). So the plan can be made first, and the network is
+evaluated only where the plan reveals something. This is the paper's "caching" (section 3.2), and the output has the
+distribution of the published samplers (algorithms 5 and 6). Equations are numbered as in version 4 of the paper.
 
-Knowing what comes next also allows an approximation, which has to be asked for: `refresh_interval`, see `generate`.
+A plan made first also allows an approximation, which is off by default: `refresh_interval`, see `generate`.
 
 Shapes: R rows (batch x num_return_sequences), A rows that still have events, L length, V vocabulary;
         N positions revealed in one event, at most K in any row; C positions of a partial evaluation of a row.
@@ -55,10 +56,10 @@ MAX_DRAW_ELEMENTS = 2**24
 
 
 class RaddGenerationConfig(GenerationConfig):
-    """Holds what `generate` does by default; saved as generation_config.json. See [`RaddGenerationMixin.generate`].
+    """Holds settings of [`RaddGenerationMixin.generate`]; saved as generation_config.json.
 
-    Its fields are the settings of `settings_radd.py`. One that is None is not set: the model's generation config, then
-    [`RaddGenerationConfig.DEFAULTS`], decide.
+    Its fields are the settings of `settings_radd.py`. None means not set: then the model's generation config decides,
+    else [`RaddGenerationConfig.DEFAULTS`].
     """
 
     DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
@@ -81,7 +82,7 @@ class RaddGenerationConfig(GenerationConfig):
     output_history: bool
 
     def __init__(self, **kwargs):
-        # Not super().__init__(): most of its fields speak of autoregression.
+        # Without super().__init__(): most of its fields are for autoregression.
         for name in (*self.DEFAULTS, *self.METADATA):
             setattr(self, name, kwargs.pop(name, None))
         if kwargs:
@@ -96,7 +97,7 @@ class RaddGenerationConfig(GenerationConfig):
     def resolve(cls, *sources: Any) -> "RaddGenerationConfig":
         """Makes one complete configuration: each setting from the first source that has it, else the default.
 
-        Sources are dictionaries or configurations (of any class: remote code and package hold different ones).
+        Sources are dictionaries or configurations, of any class: remote code and the package have different ones.
         """
         values = [source if isinstance(source, dict) else vars(source) for source in sources if source is not None]
         settings = {}
@@ -115,15 +116,16 @@ class RaddGenerationConfig(GenerationConfig):
 
 @dataclass
 class RaddGenerateOutput(ModelOutput):
-    """
+    """Holds what `generate` returns with `return_dict_in_generate`.
+
     sequences: (R, L) ids, without a mask.
     num_function_evaluations: (R,) network evaluations that each row took (NFE); with `refresh_interval` m > 1 all but
         one in m of them were partial.
     reveal_step: (R, L) the step of the grid (empty ones counted), or the event of a method without a grid, that
         revealed each position; -1 at positions that were given, or padded after EOS.
-    token_logprobs: (R, L) log-probability in nats of each drawn token when it was drawn, before temperature, top-k
-        and top-p; 0 at positions that were given or padded. float32.
-    history: the canvas (R, L) at the start and after every event, when asked for.
+    token_logprobs: (R, L) natural log-probability of each token when it was drawn, before logits processors,
+        temperature, top-k and top-p; 0 at positions that were given or padded. float32.
+    history: the canvas (R, L) at the start and after every event, with `output_history`.
     """
 
     sequences: Tensor | None = None
@@ -134,17 +136,17 @@ class RaddGenerateOutput(ModelOutput):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Plan: when is each position revealed? All return (R, L) int64, GIVEN where nothing is masked.
+# Plan: when is each position revealed? Plans are (R, L) int64, GIVEN where nothing is masked.
 # ---------------------------------------------------------------------------------------------------------
 
 
 def plan_grid(masked: Tensor, reveal: Tensor, uniform: Tensor) -> Tensor:
-    """Tweedie or Euler: the step of the grid in which each masked position is revealed.
+    """Draws the step of the grid in which Tweedie or Euler reveals each masked position.
 
-    A position still masked is revealed in step i with probability r_i (eq. (D.14) and (D.15)), so its reveal step has
-    the law q_i = r_i prod_{j<i} (1 - r_j), independently of all else. Drawn once, by inversion of the distribution
-    function. A row with m masks then takes sum_i 1 - (1 - q_i)^m evaluations in expectation (eq. (D.30)), which is
-    n (1 - (1 - 1/n)^m) for log-linear noise (eq. (3.4)).
+    A position still masked is revealed in step i with probability r_i (eq. (D.14) and (D.15)). So its reveal step is i
+    with probability q_i = r_i prod_{j<i} (1 - r_j), independently of all else, and is drawn once, by inversion of the
+    distribution function. A row with m masks then takes sum_i 1 - (1 - q_i)^m evaluations in expectation (eq. (D.30)),
+    which is n (1 - (1 - 1/n)^m) for log-linear noise (eq. (3.4)).
 
     Args:
         masked: (R, L) bool. reveal: (n,) float64, r, with r_n = 1 in the last step. uniform: (R, L) float64 in [0, 1).
@@ -155,10 +157,10 @@ def plan_grid(masked: Tensor, reveal: Tensor, uniform: Tensor) -> Tensor:
 
 
 def plan_sequence(masked: Tensor, priority: Tensor, steps: int | None = None) -> Tensor:
-    """One position an event, in ascending `priority` (R, L); with fewer `steps` than masks, balanced groups.
+    """Plans one position an event, in ascending `priority` (R, L); with fewer `steps` than masks, balanced groups.
 
     First-hitting is this with uniform priorities: the hitting times of the continuous-time process are
-    independent and of one law, so their order is a uniform permutation (arXiv:2409.02908, section 4.2).
+    independent and identically distributed, so their order is a uniform permutation (arXiv:2409.02908, section 4.2).
     """
     priority = priority.double().masked_fill(~masked, torch.inf)
     rank = priority.argsort(dim=1, stable=True).argsort(dim=1)  # (R, L) 0, 1, ... over the masked positions
@@ -181,11 +183,11 @@ def without_empty_steps(plan: Tensor) -> Tensor:
 
 
 class Event(NamedTuple):
-    """One turn of the loop.
+    """Describes one turn of the loop: one evaluation, and the positions that it reveals.
 
-    rows: (A,) that still have events, in ascending order. reveals: the positions that it reveals in each of them.
-    place: (N,) where these are on the flattened canvas. partial: the positions that are computed anew where not all
-    are, those that it reveals among them; None for a whole evaluation.
+    rows: (A,) rows that still have events, ascending. reveals: the positions that it reveals in each of them.
+    place: (N,) where these are on the flattened canvas. partial: for an evaluation of some positions, which these are,
+    the revealed ones among them; None for an evaluation of all positions.
     """
 
     rows: Tensor
@@ -199,24 +201,24 @@ class Event(NamedTuple):
 
 
 class Schedule:
-    """The events that are left; it also changes them when time has run out or rows have ended.
+    """Holds the events to come; changes them when time has run out or rows have ended.
 
-    All is known before the network is evaluated for the first time, so that the loop need not wait for the device to
-    learn what comes next.
+    All events are made before the first evaluation, so that the loop need not wait for the device to learn what comes
+    next. Only `stop_on_eos` waits.
 
     Args:
         plan: (R, L) the step that reveals each position, GIVEN where there is none.
-        steps: (R,) of each row, if every step is evaluated; None: only those that reveal something.
+        steps: (R,) number of steps of each row, all of which are evaluated; None: only those that reveal something.
         refresh_interval, refresh_window: see `generate`.
     """
 
     def __init__(self, plan: Tensor, steps: Tensor | None = None, refresh_interval: int = 1, refresh_window: int = 0):
         self.plan = plan
         self.device = plan.device
-        self.event = (without_empty_steps(plan) if steps is None else plan).cpu()  # (R, L) which evaluation
+        self.event = (without_empty_steps(plan) if steps is None else plan).cpu()  # (R, L) number of the evaluation
         self.evaluations = self.event.amax(dim=1) + 1 if steps is None else steps.cpu()  # (R,) of each row
         self.refresh_interval, self.refresh_window = refresh_interval, refresh_window
-        self.current = 0  # events that have been taken
+        self.current = 0  # number of events taken
         self.events = self._make_events()
 
     def __len__(self) -> int:
@@ -227,7 +229,7 @@ class Schedule:
         return self.events.pop(0)
 
     def reveal_all(self) -> None:
-        """What is left happens in one event, a whole evaluation."""
+        """Replaces all events to come by one, a whole evaluation."""
         late = self.event >= self.current  # (R, L)
         soonest = self.plan.masked_fill(~late.to(self.device), torch.iinfo(self.plan.dtype).max)
         self.plan = torch.where(late.to(self.device), soonest.amin(dim=1, keepdim=True), self.plan)
@@ -237,7 +239,7 @@ class Schedule:
         self.events = self._make_events()
 
     def end_rows(self, ended: Tensor, padded: Tensor) -> None:
-        """Rows `ended` (R,) have no further event; positions `padded` (R, L) count as given."""
+        """Removes the events of rows that have `ended` (R,); positions `padded` (R, L) then count as given."""
         self.plan = self.plan.masked_fill(padded, GIVEN)
         evaluations = torch.where(ended.cpu(), self.evaluations.clamp(max=self.current), self.evaluations)
         if not torch.equal(evaluations, self.evaluations):
@@ -245,7 +247,7 @@ class Schedule:
             self.events = self._make_events()
 
     def _make_events(self) -> list[Event]:
-        """The events from the current one on, on the device of the plan."""
+        """Returns the events from the current one on, on the device of the plan."""
         events = []
         for current in range(self.current, int(self.evaluations.max())):
             rows = (self.evaluations > current).nonzero().squeeze(1)  # (A,)
@@ -253,7 +255,7 @@ class Schedule:
             reveals = Positions.of(event == current)
             partial = None
             if current % self.refresh_interval:
-                # What the event before wrote and what lies beside it, and where this one draws.
+                # Compute what the event before wrote and its neighbours, whose keys change most, and what is drawn now.
                 partial = Positions.of(widen(event == current - 1, self.refresh_window) | (event == current))
             place = (rows[:, None] * event.shape[1] + reveals.indices).flatten()[reveals.distinct]  # (N,)
             events.append(Event(rows, reveals, place, partial))
@@ -266,15 +268,15 @@ class Schedule:
 
 
 def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
-    """A token from softmax(scores) for each row, by inversion of the distribution function: (N, V), (N,) -> (N,).
+    """Draws a token from softmax(scores) for each row, by inversion of the distribution function: (N, V), (N,) -> (N,).
 
-    The uniforms are float64 and so is the cumulative sum: the 24-bit uniforms of a float32 Gumbel or exponential race
-    never reach the tail, which acts like a lower temperature (arXiv:2409.02908, section 5). One uniform a token, so
-    that the draw belongs to the position and not to the event or the batch.
+    Uniforms and cumulative sum are float64: the 24-bit uniforms of a float32 Gumbel or exponential race never reach the
+    tail, which acts like a lower temperature (arXiv:2409.02908, section 5). Each token takes one uniform, so that the
+    draw depends on the position and not on the event or the batch.
     """
     distribution = scores.softmax(dim=-1, dtype=torch.float32).double().cumsum(dim=-1)  # (N, V)
     total = distribution[:, -1:]
-    # Strictly below the total, whatever the rounding: a token of probability zero is never drawn.
+    # Strictly below the total, whatever the rounding, so that a token of probability zero is never drawn.
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     token = torch.searchsorted(distribution, target, right=True).squeeze(1)
     return token.clamp(max=scores.shape[1] - 1)  # also where scores are NaN, which `generate` refuses at its end
@@ -286,7 +288,7 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
 
 
 class RaddGenerationMixin:
-    """Gives a model with a trunk `self.model` and a head `self.compute_logits` the method `generate`."""
+    """Gives the method `generate` to a model with a trunk `self.model` and a head `self.compute_logits`."""
 
     config: Any
     model: Any
@@ -334,8 +336,8 @@ class RaddGenerationMixin:
             prefix, suffix: instead of `input_ids`, what the text begins and ends with: ids (list, (l,) or (B, l)
                 tensor) or, with `tokenizer`, a text or a list of texts. The suffix ends at `length`. Without any of
                 the three the whole text is generated.
-            length: L, of the whole text. Default: the model's max_position_embeddings; a longer text is beyond what
-                the model was trained on.
+            length: L, tokens of the whole text. Default: the model's max_position_embeddings; the model was not
+                trained on longer texts.
             attention_mask: (B, L) 0 at padding of `input_ids`.
             steps: for "tweedie" and "euler" the number of time intervals; by default as many as the row has tokens,
                 padding left out. For "ordered" the number of events, if fewer than the masks; by default one token an
@@ -346,16 +348,16 @@ class RaddGenerationMixin:
                 in the order in which they are revealed, (L,) for all rows or (R, L).
             temperature, top_k, top_p: of the token draw, as transformers' warpers define them. Defaults 1, 0, 1 change
                 nothing; temperature 0 takes the likeliest token.
-            use_cache: False evaluates every row at every step of the grid, also where nothing is revealed:
-                the same tokens for the same generator, for comparison. Default True.
-            refresh_interval: m, an approximation where m > 1: the network is evaluated as a whole at every m-th event
-                only. At the others it computes the positions revealed just before, their neighbours and those to be
-                revealed now, against the keys and values that all other positions had when they were last computed.
-                The law is exact at every m-th event, and nearly so between. Default 1: exact.
+            use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
+                are the same for the same generator; it is for comparisons of speed. Default True.
+            refresh_interval: m, an approximation where m > 1: only every m-th event evaluates the network at all
+                positions. The others compute the positions revealed just before, their neighbours and those to be
+                revealed now, with the keys and values that all other positions had when they were last computed.
+                Tokens are drawn from the exact distribution at every m-th event, nearly so between. Default 1: exact.
             refresh_window: with `refresh_interval` > 1, neighbours recomputed on each side of a new token, since their
                 keys and values change most. Default 4.
-            stop_on_eos: end a row at the first generated EOS with no mask before it: what was or would be generated
-                after it becomes padding. Needs eos_token_id in the generation config or the configuration; padding is
+            stop_on_eos: end a row at the first generated EOS with no mask before it: generated positions after it
+                become padding. Needs eos_token_id in the generation config or the configuration; padding is
                 pad_token_id of either, else EOS. Default False.
             max_time: seconds after which all that is still masked is drawn in one last event. Default: no limit.
             num_return_sequences: R / B, samples for each canvas. Default 1.
@@ -363,10 +365,9 @@ class RaddGenerationMixin:
                 made of (seed, b, i) by `randomness_radd.sample_generators`. The pipeline, the command line and the web
                 page do the same.
             generator: instead of `seed`, a source of randomness on any device, or one for each of the R rows. A row's
-                random numbers then do not depend on the rest of the batch, nor do its tokens, as far as the network's
-                logits do not: a matrix product may round differently in a batch of another shape, which changes a token
-                only where its random number falls within that rounding (1e-6 of probability in float32). Default:
-                torch's own.
+                random numbers then do not depend on the rest of the batch. Its tokens may, but hardly: a matrix
+                product may round differently in a batch of another shape, which changes a token only where its random
+                number falls within that rounding (1e-6 of probability in float32). Default: torch's own.
             tokenizer: for a `prefix` or `suffix` given as text.
             logits_processor: called with canvases (N, L) and scores (N, V), a row for each revealed position,
                 before temperature, top-k and top-p.
@@ -377,7 +378,8 @@ class RaddGenerationMixin:
             (R, L) ids, or [`RaddGenerateOutput`].
 
         Raises:
-            ValueError: for arguments that do not fit, before the network is evaluated.
+            ValueError, TypeError: for arguments that do not fit, before the network is evaluated.
+            ValueError: after the last evaluation, if no token had a finite score at some position.
         """
         # 1. Settings: the keyword, else the generation configs, else the default.
         given = {name: value for name, value in locals().items() if name in SETTINGS}
@@ -387,7 +389,7 @@ class RaddGenerationMixin:
         processors = _make_processors(logits_processor, settings)
         ending = self._ending(generation_config) if settings.stop_on_eos else None
 
-        # 2. Canvas: what is given, and masks; each canvas as often as texts are wanted.
+        # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times.
         length = given["length"] if input_ids is not None else settings.length
         canvas, attention_mask = make_canvas(
             self.config,
@@ -411,7 +413,8 @@ class RaddGenerationMixin:
         text = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         draw = Uniforms(generator, text)
 
-        # 3. Plan and schedule. From here on the generator advances, and nothing is refused any more.
+        # 3. Plan and schedule. From here on the generator advances: arguments are checked above, but for the attention
+        # implementation, which `make_cache` checks.
         steps_of_rows = text.sum(dim=1)  # (R,)
         if settings.steps is not None:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
@@ -439,7 +442,7 @@ class RaddGenerationMixin:
     ) -> RaddGenerateOutput:
         """Runs the loop. All rows advance together, each to its own next event.
 
-        canvas (R, L) is filled in place; uniform (R, L) draws the token of each position.
+        It fills canvas (R, L) in place; uniform (R, L) draws the token of each position.
         """
         deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
         generated = schedule.plan != GIVEN  # (R, L)
@@ -494,7 +497,7 @@ class RaddGenerationMixin:
         settings: RaddGenerationConfig,
         checks: "_Scores",
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (N,) and their log-probabilities (N,) from hidden states (N, D), never more than a chunk of logits."""
+        """Draws tokens (N,), and returns their log-probabilities (N,), too, from hidden states (N, D) in chunks."""
         tokens, logprobs = [], []
         size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
         for h, r, u in zip(hidden.split(size), row.split(size), uniform.split(size), strict=True):
@@ -510,9 +513,9 @@ class RaddGenerationMixin:
     def _make_plan(
         self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, steps: Tensor, draw: Uniforms
     ) -> Tensor:
-        """(R, L) int64: the event of each masked position, by `settings.method`.
+        """Returns (R, L) int64: the event that reveals each masked position, by `settings.method`.
 
-        order (R, L), None for a random one; steps (R,) of each row's grid.
+        order: (R, L), None for a random one. steps: (R,) of each row's grid. draw: gives uniforms (R, L).
         """
         if settings.method in GRID_METHODS:
             uniform, plan = draw(), masked.long()
@@ -527,7 +530,7 @@ class RaddGenerationMixin:
         return plan_sequence(masked, priority, settings.steps)
 
     def _ending(self, generation_config: Any) -> "_Ending":
-        """The ids that end a row and pad it: the generation configs' or the model configuration's."""
+        """Returns the ids that end a row and pad it, from the generation configs, else the model's configuration."""
         sources = [source for source in (generation_config, self.generation_config, self.config) if source is not None]
         eos, pad = (
             next((value for source in sources if (value := getattr(source, name, None)) is not None), None)
@@ -548,7 +551,7 @@ class RaddGenerationMixin:
     def adjust_generation_fn(
         self, generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, **kwargs
     ):
-        """Called by `from_pretrained` to give the model its generation config: the one passed, else the folder's."""
+        """Gives the model its generation config, the one passed, else the folder's; `from_pretrained` calls this."""
         names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
         hub = {name: kwargs[name] for name in names if name in kwargs}  # the rest is for the model's configuration
         if generation_config is not None:
@@ -569,13 +572,15 @@ class RaddGenerationMixin:
 
 @dataclass(frozen=True)
 class _Ending:
+    """Finds the rows that have ended, for `stop_on_eos`."""
+
     eos_token_ids: list[int]
     pad_token_id: int
 
     def find(self, canvas: Tensor, generated: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
-        """Rows that have ended (R,), and their generated positions after the end (R, L).
+        """Returns which rows have ended (R,), and their generated positions after the end (R, L).
 
-        A row ends at its first generated EOS that has no mask before it: what lies before is final.
+        A row ends at its first generated EOS that has no mask before it, since all before it is then final.
         """
         settled = (canvas == mask_token_id).cumsum(dim=1) == 0  # (R, L) no mask here or before
         ends = torch.isin(canvas, torch.tensor(self.eos_token_ids, device=canvas.device)) & generated & settled
@@ -584,9 +589,9 @@ class _Ending:
 
 
 class _Scores:
-    """Whether every position had a token with a finite score.
+    """Checks that every position had a token with a finite score.
 
-    Noted at every draw and asked once, at the end: the host has to wait for the device when it asks.
+    It notes this on the device at every draw and checks once, at the end, since the check makes the host wait.
     """
 
     def __init__(self, device: torch.device):
@@ -604,11 +609,11 @@ class _Scores:
 
 
 class _RowsCache:
-    """Keys and values of the rows that still have events, which become fewer."""
+    """Keeps the keys and values of those rows alone that still have events."""
 
     def __init__(self, cache: Any):
         self.cache = cache
-        self.rows: Tensor | None = None  # (A,) whose keys and values it has
+        self.rows: Tensor | None = None  # (A,) the rows whose keys and values the cache has
 
     def of(self, event: Event) -> Any:
         if event.partial is not None and self.rows is not None and len(event.rows) < len(self.rows):
@@ -618,7 +623,7 @@ class _RowsCache:
 
 
 def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Generator]:
-    """A generator for each of the R rows."""
+    """Makes a generator for each of the R rows from a seed."""
     if generator is not None:
         raise ValueError(f"seed={seed} and generator both say where randomness comes from; pass one of them.")
     check_seed(seed)
@@ -626,7 +631,7 @@ def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Ge
 
 
 def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, tokenizer: Any) -> None:
-    """Arguments that contradict each other. Only those given with the call: a saved config may hold more."""
+    """Raises an error for arguments that contradict each other; a saved `steps` or `order` need not fit the method."""
     method = settings.method
     if given["order"] is not None and method != "ordered":
         raise ValueError(f"order={given['order']!r} is for method='ordered'; method={method!r} draws its own order.")
@@ -650,7 +655,7 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
 
 
 def _make_processors(logits_processor: Any, settings: RaddGenerationConfig) -> LogitsProcessorList:
-    """The caller's processors, then temperature, top-k and top-p in transformers' order."""
+    """Lists the caller's processors, then temperature, top-k and top-p in transformers' order."""
     if not isinstance(logits_processor, (list, tuple, type(None))) or not all(map(callable, logits_processor or ())):
         raise TypeError(f"logits_processor={logits_processor!r} must be a LogitsProcessorList or a list of processors.")
     processors = LogitsProcessorList(logits_processor or [])
@@ -664,7 +669,7 @@ def _make_processors(logits_processor: Any, settings: RaddGenerationConfig) -> L
 
 
 def _check_generation_config(generation_config: Any) -> Any:
-    """The `generation_config` argument, refused if it holds what RADD has no use for."""
+    """Returns the argument `generation_config`, as a RaddGenerationConfig if it is a dictionary."""
     if generation_config is None or type(generation_config).__name__ == RaddGenerationConfig.__name__:
         return generation_config
     if isinstance(generation_config, dict):
@@ -673,7 +678,7 @@ def _check_generation_config(generation_config: Any) -> Any:
 
 
 def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | None:
-    """(R, L): the positions of each row in the order in which they are revealed; None if random, or of no use."""
+    """Returns (R, L), the positions of each row in the order of revealing; None if it is random or unused."""
     rows, length = canvas.shape
     if settings.method != "ordered" or settings.order == "random":
         return None
@@ -692,7 +697,7 @@ def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | Non
 
 
 def _execution_device(trunk: Any) -> torch.device:
-    """Where the trunk wants its ids. With offloaded weights (on the "meta" device), where accelerate runs them."""
+    """Returns the device of the trunk's ids; for offloaded weights (on "meta") where accelerate runs them."""
     if trunk.device.type != "meta":
         return trunk.device
     return torch.device(trunk.get_input_embeddings()._hf_hook.execution_device)

@@ -1,17 +1,20 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The same products, attention, dropout and losses as torch's, made fast for a processor.
+"""Computes the matrix products, attention, dropout and loss of a network as torch does, but faster on a CPU.
 
-Nothing here is about RADD. Each function computes what its docstring says in one line of plain torch, and the network
-in `modeling_radd.py` calls it in that line's place:
+Nothing here is about RADD. The docstring of a function gives the line of plain torch that it stands for, and the
+network in `modeling_radd.py` calls the function in place of that line:
 
-    linear              a plain nn.Linear by oneDNN, twice as fast as MKL on a processor of AMD; weights may be packed
-    feed_forward        norm, product, activation, product, without keeping what is cheap to compute again
-    attention_by_products, Dropout, token_nll
-    evaluation_mode     around many evaluations: no dropout, and weights packed if that pays
+    linear                  an unchanged nn.Linear by oneDNN, on an AMD CPU twice as fast as by MKL
+    norm_linear             norm and layer; the backward pass recomputes the norm
+    feed_forward            norm, layer, activation, layer; the backward pass recomputes what is cheap
+    attention_by_products   attention in bfloat16 on a CPU
+    Dropout                 dropout
+    token_nll               the loss of each token, without the logits of all tokens at once
+    evaluation_mode         a context for many evaluations: no dropout, and weights packed if that is faster
 
-A layer that a tool has changed (quantised, adapted, offloaded, sharded, hooked) is no plain one: it is called as it is.
-`torch.backends.mkldnn.flags(enabled=False)` leaves everything to torch. Names of torch that may vanish are looked up
-with a default, and without them torch's own way is taken.
+A layer that a tool has changed (quantised, adapted, offloaded, sharded, hooked) is called as it is.
+`torch.backends.mkldnn.flags(enabled=False)` turns oneDNN's layers off. A private name of torch is looked up with a
+default, and where it is missing the plain line of torch runs.
 
 Shapes: M rows of a product, N labelled positions, V vocabulary, D_in and D_out widths of a layer, B rows, H heads,
         L length, d head width.
@@ -29,20 +32,20 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# oneDNN's product with a bias and an activation behind it, which torch has for its compiler; None in a build without.
+# oneDNN's product fused with bias and activation, which torch has for its compiler; None in a build without oneDNN.
 ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-# oneDNN's own layout of a weight, which it otherwise makes anew at every product.
+# Packs a weight: stores it in oneDNN's own layout, which oneDNN otherwise makes at every product.
 ONEDNN_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-# Evaluations that pay for packing the weights, memory not yet touched included.
+# Fewest evaluations that save the time of packing the weights, page faults of the new memory included.
 EVALUATIONS_TO_PACK = 32
-# Queries of a row at once where attention is written as products: scores that stay in a processor's cache.
+# Queries of a row at once where attention is written as products, so that their scores stay in the CPU's cache.
 QUERIES_AT_ONCE = 256
-# At most this many logits (128 MB in float32) exist at once while a loss is taken, and as many of their gradients.
+# At most this many logits (128 MB in float32) exist at once while a loss is computed, and as many gradients.
 MAX_LOGITS_ELEMENTS = 2**25
 
 unsafe_view = getattr(torch.ops.aten, "_unsafe_view", torch.reshape)
 in_function_transform = getattr(getattr(torch, "_C", None), "_are_functorch_transforms_active", lambda: True)
-# Where torch keeps the hooks of a module, and those of all modules.
+# Attributes that hold the hooks of a module, and those of all modules.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
@@ -54,10 +57,10 @@ GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 @contextmanager
 def evaluation_mode(model: nn.Module, evaluations: int = 1) -> Iterator[None]:
-    """Puts a model in evaluation mode; afterwards, also after an error, each module is in the mode it was in before.
+    """Puts a model in evaluation mode; at the end, also after an error, each module returns to its mode before.
 
     Args:
-        evaluations: that are to come. Many pay for packed weights, see [`packed_weights`].
+        evaluations: number of evaluations to come. For many the weights are packed, see [`packed_weights`].
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -70,9 +73,9 @@ def evaluation_mode(model: nn.Module, evaluations: int = 1) -> Iterator[None]:
 
 
 class PackedWeight(NamedTuple):
-    """A weight in oneDNN's layout, and the tensor and version that it was made of.
+    """Holds a weight in oneDNN's layout, and the tensor and version that it was made of.
 
-    The tensor is kept, or its memory could become that of another weight.
+    It keeps the tensor, since another weight could otherwise get the same memory and be taken for it.
     """
 
     weight: Tensor
@@ -80,21 +83,20 @@ class PackedWeight(NamedTuple):
     version: int
 
 
-# The packed weights of this thread's evaluations, by layer; None outside of `packed_weights`.
+# The packed weights of this context, by layer; None outside of `packed_weights`. Other threads do not see them.
 PACKED: ContextVar[dict[nn.Linear, PackedWeight] | None] = ContextVar("PACKED", default=None)
 
 
 @contextmanager
 def packed_weights(evaluations: int = EVALUATIONS_TO_PACK) -> Iterator[None]:
-    """Keeps weights in oneDNN's layout, too, from the first evaluation without gradients to the end of the context.
+    """Keeps a copy of weights in oneDNN's layout, from the first evaluation without gradients to the context's end.
 
-    oneDNN otherwise lays a weight out anew at every product: a twentieth of the time of an evaluation of 256 tokens, up
-    to a third of that of a few (`python -m benchmarks.layers`). The packed weights take the memory of the weights once
-    more. A weight that changes meanwhile is used as it is then, unless it is written to through `.data`, which nobody
-    notices.
+    oneDNN otherwise packs a weight at every product: a twentieth of the time of an evaluation of 256 tokens, up to a
+    third of that of a few (`python -m benchmarks.layers`). The copy takes as much memory as the weights. A weight that
+    changes meanwhile is used unpacked. A change through `.data` goes unnoticed: then the old copy is used.
 
     Args:
-        evaluations: that are to come; fewer than [`EVALUATIONS_TO_PACK`] do not pay, and pack nothing.
+        evaluations: number of evaluations to come; fewer than [`EVALUATIONS_TO_PACK`] pack nothing, to save time.
     """
     if evaluations < EVALUATIONS_TO_PACK or ONEDNN_PACK is None or PACKED.get() is not None:
         yield
@@ -107,9 +109,9 @@ def packed_weights(evaluations: int = EVALUATIONS_TO_PACK) -> Iterator[None]:
 
 
 def weight_for(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
-    """The layer's weight for a product in `dtype`, packed where [`packed_weights`] is open."""
+    """Returns the layer's weight for a product in `dtype`, packed within [`packed_weights`]."""
     weight, packs = layer.weight, PACKED.get()
-    # A weight made in inference mode does not tell when it changes.
+    # A weight made in inference mode has no version, so a change could not be noticed.
     if packs is None or weight.is_inference() or not hasattr(weight, "_version"):
         return weight
     packed = packs.get(layer)
@@ -127,10 +129,10 @@ def weight_for(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
 
 
 def linear(layer: nn.Module, hidden: Tensor, activation: nn.Module | None = None) -> Tensor:
-    """activation(layer(hidden)): (..., D_in) -> (..., D_out).
+    """Computes activation(layer(hidden)): (..., D_in) -> (..., D_out).
 
-    For float32 torch takes MKL, which is made for Intel's processors: on one of AMD oneDNN is twice as fast
-    (`python -m benchmarks.layers`). A tanh GELU runs in the same pass as the product where no gradients are wanted.
+    For float32 torch uses MKL, which is made for Intel's CPUs: on AMD's oneDNN is twice as fast
+    (`python -m benchmarks.layers`). Without gradients, a tanh GELU is fused with the product.
     """
     dtype = onednn_dtype(layer, hidden)
     if dtype is None:
@@ -146,9 +148,9 @@ def linear(layer: nn.Module, hidden: Tensor, activation: nn.Module | None = None
 
 
 def onednn_dtype(layer: nn.Module, hidden: Tensor) -> torch.dtype | None:
-    """The dtype in which oneDNN multiplies, that of the weight or autocast's; None where the layer is to be called."""
+    """Returns the dtype in which oneDNN multiplies, the weight's or autocast's; None if torch calls the layer."""
     if (
-        torch.compiler.is_compiling()  # a compiler has its own
+        torch.compiler.is_compiling()  # a compiler chooses its own products
         or type(layer) is not nn.Linear  # quantised, adapted, or sharded
         or type(layer.weight) is not nn.Parameter  # likewise
         or type(hidden) is not Tensor
@@ -169,38 +171,38 @@ def onednn_dtype(layer: nn.Module, hidden: Tensor) -> torch.dtype | None:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its class says: hooks, or a forward that accelerate has replaced."""
+    """Tells whether calling the module runs more than its class's code: hooks, or a `forward` that was replaced."""
     hooked = any(getattr(module, name, True) for name in HOOKS)
     return hooked or "forward" in vars(module) or any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
 
 
 def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """(..., D_in), (D_out, D_in), (D_out,) -> (..., D_out) in the dtype of the first; without gradients."""
+    """Multiplies without gradients, in the dtype of `hidden`: (..., D_in), (D_out, D_in), (D_out,) -> (..., D_out)."""
     weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
     if hidden.dtype != torch.float32 and not hidden.is_contiguous() and not (gelu or weight.is_mkldnn):
-        return F.linear(hidden, weight, bias)  # oneDNN's, too, and without a copy of the left factor
+        return F.linear(hidden, weight, bias)  # also oneDNN, and it does not copy the left factor
     activation, algorithm = ("gelu", "tanh") if gelu else ("none", "")
     return cast(Callable, ONEDNN_LINEAR)(hidden, weight, bias, activation, [], algorithm)
 
 
 def differentiable_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`onednn_linear` with gradients. It keeps the weight itself, where autocast would keep a rounded copy."""
+    """Multiplies with gradients. It saves the weight itself, where autocast would save a rounded copy."""
     rows = hidden.reshape(-1, hidden.shape[-1])  # (..., D_in) -> (M, D_in)
     gradients = LinearGradients.apply(rows, weight, bias)  # (M, D_out)
     detached = (each if each is None else each.detach() for each in (rows, weight, bias))
     output = LinearValue.apply(gradients, *detached)  # (M, D_out)
-    # As torch's own, no view to autograd: hooks on a view are lost when it is written to, as `compute_logits` does.
+    # Not a view for autograd, like torch's own: `compute_logits` writes to it, and a view would lose its hooks.
     return unsafe_view(output, (*hidden.shape[:-1], len(weight)))
 
 
 class LinearGradients(torch.autograd.Function):
-    """The gradients of a product whose value is made elsewhere: (M, D_in) -> (M, D_out), which takes no memory.
+    """Has the gradients of a product, and a placeholder without memory for its value: (M, D_in) -> (M, D_out).
 
-    A step of its own, so that it has kept its arguments before there is a product: where they are computed again
-    (`recomputed`), that ends here.
+    [`LinearValue`] computes the value. The two are apart so that `recomputed` can stop here, where the arguments are
+    saved, and need not recompute the product.
     """
 
-    OUTPUTS = 1024  # of the weight's gradient at once: oneDNN copies the left factor if it is transposed
+    OUTPUTS = 1024  # of the weight's gradient at once, since oneDNN copies a transposed left factor
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -227,7 +229,7 @@ class LinearGradients(torch.autograd.Function):
 
 
 class LinearValue(torch.autograd.Function):
-    """The product to which `LinearGradients` has the gradients: (M, D_in) -> (M, D_out)."""
+    """Computes the product whose gradients are in [`LinearGradients`]: (M, D_in) -> (M, D_out)."""
 
     @staticmethod
     def forward(ctx: Any, gradients: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -239,20 +241,20 @@ class LinearValue(torch.autograd.Function):
 
 
 def product(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden weight^T; differentiable again where gradients of gradients are asked for."""
+    """Computes hidden weight^T, differentiable where gradients of gradients are asked for."""
     return differentiable_linear(hidden, weight) if torch.is_grad_enabled() else onednn_linear(hidden, weight)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What is computed again for the backward pass
+# Recomputation in the backward pass
 # ---------------------------------------------------------------------------------------------------------
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    """function(*arguments), of which the backward pass keeps the arguments alone, for functions that end in a product.
+    """Computes function(*arguments), which ends in a product, and keeps only the arguments for the backward pass.
 
-    What comes before the product (a norm, an activation, a softmax) is computed again, the product is not: its gradient
-    needs what goes into it and not what comes out. Compilers decide this for themselves.
+    The backward pass recomputes what comes before the product (a norm, an activation, a softmax). It need not recompute
+    the product, whose gradient needs its factors and not its value. Compilers decide this for themselves.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*arguments)
@@ -260,9 +262,9 @@ def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
 
 
 def recomputed_pass(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    """`recomputed` where what comes first is cheap and small: a norm, an activation, the softmax of a short row.
+    """Computes as `recomputed` does, where a cheap step precedes the product: norm, activation, softmax of a short row.
 
-    Except in bfloat16 on a CPU: there a pass over memory weighs much beside the products, and memory is not scarce.
+    In bfloat16 on a CPU it recomputes nothing: a step over memory takes long beside the products, and memory is ample.
     """
     hidden = arguments[0]
     if hidden.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or hidden.dtype == torch.bfloat16):
@@ -271,14 +273,14 @@ def recomputed_pass(function: Callable[..., Tensor], *arguments: Tensor) -> Tens
 
 
 def norm_linear(norm: Callable[[Tensor], Tensor], layer: nn.Module, hidden: Tensor) -> Tensor:
-    """layer(norm(hidden)): (..., D_in) -> (..., D_out)"""
+    """Computes layer(norm(hidden)): (..., D_in) -> (..., D_out)."""
     return recomputed_pass(lambda hidden: linear(layer, norm(hidden)), hidden)
 
 
 def feed_forward(
     norm: Callable[[Tensor], Tensor], up: nn.Module, activation: nn.Module, down: nn.Module, hidden: Tensor
 ) -> Tensor:
-    """down(activation(up(norm(hidden)))): (..., D) -> (..., D)"""
+    """Computes down(activation(up(norm(hidden)))): (..., D) -> (..., D)."""
     if not torch.is_grad_enabled():
         return linear(down, linear(up, norm(hidden), activation))
     inner = norm_linear(norm, up, hidden)  # (..., 4 D)
@@ -291,7 +293,7 @@ def feed_forward(
 
 
 def is_faster_by_products(implementation: str | None, query: Tensor) -> bool:
-    """Whether `attention_by_products` takes the place of scaled_dot_product_attention."""
+    """Tells whether `attention_by_products` is faster here than scaled_dot_product_attention."""
     return implementation == "sdpa" and query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
@@ -304,9 +306,9 @@ def attention_by_products(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T / sqrt(d)) v for some queries at a time: (B, H, L, d) each -> (B, L, H, d).
+    """Computes softmax(q k^T / sqrt(d)) v for some queries at a time: (B, H, L, d) each -> (B, L, H, d).
 
-    For bfloat16 on a CPU: torch's kernel there does not use the processor's bfloat16 products and takes more than twice
+    It is for bfloat16 on a CPU, where torch's kernel does not use the CPU's bfloat16 products and takes more than twice
     as long (`python -m benchmarks.attention`).
     """
 
@@ -316,12 +318,12 @@ def attention_by_products(
             weights = weights.masked_fill(~mask, torch.finfo(weights.dtype).min)
         elif mask is not None:
             weights = weights + mask
-        return weights.softmax(dim=-1) @ value  # softmax in float32 within, and rounded once
+        return weights.softmax(dim=-1) @ value  # softmax computes in float32 and rounds once
 
-    key, value = key.contiguous(), value.contiguous()  # once, and not in every product
+    key, value = key.contiguous(), value.contiguous()  # or every product would copy them
     queries = query.split(QUERIES_AT_ONCE, dim=2)
     masks = [None] * len(queries) if attention_mask is None else attention_mask.split(QUERIES_AT_ONCE, dim=2)
-    # The weights of a row that short are no larger than what its MLP keeps; those of longer ones grow with L^2.
+    # The scores of a row that short are no larger than what its MLP keeps; those of a longer row grow with L^2.
     run = recomputed_pass if len(queries) == 1 else recomputed
     parts = [run(attend, part, key, value, mask) for part, mask in zip(queries, masks, strict=True)]
     output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (B, H, L, d)
@@ -334,14 +336,14 @@ def attention_by_products(
 
 
 class Dropout(nn.Dropout):
-    """As torch's, which on a CPU takes three times as long (`python -m benchmarks.layers`). There p has 16 bits."""
+    """Drops out as torch does, on a CPU in a third of the time (`python -m benchmarks.layers`), with p in 16 bits."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return hidden
         if hidden.device.type != "cpu":
             return F.dropout(hidden, self.p)
-        dropped = round(self.p * 2**16)  # of as many values of 16 bits, four of which are drawn at a time
+        dropped = round(self.p * 2**16)  # of the 2^16 values of a 16-bit number; one draw of 64 bits gives four
         bits = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         value = bits.view(torch.int16)[: hidden.numel()].view(hidden.shape)  # -2^15 .. 2^15 - 1
         keep = value.int() >= dropped - 2**15
@@ -356,14 +358,14 @@ class Dropout(nn.Dropout):
 def token_nll(
     compute_logits: Callable[..., Tensor], head: nn.Module, hidden: Tensor, targets: Tensor, vocab_size: int
 ) -> Tensor:
-    """-log softmax(compute_logits(hidden))[targets] in float32: (N, D), (N,) -> (N,). One chunk's logits exist at once.
+    """Computes -log softmax(compute_logits(hidden))[targets] in float32, chunk by chunk: (N, D), (N,) -> (N,).
 
-    Those of more than one chunk are computed again in the backward pass rather than kept. At least one chunk is
-    run, so that a batch without labels still has a gradient (zero).
+    If there is more than one chunk, the backward pass recomputes the logits. At least one chunk runs, so that a batch
+    without labels still has a gradient (zero).
 
     Args:
         compute_logits: (M, D) -> (M, V); it takes another head as its second argument.
-        head: the layer that it calls.
+        head: the layer that `compute_logits` calls.
     """
     size = max(MAX_LOGITS_ELEMENTS // vocab_size, 1)
 
@@ -377,19 +379,19 @@ def token_nll(
         return torch.cat([checkpoint(chunk_nll, *chunk, *head, use_reentrant=False) for chunk in chunks])
 
     if isinstance(head, FSDPModule) and len(hidden) > size:
-        # A unit of `fully_shard` communicates at every call, and processes differ in chunks: one call for all.
+        # `fully_shard` communicates at every call of a unit, and processes differ in chunks: so one call for all.
         return call_around(head, nll, hidden)
     return nll(hidden)
 
 
 class TokenNLL(torch.autograd.Function):
-    """-log softmax(logits)[target] in float32: (N, V), (N,) -> (N,).
+    """Computes -log softmax(logits)[target] in float32: (N, V), (N,) -> (N,).
 
-    As torch's cross-entropy, which keeps a softmax beside the logits, in float32 whatever their dtype, and fills two
-    more such tensors in the backward pass. Here there are the logits, as they are, and their gradient.
+    It keeps the logits, and its backward pass makes their gradient, both in the dtype of the logits. torch's
+    cross-entropy keeps a softmax in float32, too, and makes two more such tensors in the backward pass.
     """
 
-    ROWS = 32  # whose softmax is in a processor's cache at a time
+    ROWS = 32  # at a time, whose softmax fits the CPU's cache
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
@@ -411,7 +413,7 @@ class TokenNLL(torch.autograd.Function):
 
 
 def call_around(module: nn.Module, function: Callable[[Tensor, Callable], Tensor], argument: Tensor) -> Tensor:
-    """`module(argument)`, where its hooks run once, around `function(argument, forward)` instead of its `forward`."""
+    """Calls the module, with its hooks, but runs `function(argument, forward)` in place of its `forward`."""
     forward, own = module.forward, vars(module).pop("forward", None)
     vars(module)["forward"] = lambda argument: function(argument, forward)
     try:

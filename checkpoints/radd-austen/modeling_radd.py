@@ -1,17 +1,19 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The network: gives the distribution of the clean token at every position of a canvas of ids, some of them masks.
+"""Defines the network, which gives the distribution of the clean token at every position of a canvas.
 
     p(x_i | visible tokens),   with no time input                      arXiv:2406.03736
+
+A canvas is a row of token ids, some of them masks. A partial evaluation computes some of its positions only.
 
 Shapes: B batch, L length, V vocabulary (with the mask), D hidden size, H heads, d head width,
         K output positions per row, N output positions in the whole batch, C positions of a partial evaluation.
 
     input_ids (B, L) -> embedding (B, L, D) -> layers (B, L, D) -> norm -> lm_head (B, L, V), mask column -inf
 
-A sampler needs the distribution only where it draws, a loss only where there is a label. So the head, and of the
-last layer everything but keys and values, run on the `output_positions` alone, and a tensor of shape
-(B, L, V) exists only when somebody asks for the logits of every position. Products, attention and loss are called by
-the names of `kernels_radd.py`, which computes the same as torch, faster on some processors.
+A sampler needs the distribution only where it draws, a loss only where there is a label. So the head runs at the
+`output_positions` alone, and so does the last layer except for its keys and values. A tensor (B, L, V) exists only
+when somebody asks for the logits of every position. Matrix products, attention and loss come from `kernels_radd.py`,
+which computes the same as torch, faster on some CPUs.
 """
 
 import math
@@ -50,10 +52,10 @@ from .kernels_radd import (
 
 
 class RaddRotaryEmbedding(nn.Module):
-    """Cosines and sines of the rotary embedding (arXiv:2104.09864), in float32 whatever the model's dtype.
+    """Computes cosines and sines of the rotary embedding (arXiv:2104.09864), in float32 whatever the model's dtype.
 
-    Computed from the configuration at every call: a buffer of frequencies would be rounded by `.to(bfloat16)`, and
-    would be empty where a model is made without memory.
+    It does so from the configuration at every call: `.to(bfloat16)` would round a buffer of frequencies, and a model
+    made on the meta device would have an empty one.
     """
 
     def __init__(self, config: RaddConfig):
@@ -61,7 +63,7 @@ class RaddRotaryEmbedding(nn.Module):
         self.config = config
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(B or 1, L) -> two tables (B or 1, L, d), on the device of the hidden states x."""
+        """Returns cosines and sines: (B or 1, L) -> (B or 1, L, d) each, on the device of the hidden states x."""
         rope, position_ids = cast(dict, self.config.rope_parameters), position_ids.to(x.device)
         if rope["rope_type"] == "default":
             frequencies, scaling = default_frequencies(self.config, x.device), 1.0  # (d / 2,)
@@ -74,14 +76,14 @@ class RaddRotaryEmbedding(nn.Module):
 
 
 def default_frequencies(config: RaddConfig, device: torch.device | None = None) -> Tensor:
-    """(d / 2,) base^(-2j / d), the angle each pair turns by a position; in float32, as the authors' code stores it."""
+    """Returns (d / 2,) base^(-2j / d), each pair's angle per position, in float32 as in the authors' code."""
     width = config.hidden_size // config.num_attention_heads
     exponent = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
     return 1.0 / cast(dict, config.rope_parameters)["rope_theta"] ** exponent
 
 
 def signed(sin: Tensor) -> Tensor:
-    """Gives the first half of the sines (..., d) a minus sign, once a forward; [`rotate`] then only swaps halves."""
+    """Negates the first half of the sines (..., d), once a forward pass, so that [`rotate`] only swaps halves."""
     first, second = sin.chunk(2, dim=-1)
     return torch.cat((-first, second), dim=-1)
 
@@ -89,7 +91,7 @@ def signed(sin: Tensor) -> Tensor:
 def rotate(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Turns each pair (x_j, x_{j + d/2}) of states (B, L, H, d) by its angle; tables (B or 1, L, d).
 
-    In float32: a bfloat16 cosine is off by up to 0.4 %, which a long row would feel.
+    It computes in float32, since a bfloat16 cosine is off by up to 0.4 %, which matters in a long row.
     """
     dtype, states = states.dtype, states.float()
     first, second = states.chunk(2, dim=-1)
@@ -98,10 +100,10 @@ def rotate(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 
 class CanvasCache:
-    """Keys and values of every layer at all positions of a canvas, each as old as its last computation.
+    """Keeps the keys and values of every layer at all positions of a canvas, as they were last computed.
 
-    It makes an approximate evaluation cheap: after a whole one, `RaddModel.forward(..., partial=...)` computes some
-    positions anew, against the keys and values that the others had.
+    It serves approximate evaluations: after a whole one, `RaddModel.forward(..., partial=...)` recomputes some
+    positions, with the old keys and values of the others.
     """
 
     def __init__(self):
@@ -110,7 +112,7 @@ class CanvasCache:
     def update(self, layer_idx: int, key: Tensor, value: Tensor, partial: Positions | None) -> tuple[Tensor, Tensor]:
         """Writes keys and values, of all positions or of the `partial` ones; returns those of all."""
         if partial is None:
-            # Not views that keep the queries' memory alive, and laid out once for all events.
+            # Contiguous: a view would keep the queries' memory alive, and every event would copy it.
             self.states[layer_idx] = key.contiguous(), value.contiguous()
         else:
             index = partial.indices[:, None, :, None].expand_as(key)  # (B, H, C, d)
@@ -134,7 +136,7 @@ def eager_attention_forward(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T / sqrt(d)) v written out: the reference, and the implementation that can return its weights."""
+    """Computes softmax(q k^T / sqrt(d)) v plainly: the reference, which can also return the attention weights."""
     weights = query @ key.transpose(2, 3) * scaling  # (B, H, L, L)
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -143,7 +145,7 @@ def eager_attention_forward(
 
 
 class RaddAttention(nn.Module):
-    """Every token attends to every token: text to the left and to the right, and the masks between."""
+    """Lets every token attend to every token, masks included, on both sides."""
 
     def __init__(self, config: RaddConfig, layer_idx: int):
         super().__init__()
@@ -168,11 +170,12 @@ class RaddAttention(nn.Module):
         norm: Callable[[Tensor], Tensor],
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """
+        """Returns the attention's output, and its weights if the implementation has them.
+
         Args:
-            hidden_states: (B, L, D), or (B, C, D) at the positions of a `partial` evaluation, of a canvas that `cache`
-                knows.
-            positions: where queries are wanted; everywhere when None.
+            hidden_states: (B, L, D), or (B, C, D) at the positions of a `partial` evaluation, whose other positions
+                `cache` has.
+            positions: where queries are computed; everywhere when None.
             norm: applied to the hidden states first.
         """
         batch, length = hidden_states.shape[:2]
@@ -193,7 +196,7 @@ class RaddAttention(nn.Module):
                 attention_mask = positions.select_queries(attention_mask.expand(-1, -1, length, -1))
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # each (B, H, L or K, d)
         if value.requires_grad:
-            value = value.contiguous()  # what is kept of a view is all of qkv
+            value = value.contiguous()  # a saved view would keep all of qkv in memory
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value, partial)
 
@@ -213,11 +216,13 @@ class RaddAttention(nn.Module):
 
 
 def mark_zero_init(linear: nn.Linear, zero: bool = True) -> None:
-    """For `_init_weights`, which meets each layer without knowing what it is for."""
+    """Marks a layer that begins at zero, for `_init_weights`, which does not know what a layer is for."""
     setattr(linear, "zero_init", zero)  # noqa: B010, a plain assignment is an error to the type checker
 
 
 class RaddMLP(nn.Module):
+    """Transforms each position by itself: a wide layer, GELU and a layer back."""
+
     def __init__(self, config: RaddConfig):
         super().__init__()
         width = cast(int, config.intermediate_size)  # never None once the configuration is made
@@ -227,12 +232,12 @@ class RaddMLP(nn.Module):
         mark_zero_init(self.down_proj, config.zero_init_residual)
 
     def forward(self, hidden_states: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        """(..., D) -> (..., D); `norm` is applied to the hidden states first."""
+        """Applies `norm`, then the MLP: (..., D) -> (..., D)."""
         return feed_forward(norm, self.up_proj, self.act_fn, self.down_proj, hidden_states)
 
 
 class RaddLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer block. With `positions`, only they leave it: (B, L, D) -> (B, K, D) or (N, D)."""
+    """Runs a pre-norm transformer block. With `positions` it returns only these: (B, L, D) -> (B, K, D) or (N, D)."""
 
     def __init__(self, config: RaddConfig, layer_idx: int):
         super().__init__()
@@ -250,7 +255,7 @@ class RaddLayer(GradientCheckpointingLayer):
         positions: Positions | None = None,
         **kwargs,
     ) -> Tensor:
-        # Norms go along as functions, not as modules, which accelerate would move to another device as it does tensors.
+        # Norms are passed as functions: accelerate would move a module among the arguments to another device.
         norm = self.input_layernorm.__call__
         attention, _ = self.self_attn(
             hidden_states, position_embeddings, attention_mask, positions, norm=norm, **kwargs
@@ -276,7 +281,7 @@ class RaddPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The paper's initialisation, oddities included; transformers' habit would be N(0, 0.02)."""
+        """Initialises as the authors' code does, oddities included; transformers would draw from N(0, 0.02)."""
         if isinstance(module, nn.Embedding):
             if self.config.embedding_std is None:
                 init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -284,7 +289,7 @@ class RaddPreTrainedModel(PreTrainedModel):
                 init.normal_(module.weight, std=self.config.embedding_std)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-            init.ones_(module.bias)  # ones, not zeros: so in the authors' code
+            init.ones_(module.bias)  # ones and not zeros, as in the authors' code
         elif isinstance(module, nn.Linear):
             # Either zeros (a mark set where the layer is made) or torch's own default.
             bound = 0.0 if getattr(module, "zero_init", False) else 1 / math.sqrt(module.in_features)
@@ -293,15 +298,15 @@ class RaddPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, *args, **kwargs):
-        """As transformers', and the folder is complete: our parameter names, all code files, the auto classes.
+        """Saves as transformers does, and completes the folder: our parameter names, all code files, the auto classes.
 
-        transformers would write a model loaded from the authors' weights under their names again
-        (`save_original_format`), would register only the auto class of the class being saved, and would empty the
-        caller's `state_dict`. After `fully_shard`, when a gathered one must be given, that class is made by torch,
-        whose files would be shipped as the code: the model is saved under the class that it had before.
+        transformers alone would write a model loaded from the authors' weights under their names again
+        (`save_original_format`), register only the auto class of the class being saved, and empty the caller's
+        `state_dict`. After `fully_shard`, which needs a gathered `state_dict`, torch has replaced the model's class,
+        and transformers would ship torch's files as the code. So the model is saved under the class it had before.
         """
         kwargs.setdefault("save_original_format", False)
-        # Here: it ships the file, as every relative import does, and leaves transformers' pipelines alone until then.
+        # A relative import ships the file. It stands here, so that only saving imports transformers' pipelines.
         from .pipeline_radd import CUSTOM_PIPELINES
 
         self.config.auto_map = dict(AUTO_MAP)
@@ -317,7 +322,7 @@ class RaddPreTrainedModel(PreTrainedModel):
 
 
 class RaddModel(RaddPreTrainedModel):
-    """The trunk: ids (B, L) to hidden states (B, L, D) after the final norm."""
+    """Computes the trunk: ids (B, L) to hidden states (B, L, D) after the final norm."""
 
     def __init__(self, config: RaddConfig):
         super().__init__(config)
@@ -340,21 +345,22 @@ class RaddModel(RaddPreTrainedModel):
         partial: Positions | None = None,
         **kwargs,
     ) -> BaseModelOutput:
-        """
+        """Returns the hidden states, at all positions or some.
+
         Args:
             input_ids: (B, L) token ids, masks among them; or `inputs_embeds` (B, L, D) in their place.
             attention_mask: (B, L), 0 at padding, on either side; or (B, 1, L, L) as transformers prepares it.
             position_ids: (B or 1, L); by default each row counts from its first token that is not padding.
             output_positions: the positions to return, as a boolean mask (B, L), as indices (B, K) or as [`Positions`];
                 all when None.
-            cache: where keys and values are kept; filled by an evaluation that is not `partial`.
-            partial: C positions of each row, the `output_positions` among them: only these are computed, from the
-                keys and values that the `cache` has of all others. An approximation, where others have changed.
+            cache: keeps keys and values; an evaluation that is not `partial` fills it.
+            partial: C positions of each row, the `output_positions` among them: only these are computed, with the
+                keys and values that the `cache` has of all others. It is approximate if others have changed.
 
         Returns:
-            `last_hidden_state` (B, L, D); at output positions (N, D), rows in order, for a mask or what was made from
-            one, and (B, K, D) for indices. Recorded `hidden_states` and `attentions` are those of every position in
-            any case.
+            `last_hidden_state` (B, L, D). At `output_positions` it is (N, D), row after row, for a mask or the
+            [`Positions`] of one, and (B, K, D) for indices. Recorded `hidden_states` and `attentions` always have every
+            position.
 
         Raises:
             ValueError: for both or none of `input_ids` and `inputs_embeds`, and for a `partial` evaluation without
@@ -398,7 +404,7 @@ class RaddModel(RaddPreTrainedModel):
         partial: Positions | None,
         **kwargs,
     ) -> BaseModelOutput:
-        """Embedding, layers and norm; with `positions` the last layer returns only them."""
+        """Runs embedding, layers and norm; with `positions` the last layer returns only these."""
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, L) -> (B, L, D)
         if position_ids is None:
@@ -427,10 +433,11 @@ class RaddModel(RaddPreTrainedModel):
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states).to(inputs_embeds.device))
 
     def make_cache(self) -> CanvasCache:
-        """For `generate`'s `refresh_interval`.
+        """Makes an empty cache, for `generate`'s `refresh_interval`.
 
         Raises:
-            ValueError: for an attention that cannot take fewer queries than keys.
+            ValueError: for an attention that cannot take fewer queries than keys, or if hidden states or attentions are
+                recorded.
         """
         if not self._can_prune({}):
             raise ValueError(
@@ -440,10 +447,10 @@ class RaddModel(RaddPreTrainedModel):
         return CanvasCache()
 
     def _can_prune(self, kwargs: dict) -> bool:
-        """Whether the last layer may take queries for the output positions only.
+        """Tells whether the last layer may take queries for the output positions only.
 
-        Flash attention places fewer queries than keys at the end of a row and flex attention has its mask built for
-        L queries; and recorded hidden states and attentions are those of every position.
+        Flash attention takes fewer queries than keys for the last of a row. The mask of flex attention is built for L
+        queries. Recorded hidden states and attentions need every position.
         """
         recorded = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         recorded = recorded or self.config.output_hidden_states or self.config.output_attentions
@@ -451,7 +458,7 @@ class RaddModel(RaddPreTrainedModel):
 
 
 def default_position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """(B or 1, L): a left-padded row is turned by the same angles as the same row alone."""
+    """Counts positions from each row's first token, (B or 1, L), so that left padding does not change the angles."""
     if attention_mask is not None and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     return torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
@@ -459,8 +466,9 @@ def default_position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None) -
 
 @dataclass
 class RaddMaskedLMOutput(ModelOutput):
-    """
-    loss: () what to minimise, when `labels` are given.
+    """Holds what the network returns. c is the probability of a label, and a nat is the unit of natural logarithms.
+
+    loss: () the mean to minimise, when `labels` are given.
     logits: (B, L, V), or (N, V) / (B, K, V) at the `output_positions`, mask column -inf; None with `labels`.
     sequence_nll: (B,) S, the sum of -log c over the labelled positions of each row, nats per sequence, float32.
     token_nll: (B, L) -log c at each labelled position, nats, 0 elsewhere, float32.
@@ -476,12 +484,12 @@ class RaddMaskedLMOutput(ModelOutput):
 
 
 class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
-    """RADD: p(x_i | visible tokens) at every position, and the reverse process that writes text with it."""
+    """Gives p(x_i | visible tokens) at every position, and writes text with it by the reverse process."""
 
     generation_config_class = RaddGenerationConfig
-    output_modalities = ("text",)  # asked for by pipelines
-    # Both losses below are means over sequences or tokens of this call; transformers' Trainer then divides
-    # by the number of accumulation steps, which is right for the diffusion objectives.
+    output_modalities = ("text",)  # pipelines read it
+    # Both losses below are means over this call. False makes transformers' Trainer divide them by the number of
+    # accumulation steps, which is right for the diffusion objectives.
     accepts_loss_kwargs = False
 
     def __init__(self, config: RaddConfig):
@@ -498,7 +506,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         self.lm_head = new_embeddings
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """As transformers'; the mask keeps its id, which therefore must stay in the vocabulary."""
+        """Resizes as transformers does; the mask keeps its id, which must stay in the vocabulary."""
         if new_num_tokens is not None and new_num_tokens <= self.config.mask_token_id:
             raise ValueError(
                 f"new_num_tokens={new_num_tokens} would cut off the mask, id {self.config.mask_token_id}; "
@@ -507,13 +515,14 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def compute_logits(self, hidden_states: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """(..., D) -> (..., V). The one place where the mask is ruled out: what follows is a law over real tokens.
+        """Returns logits that rule out the mask: (..., D) -> (..., V), mask column -inf.
 
-        On the head's own output, since slicing its weight would break resizing, offloading and adapters.
+        No other place rules it out. It is done on the head's output, since slicing the head's weight would break
+        resizing, offloading and adapters.
         """
         logits = linear(self.lm_head, hidden_states) if head is None else head(hidden_states)
         logits = logits.to(hidden_states.device)
-        # Detached, or the backward pass would copy a gradient of this size, to no effect: at -inf it is zero.
+        # Detached, or the backward pass would copy a gradient of this size for nothing: at -inf it is zero.
         logits.detach().select(-1, self.config.mask_token_id).fill_(-torch.inf)
         return logits
 
@@ -529,12 +538,13 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         output_positions: Tensor | Positions | None = None,
         **kwargs,
     ) -> RaddMaskedLMOutput:
-        """
+        """Returns the logits, or the loss at the labels.
+
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds: see [`RaddModel`].
             labels: (B, L) clean ids where a loss is wanted, -100 elsewhere; never the mask, which has probability 0 and
-                would give an infinite loss. The head then runs at those positions
-                only, in chunks, with the softmax in float32, and `logits` is None.
+                would give an infinite loss. With labels, the head runs at the labelled positions only, in chunks, with
+                the softmax in float32, and `logits` is None.
             loss_weights: (B,) w of the diffusion objectives, which are all mean(w S); see `losses.py`.
             output_positions: where logits are wanted, boolean (B, L), indices (B, K) or [`Positions`]; everywhere when
                 None.
@@ -582,8 +592,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         return RaddMaskedLMOutput(loss=loss, sequence_nll=sequence_nll, token_nll=of_each_token, **recorded)
 
 
-# The authors' parameter names, so that `from_pretrained` reads their repositories as they are. Anchored: none of
-# these can match a name of ours.
+# The authors' parameter names, so that `from_pretrained` reads their repositories as they are. The anchor ^ keeps the
+# patterns from matching names of ours.
 register_checkpoint_conversion_mapping(
     "radd",
     [

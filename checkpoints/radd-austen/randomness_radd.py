@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Makes independent streams of random numbers from one seed.
 
-Whatever is random here belongs to a seed and to what it is for (a step, a row, a sample), never to the order in which
-things are computed. So neither batches nor processes nor restarts change it.
+A stream depends on the seed and on what it is for (a step, a row, a sample), not on the order of computation. So
+neither batches nor processes nor restarts change it.
 
 Shapes: R rows, L length.
 """
@@ -17,23 +17,23 @@ from torch import Tensor
 def stream_seed(seed: int, *stream: str | int) -> int:
     """Returns the 63-bit seed of the stream of that name, e.g. `stream_seed(0, "masks", step)`.
 
-    Hashed rather than added up: generators of equal or shifted seeds, one for masks and one for dropout, say, would
-    give correlated numbers.
+    It is a hash and not a sum: two generators of the same sum, one for masks and one for dropout, say, would give the
+    same numbers.
     """
     digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def text_seed(seed: int, text: int = 0) -> int:
-    """Returns the seed of one of several texts that are filled in one call, counted from 0."""
+    """Returns the seed of text number `text`, from 0, of those that are filled in one call."""
     return stream_seed(seed, "text", text)
 
 
 def sample_generators(of_text: int, samples: Iterable[int]) -> list[torch.Generator]:
     """Makes a generator for each of these samples of a text; `of_text` is what [`text_seed`] returned.
 
-    This is what a seed means wherever text is written: `generate(seed=)`, the pipeline, the command line, the web page
-    and `eval_generation.py` write the same text for the same seed, settings and number of the sample.
+    Every writer of text calls this: `generate(seed=)`, the pipeline, the command line, the web page and
+    `eval_generation.py`. So the same seed, settings and number of the sample give the same text in each.
     """
     return [torch.Generator().manual_seed(stream_seed(of_text, "sample", sample)) for sample in samples]
 
@@ -51,17 +51,17 @@ class Uniforms:
     Padding takes none, so that a row that has its own generator has the same numbers in any batch.
 
     Args:
-        generator: one for all rows, a list of one for each, or None for torch's own.
+        generator: one for all rows, a list with one for each row, or None for torch's default generator.
         text: (R, L) bool, False at padding.
 
     Raises:
-        ValueError: for a list of another length. TypeError: for what is no generator.
+        ValueError: for a list that has not one generator for each row. TypeError: for an object of another type.
     """
 
     def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None, text: Tensor):
         self.text = text
         rows = len(text)
-        self.sources: list[tuple[torch.Generator | None, int]]  # and how many rows each serves
+        self.sources: list[tuple[torch.Generator | None, int]]  # each with the number of rows it serves
         if generator is not None and not isinstance(generator, torch.Generator):
             if not isinstance(generator, (list, tuple)):
                 raise TypeError(f"generator={generator!r} must be a torch.Generator, or a list of one for each row.")

@@ -18,7 +18,10 @@ FETCHED = re.compile(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="?https?:[^>]*>
 
 
 def on_page_markdown(markdown: str, **kwargs) -> str:
-    return re.sub(r"\]\(\.\./radd_hf/(\w+)\.py\)", r"][radd_hf.\1]", markdown)
+    def reference(match: re.Match) -> str:
+        return f"][radd_hf.{match[1].replace('/', '.')}]"
+
+    return re.sub(r"\]\(\.\./radd_hf/([\w/]+)\.py\)", reference, markdown)
 
 
 def on_page_content(page_html: str, page, **kwargs) -> str:

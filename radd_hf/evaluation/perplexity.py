@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Zero-shot perplexity of a RADD model on a text, with its standard error.
+"""Measures the zero-shot perplexity of a RADD model on a text, with its standard error.
 
     accelerate launch eval_ppl.py --model checkpoints/radd-austen --dataset austen
     accelerate launch eval_ppl.py --model JingyangOu/radd-t-dce --tokenizer gpt2 --dataset wikitext103 --output r.json
 
-The text is cut into blocks of the model's length, the last one at its true length, and every token counts once; or as
-the authors' code has it (--protocol radd). An evaluation with --output that was interrupted goes on with --resume.
+The text is cut into blocks of the model's length, the last one shorter, and every token counts once. `--protocol radd`
+cuts and averages as the authors' code does. With `--output`, `--resume` continues an interrupted evaluation.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     silence_libraries_elsewhere(accelerator)
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
-    with accelerator.local_main_process_first():  # it tokenises, and the others find that done
+    with accelerator.local_main_process_first():  # it tokenises, and the others read its cache
         text = load_text(args, model, tokenizer)
     identity = text.description | {
         "model": args.model,
@@ -118,7 +118,7 @@ def load_text(args: Arguments, model: RaddForMaskedLM, tokenizer: PreTrainedToke
 
 
 def weights_hash(model: RaddForMaskedLM) -> str:
-    """Twelve hexadecimal digits that tell models of one name apart."""
+    """Returns twelve hexadecimal digits that tell apart models of one name, for the check of `--resume`."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -129,8 +129,8 @@ def weights_hash(model: RaddForMaskedLM) -> str:
 def score(
     args: Arguments, accelerator: Accelerator, model: RaddForMaskedLM, text: EvaluationText, kept: RoundsFile | None
 ) -> dict:
-    """The figures, with a bar that shows the estimate of this process's share as it grows."""
-    accelerator.wait_for_everyone()  # all have read the rounds there are
+    """Computes the figures; a progress bar shows the estimate so far from this process's share."""
+    accelerator.wait_for_everyone()  # until all have read the saved rounds
     known = {} if kept is None else kept.known
     if kept is not None:
         kept.open()

@@ -1,11 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Quality and cost of what a RADD model writes, over methods and numbers of steps.
+"""Measures the quality and the cost of what a RADD model writes, over methods and numbers of steps.
 
     accelerate launch eval_generation.py --model checkpoints/radd-austen --judge gpt2-large --reference austen
     accelerate launch eval_generation.py --model DIR --methods tweedie --steps 16,64,256 --output r.json --plot r.png
 
-Unconditional samples, each with a generator of its own, so that neither the batch size nor the number of processes
-changes them; the first process judges them all. `radd_hf/evaluation/quality.py` says what each figure is.
+The samples are unconditional. Each has a generator of its own, so that neither the batch size nor the number of
+processes changes its random numbers. The first process scores them all under the judge, another language model.
+`radd_hf/evaluation/quality.py` defines each figure; NFE is the number of network evaluations of a sample.
 """
 
 import importlib.util
@@ -59,8 +60,8 @@ class Arguments:
     plot: str | None = field(default=None, metadata={"help": "picture of the result; needs matplotlib"})
 
 
-# Of all rows of the table. Methods, steps and orders are those of the single rows; texts that end early, at EOS or for
-# lack of time, could not be compared.
+# Settings that all rows of the table share. Method, steps and order differ from row to row. Samples that end early, at
+# EOS or for lack of time, could not be compared.
 COMMON = [name for name in DRAWING if name not in ("method", "steps", "order", "stop_on_eos", "max_time")]
 SamplingArguments = make_dataclass(
     "SamplingArguments",
@@ -73,7 +74,7 @@ SamplingArguments = make_dataclass(
 
 @dataclass(frozen=True)
 class Sampler:
-    """A row of the table: settings of `generate`, None where the method takes no such setting."""
+    """Holds the settings of `generate` for a row of the table, None where the method takes no such setting."""
 
     method: str
     order: str | None = None
@@ -88,10 +89,10 @@ def main(argv: list[str]) -> None:
     methods, orders, steps = check(args, drawing)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
-    model.generation_config = RaddGenerationConfig()  # the flags hold, which the result names, not the checkpoint's
+    model.generation_config = RaddGenerationConfig()  # flags, which the result names, replace the checkpoint's
     length = drawing["length"] = drawing["length"] or model.config.max_position_embeddings
     samplers = make_samplers(methods, orders, steps, length)
-    # Before anything is written, since these, too, can fail.
+    # Before anything is written, since these can fail.
     judged_by = load_judge(args.judge) if args.judge is not None and accelerator.is_main_process else None
     reference = read_reference(args, tokenizer, length) if accelerator.is_main_process else None
 
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> None:
     if judged_by is not None:
         judged_by[0].to(accelerator.device)
 
-    known: dict[bytes, dict[str, Any]] = {}  # samplers of one law write the same with one seed: judged once
+    known: dict[bytes, dict[str, Any]] = {}  # samplers may write the same samples: judge those once
 
     def figures_of(ids: torch.Tensor, name: str) -> dict[str, Any]:
         key = ids.numpy().tobytes()
@@ -151,7 +152,7 @@ def write(
 ) -> Iterator[Samples]:
     """Writes the samples of each sampler, by all processes together."""
     with accelerator.autocast():
-        # What is set up once is not to count as the first row's time.
+        # A first sample sets up what would otherwise count as the first row's time.
         write_samples(model, accelerator.num_processes, accelerator=accelerator, method="tweedie", steps=1, **drawing)
         for sampler in samplers:
             samples = write_samples(
@@ -174,13 +175,13 @@ def write(
 
 
 def parse_arguments(argv: list[str]) -> tuple[Arguments, dict[str, Any]]:
-    """The arguments, and those settings of `generate` that all rows of the table have in common."""
+    """Returns the arguments, and the settings of `generate` that all rows of the table share."""
     args, drawing = script_parser(__doc__, Arguments, SamplingArguments).parse_args_into_dataclasses(argv)
     return args, asdict(drawing)
 
 
 def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str], list[int]]:
-    """Methods, orders and steps; raises ValueError, before anything is loaded, for what would fail later."""
+    """Returns methods, orders and steps; raises a ValueError for arguments that would fail after loading."""
     methods = parse_list("methods", args.methods, METHODS)
     orders = parse_list("orders", args.orders, ORDERS)
     steps = [int(step) if step.isdecimal() else 0 for step in parse_list("steps", args.steps)]
@@ -200,7 +201,7 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
 
 
 def parse_list(name: str, value: str, allowed: Sequence[str] | None = None) -> list[str]:
-    """The parts between commas, each once."""
+    """Returns the parts between commas, each once."""
     parts = list(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
     unknown = [part for part in parts if allowed is not None and part not in allowed]
     if unknown or not parts:
@@ -223,7 +224,7 @@ def make_samplers(methods: list[str], orders: list[str], steps: list[int], lengt
 
 
 def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor | None:
-    """(n_samples, length) ids from all over the text; fills in which split of it that is."""
+    """Returns (n_samples, length) ids from all over the text; sets `args.reference_split` to the split used."""
     if args.reference is None:
         return None
     args.reference_split = args.reference_split or ("validation" if args.reference == "austen" else "all")
@@ -237,12 +238,12 @@ def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor
 
 
 def series_of(row: dict) -> str:
-    """What the rows have in common that differ in their steps alone."""
+    """Names the series of a row: the rows that differ in their steps alone."""
     return row["method"] if row["order"] is None else f"{row['method']} {row['order']}"
 
 
 def device_name(accelerator: Accelerator) -> str:
-    """What the seconds were taken on."""
+    """Names the device on which the seconds were measured."""
     if accelerator.device.type == "cuda":
         device = torch.cuda.get_device_name(accelerator.device)
     else:
@@ -279,7 +280,7 @@ def table(result: dict) -> str:
 
 
 def approximation(result: dict) -> str:
-    """Of samples that are not exact, how they were made."""
+    """Names the settings of an approximate sampler, for a note."""
     interval = result.get("refresh_interval", 1)
     return "" if interval == 1 else f", refresh_interval {interval}, refresh_window {result['refresh_window']}"
 
@@ -294,8 +295,8 @@ def text_cells(figures: dict) -> list[str]:
 
 
 def plot(result: dict, path: str) -> None:
-    """Perplexity and entropy against the steps, and measured NFE against the formula; `result` as in the JSON."""
-    import matplotlib  # only here: nothing else needs it
+    """Plots perplexity, entropy and NFE, measured and by the formula, against the steps; `result` as in the JSON."""
+    import matplotlib  # here, since it is optional
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -311,7 +312,7 @@ def plot(result: dict, path: str) -> None:
         steps = [row["steps"] for row in rows]
         for panel, axis in zip(panels, axes, strict=False):
             values, errors = zip(*(height(panel, row) for row in rows), strict=True)
-            if steps == [None]:  # it has none: the same whatever the steps of the others
+            if steps == [None]:  # a method without steps: one value for all
                 axis.axhline(values[0], color=color, linestyle="--", label=name)
             else:
                 axis.errorbar(steps, values, errors, color=color, label=name, **marker)
@@ -342,7 +343,7 @@ def plot(result: dict, path: str) -> None:
 
 
 def height(panel: str, figures: dict) -> tuple[float, float]:
-    """Of a point of the plot, with its standard error."""
+    """Returns the value of a point of the plot, and its standard error."""
     if panel == "generative perplexity":
         return figures["judgement"]["perplexity"], figures["judgement"]["perplexity_error"]
     return figures["token_entropy"], figures["token_entropy_error"]

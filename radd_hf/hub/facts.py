@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tells what a model is without reading its weights: parameters and operations, counted, and its small files.
+"""Describes a model without reading its weights: counts parameters and operations, and reads its small files.
 
-An operation (FLOP) is half a multiply-add of a matrix product. Importing this file teaches torch's `FlopCounterMode`,
-which counts what really ran, the products of `kernels_radd.py`.
+An operation (FLOP) is half a multiply-add of a matrix product. torch's `FlopCounterMode` counts the operations that
+really ran; importing this file adds the products of `kernels_radd.py` to those that it knows.
 
-Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L length, V vocabulary, n layers.
+Symbols as in modeling_radd.py: D hidden size, I width inside the MLP, H heads, L length, V vocabulary, n layers.
 """
 
 import json
@@ -31,22 +31,25 @@ from .model_card import RECIPE
 
 @dataclass
 class Flops:
-    """Forward FLOPs of one row of L tokens; `layers` without the head, `head` the head alone."""
+    """Holds the FLOPs of a forward pass of one row of L tokens: `layers` without the head, `head` the head alone."""
 
     layers: float
     head: float
 
     def training(self, checkpointing: bool, head_again: bool = True) -> float:
-        """Forward, backward (twice that) and what the backward pass computes again."""
+        """Returns the FLOPs of a training step: forward, backward (twice that) and what the backward pass recomputes.
+
+        checkpointing: the layers are recomputed. head_again: the head is, as for more than one chunk of logits.
+        """
         return (3 + checkpointing) * self.layers + (3 + head_again) * self.head
 
 
 def forward_flops(config: RaddConfig, masked: float, queries: float | None = None, length: int | None = None) -> Flops:
-    """FLOPs of a row's forward pass.
+    """Counts the FLOPs of a row's forward pass.
 
     Args:
-        masked: positions of the row whose law is wanted: labelled ones, or those that an event reveals.
-        queries: K, positions for which the last layer computes attention: the most such positions of any row of the
+        masked: positions of the row at which the head runs: labelled ones, or those that an evaluation reveals.
+        queries: K, positions for which the last layer computes attention: the most `masked` ones of any row of the
             batch; L when None.
         length: L; the configuration's when None.
     """
@@ -55,7 +58,7 @@ def forward_flops(config: RaddConfig, masked: float, queries: float | None = Non
     queries = length if queries is None else queries
 
     def layer(queries: float, outputs: float) -> float:
-        qkv = 2 * length * width * 3 * width  # of all positions, in the last layer, too
+        qkv = 2 * length * width * 3 * width  # at all positions, also in the last layer
         scores = 2 * queries * length * width  # q k^T, all heads together
         values = 2 * queries * length * width  # weights times v
         projection = 2 * outputs * width * width
@@ -67,7 +70,7 @@ def forward_flops(config: RaddConfig, masked: float, queries: float | None = Non
 
 
 def count_parameters(config: RaddConfig) -> tuple[int, int]:
-    """Parameters of the real model, and those of them in Linear layers; on the meta device, without memory."""
+    """Counts the parameters, and those in Linear layers, of the model made on the meta device, without memory."""
     with torch.device("meta"):
         model = RaddForMaskedLM(config)
     linear = (module for module in model.modules() if isinstance(module, nn.Linear))
@@ -75,7 +78,7 @@ def count_parameters(config: RaddConfig) -> tuple[int, int]:
 
 
 def _onednn_flops(hidden: Sequence[int], weight: Sequence[int], *others: object, **kwargs: object) -> int:
-    """Of the shapes (..., D_in) and (D_out, D_in)."""
+    """Counts the FLOPs of a product of the shapes (..., D_in) and (D_out, D_in)."""
     return 2 * math.prod(hidden) * weight[0]
 
 
@@ -89,10 +92,10 @@ if ONEDNN_LINEAR is not None:
 
 
 def model_facts(name: str) -> dict[str, Any]:
-    """What is known of a model from the small files beside its weights: for people, and as JSON.
+    """Collects what the small files beside a model's weights say, for people and as JSON.
 
     Raises:
-        ValueError: where there is no RADD model.
+        ValueError: if there is no RADD model.
     """
     settings = read_config(name)
     config = RaddConfig.from_dict(settings)
@@ -139,15 +142,15 @@ def model_facts(name: str) -> dict[str, Any]:
     return facts
 
 
-# What `model_card.py` says of where a model came from.
+# The rows of a card by `model_card.py` that tell where a model came from.
 CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The config.json of a RADD model.
+    """Reads the config.json of a RADD model.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: if there is none, or it is another model's.
     """
     settings = read_beside(name, "config.json")
     if settings is None:
@@ -160,7 +163,7 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def read_beside(name: str, file: str) -> Any:
-    """A file beside a model: a dictionary of JSON or YAML, else text; None where there is none.
+    """Reads a file beside a model: a dictionary from JSON or YAML, else text; None if there is no such file.
 
     Raises:
         ValueError: for a repository that cannot be reached, or a damaged file.

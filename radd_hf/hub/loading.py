@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Loads a model and its tokenizer by name: the one way in for scripts, command line, web page and harness.
+"""Loads a model and its tokenizer by name, for scripts, command line, web page and lm-evaluation-harness.
 
-What cannot be loaded, or does not fit together, is a ValueError that names the argument and says what would be right.
+If they cannot be loaded, or do not fit together, a ValueError names the argument and says what would be right.
 """
 
 from collections.abc import Collection
@@ -31,11 +31,12 @@ def load(
         name: folder or repository of a RADD model, ours or the authors'.
         tokenizer: name or folder; by default the one beside the model.
         device: where the model goes; None: an accelerator if there is one.
-        revision: of the model's repository, and of a tokenizer that comes with it.
-        flag: what a user passes to name another tokenizer, for the message.
+        dtype: of the weights, whatever the checkpoint's.
+        revision: of the model's repository, and of a tokenizer that lies in it.
+        flag: the option by which a user names another tokenizer, for messages.
 
     Raises:
-        ValueError: as [`load_model`], [`load_tokenizer`], [`check_tokenizer`] and [`find_device`].
+        ValueError: where [`load_model`], [`load_tokenizer`], [`check_tokenizer`] or [`find_device`] do.
     """
     target = find_device(device)
     model = load_model(name, dtype=dtype, revision=revision)
@@ -54,16 +55,16 @@ def load_model(
     config: RaddConfig | None = None,
     argument: str = "model",
 ) -> RaddForMaskedLM:
-    """Loads a model on the CPU; every weight comes from the file.
+    """Loads a model on the CPU, with every weight from the file.
 
     Args:
         dtype: of the weights, whatever the checkpoint's; "auto": the checkpoint's.
-        config: instead of the configuration in the folder.
-        argument: what the user calls the name, for messages.
+        config: replaces the configuration in the folder.
+        argument: the user's word for the name, for messages.
 
     Raises:
-        ValueError: for what cannot be read, and for weights that are missing, too many or of another shape, of which
-            transformers only warns before it goes on with random numbers.
+        ValueError: for files that cannot be read, weights of another shape, and missing or unknown weights, of which
+            transformers only warns (it gives the missing ones random values).
     """
     settings: dict[str, Any] = {} if config is None else {"config": config}
     try:
@@ -83,7 +84,7 @@ def load_model(
 
 
 def check_names(missing: Collection[str], unexpected: Collection[str], source: str) -> None:
-    """Raises a ValueError for weights that are missing or too many."""
+    """Raises a ValueError if names of weights are missing or too many."""
     if missing or unexpected:
         raise ValueError(
             f"{source} does not hold the weights that its configuration says: missing {some(missing)}; "
@@ -92,13 +93,13 @@ def check_names(missing: Collection[str], unexpected: Collection[str], source: s
 
 
 def some(names: Collection[Any]) -> str:
-    """A few of many names, for a message."""
+    """Lists the first three of many names, for a message."""
     shown = sorted(map(str, names))
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"
 
 
 def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer by name or folder; `flag` is what a user passes to name another one."""
+    """Loads a tokenizer by name or folder; `flag` is the option that names another one, for the message."""
     try:
         return AutoTokenizer.from_pretrained(name, **settings)
     except (OSError, ValueError) as error:
@@ -107,7 +108,7 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: RaddForMaskedLM) -> None:
-    """Raises a ValueError for a tokenizer with ids that the model does not have."""
+    """Raises a ValueError for a tokenizer with more ids than the model has."""
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"tokenizer={tokenizer.name_or_path!r} has {len(tokenizer)} tokens, more than the model's "
@@ -116,7 +117,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: RaddForMaskedLM) 
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name; for None an accelerator if there is one, else the CPU.
+    """Returns the device of that name; for None an accelerator if there is one, else the CPU.
 
     Raises:
         ValueError: for a device that cannot be used.

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Trains a model whose weights are shared out over processes: by FSDP2, or by DeepSpeed up to ZeRO-2."""
+"""Prepares training that is sharded by FSDP2, or by DeepSpeed up to ZeRO-2, which keeps whole weights everywhere."""
 
 import copy
 
@@ -9,32 +9,32 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-# The weights are whole in every process.
+# Launches without sharding: every process has the whole weights, gradients and optimizer state.
 WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 def sharding_of(accelerator: Accelerator) -> str:
-    """The name of the way in which weights are shared out, "none" where they are whole in every process."""
+    """Returns Accelerate's name of the kind of sharding, "none" if nothing is sharded."""
     return "none" if accelerator.distributed_type in WHOLE else accelerator.distributed_type.value
 
 
 def without_weights(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module | None:
-    """The modules of a model that is to be sharded, without its weights; None where it is not."""
+    """Returns a copy of the model without its weights if FSDP is to shard it, else None."""
     return copy.deepcopy(model).to("meta") if accelerator.distributed_type == DistributedType.FSDP else None
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor of which this process may hold a part; all processes call."""
+    """Returns the whole of a tensor of which this process may hold a part; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def prepare_sharding(
     accelerator: Accelerator, *, rows_of_a_forward: int, accumulation: int, max_grad_norm: float, mixed_precision: str
 ) -> None:
-    """Completes what the launcher has said of FSDP2 or DeepSpeed.
+    """Completes the launcher's settings of FSDP2 or DeepSpeed.
 
     Raises:
-        ValueError: for a way of sharding that training does not know, or a setting of it that would train otherwise.
+        ValueError: for a kind of sharding that training does not support, or a setting that would change the training.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         prepare_fsdp(accelerator)
@@ -45,19 +45,23 @@ def prepare_sharding(
 
 
 def prepare_fsdp(accelerator: Accelerator) -> None:
+    """Refuses settings of FSDP that training does not support, and leaves mixed precision to autocast."""
     plugin = accelerator.state.fsdp_plugin
     if not accelerator.is_fsdp2:
         raise ValueError(f"fsdp_version={plugin.fsdp_version} must be 2, as in configs/accelerate/fsdp2.yaml.")
     if plugin.activation_checkpointing:
         raise ValueError("fsdp_activation_checkpointing=True renames the weights: use --gradient_checkpointing.")
-    # Autocast, as under DDP: Accelerate's policy would round gradients and the loss to bfloat16, too.
+    # Accelerate's policy would round gradients and the loss to bfloat16, too; autocast, as under DDP, does not.
     plugin.mixed_precision_policy = None
 
 
 def prepare_deepspeed(
     accelerator: Accelerator, rows_of_a_forward: int, accumulation: int, max_grad_norm: float, mixed_precision: str
 ) -> None:
-    """No DataLoader is prepared, from which Accelerate would know the batch; its "auto" for clipping would mean 1."""
+    """Tells DeepSpeed batch size, accumulation, clipping and precision.
+
+    Accelerate would take the batch size from a DataLoader, but none is prepared; its "auto" for clipping means 1.
+    """
     plugin = accelerator.state.deepspeed_plugin
     if plugin.zero_stage > 2:
         raise ValueError(f"zero_stage={plugin.zero_stage} must be at most 2: the average is taken of whole weights.")

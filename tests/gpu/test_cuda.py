@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What only a graphics card can show: the same tokens as on a processor, every attention, training that resumes.
+"""Tests a GPU: tokens, losses and likelihoods as on the CPU, every attention, training that resumes.
 
-`make test-gpu` runs them; `make test` hides the card, so that its results are those of the processor everywhere.
+`make test-gpu` runs these; `make test` hides the GPU, so that its results are those of the CPU everywhere.
 """
 
 import copy
@@ -28,7 +28,7 @@ METHODS = [
     {"method": "ordered", "order": "random"},
     {"method": "tweedie", "refresh_interval": 4},
 ]
-# Relative error of the logits against float32 with eager attention on the card.
+# Largest relative error of the logits, against float32 with eager attention on the GPU.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 
 
@@ -45,7 +45,7 @@ def ids(model: RaddForMaskedLM, rows: int = 4, length: int = 64) -> torch.Tensor
 
 @pytest.mark.parametrize("settings", METHODS, ids=str)
 def test_the_card_writes_the_tokens_of_the_processor(austen, settings):
-    """float32, a generator on the processor; a token may differ where a number falls within rounding."""
+    """Compares tokens in float32, drawn by CPU generators; rounding of the logits may change a few."""
     there = copy.deepcopy(austen).cuda().generate(ids(austen), seed=3, **settings).cpu()
     here = austen.generate(ids(austen), seed=3, **settings)
     assert (there == here).float().mean() > 0.99
@@ -95,7 +95,7 @@ def test_a_likelihood_is_that_of_the_processor(austen):
 
 
 def train(folder, text, *flags: str) -> dict[str, torch.Tensor]:
-    """Eight steps; returns the weights."""
+    """Trains to step 8, unless the flags stop it before; returns the weights of step 8."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320, "length": 32}
     rest = {"batch_size": 8, "warmup_steps": 2, "save_steps": 4, "eval_steps": 8, "n_samples": 0, "max_steps": 8}
     settings = sizes | rest | {"dataset": text, "output_dir": folder, "mixed_precision": "bf16"}
