@@ -186,18 +186,18 @@ class Event(NamedTuple):
     """Describes one turn of the loop: one evaluation, and the positions that it reveals.
 
     rows: (A,) rows that still have events, ascending. reveals: the positions that it reveals in each of them.
-    place: (N,) where these are on the flattened canvas. partial: for an evaluation of some positions, which these are,
-    the revealed ones among them; None for an evaluation of all positions.
+    flat_index: (N,) where these are on the flattened canvas. partial: the positions of an evaluation of some, the
+    revealed ones among them; None for an evaluation of all positions.
     """
 
     rows: Tensor
     reveals: Positions
-    place: Tensor
+    flat_index: Tensor
     partial: Positions | None
 
     def to(self, device: torch.device) -> "Event":
         partial = None if self.partial is None else self.partial.to(device)
-        return Event(self.rows.to(device), self.reveals.to(device), self.place.to(device), partial)
+        return Event(self.rows.to(device), self.reveals.to(device), self.flat_index.to(device), partial)
 
 
 class Schedule:
@@ -257,8 +257,8 @@ class Schedule:
             if current % self.refresh_interval:
                 # Compute what the event before wrote and its neighbours, whose keys change most, and what is drawn now.
                 partial = Positions.of(widen(event == current - 1, self.refresh_window) | (event == current))
-            place = (rows[:, None] * event.shape[1] + reveals.indices).flatten()[reveals.distinct]  # (N,)
-            events.append(Event(rows, reveals, place, partial))
+            flat_index = (rows[:, None] * event.shape[1] + reveals.indices).flatten()[reveals.distinct]  # (N,)
+            events.append(Event(rows, reveals, flat_index, partial))
         return [each.to(self.device) for each in events]
 
 
@@ -413,8 +413,9 @@ class RaddGenerationMixin:
         text = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         draw = Uniforms(generator, text)
 
-        # 3. Plan and schedule. From here on the generator advances: arguments are checked above, but for the attention
-        # implementation, which `make_cache` checks.
+        cache = _RowsCache(self.model.make_cache()) if settings.refresh_interval > 1 else None
+
+        # 3. Plan and schedule. From here on the generator advances, and no argument is refused any more.
         steps_of_rows = text.sum(dim=1)  # (R,)
         if settings.steps is not None:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
@@ -426,7 +427,9 @@ class RaddGenerationMixin:
 
         # 4. Loop: fills the canvas in place.
         with evaluation_mode(cast(Any, self), len(schedule)):
-            output = self._reveal(canvas, attention_mask, schedule, uniform, processors, ending, settings, streamer)
+            output = self._reveal(
+                canvas, attention_mask, schedule, uniform, cache, processors, ending, settings, streamer
+            )
         return output if settings.return_dict_in_generate else canvas
 
     def _reveal(
@@ -435,6 +438,7 @@ class RaddGenerationMixin:
         attention_mask: Tensor | None,
         schedule: Schedule,
         uniform: Tensor,
+        cache: "_RowsCache | None",
         processors: LogitsProcessorList,
         ending: "_Ending | None",
         settings: RaddGenerationConfig,
@@ -448,8 +452,7 @@ class RaddGenerationMixin:
         generated = schedule.plan != GIVEN  # (R, L)
         token_logprobs = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
         history = [canvas.clone()] if settings.output_history else None
-        cache = _RowsCache(self.model.make_cache()) if settings.refresh_interval > 1 else None
-        scores = _Scores(canvas.device)
+        scores = _FiniteCheck(canvas.device)
         while schedule:
             if time.monotonic() > deadline:
                 schedule.reveal_all()
@@ -461,10 +464,10 @@ class RaddGenerationMixin:
                 cache=None if cache is None else cache.of(event),
                 partial=event.partial,
             ).last_hidden_state  # (N, D)
-            row, u = event.place // canvas.shape[1], uniform.flatten()[event.place]  # (N,) both
+            row, u = event.flat_index // canvas.shape[1], uniform.flatten()[event.flat_index]  # (N,) both
             tokens, logprobs = self._draw(hidden, canvas, row, u, processors, settings, scores)
-            canvas.view(-1)[event.place] = tokens
-            token_logprobs.view(-1)[event.place] = logprobs
+            canvas.view(-1)[event.flat_index] = tokens
+            token_logprobs.view(-1)[event.flat_index] = logprobs
             if ending is not None:
                 ended, padded = ending.find(canvas, generated, self.config.mask_token_id)
                 canvas.masked_fill_(padded, ending.pad_token_id)
@@ -495,7 +498,7 @@ class RaddGenerationMixin:
         uniform: Tensor,
         processors: LogitsProcessorList,
         settings: RaddGenerationConfig,
-        checks: "_Scores",
+        checks: "_FiniteCheck",
     ) -> tuple[Tensor, Tensor]:
         """Draws tokens (N,), and returns their log-probabilities (N,), too, from hidden states (N, D) in chunks."""
         tokens, logprobs = [], []
@@ -588,7 +591,7 @@ class _Ending:
         return ends.any(dim=1), after & generated
 
 
-class _Scores:
+class _FiniteCheck:
     """Checks that every position had a token with a finite score.
 
     It notes this on the device at every draw and checks once, at the end, since the check makes the host wait.

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import HfArgumentParser
 
 # Timeout of the process group, long because the others wait while the first process tokenises.
-PATIENCE = timedelta(hours=12)
+GROUP_TIMEOUT = timedelta(hours=12)
 
 
 def make_accelerator(**settings) -> Accelerator:
@@ -30,7 +30,7 @@ def make_accelerator(**settings) -> Accelerator:
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     accelerator = Accelerator(
         cpu=launched > 1 and not torch.accelerator.is_available() and not by_deepspeed,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)],
         **settings,
     )
     if accelerator.num_processes != launched:
@@ -45,7 +45,7 @@ def on_terminal(accelerator: Accelerator) -> bool:
     return accelerator.is_main_process and sys.stderr.isatty()
 
 
-def silence_libraries_elsewhere(accelerator: Accelerator) -> None:
+def silence_progress_bars(accelerator: Accelerator) -> None:
     """Turns off the progress bars of datasets and transformers, except in the first process on a terminal."""
     if not on_terminal(accelerator):
         datasets.disable_progress_bars()

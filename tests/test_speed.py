@@ -83,7 +83,7 @@ def test_a_loss_may_be_differentiated_twice_over_the_same_graph():
 @pytest.mark.parametrize("settings", [*METHODS, {"refresh_interval": 3}], ids=str)
 def test_between_the_first_evaluation_and_the_last_the_host_waits_for_nothing(monkeypatch, settings):
     """Reading a number from a device, or finding where a mask is set, makes the host wait until the device is there."""
-    watch, make_events, check = Watch(), generation_radd.Schedule._make_events, generation_radd._Scores.check
+    watch, make_events, check = Watch(), generation_radd.Schedule._make_events, generation_radd._FiniteCheck.check
 
     def begin(*args):
         schedule = make_events(*args)
@@ -95,7 +95,7 @@ def test_between_the_first_evaluation_and_the_last_the_host_waits_for_nothing(mo
         check(scores)
 
     monkeypatch.setattr(generation_radd.Schedule, "_make_events", begin)
-    monkeypatch.setattr(generation_radd._Scores, "check", end)
+    monkeypatch.setattr(generation_radd._FiniteCheck, "check", end)
     model().generate(canvas(), generator=seeded(0), **settings)
     waits = {"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal", "aten.masked_select"}
     assert "aten.embedding" in watch.names

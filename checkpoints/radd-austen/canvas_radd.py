@@ -117,11 +117,11 @@ def make_canvas(
     else:
         if attention_mask is not None:
             raise ValueError("attention_mask describes padding of input_ids: pass it with input_ids only.")
-        canvas = between(config, prefix, suffix, length or config.max_position_embeddings, tokenizer).to(device)
+        canvas = canvas_between(config, prefix, suffix, length or config.max_position_embeddings, tokenizer).to(device)
     return canvas, check_attention_mask(attention_mask, canvas, config.mask_token_id)
 
 
-def between(
+def canvas_between(
     config: Any, prefix: TextOrIds | None, suffix: TextOrIds | None, length: int, tokenizer: Any = None
 ) -> Tensor:
     """Returns ids (B, L): each prefix, masks, and the suffix at the end; a single one of either serves all rows."""

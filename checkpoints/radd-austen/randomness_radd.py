@@ -29,13 +29,13 @@ def text_seed(seed: int, text: int = 0) -> int:
     return stream_seed(seed, "text", text)
 
 
-def sample_generators(of_text: int, samples: Iterable[int]) -> list[torch.Generator]:
-    """Makes a generator for each of these samples of a text; `of_text` is what [`text_seed`] returned.
+def sample_generators(seed_of_text: int, samples: Iterable[int]) -> list[torch.Generator]:
+    """Makes a generator for each of these samples of a text; `seed_of_text` is what [`text_seed`] returned.
 
     Every writer of text calls this: `generate(seed=)`, the pipeline, the command line, the web page and
     `eval_generation.py`. So the same seed, settings and number of the sample give the same text in each.
     """
-    return [torch.Generator().manual_seed(stream_seed(of_text, "sample", sample)) for sample in samples]
+    return [torch.Generator().manual_seed(stream_seed(seed_of_text, "sample", sample)) for sample in samples]
 
 
 def check_seed(seed: int) -> int:
@@ -52,15 +52,15 @@ class Uniforms:
 
     Args:
         generator: one for all rows, a list with one for each row, or None for torch's default generator.
-        text: (R, L) bool, False at padding.
+        not_padding: (R, L) bool, False at padding.
 
     Raises:
         ValueError: for a list that has not one generator for each row. TypeError: for an object of another type.
     """
 
-    def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None, text: Tensor):
-        self.text = text
-        rows = len(text)
+    def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None, not_padding: Tensor):
+        self.not_padding = not_padding
+        rows = len(not_padding)
         self.sources: list[tuple[torch.Generator | None, int]]  # each with the number of rows it serves
         if generator is not None and not isinstance(generator, torch.Generator):
             if not isinstance(generator, (list, tuple)):
@@ -75,16 +75,16 @@ class Uniforms:
                 raise TypeError(f"generator={source!r} must be a torch.Generator, or a list of one for each row.")
 
     def __call__(self) -> Tensor:
-        device = self.text.device
-        counts = [int(rows.sum()) for rows in self.text.split([rows for _, rows in self.sources])]
+        device = self.not_padding.device
+        counts = [int(rows.sum()) for rows in self.not_padding.split([rows for _, rows in self.sources])]
         draws = [
             torch.rand(
                 count, generator=source, dtype=torch.float64, device=device if source is None else source.device
             ).to(device)
             for count, (source, _) in zip(counts, self.sources, strict=True)
         ]
-        uniform = torch.zeros(self.text.shape, dtype=torch.float64, device=device)
-        return uniform.masked_scatter_(self.text, torch.cat(draws))  # (R, L)
+        uniform = torch.zeros(self.not_padding.shape, dtype=torch.float64, device=device)
+        return uniform.masked_scatter_(self.not_padding, torch.cat(draws))  # (R, L)
 
 
 __all__ = ["Uniforms", "check_seed", "sample_generators", "stream_seed", "text_seed"]

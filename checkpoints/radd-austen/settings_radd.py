@@ -47,19 +47,19 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def whole(default: int | None, least: int, help: str, meaning: str = "") -> Setting:
+def integer_setting(default: int | None, least: int, help: str, meaning: str = "") -> Setting:
     return Setting(
         int, default, lambda v: is_integer(v) and v >= least, f"an integer of at least {least}{meaning}", help
     )
 
 
-def switch(default: bool, help: str) -> Setting:
+def boolean_setting(default: bool, help: str) -> Setting:
     return Setting(bool, default, lambda v: isinstance(v, bool), "True or False", help)
 
 
 # Settings that decide which text is written. An event is an evaluation of the network that reveals tokens.
-DRAWING: dict[str, Setting] = {
-    "length": whole(None, 1, "tokens of the whole text; default: the length that the model was trained at"),
+TEXT_SETTINGS: dict[str, Setting] = {
+    "length": integer_setting(None, 1, "tokens of the whole text; default: the length that the model was trained at"),
     "method": Setting(
         str,
         "tweedie",
@@ -68,7 +68,7 @@ DRAWING: dict[str, Setting] = {
         "how positions are chosen: diffusion on a grid, in continuous time, or one position after the other",
         METHODS,
     ),
-    "steps": whole(
+    "steps": integer_setting(
         None, 1, "time intervals of 'tweedie' and 'euler', default: one a token; of 'ordered', the most events"
     ),
     "order": Setting(
@@ -86,7 +86,9 @@ DRAWING: dict[str, Setting] = {
         "a number >= 1e-6, or 0 to take the likeliest token",
         "divides the logits; 0 takes the likeliest token",
     ),
-    "top_k": whole(0, 0, "draw from this many of the likeliest tokens; 0: from all", " (0 keeps every token)"),
+    "top_k": integer_setting(
+        0, 0, "draw from this many of the likeliest tokens; 0: from all", " (0 keeps every token)"
+    ),
     "top_p": Setting(
         float,
         1.0,
@@ -94,9 +96,13 @@ DRAWING: dict[str, Setting] = {
         "in (0, 1] (1 keeps every token)",
         "draw from the likeliest tokens that have this probability together; 1: from all",
     ),
-    "refresh_interval": whole(1, 1, "above 1: faster and no longer exact; every N-th evaluation is a whole one"),
-    "refresh_window": whole(4, 0, "with a refresh interval: neighbours recomputed on each side of a new token"),
-    "stop_on_eos": switch(False, "end a text at its first end-of-text token"),
+    "refresh_interval": integer_setting(
+        1, 1, "above 1: faster and no longer exact; every N-th evaluation is a whole one"
+    ),
+    "refresh_window": integer_setting(
+        4, 0, "with a refresh interval: neighbours recomputed on each side of a new token"
+    ),
+    "stop_on_eos": boolean_setting(False, "end a text at its first end-of-text token"),
     "max_time": Setting(
         float,
         None,
@@ -107,11 +113,11 @@ DRAWING: dict[str, Setting] = {
 }
 
 # All settings: also those that decide how the text is computed, how often, and what is returned.
-SETTINGS: dict[str, Setting] = DRAWING | {
-    "use_cache": switch(True, "False evaluates the network also at steps that reveal nothing"),
-    "num_return_sequences": whole(1, 1, "texts for each masked sequence"),
-    "output_history": switch(False, "return the sequence after every event, too"),
-    "return_dict_in_generate": switch(False, "return a RaddGenerateOutput"),
+SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
+    "use_cache": boolean_setting(True, "False evaluates the network also at steps that reveal nothing"),
+    "num_return_sequences": integer_setting(1, 1, "texts for each masked sequence"),
+    "output_history": boolean_setting(False, "return the sequence after every event, too"),
+    "return_dict_in_generate": boolean_setting(False, "return a RaddGenerateOutput"),
 }
 
-__all__ = ["DRAWING", "GRID_METHODS", "METHODS", "ORDERS", "SETTINGS", "GridMethod", "Method", "Order", "Setting"]
+__all__ = ["GRID_METHODS", "METHODS", "ORDERS", "SETTINGS", "TEXT_SETTINGS", "GridMethod", "Method", "Order", "Setting"]

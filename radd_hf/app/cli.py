@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 PACKAGE = Path(__file__).parents[1]
-SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["DRAWING"]
+SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["TEXT_SETTINGS"]
 DTYPES = ("float32", "bfloat16", "float16")
 
 EXAMPLES = """\

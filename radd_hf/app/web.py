@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..settings_radd import DRAWING, METHODS, ORDERS
+from ..settings_radd import METHODS, ORDERS, TEXT_SETTINGS
 from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, write
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: nothing is reported to anybody
@@ -192,7 +192,7 @@ def _add_sampling() -> dict[str, Any]:
     def number(name: str, value: float | None, info: str = "") -> Any:
         """A whole number; its text is that of the setting."""
         label, elem_id = name.replace("_", " ").capitalize(), name.replace("_", "-")
-        return gr.Number(value, label=label, info=info or DRAWING[name].help, precision=0, elem_id=elem_id)
+        return gr.Number(value, label=label, info=info or TEXT_SETTINGS[name].help, precision=0, elem_id=elem_id)
 
     with gr.Accordion("How it writes", open=False, elem_id="sampling"):
         with gr.Row():
@@ -202,13 +202,13 @@ def _add_sampling() -> dict[str, Any]:
             seed = gr.Number(-1, label="Seed", info="-1: a new one each time", precision=0, elem_id="seed")
         with gr.Row():
             temperature = gr.Slider(
-                0, 2, 0.7, step=0.05, label="Temperature", info=DRAWING["temperature"].help, elem_id="temperature"
+                0, 2, 0.7, step=0.05, label="Temperature", info=TEXT_SETTINGS["temperature"].help, elem_id="temperature"
             )
-            top_p = gr.Slider(0.01, 1, 1, step=0.01, label="Top-p", info=DRAWING["top_p"].help, elem_id="top-p")
+            top_p = gr.Slider(0.01, 1, 1, step=0.01, label="Top-p", info=TEXT_SETTINGS["top_p"].help, elem_id="top-p")
             top_k = number("top_k", 0)
         with gr.Row():
             refresh = number("refresh_interval", 1)
-            window = number("refresh_window", DRAWING["refresh_window"].default)
+            window = number("refresh_window", TEXT_SETTINGS["refresh_window"].default)
             pause = gr.Slider(0, 1, 0.1, step=0.05, label="Seconds between events", elem_id="pause")
 
     method.change(
@@ -221,7 +221,7 @@ def _add_sampling() -> dict[str, Any]:
     )
     fields = {"method": method, "steps": steps, "order": order, "temperature": temperature, "top_k": top_k}
     fields |= {"top_p": top_p, "refresh_interval": refresh, "refresh_window": window}
-    assert fields.keys() == DRAWING.keys() - set(WITHOUT_FIELD), "a setting of generate has no field"
+    assert fields.keys() == TEXT_SETTINGS.keys() - set(WITHOUT_FIELD), "a setting of generate has no field"
     return fields | {"seed": seed, "pause": pause}
 
 

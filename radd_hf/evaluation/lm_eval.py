@@ -29,7 +29,7 @@ from ..hub.loading import check_tokenizer, find_device, load, load_model, load_t
 from ..likelihood import ESTIMATORS, check_passes, estimate_likelihood
 from ..processes import make_accelerator, run_script
 from ..randomness_radd import stream_seed
-from ..settings_radd import DRAWING
+from ..settings_radd import TEXT_SETTINGS
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -46,7 +46,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 # The harness's own default, where a model's length leaves room for it.
 MAX_GEN_TOKS = 256
 # Of a task's generation_kwargs, or --gen_kwargs, what goes to `generate` as it is: all but what the harness decides.
-GENERATION_KWARGS = tuple(name for name in DRAWING if name not in ("length", "temperature", "stop_on_eos"))
+GENERATION_KWARGS = tuple(name for name in TEXT_SETTINGS if name not in ("length", "temperature", "stop_on_eos"))
 
 
 class Canvas(NamedTuple):

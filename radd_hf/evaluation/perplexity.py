@@ -26,7 +26,7 @@ from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
 from ..hub.loading import load
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
-from ..processes import make_accelerator, script_parser, silence_libraries_elsewhere
+from ..processes import make_accelerator, script_parser, silence_progress_bars
 from .rounds import RoundsFile, RunningEstimate
 
 MOST_PASSES = 1024  # with --target_se, if --passes does not say
@@ -64,7 +64,7 @@ class Arguments:
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
-    silence_libraries_elsewhere(accelerator)
+    silence_progress_bars(accelerator)
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
     with accelerator.local_main_process_first():  # it tokenises, and the others read its cache
         text = load_text(args, model, tokenizer)

@@ -26,7 +26,7 @@ from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
 from ..hub.loading import load
 from ..processes import make_accelerator, script_parser
-from ..settings_radd import DRAWING, GRID_METHODS, METHODS, ORDERS
+from ..settings_radd import GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS
 from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
 
 
@@ -62,12 +62,13 @@ class Arguments:
 
 # Settings that all rows of the table share. Method, steps and order differ from row to row. Samples that end early, at
 # EOS or for lack of time, could not be compared.
-COMMON = [name for name in DRAWING if name not in ("method", "steps", "order", "stop_on_eos", "max_time")]
+COMMON = [name for name in TEXT_SETTINGS if name not in ("method", "steps", "order", "stop_on_eos", "max_time")]
 SamplingArguments = make_dataclass(
     "SamplingArguments",
     [
-        (name, DRAWING[name].kind | None, field(default=DRAWING[name].default, metadata={"help": DRAWING[name].help}))
-        for name in COMMON
+        (name, setting.kind | None, field(default=setting.default, metadata={"help": setting.help}))
+        for name, setting in TEXT_SETTINGS.items()
+        if name in COMMON
     ],
 )
 

@@ -41,7 +41,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from ..configuration_radd import RaddConfig
 from ..data.documents import add_mask_token
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
-from .loading import check_names, load_model, load_tokenizer, some
+from .loading import check_weight_names, first_few, load_model, load_tokenizer
 from .model_card import Origin, model_card
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -206,7 +206,9 @@ def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMask
     checkpoint = _read_pth(file)
     state, step = checkpoint.get("model"), checkpoint.get("step")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise ValueError(f"{file.name} has the keys {some(checkpoint)}; 'model' must be there and hold named tensors.")
+        raise ValueError(
+            f"{file.name} has the keys {first_few(checkpoint)}; 'model' must be there and hold named tensors."
+        )
     _check_state(state, config, file.name)
     weights = "raw"
     if use_ema:
@@ -296,7 +298,7 @@ def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> N
     expected = _expected_shapes(config)
     found = {_rename(name, TO_OURS): (name, tensor) for name, tensor in state.items() if name != FREQUENCIES}
     missing = {_rename(name, TO_THEIRS) for name in expected.keys() - found.keys()}
-    check_names(missing, {found[name][0] for name in found.keys() - expected.keys()}, source)
+    check_weight_names(missing, {found[name][0] for name in found.keys() - expected.keys()}, source)
     for ours, shape in expected.items():
         name, tensor = found[ours]
         if tensor.shape != shape:

@@ -79,20 +79,20 @@ def load_model(
             f"{argument}={name!r} cannot be loaded, it may be truncated: {error} (A training run of the authors is "
             "first converted: radd convert.)"
         ) from error
-    check_names(report["missing_keys"], report["unexpected_keys"], f"{argument}={name!r}")
+    check_weight_names(report["missing_keys"], report["unexpected_keys"], f"{argument}={name!r}")
     return model
 
 
-def check_names(missing: Collection[str], unexpected: Collection[str], source: str) -> None:
+def check_weight_names(missing: Collection[str], unexpected: Collection[str], source: str) -> None:
     """Raises a ValueError if names of weights are missing or too many."""
     if missing or unexpected:
         raise ValueError(
-            f"{source} does not hold the weights that its configuration says: missing {some(missing)}; "
-            f"unexpected {some(unexpected)}."
+            f"{source} does not hold the weights that its configuration says: missing {first_few(missing)}; "
+            f"unexpected {first_few(unexpected)}."
         )
 
 
-def some(names: Collection[Any]) -> str:
+def first_few(names: Collection[Any]) -> str:
     """Lists the first three of many names, for a message."""
     shown = sorted(map(str, names))
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"

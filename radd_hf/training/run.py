@@ -41,7 +41,7 @@ from ..evaluation.quality import judge, token_entropy, write_samples
 from ..randomness_radd import stream_seed
 from .adapters import has_adapters, merged
 from .averages import Ema
-from .sharding import gathered
+from .sharding import gather_whole
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Run:
             return
         copied = copy.deepcopy(self.blank)
         weights = model.state_dict() | self.ema.state_dict()
-        copied.load_state_dict({name: gathered(weight) for name, weight in weights.items()}, assign=True)
+        copied.load_state_dict({name: gather_whole(weight) for name, weight in weights.items()}, assign=True)
         with self.accelerator.autocast():
             yield copied.eval()
 

@@ -10,20 +10,20 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 # Launches without sharding: every process has the whole weights, gradients and optimizer state.
-WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 def sharding_of(accelerator: Accelerator) -> str:
     """Returns Accelerate's name of the kind of sharding, "none" if nothing is sharded."""
-    return "none" if accelerator.distributed_type in WHOLE else accelerator.distributed_type.value
+    return "none" if accelerator.distributed_type in UNSHARDED else accelerator.distributed_type.value
 
 
-def without_weights(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module | None:
+def fsdp_skeleton(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module | None:
     """Returns a copy of the model without its weights if FSDP is to shard it, else None."""
     return copy.deepcopy(model).to("meta") if accelerator.distributed_type == DistributedType.FSDP else None
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def gather_whole(tensor: Tensor) -> Tensor:
     """Returns the whole of a tensor of which this process may hold a part; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -40,7 +40,7 @@ def prepare_sharding(
         prepare_fsdp(accelerator)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         prepare_deepspeed(accelerator, rows_of_a_forward, accumulation, max_grad_norm, mixed_precision)
-    elif accelerator.distributed_type not in WHOLE:
+    elif accelerator.distributed_type not in UNSHARDED:
         raise ValueError(f"distributed_type={accelerator.distributed_type.value}: use DDP, FSDP2 or DeepSpeed.")
 
 

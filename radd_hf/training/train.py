@@ -41,12 +41,12 @@ from ..hub.loading import load_model, load_tokenizer
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
 from ..modeling_radd import RaddLayer
-from ..processes import make_accelerator, on_terminal, script_parser, silence_libraries_elsewhere
+from ..processes import make_accelerator, on_terminal, script_parser, silence_progress_bars
 from ..randomness_radd import stream_seed
 from .adapters import add_adapters
 from .averages import Ema
 from .run import Run, drop_later_metrics, last_checkpoint
-from .sharding import prepare_sharding, sharding_of, without_weights
+from .sharding import fsdp_skeleton, prepare_sharding, sharding_of
 
 logger = logging.getLogger("radd_hf.train")
 
@@ -249,7 +249,7 @@ def build(
         fused=True,
     )
     scheduler = get_scheduler(args.lr_schedule, optimizer, args.warmup_steps, args.max_steps)
-    blank = without_weights(model, accelerator)
+    blank = fsdp_skeleton(model, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
     # After `prepare`, so that the averages lie where the weights do.
     ema = Ema(accelerator.unwrap_model(model), args.ema_decay)
@@ -462,7 +462,7 @@ def start_logging(output: Path, accelerator: Accelerator) -> None:
         handlers = [logging.StreamHandler(), logging.FileHandler(output / "train.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    silence_libraries_elsewhere(accelerator)
+    silence_progress_bars(accelerator)
     accelerator.wait_for_everyone()  # the folder is there
 
 

@@ -518,9 +518,11 @@ def test_a_command_line_that_names_nothing_to_do_is_a_fault(arguments, capsys):
 def test_the_settings_and_choices_are_those_of_the_library():
     assert cli.DTYPES == convert.DTYPES
     flags = vars(cli._generate_parser().parse_args(["m"]))
-    assert flags.keys() >= settings_radd.DRAWING.keys()
-    assert all(flags[name] is None for name in settings_radd.DRAWING), "what is not given is the model's to decide"
-    for name, setting in settings_radd.DRAWING.items():
+    assert flags.keys() >= settings_radd.TEXT_SETTINGS.keys()
+    assert all(flags[name] is None for name in settings_radd.TEXT_SETTINGS), (
+        "what is not given is the model's to decide"
+    )
+    for name, setting in settings_radd.TEXT_SETTINGS.items():
         assert cli.SETTINGS[name].choices == setting.choices
 
 

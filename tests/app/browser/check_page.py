@@ -24,7 +24,7 @@ from selenium.webdriver.common.keys import Keys
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 
 BUILD = ROOT / "build"
-PATIENCE = 30  # seconds, for a busy machine; nothing here takes more than a few
+GROUP_TIMEOUT = 30  # seconds, for a busy machine; nothing here takes more than a few
 # The app as `python app.py` runs it, but that it dies of any attempt to reach another machine.
 ON_THIS_MACHINE_ALONE = """
 import os, runpy, sys
@@ -57,9 +57,9 @@ new MutationObserver(() => {
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + GROUP_TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE} s"
+        assert time.monotonic() < deadline, f"{what}: not within {GROUP_TIMEOUT} s"
         time.sleep(0.02)
 
 
@@ -86,7 +86,7 @@ def address() -> Iterator[str]:
             assert "Traceback" not in log.read_text(), log.read_text()
         finally:
             app.terminate()
-            app.wait(PATIENCE)
+            app.wait(GROUP_TIMEOUT)
 
 
 @pytest.fixture(scope="session")
