@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .app import visualize
     from .data.collator import DiffusionCollator
     from .evaluation.metric import DiffusionPerplexity
-    from .likelihood import conditional_likelihood, estimate_likelihood, exact_likelihood
+    from .likelihood import LikelihoodRounds, conditional_likelihood, estimate_likelihood, exact_likelihood
 
 AutoConfig.register("radd", RaddConfig, exist_ok=True)
 AutoModel.register(RaddConfig, RaddForMaskedLM, exist_ok=True)
@@ -33,6 +33,7 @@ PIPELINE_REGISTRY.register_pipeline("radd-infilling", RaddInfillingPipeline, pt_
 _LATER = {
     "DiffusionCollator": "data.collator",
     "DiffusionPerplexity": "evaluation.metric",
+    "LikelihoodRounds": "likelihood",
     "conditional_likelihood": "likelihood",
     "estimate_likelihood": "likelihood",
     "exact_likelihood": "likelihood",
@@ -49,12 +50,13 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted(__all__)
 
 
 __all__ = [
     "DiffusionCollator",
     "DiffusionPerplexity",
+    "LikelihoodRounds",
     "RaddConfig",
     "RaddForMaskedLM",
     "RaddGenerateOutput",

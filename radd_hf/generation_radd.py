@@ -416,7 +416,7 @@ class RaddGenerationMixin:
         cache = _RowsCache(self.model.make_cache()) if settings.refresh_interval > 1 else None
 
         # 3. Plan and schedule. From here on the generator advances, and no argument is refused any more.
-        steps_of_rows = text.sum(dim=1)  # (R,)
+        steps_of_rows = text.sum(dim=1).clamp(min=1)  # (R,)
         if settings.steps is not None:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
         plan = self._make_plan(canvas == self.config.mask_token_id, order_of_positions, settings, steps_of_rows, draw)
@@ -507,6 +507,9 @@ class RaddGenerationMixin:
             logits = self.compute_logits(h).float()  # (n, V)
             # Processors get a copy, since they may work in place.
             scores = processors(cast(Any, canvas[r]), cast(Any, logits.clone())) if processors else logits
+            if not isinstance(scores, Tensor) or scores.shape != logits.shape:
+                shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise ValueError(f"logits_processor returned {shape}; it must return scores {tuple(logits.shape)}.")
             checks.note(logits, scores)
             token = scores.argmax(dim=-1) if settings.temperature == 0 else draw_tokens(scores, u)  # (n,)
             tokens.append(token)
@@ -629,7 +632,7 @@ def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Ge
     """Makes a generator for each of the R rows from a seed."""
     if generator is not None:
         raise ValueError(f"seed={seed} and generator both say where randomness comes from; pass one of them.")
-    check_seed(seed)
+    seed = check_seed(seed)
     return [own for text in range(batch) for own in sample_generators(text_seed(seed, text), range(copies))]
 
 
@@ -703,7 +706,10 @@ def _execution_device(trunk: Any) -> torch.device:
     """Returns the device of the trunk's ids; for offloaded weights (on "meta") where accelerate runs them."""
     if trunk.device.type != "meta":
         return trunk.device
-    return torch.device(trunk.get_input_embeddings()._hf_hook.execution_device)
+    hook = getattr(trunk.get_input_embeddings(), "_hf_hook", None)
+    if hook is None:
+        raise ValueError("the model is on the device 'meta', where it has no weights: load it with from_pretrained.")
+    return torch.device(hook.execution_device)
 
 
 __all__ = ["RaddGenerateOutput", "RaddGenerationConfig", "RaddGenerationMixin"]

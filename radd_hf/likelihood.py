@@ -17,15 +17,14 @@ Shapes: S sequences, L length, n scored tokens of a sequence, R rows (masks) of 
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .kernels_radd import evaluation_mode
+from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .randomness_radd import stream_seed
@@ -246,33 +245,42 @@ def compute_rounds(
     draw: Callable[[int, int], Round],
     todo: Iterable[tuple[int, int]],
     batch_size: int,
-    rows: int | None = None,
 ) -> Iterator[RoundNats]:
-    """Yields rounds as they are computed, several in one batch; the model is in evaluation mode until the end.
+    """Yields rounds as they are computed, several in one batch; between two of them the model is as it was before.
 
     Args:
         scored: for each sequence, (L,) bool. draw: returns the round of (sequence, number).
         todo: (sequence, number) of the rounds to compute.
-        rows: rows of a round; None for an order, whose round has a row for each scored token.
     """
-    ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # since only equal lengths share a batch
-    rows_of_length = Counter[int]()  # rows of each length, from which the batches are counted
-    for index, _ in ordered:
-        rows_of_length[len(scored[index])] += rows or int(scored[index].sum())
-    evaluations = sum(math.ceil(count / batch_size) for count in rows_of_length.values())
-    with evaluation_mode(model, evaluations):
-        waiting: list[tuple[int, int, Round]] = []
-        for index, number in ordered:
-            drawn = draw(index, number)
-            if waiting and (
-                len(scored[waiting[0][0]]) != len(scored[index])
-                or sum(len(each.weight) for _, _, each in waiting) >= batch_size
-            ):
-                yield from _compute(model, sequences, scored, waiting, batch_size)
-                waiting = []
-            waiting.append((index, number, drawn))
-        if waiting:
-            yield from _compute(model, sequences, scored, waiting, batch_size)
+    ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # so that equal lengths share a batch
+    waiting: list[tuple[int, int, Round]] = []
+
+    def compute() -> list[RoundNats]:
+        with evaluation_mode(model):  # not while the caller has its turn
+            return list(_compute(model, sequences, scored, waiting, batch_size))
+
+    for index, number in ordered:
+        drawn = draw(index, number)
+        if waiting and (
+            len(scored[waiting[0][0]]) != len(scored[index])
+            or sum(len(each.weight) for _, _, each in waiting) >= batch_size
+        ):
+            yield from compute()
+            waiting = []
+        waiting.append((index, number, drawn))
+    if waiting:
+        yield from compute()
+
+
+def count_evaluations(scored: Sequence[Tensor], rounds: int, rows: int | None, batch_size: int) -> int:
+    """Forwards that so many rounds of every sequence take; only rows of equal length share one.
+
+    rows: of a round; None in an order, where a round has as many as the sequence has scored tokens.
+    """
+    rows_of_length = Counter[int]()
+    for where in scored:
+        rows_of_length[len(where)] += rounds * (rows or int(where.sum()))
+    return sum(math.ceil(count / batch_size) for count in rows_of_length.values())
 
 
 def _compute(
@@ -311,6 +319,17 @@ def _scored(sequences: Sequence[Tensor], scored: Sequence[Tensor] | None) -> tup
                 f"scored has {int(where.sum())} of {tuple(where.shape)}."
             )
     return scored, torch.tensor([int(where.sum()) for where in scored], dtype=torch.float64)
+
+
+def _check_weights(weights: Tensor, sequences: Sequence[Tensor]) -> Tensor:
+    """Returns the weights (S,) in float64; raises a ValueError unless there is one a sequence and they add up to 1."""
+    weights = torch.as_tensor(weights).double()
+    if weights.shape != (len(sequences),) or not abs(float(weights.sum()) - 1) < 1e-6:
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} add up to {float(weights.sum()):.6g}; they must be one for each "
+            f"of the {len(sequences)} sequences and add up to 1."
+        )
+    return weights
 
 
 def _generator(seed: int, index: int, number: int) -> torch.Generator:
@@ -355,12 +374,14 @@ class LikelihoodRounds:
         check_passes(passes)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        if target_se is not None and not 0 < target_se < math.inf:
+            raise ValueError(f"target_se={target_se} must be a positive number of nats per token.")
         self.model, self.sequences, self.estimator, self.passes = model, sequences, estimator, passes
         self.target_se, self.batch_size, self.seed = target_se, batch_size, seed
         self.accelerator, self.known = accelerator, known or {}
         self.scored, self.n_scored = _scored(sequences, scored)
         # (S,) how much each sequence's nats per token count in the mean
-        self.share = self.n_scored / self.n_scored.sum() if weights is None else weights.double()
+        self.share = self.n_scored / self.n_scored.sum() if weights is None else _check_weights(weights, sequences)
         self.rows, self.first_rounds, self.most_rounds = plan_rounds(estimator, passes, target_se)
         self.noise = get_noise(model.config)
         self.nats_per_token: Tensor | None = None  # (S, rounds), of all processes
@@ -389,8 +410,7 @@ class LikelihoodRounds:
         for index, number in mine:
             nats[index, number - rounds.start] = self.known.get((index, number), 0.0)
         todo = [each for each in mine if each not in self.known]
-        rows = None if self.estimator in ORDERS else self.rows
-        for found in compute_rounds(self.model, self.sequences, self.scored, self._draw, todo, self.batch_size, rows):
+        for found in compute_rounds(self.model, self.sequences, self.scored, self._draw, todo, self.batch_size):
             nats[found.sequence, found.number - rounds.start] = found.nats
             yield found
         if self.accelerator is not None and stride > 1:
@@ -492,8 +512,10 @@ def estimate_likelihood(
         weights=weights,
         accelerator=accelerator,
     )
-    with closing(cast(Generator, iter(rounds))) as computed:  # closed also after an error, to end evaluation mode
-        for _ in computed:
+    rows = None if estimator in ORDERS else rounds.rows
+    # Packed from the first round to the last, since nobody has a turn between two rounds to change the weights.
+    with packed_weights(count_evaluations(rounds.scored, rounds.first_rounds, rows, batch_size)):
+        for _ in rounds:
             pass
     return rounds.summary(n_bytes)
 
@@ -560,8 +582,9 @@ def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, se
 
     todo = [(index, number) for index in range(len(sequences)) for number in range(orders)]
     nats = torch.zeros(len(sequences), orders, dtype=torch.float64)
-    for found in compute_rounds(model, sequences, scored, draw, todo, batch_size):
-        nats[found.sequence, found.number] = found.nats
+    with packed_weights(count_evaluations(scored, orders, None, batch_size)):
+        for found in compute_rounds(model, sequences, scored, draw, todo, batch_size):
+            nats[found.sequence, found.number] = found.nats
     return nats
 
 

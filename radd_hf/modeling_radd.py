@@ -44,6 +44,7 @@ from .kernels_radd import (
     Dropout,
     attention_by_products,
     feed_forward,
+    has_backward_hooks,
     is_faster_by_products,
     linear,
     norm_linear,
@@ -151,6 +152,7 @@ class RaddAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False  # scaled_dot_product_attention is causal where a module does not say so
@@ -182,7 +184,7 @@ class RaddAttention(nn.Module):
         # One product for all three, also where queries are pruned: slicing the weight would bypass adapters and
         # offload hooks, for a saving of 1/12 of one layer.
         qkv = norm_linear(norm, self.qkv_proj, hidden_states)  # (B, L, D) -> (B, L, 3 D)
-        qkv = qkv.view(batch, length, 3, -1, self.head_dim)  # (B, L, 3, H, d)
+        qkv = qkv.view(batch, length, 3, self.num_heads, self.head_dim)  # (B, L, 3, H, d)
         cos, sin = position_embeddings
         if positions is None:
             both, value = qkv.split((2, 1), dim=2)
@@ -203,7 +205,7 @@ class RaddAttention(nn.Module):
         output, weights = self._attention_function(query)(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )  # (B, L or K, H, d)
-        output = output.reshape(batch, output.shape[1], -1)  # (B, L or K, D)
+        output = output.flatten(2)  # (B, L or K, D)
         if positions is not None:
             output = positions.flatten(output)
         return linear(self.o_proj, output), weights
@@ -522,6 +524,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         """
         logits = linear(self.lm_head, hidden_states) if head is None else head(hidden_states)
         logits = logits.to(hidden_states.device)
+        if has_backward_hooks(self.lm_head):  # which make a view of the logits, to which nothing may be written
+            return logits.index_fill(-1, torch.tensor(self.config.mask_token_id, device=logits.device), -torch.inf)
         # Detached, or the backward pass would copy a gradient of this size for nothing: at -inf it is zero.
         logits.detach().select(-1, self.config.mask_token_id).fill_(-torch.inf)
         return logits

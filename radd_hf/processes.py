@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 import datasets
 import torch
@@ -15,6 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import HfArgumentParser
+
+from .endings import status_of
 
 # Timeout of the process group, long because the others wait while the first process tokenises.
 GROUP_TIMEOUT = timedelta(hours=12)
@@ -52,18 +55,42 @@ def silence_progress_bars(accelerator: Accelerator) -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def script_parser(doc: str | None, *kinds: type, epilog: str | None = None) -> HfArgumentParser:
-    """Makes the parser of a script: fields of dataclasses are its flags, the first line of `doc` describes it."""
+class ScriptParser(HfArgumentParser):
+    """Reads settings as the fields of dataclasses; a flag that is none of them ends the script with status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage, which has a line for each of dozens of flags."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists what there is)\n")
+
+    def parse(self, argv: list[str]) -> tuple:
+        """One object for each of the dataclasses."""
+        *parsed, unknown = cast(tuple, self.parse_args_into_dataclasses(argv, return_remaining_strings=True))
+        if unknown:
+            self.error(f"unknown arguments: {' '.join(unknown)}")
+        return tuple(parsed)
+
+
+def script_parser(doc: str | None, *kinds: type, epilog: str | None = None) -> ScriptParser:
+    """Makes the parser of a script, whose settings are the fields of dataclasses; `doc` begins with what it does."""
     description = (doc or "").split("\n")[0]
-    return HfArgumentParser(cast(Any, list(kinds)), description=description, epilog=epilog, allow_abbrev=False)
+    return ScriptParser(cast(Any, list(kinds)), description=description, epilog=epilog, allow_abbrev=False)
 
 
-def run_script(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Runs the `main` of a script on its command line, alone or as one of a launcher's processes.
+def run_script(main: Callable[[list[str]], None]) -> None:
+    """Runs the `main` of a script on the command line of the process, and ends the process."""
+    sys.exit(status_of_script(main, sys.argv[1:], Path(sys.argv[0]).name))
 
-    It records a failure, so that a launcher of several processes can print its reason.
+
+def status_of_script(main: Callable[[list[str]], None], argv: list[str], name: str) -> int:
+    """Runs the `main` of a script, alone or as one of the processes of a launcher; returns its exit status.
+
+    A failure is one line; `--debug` shows its traceback. It is recorded, so that a launcher of several processes ends
+    with the reason, too.
     """
-    record(main)(sys.argv[1:] if argv is None else argv)
-    if torch.distributed.is_initialized():  # gloo may abort a process that exits before its group is destroyed
-        gc.collect()  # frees the model, which holds the group
+    debug, sys.argv[0] = "--debug" in argv, name  # which usage lines begin with
+    argv = [argument for argument in argv if argument != "--debug"]
+    status = status_of(lambda: record(main)(argv), name, debug)
+    if status == 0 and torch.distributed.is_initialized():  # gloo may abort a process that leaves its group at exit
+        gc.collect()  # the model, which holds on to the group
         torch.distributed.destroy_process_group()
+    return status

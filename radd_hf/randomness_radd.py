@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from .settings_radd import is_integer
+
 
 def stream_seed(seed: int, *stream: str | int) -> int:
     """Returns the 63-bit seed of the stream of that name, e.g. `stream_seed(0, "masks", step)`.
@@ -40,9 +42,9 @@ def sample_generators(seed_of_text: int, samples: Iterable[int]) -> list[torch.G
 
 def check_seed(seed: int) -> int:
     """Returns the seed, or raises a ValueError if it is not an integer in 0 .. 2^63 - 1."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r} must be an integer in 0 .. 2^63 - 1.")
-    return seed
+    return int(seed)
 
 
 class Uniforms:

@@ -8,6 +8,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args
 
 GridMethod = Literal["tweedie", "euler"]
@@ -40,11 +41,11 @@ class Setting(NamedTuple):
 
 
 def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's are integers, too
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def integer_setting(default: int | None, least: int, help: str, meaning: str = "") -> Setting:

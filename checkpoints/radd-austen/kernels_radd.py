@@ -23,11 +23,12 @@ Shapes: M rows of a product, N labelled positions, V vocabulary, D_in and D_out 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -47,6 +48,7 @@ unsafe_view = getattr(torch.ops.aten, "_unsafe_view", torch.reshape)
 in_function_transform = getattr(getattr(torch, "_C", None), "_are_functorch_transforms_active", lambda: True)
 # Attributes that hold the hooks of a module, and those of all modules.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+LINEAR_FORWARD, MODULE_CALL = nn.Linear.forward, nn.Module.__call__  # somebody may patch the classes
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
@@ -55,21 +57,35 @@ GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 # ---------------------------------------------------------------------------------------------------------
 
 
+# Who evaluates a model now: how many, and the modes that its modules had before the first of them.
+EVALUATING: WeakKeyDictionary[Any, tuple[int, list[tuple[nn.Module, bool]]]] = WeakKeyDictionary()
+LOCK = Lock()  # several threads may evaluate one model
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module, evaluations: int = 1) -> Iterator[None]:
-    """Puts a model in evaluation mode; at the end, also after an error, each module returns to its mode before.
+    """Puts a model in evaluation mode; afterwards, also after an error, each module is in the mode it was in before.
+
+    Where several evaluate one model at a time, in threads or by turns, the last to leave brings the modes back.
 
     Args:
-        evaluations: number of evaluations to come. For many the weights are packed, see [`packed_weights`].
+        evaluations: expected number of evaluations. Packing the weights pays off for many, see [`packed_weights`].
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    with LOCK:
+        users, modes = EVALUATING.get(model) or (0, [(module, module.training) for module in model.modules()])
+        EVALUATING[model] = users + 1, modes
+        model.eval()
     try:
         with packed_weights(evaluations):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with LOCK:
+            users, modes = EVALUATING.pop(model)
+            if users > 1:
+                EVALUATING[model] = users - 1, modes
+            else:
+                for module, training in modes:
+                    module.training = training
 
 
 class PackedWeight(NamedTuple):
@@ -101,11 +117,11 @@ def packed_weights(evaluations: int = EVALUATIONS_TO_PACK) -> Iterator[None]:
     if evaluations < EVALUATIONS_TO_PACK or ONEDNN_PACK is None or PACKED.get() is not None:
         yield
         return
-    token = PACKED.set({})
+    PACKED.set({})
     try:
         yield
     finally:
-        PACKED.reset(token)
+        PACKED.set(None)
 
 
 def weight_for(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
@@ -141,7 +157,7 @@ def linear(layer: nn.Module, hidden: Tensor, activation: nn.Module | None = None
         output = differentiable_linear(hidden.to(dtype), cast(nn.Linear, layer).weight, cast(nn.Linear, layer).bias)
     else:
         plain = cast(nn.Linear, layer)
-        gelu = isinstance(activation, nn.GELU) and activation.approximate == "tanh" and not is_hooked(activation)
+        gelu = type(activation) is nn.GELU and activation.approximate == "tanh" and not is_hooked(activation)
         output = onednn_linear(hidden.to(dtype), weight_for(plain, dtype), plain.bias, gelu)
         activation = None if gelu else activation
     return output if activation is None else activation(output)
@@ -161,7 +177,8 @@ def onednn_dtype(layer: nn.Module, hidden: Tensor) -> torch.dtype | None:
         or not torch.backends.mkldnn.enabled
         or torch.backends.cpu.get_cpu_capability() != "AVX512"
         or is_hooked(layer)
-        or in_function_transform()
+        or is_transformed()
+        or torch.jit.is_tracing()
     ):
         return None
     autocast = torch.is_autocast_enabled("cpu")
@@ -173,7 +190,19 @@ def onednn_dtype(layer: nn.Module, hidden: Tensor) -> torch.dtype | None:
 def is_hooked(module: nn.Module) -> bool:
     """Tells whether calling the module runs more than its class's code: hooks, or a `forward` that was replaced."""
     hooked = any(getattr(module, name, True) for name in HOOKS)
-    return hooked or "forward" in vars(module) or any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
+    patched = nn.Linear.forward is not LINEAR_FORWARD or nn.Module.__call__ is not MODULE_CALL
+    if hooked or patched or "forward" in vars(module):
+        return True
+    return any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, name, True) for name in HOOKS if "backward" in name)
+
+
+def is_transformed() -> bool:
+    """Whether torch follows what is computed: for a transform of functions, or for forward-mode derivatives."""
+    return in_function_transform() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
 def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -256,7 +285,7 @@ def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     The backward pass recomputes what comes before the product (a norm, an activation, a softmax). It need not recompute
     the product, whose gradient needs its factors and not its value. Compilers decide this for themselves.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or in_function_transform():
         return function(*arguments)
     return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False))
 
@@ -370,7 +399,10 @@ def token_nll(
     size = max(MAX_LOGITS_ELEMENTS // vocab_size, 1)
 
     def chunk_nll(hidden: Tensor, target: Tensor, *head: Callable) -> Tensor:
-        return cast(Tensor, TokenNLL.apply(compute_logits(hidden, *head), target))
+        logits = compute_logits(hidden, *head)
+        if in_function_transform():  # which wants plain operations
+            return F.cross_entropy(logits.float(), target, reduction="none")
+        return cast(Tensor, TokenNLL.apply(logits, target))
 
     def nll(hidden: Tensor, *head: Callable) -> Tensor:
         chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
@@ -400,9 +432,11 @@ class TokenNLL(torch.autograd.Function):
         return total - logits.gather(1, target[:, None]).squeeze(1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor, None]:
         logits, target, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of gradients: by operations that have them
+            one_hot = F.one_hot(target, logits.shape[-1])
+            return ((logits.float().softmax(dim=-1) - one_hot) * grad_nll[:, None]).to(logits.dtype), None
         gradient = torch.empty_like(logits)  # (softmax - one at the target) * grad_nll
         rows = (each.split(TokenNLL.ROWS) for each in (gradient, logits, total, grad_nll))
         for part, logit, log_sum, scale in zip(*rows, strict=True):
@@ -429,6 +463,7 @@ __all__ = [
     "attention_by_products",
     "evaluation_mode",
     "feed_forward",
+    "has_backward_hooks",
     "is_faster_by_products",
     "linear",
     "norm_linear",

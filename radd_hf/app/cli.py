@@ -20,7 +20,6 @@ settings of `generate` are read from `settings_radd.py`, which imports nothing e
 
 import argparse
 import json
-import os
 import re
 import runpy
 import secrets
@@ -32,6 +31,8 @@ from typing import Any, TextIO
 
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["TEXT_SETTINGS"]
+ENDINGS = runpy.run_path(str(PACKAGE / "endings.py"))
+UsageError, note = ENDINGS["UsageError"], ENDINGS["note"]
 DTYPES = ("float32", "bfloat16", "float16")
 
 EXAMPLES = """\
@@ -71,10 +72,6 @@ The authors' released models have no tokenizer: add --tokenizer gpt2.
 """
 
 
-class UsageError(Exception):
-    """The command line is at fault: exit status 2."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that `argv` names, by default that of the process; returns the exit status.
 
@@ -110,30 +107,8 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _guard(run: Callable[[], None], debug: bool) -> int:
-    """The exit status of a command; any failure is one line, or with `debug` its traceback."""
-    try:
-        run()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        _note("radd: interrupted")
-        return 130
-    except BrokenPipeError:  # whoever read our output has seen enough; nor may the interpreter try to flush it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if debug:
-            raise
-        reason = " ".join(str(error).split())
-        if not isinstance(error, (UsageError, ValueError, OSError)):  # not one that was written to be read
-            reason = f"{type(error).__name__}: {reason} (--debug shows where)"
-        _note(f"radd: error: {reason}")
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _status_of(run: Callable[[], None], debug: bool) -> int:
+    return ENDINGS["status_of"](run, "radd", debug)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -218,7 +193,7 @@ def _add_setting(group: Any, name: str, setting: Any) -> None:
 
 def generate(argv: Sequence[str]) -> int:
     args = _generate_parser().parse_intermixed_args(argv)
-    return _guard(lambda: _write_texts(args), args.debug)
+    return _status_of(lambda: _write_texts(args), args.debug)
 
 
 def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
@@ -253,6 +228,8 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("number", 1), ("batch_size", 1), ("pause", 0)):
         if getattr(args, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}.")
+    if args.seed is not None and not 0 <= args.seed < 2**63:
+        raise UsageError(f"--seed {args.seed} must be an integer in 0 .. 2^63 - 1.")
     if args.pause and not args.live:
         raise UsageError(f"--pause {args.pause} holds the events that --live shows: pass --live, too.")
     from radd_hf.app.visualize import check_picture
@@ -277,7 +254,7 @@ def _write_texts(args: argparse.Namespace) -> None:
     canvas, spans = _make_canvas(args, settings.pop("length", None), model, tokenizer)  # (L,)
     longest = model.config.max_position_embeddings
     if len(canvas) > longest and not args.quiet:
-        _note(f"{len(canvas)} tokens are more than the {longest} that the model was trained on.")
+        note(f"{len(canvas)} tokens are more than the {longest} that the model was trained on.")
     if args.seed is None:
         args.seed = secrets.randbelow(2**31)
 
@@ -389,7 +366,7 @@ def _report(
     else:
         print("\n" * (sample > 0) + str(result["text"]), flush=True)
     if not args.quiet:
-        _note(
+        note(
             f"[{sample + 1} of {args.number}: {result['tokens']} tokens in {result['nfe']} network evaluations, "
             f"log-probability {result['log_probability']:.1f} nats, {seconds:.2f} s, seed {args.seed}]"
         )
@@ -460,7 +437,7 @@ class _LiveCanvas:
         done, total = self._done()
         if self.display is None:
             if done == total or 10 * done // total > 10 * before // total:
-                _note(self._status())
+                note(self._status())
         elif self.pause or done == total or time.perf_counter() >= self.next_draw:
             self._show()
 
@@ -527,7 +504,7 @@ def info(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     args = parser.parse_args(argv)
-    return _guard(lambda: _show_facts(args), args.debug)
+    return _status_of(lambda: _show_facts(args), args.debug)
 
 
 def _show_facts(args: argparse.Namespace) -> None:
@@ -576,33 +553,32 @@ def demo(argv: Sequence[str]) -> int:
             raise UsageError("name a folder or repository of a RADD model: radd demo --model NAME")
         web_main(list(argv), model=str(checkpoint))
 
-    return _guard(run, debug=False)
+    return _status_of(run, debug=False)
 
 
 def train(argv: Sequence[str]) -> int:
     from radd_hf.training.train import main as train_main
 
-    return _script(train_main, argv)
+    return _script("train", train_main, argv)
 
 
 def evaluate(argv: Sequence[str]) -> int:
     from radd_hf.evaluation.perplexity import main as perplexity_main
 
-    return _script(perplexity_main, argv)
+    return _script("eval", perplexity_main, argv)
 
 
 def quality(argv: Sequence[str]) -> int:
     from radd_hf.evaluation.samples import main as samples_main
 
-    return _script(samples_main, argv)
+    return _script("quality", samples_main, argv)
 
 
-def _script(script_main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
+def _script(name: str, script_main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     """Runs one of the scripts, alone or as one of the processes of a launcher."""
-    from radd_hf.processes import run_script
+    from radd_hf.processes import status_of_script
 
-    run_script(script_main, list(argv))
-    return 0
+    return status_of_script(script_main, list(argv), f"radd {name}")
 
 
 COMMANDS = {

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
 from ..hub.loading import load
+from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
 from ..processes import make_accelerator, script_parser, silence_progress_bars
 from .rounds import RoundsFile, RunningEstimate
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> None:
 
 
 def parse_arguments(argv: list[str]) -> Arguments:
-    (args,) = script_parser(__doc__, Arguments).parse_args_into_dataclasses(argv)
+    (args,) = script_parser(__doc__, Arguments).parse(argv)
     check_estimator(args.estimator)
     if args.passes is None:
         args.passes = 16 if args.target_se is None else MOST_PASSES
@@ -164,7 +165,7 @@ def score(
     for (sequence, _), nats in known.items():
         if sequence in mine:
             show(sequence, nats)
-    with bar, accelerator.autocast():
+    with bar, accelerator.autocast(), packed_weights():
         for found in work:
             if kept is not None:
                 kept.add(*found)

@@ -177,7 +177,7 @@ def write(
 
 def parse_arguments(argv: list[str]) -> tuple[Arguments, dict[str, Any]]:
     """Returns the arguments, and the settings of `generate` that all rows of the table share."""
-    args, drawing = script_parser(__doc__, Arguments, SamplingArguments).parse_args_into_dataclasses(argv)
+    args, drawing = script_parser(__doc__, Arguments, SamplingArguments).parse(argv)
     return args, asdict(drawing)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Collection
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -74,13 +73,22 @@ def load_model(
                 name, dtype=dtype, revision=revision or "main", output_loading_info=True, **settings
             ),
         )
-    except (OSError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise ValueError(
-            f"{argument}={name!r} cannot be loaded, it may be truncated: {error} (A training run of the authors is "
-            "first converted: radd convert.)"
-        ) from error
+    except Exception as error:  # absent, damaged or foreign files can end in any
+        raise ValueError(f"{argument}={name!r} cannot be loaded: {_why_not(error)}") from error
     check_weight_names(report["missing_keys"], report["unexpected_keys"], f"{argument}={name!r}")
     return model
+
+
+def _why_not(error: Exception) -> str:
+    """The error as one line, and what would help."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, SafetensorError):
+        return f"its weights are damaged or cut short ({reason}); copy them again."
+    if "ignore_mismatched_sizes" in reason:
+        return "its weights have other shapes than its configuration says; the table above names them."
+    if isinstance(error, OSError):
+        return f"{reason} A training run of the authors is first converted: radd convert."
+    return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
 
 
 def check_weight_names(missing: Collection[str], unexpected: Collection[str], source: str) -> None:
@@ -102,9 +110,10 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
     """Loads a tokenizer by name or folder; `flag` is the option that names another one, for the message."""
     try:
         return AutoTokenizer.from_pretrained(name, **settings)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # absent, damaged or foreign files can end in any
         reason = " ".join(str(error).split())
-        raise ValueError(f"tokenizer={name!r} cannot be loaded: {reason} Pass {flag}.") from error
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"tokenizer={name!r} cannot be loaded: {kind}{reason} Pass {flag}.") from error
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: RaddForMaskedLM) -> None:

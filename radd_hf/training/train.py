@@ -494,7 +494,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
         f"{', '.join(shipped_configs())}."
     )
     parser = script_parser(__doc__, ModelArguments, DataArguments, TrainingArguments, epilog=epilog)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(flags + rest)
+    model_args, data_args, args = parser.parse(flags + rest)
     steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
     least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)
     least |= {"n_samples": 0, "lora_rank": 0}

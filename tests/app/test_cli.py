@@ -226,7 +226,7 @@ def test_only_what_was_asked_for_goes_to_standard_output(radd, tmp_path):
 def test_a_reader_that_goes_away_ends_the_command_quietly():
     """The output is buffered, as it is in a pipe, so that the interpreter would try to write it again at its end."""
     write = "def write():\n    sys.stdin.read()\n    print('text')\n"
-    code = f"import runpy, sys\n{write}sys.exit(runpy.run_path({cli.__file__!r})['_guard'](write, debug=False))"
+    code = f"import runpy, sys\n{write}sys.exit(runpy.run_path({cli.__file__!r})['_status_of'](write, debug=False))"
     pipe = subprocess.PIPE
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, env=buffered) as process:

@@ -1,0 +1,52 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Ends commands and scripts: with one line and a meaningful exit status.
+
+    0    done
+    1    it could not be done; the reason is one line on standard error
+    2    the command line is at fault; likewise
+    130  interrupted
+
+It imports the standard library alone, since the command `radd` runs this file before torch is loaded.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UsageError(Exception):
+    """The command line is at fault: exit status 2."""
+
+    exit_status = 2
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def status_of(run: Callable[[], None], name: str, debug: bool = False) -> int:
+    """Runs a command and returns its exit status; a failure is one line, or with `debug` its traceback."""
+    try:
+        run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        note(f"{name}: interrupted")
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough; nor may the interpreter try to flush it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        note(f"{name}: error: {reason_of(error)}")
+        return getattr(error, "exit_status", 1)
+    return 0
+
+
+def reason_of(error: BaseException) -> str:
+    """The error as one line; of one that was not written to be read, where to see more."""
+    reason = " ".join([str(error), *getattr(error, "__notes__", ())])
+    reason = " ".join(reason.split())
+    if isinstance(error, (UsageError, ValueError, OSError, ArithmeticError)):
+        return reason or type(error).__name__
+    return f"{type(error).__name__}: {reason} (--debug shows where)"
