@@ -44,7 +44,7 @@ def test_no_test_file_is_too_long():
 
 # Floors of the package, lowest first: a module may import from its own line and the lines before it.
 ORDER = (
-    ("settings_radd", "randomness_radd", "version"),
+    ("settings_radd", "randomness_radd", "version", "endings"),
     ("configuration_radd", "noise_radd"),
     ("canvas_radd", "kernels_radd"),
     ("generation_radd",),

@@ -1,0 +1,87 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Commands and scripts end with one line and a status that says what kind of end it was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from radd_hf.endings import UsageError, reason_of, status_of
+from support.launches import QUIET
+from support.paths import ROOT
+
+SCRIPTS = {"train_accelerate.py": "train", "eval_ppl.py": "eval", "eval_generation.py": "quality"}
+
+
+def fail(error: BaseException):
+    def run() -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UsageError("--x 3 is wrong"), 2, "me: error: --x 3 is wrong"),
+        (ValueError("two\nlines"), 1, "me: error: two lines"),
+        (FileNotFoundError(2, "No such file", "a.txt"), 1, "me: error: [Errno 2] No such file: 'a.txt'"),
+        (RuntimeError("odd"), 1, "me: error: RuntimeError: odd (--debug shows where)"),
+        (KeyboardInterrupt(), 130, "me: interrupted"),
+    ],
+)
+def test_every_failure_is_one_line_and_has_its_status(error, status, line, capsys):
+    assert status_of(fail(error), "me") == status
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_debug_shows_where():
+    with pytest.raises(RuntimeError):
+        status_of(fail(RuntimeError("odd")), "me", debug=True)
+
+
+def test_notes_of_an_error_belong_to_its_line():
+    error = ValueError("no such text.")
+    error.add_note("There are austen and text8.")
+    assert reason_of(error) == "no such text. There are austen and text8."
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], env=QUIET, capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_model_that_is_not_there_is_one_line_by_the_script_and_by_the_command(script):
+    flag = "--init_from" if script == "train_accelerate.py" else "--model"
+    for arguments, name in (([script], script), (["-m", "radd_hf", SCRIPTS[script]], f"radd {SCRIPTS[script]}")):
+        done = run(*arguments, flag, "/none/here", *(["--output_dir", os.devnull] if flag == "--init_from" else []))
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith(f"{name}: error: ")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_flag_that_is_none_is_one_line_that_names_it(script):
+    required = [] if script == "train_accelerate.py" else ["--model", "m"]
+    done = run(script, *required, "--bogus", "3")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"{script}: error: unknown arguments: --bogus 3 (--help lists what there is)"
+    assert "usage:" not in done.stderr
+
+
+def test_an_interrupt_is_one_line(tiny_text, tmp_path):
+    flags = ["--config", "tiny", "--dataset", str(tiny_text), "--vocab_size", "320", "--output_dir", str(tmp_path)]
+    command = [sys.executable, "train_accelerate.py", *flags]
+    with subprocess.Popen(command, cwd=ROOT, env=QUIET, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "config.yaml").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        lines = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert lines[-1] == "train_accelerate.py: interrupted"
+    assert not any("Traceback" in line for line in lines)
