@@ -8,7 +8,7 @@
 # make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
 # make quality write and judge samples for docs/generative_quality.md (a quarter of an hour)
 # make speed   time everything beside the field's standard algorithm (an hour; on a quiet machine)
-# make compat  the tests of the model, generation and likelihood with the oldest torch and transformers that setup.cfg admits
+# make compat  the tests of the model, generation and training with the oldest torch and transformers that setup.cfg admits
 # make test-gpu run what only a graphics card can show; says why it skips elsewhere
 # make quantised load, train adapters and write in 8 and 4 bits by bitsandbytes and torchao, which are installed for that
 # make wheel   build the wheel, install it beside the environment, and train, evaluate and write with it alone
@@ -27,9 +27,9 @@ TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-# Of what the oldest admitted versions are tried with: the model, generation, likelihood, training and loading.
-OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_generation.py tests/test_kernels.py tests/test_pipeline.py tests/test_speed.py \
-	tests/test_likelihood.py tests/hub/test_auto_classes.py tests/training/test_train.py
+# What the oldest admitted versions are tried with: the model, generation, training and loading.
+OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_generation.py tests/test_pipeline.py tests/test_speed.py \
+	tests/hub/test_auto_classes.py tests/training/test_train.py
 
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen
