@@ -68,9 +68,9 @@ def draw_step_masks(
 ) -> Masks:
     """The masks of some rows of one optimizer step, whoever computes them.
 
-    The levels of the `n_rows` rows of the step are one stratified sample, drawn by every process alike; the tokens
-    of a row are masked by a generator of its own. So a row's mask is a function of (seed, step, index of the row in
-    the step), and neither processes nor accumulation can change it.
+    The levels of the `n_rows` rows of the step are one stratified sample, and so are all uniform numbers of the step
+    one draw, made by every process alike. So a row's mask is a function of (seed, step, index of the row in the step),
+    and neither processes nor accumulation can change it.
 
     Args:
         rows: the rows wanted, of 0 .. n_rows - 1.
@@ -78,10 +78,8 @@ def draw_step_masks(
     """
     levels = torch.Generator().manual_seed(stream_seed(seed, "levels", step))
     quantile = stratified(n_rows, levels)[rows.start : rows.stop]  # (B,)
-    uniform = torch.empty(len(rows), length, dtype=torch.float64)
-    for place, row in enumerate(rows):
-        generator = torch.Generator().manual_seed(stream_seed(seed, "masks", step, row))
-        torch.rand(length, generator=generator, dtype=torch.float64, out=uniform[place])
+    tokens = torch.Generator().manual_seed(stream_seed(seed, "masks", step))
+    uniform = torch.rand(rows.stop, length, generator=tokens, dtype=torch.float64)[rows.start :]  # (B, L)
     return masks_at(loss_type, quantile, uniform, noise, lengths)
 
 
@@ -114,7 +112,9 @@ def masks_at(loss_type: str, quantile: Tensor, uniform: Tensor, noise: Noise, le
         masked = uniform < level[:, None]
     else:
         level = (quantile * length).floor() + 1  # k, in {1, ..., L}
-        masked = uniform.masked_fill(padding, 1.0).argsort(dim=1).argsort(dim=1) < level[:, None]
+        order = uniform.masked_fill(padding, 1.0).argsort(dim=1)  # (B, L)
+        first = torch.arange(uniform.shape[1]) < level[:, None]  # (B, L)
+        masked = torch.zeros_like(first).scatter_(1, order, first)
     masked &= ~padding
     weight, offset = loss_weights(loss_type, level, masked.sum(dim=1), length, noise)
     return Masks(masked, weight.float(), offset.float())

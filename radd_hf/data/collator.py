@@ -72,7 +72,7 @@ class DiffusionCollator:
             document = (ends.cumsum(dim=1) - ends).masked_fill(~visible, -1)  # (b, L); an EOS is of what it ends
             apart = document[:, :, None] != document[:, None, :]
             inputs["attention_mask"] = torch.zeros(apart.shape).masked_fill(apart, -torch.inf)[:, None]  # (b, 1, L, L)
-        elif not visible.all():
+        elif self.random_length_fraction > 0:  # also where no row is short: one shape of inputs for a compiler
             inputs["attention_mask"] = visible.long()
         return inputs
 

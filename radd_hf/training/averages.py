@@ -35,9 +35,11 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         keep = 1 - ema_decay(self.decay, self.updates)
-        for name, weight in trained_parameters(model):
-            average = self.averages[name]
-            average.sub_(keep * (average - weight))
+        weights = [weight.detach() for _, weight in trained_parameters(model)]
+        averages = [self.averages[name] for name, _ in trained_parameters(model)]
+        change = torch._foreach_sub(averages, weights)  # of all tensors in a few launches, where the device has it
+        torch._foreach_mul_(change, keep)
+        torch._foreach_sub_(averages, change)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

@@ -20,7 +20,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Run:
     seed: int
     identity: dict  # what must be the same for a run to go on
     step: int = 0
+    blocks_state: dict = field(default_factory=dict)  # where the blocks stand after `step`; they are read ahead
     nats: float = 0.0  # of this process since the last log
     tokens: int = 0  # of all processes since the last log
 
@@ -104,7 +105,7 @@ class Run:
         progress = {
             "updates": self.ema.updates,
             "scheduler": self.scheduler.state_dict(),
-            "blocks": self.blocks.state_dict(),
+            "blocks": self.blocks_state,
             "nats": nats,
             "tokens": self.tokens,
             "identity": self.identity,
@@ -122,6 +123,7 @@ class Run:
         self.ema.load_state_dict(load_file(checkpoint / "state" / "ema.safetensors"), progress["updates"])
         self.scheduler.load_state_dict(progress["scheduler"])
         self.blocks.load_state_dict(progress["blocks"])
+        self.blocks_state = progress["blocks"]
         nats, process = progress["nats"], self.accelerator.process_index
         if len(nats) != self.accelerator.num_processes:  # started again with more or fewer
             nats = [sum(nats)] + [0.0] * (self.accelerator.num_processes - 1)
@@ -144,7 +146,8 @@ class Run:
         """
         model = self.accelerator.unwrap_model(self.model)
         if self.blank is None:
-            with self.ema.applied(model), self.accelerator.autocast():
+            # Not compiled: its shapes differ from those of training, and from batch to batch.
+            with self.ema.applied(model), self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                 yield model
             return
         copied = copy.deepcopy(self.blank)

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from datasets import Dataset, IterableDataset
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase, get_scheduler
@@ -38,13 +38,15 @@ from ..data.collator import DiffusionCollator
 from ..data.documents import add_mask_token, load_documents, tokenize, train_tokenizer
 from ..evaluation.quality import load_judge
 from ..hub.loading import load_model, load_tokenizer
+from ..kernels_radd import compile_trunk
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
-from ..modeling_radd import RaddLayer
+from ..modeling_radd import RaddLayer, RaddModel
 from ..processes import make_accelerator, on_terminal, script_parser, silence_progress_bars
 from ..randomness_radd import stream_seed
 from .adapters import add_adapters
 from .averages import Ema
+from .prepare import Preparation, Step, to_device
 from .run import Run, drop_later_metrics, last_checkpoint
 from .sharding import fsdp_skeleton, prepare_sharding, sharding_of
 
@@ -126,7 +128,10 @@ class TrainingArguments:
     mixed_precision: str = field(default="no", metadata=help_("no, bf16 or fp16"))
     attn_implementation: str = field(default="sdpa", metadata=help_("eager, sdpa, flash_attention_2, flex_attention"))
     gradient_checkpointing: bool = field(default=False, metadata=help_("compute activations twice, keep few"))
-    compile_backend: str | None = field(default=None, metadata=help_("torch.compile the layers, with inductor say"))
+    compile: bool | None = field(
+        default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
+    )
+    compile_backend: str = field(default="inductor", metadata=help_("of torch.compile"))
     seed: int = 0
     log_steps: int = 50
     save_steps: int = 1000
@@ -237,6 +242,7 @@ def build(
         config, args.loss_type, args.seed, data_args.random_length_fraction, data_args.separate_documents
     )
     model: Any = make_model(model_args, args, config)
+    compile_model(model, args, accelerator)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     sizes = (model.num_parameters(), model.num_parameters(only_trainable=True))
     logger.info("%s parameters, %s of them trained", *(f"{size:,}" for size in sizes))
@@ -328,11 +334,22 @@ def make_model(model_args: ModelArguments, args: TrainingArguments, config: Radd
         enable({"use_reentrant": False})
     if model_args.lora_rank:
         model = add_adapters(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout)
-    if args.compile_backend is not None:
-        # All but the last, whose positions differ in number from call to call.
-        for layer in [module for module in model.modules() if isinstance(module, RaddLayer)][:-1]:
-            layer.compile(backend=args.compile_backend)
     return model
+
+
+def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accelerator) -> None:
+    """Compiles the network for training, by default on a card only; evaluation is not compiled."""
+    on_card = accelerator.device.type == "cuda"
+    if not (on_card if args.compile is None else args.compile):
+        return
+    logger.info("the network is compiled (%s): the first step waits for it, up to a minute", args.compile_backend)
+    if sharding_of(accelerator) == "none":
+        trunk = next(module for module in model.modules() if isinstance(module, RaddModel))
+        compile_trunk(trunk, args.compile_backend)
+        return
+    for module in model.modules():  # each layer is a unit whose weights are gathered, which no graph goes across
+        if isinstance(module, RaddLayer):
+            module.compile(backend=args.compile_backend)
 
 
 def begin(run: Run, settings: dict) -> None:
@@ -348,18 +365,26 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
     parts = forwards_of_a_step(args.batch_size, processes, args.accumulation, process)
     sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
     started, first, seconds, tokens_seen = time.monotonic(), run.step, 0.0, 0
+    device, losses = run.accelerator.device, LateLosses(run, parts)
     run.model.train()
-    with progress_bar(run, args) as bar:
+    preparation = Preparation(run.blocks, run.collator, parts, args.batch_size, device, run.step, args.max_steps)
+    with preparation, progress_bar(run, args) as bar:
         while run.step < args.max_steps:
             began = time.perf_counter()
-            loss = optimizer_step(run, parts, args)
+            prepared = preparation.next()
+            losses.add(optimizer_step(run, prepared, args))
+            run.blocks_state = prepared.blocks
             tokens = run.collator.n_tokens(run.step, data.length, args.batch_size)
             run.step += 1
             run.tokens += tokens
             tokens_seen += tokens
+            last = run.step == args.max_steps
+            steps = (args.log_steps, args.eval_steps, args.save_steps, args.sample_steps)
+            if last or any(run.step % every == 0 for every in steps):
+                losses.read_all()  # before anything is saved or said
             seconds += time.perf_counter() - began
             bar.set_postfix(
-                nats_per_token=f"{loss / data.length:.3f}", tokens_per_second=f"{tokens_seen / seconds:,.0f}"
+                nats_per_token=f"{losses.newest / data.length:.3f}", tokens_per_second=f"{tokens_seen / seconds:,.0f}"
             )
             bar.update()
             if run.step % args.log_steps == 0:
@@ -368,7 +393,6 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
                 nats_per_token = sum(run.nats_of_each_process()) / run.tokens
                 run.log(f" ({timedelta(seconds=round(left))} left)", nats_per_token=nats_per_token, **rate)
                 run.nats, run.tokens, seconds, tokens_seen = 0.0, 0, 0.0, 0
-            last = run.step == args.max_steps
             if run.step % args.eval_steps == 0:
                 figures = run.evaluate(data.validation[: args.eval_sequences], args.eval_passes)
                 run.log(
@@ -381,31 +405,52 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
                 run.save(args.keep_last)
 
 
-def optimizer_step(run: Run, parts: list[range], args: TrainingArguments) -> float:
-    """One step of the optimizer on this process's rows; their loss in nats per sequence."""
+class LateLosses:
+    """The losses of the steps, nats per sequence, each read while the next step is computed.
+
+    Reading makes the host wait for the device: for the step before, which is nearly done, and not for the present one.
+    """
+
+    def __init__(self, run: Run, parts: list[range]):
+        self.run, self.rows = run, [len(rows) for rows in parts]
+        self.unread: list[tuple[int, Tensor]] = []  # step, and its forwards' losses
+        self.newest = math.nan  # of those that were read, the mean of the forwards
+
+    def add(self, losses: list[Tensor]) -> None:
+        """Of the step that was just begun. Reads that of the step before."""
+        self.read_all()
+        self.unread.append((self.run.step + 1, torch.stack(losses)))
+
+    def read_all(self) -> None:
+        """Raises a FloatingPointError for a loss that is not finite."""
+        for step, losses in self.unread:
+            values = losses.tolist()
+            if not all(map(math.isfinite, values)):
+                raise FloatingPointError(f"the loss is {sum(values)} at step {step}; nothing was saved after it.")
+            self.run.nats += sum(value * rows for value, rows in zip(values, self.rows, strict=True))
+            self.newest = sum(values) / len(values)
+        self.unread = []
+
+
+def optimizer_step(run: Run, prepared: Step, args: TrainingArguments) -> list[Tensor]:
+    """One step of the optimizer on this process's rows; returns the loss of each forward, which the device has yet to
+    compute."""
     accelerator, model, losses = run.accelerator, run.model, []
-    for part, rows in enumerate(parts):
+    for part, inputs in enumerate(prepared.forwards):
         torch.manual_seed(stream_seed(args.seed, "dropout", run.step, part, accelerator.process_index))
-        x0 = run.blocks.rows(run.step, rows)  # (b, L)
-        inputs = run.collator.rows(x0, run.step, rows, args.batch_size)
         with accelerator.accumulate(model):  # gradients meet those of the other processes once a step
             with accelerator.autocast():  # which a sharded model has not of itself
-                outputs = model(**{name: value.to(accelerator.device) for name, value in inputs.items()})
+                outputs = model(**to_device(inputs, accelerator.device))
             accelerator.backward(outputs.loss)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             run.optimizer.step()
             run.optimizer.zero_grad()
         losses.append(outputs.loss.detach())
-    values = [loss.item() for loss in losses]  # once the work of the whole step is under way
-    if not all(map(math.isfinite, values)):
-        raise FloatingPointError(f"the loss is {sum(values)} at step {run.step + 1}; nothing was saved after it.")
     if not accelerator.optimizer_step_was_skipped:  # as under fp16 when a gradient overflowed
         run.scheduler.step()
         run.ema.update(accelerator.unwrap_model(model))
-    for loss, rows in zip(values, parts, strict=True):
-        run.nats += loss * len(rows)
-    return sum(values) / len(values)
+    return losses
 
 
 def forwards_of_a_step(batch_size: int, processes: int, accumulation: int, process: int) -> list[range]:

@@ -7,16 +7,25 @@ from torch.utils._pytree import tree_leaves
 
 
 class Watch(TorchDispatchMode):
-    """Every operation, of a backward pass too, and the most elements of a tensor that one of them returned."""
+    """Every operation, of a backward pass too, and the most elements of a tensor that one of them returned.
+
+    launches: those that a device computes; views and empty tensors it does not.
+    """
 
     def __init__(self):
         super().__init__()
         self.names: list[str] = []
+        self.launches: list[str] = []
         self.largest = 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
         self.names.append(str(operation.overloadpacket))
+        views = any(
+            value.alias_info is not None and not value.alias_info.is_write for value in operation._schema.returns
+        )
+        if not views and not any(word in self.names[-1] for word in ("view", "empty")):
+            self.launches.append(self.names[-1])
         for each in tree_leaves(result):
             if isinstance(each, torch.Tensor):
                 # What an expanded view shows is not there: count what its memory holds (oneDNN's does not show it).

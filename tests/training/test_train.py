@@ -74,7 +74,7 @@ def tiny_stream(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("kind", ["blocks", "stream", "adapters"])
+@pytest.mark.parametrize("kind", ["blocks", "stream", "adapters", "compiled"])
 def test_a_run_started_again_goes_on_from_its_last_whole_checkpoint(
     run, tmp_path, kind, tiny_stream, tiny_start, tiny_tokenizer
 ):
@@ -82,6 +82,7 @@ def test_a_run_started_again_goes_on_from_its_last_whole_checkpoint(
         "blocks": {},
         "stream": {"dataset": tiny_stream, "streaming": True, "held_out": 5, "tokenizer": tiny_tokenizer.name_or_path},
         "adapters": {"init_from": tiny_start, "lora_rank": 2},
+        "compiled": {"compile": True, "compile_backend": "aot_eager", "random_length_fraction": 0.3},
     }[kind]
     # The stream is left within its second window and read more than once.
     settings |= {"max_steps": 40, "save_steps": 20, "sample_steps": 40, "hidden_dropout": 0.1}
@@ -145,9 +146,12 @@ def test_adapters_alone_are_trained_and_the_checkpoint_is_their_sum_with_the_mod
         torch.testing.assert_close(adapted(ids).logits, summed, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"compile_backend": "eager"}])
+@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"compile": True, "compile_backend": "eager"}])
 def test_memory_and_compilation_do_not_change_what_is_trained(run, way):
-    plain, other = (run(name, **settings, n_samples=0) for name, settings in (("plain", {}), ("other", way)))
+    # Without dropout, whose random numbers a compiler draws in its own way.
+    plain, other = (
+        run(name, **settings, n_samples=0, hidden_dropout=0.0) for name, settings in (("plain", {}), ("other", way))
+    )
     expected, got = (load_file(folder / "checkpoints/step_8/state/model.safetensors") for folder in (plain, other))
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,219 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Training in fixed shapes, as on a card: compiled once, equal to the plain step, and without a question to the device.
+
+A processor shows most of it: dynamo counts graphs and breaks whatever runs them, and tensors on the device "meta" have
+no values, so that whoever asks for one is refused.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM, kernels_radd
+from radd_hf.kernels_radd import compile_backend, compile_trunk, label_places, token_nll
+from radd_hf.losses import LOSS_TYPES
+from radd_hf.modeling_radd import RaddModel
+from support.spies import Watch
+from support.toys import random_model, seeded
+
+ROWS, LENGTH, VOCABULARY = 4, 16, 40
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    kernels_radd.compiled.cache_clear()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def model() -> RaddForMaskedLM:
+    return random_model(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, hidden_size=32).train()
+
+
+def compiled_model(backend: str = "eager") -> RaddForMaskedLM:
+    network = model()
+    compile_trunk(network.model, backend)
+    return network
+
+
+def batches(network: RaddForMaskedLM, count: int, loss_type: str = "lambda_DCE", **settings):
+    collator = DiffusionCollator(network.config, loss_type, seed=0, **settings)
+    x0 = torch.randint(VOCABULARY - 1, (count, ROWS, LENGTH), generator=seeded(1))
+    for step in range(count):
+        inputs = collator.rows(x0[step], step, range(ROWS), ROWS)
+        yield inputs | {"max_targets": int((inputs["labels"] != -100).sum())}
+
+
+def gradients(network: RaddForMaskedLM, inputs: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    network.zero_grad()
+    loss = network(**inputs).loss
+    loss.backward()
+    return loss.detach(), [parameter.grad for parameter in network.parameters()]
+
+
+def graphs() -> int:
+    assert not counters["graph_break"], dict(counters["graph_break"])
+    return counters["stats"]["unique_graphs"]
+
+
+OF_THE_LOSS = 2  # log_sum_exp, scaled_softmax
+
+
+@pytest.mark.parametrize("settings", [{}, {"random_length_fraction": 0.5}], ids=["whole rows", "random lengths"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_twenty_batches_of_different_masks_take_one_compilation(settings, checkpointing):
+    network = compiled_model()
+    if checkpointing:
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    numbers = set()
+    for inputs in batches(network, 20, **settings):
+        numbers.add(inputs["max_targets"])
+        network(**inputs).loss.backward()
+    assert len(numbers) > 5
+    assert graphs() == 1 + OF_THE_LOSS
+
+
+def test_another_shape_of_the_last_batch_takes_one_more():
+    network = compiled_model()
+    for inputs in batches(network, 3):
+        network(**inputs).loss.backward()
+    rest = {name: value[:2] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    network(**rest).loss.backward()
+    assert graphs() <= 2 * (1 + OF_THE_LOSS)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("settings", [{}, {"random_length_fraction": 0.5}], ids=["whole rows", "random lengths"])
+def test_loss_and_gradients_are_those_of_the_plain_step(loss_type, settings):
+    network, plain = compiled_model("aot_eager"), model()
+    for inputs in batches(network, 3, loss_type, **settings):
+        loss, found = gradients(network, inputs)
+        expected_loss, expected = gradients(plain, inputs)
+        torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
+        for one, other in zip(found, expected, strict=True):
+            assert (one - other).norm() <= 1e-5 * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize("positions_a_chunk", [1, 4, 7, 1000])
+def test_chunks_padded_with_labels_that_count_nothing_change_nothing(monkeypatch, positions_a_chunk):
+    monkeypatch.setattr(kernels_radd, "chunk_size", lambda *_: positions_a_chunk)
+    network, plain = compiled_model(), model()
+    for inputs in batches(network, 2):
+        found = gradients(network, inputs)
+        monkeypatch.setattr(kernels_radd, "chunk_size", lambda *_: 10**6)
+        expected = gradients(plain, inputs)
+        monkeypatch.setattr(kernels_radd, "chunk_size", lambda *_: positions_a_chunk)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_upper_bound_of_the_labels_is_enough_and_too_small_a_one_is_nan():
+    network = compiled_model()
+    (inputs,) = batches(network, 1)
+    exact = network(**inputs).loss
+    assert torch.equal(network(**inputs | {"max_targets": ROWS * LENGTH}).loss, exact)
+    assert torch.equal(network(**inputs | {"max_targets": None}).loss, exact)
+    assert network(**inputs | {"max_targets": inputs["max_targets"] - 1}).loss.isnan()
+    plain = model()
+    assert plain(**inputs | {"max_targets": inputs["max_targets"] - 1}).loss.isnan()
+
+
+def test_places_of_labels_come_first_and_whole_chunks_of_them():
+    labels = torch.tensor([[-100, 3, -100], [4, -100, 5]])
+    assert label_places(labels, 3, 10)[:3].tolist() == [1, 3, 5]
+    assert len(label_places(labels, 3, 10)) == 6, "never more than there are positions"
+    assert label_places(torch.full((2, 3), -100), 0, 10).numel() > 0, "a batch without labels has a gradient, zero"
+
+
+def test_a_target_of_minus_100_costs_nothing_and_gets_no_gradient():
+    hidden = torch.randn(5, 8, generator=seeded(0), requires_grad=True)
+    head, target = torch.nn.Linear(8, 11), torch.tensor([3, -100, 0, -100, 10])
+    nll = token_nll(head, head, hidden, target, 11)
+    assert nll[target < 0].tolist() == [0, 0]
+    nll.sum().backward()
+    assert not hidden.grad[target < 0].any()
+    expected = torch.nn.functional.cross_entropy(head(hidden), target, reduction="none")
+    torch.testing.assert_close(nll, expected)
+
+
+def test_a_copy_is_not_compiled_nor_is_a_model_that_does_not_train():
+    network = compiled_model()
+    assert compile_backend(network.model) == "eager"
+    assert compile_backend(copy.deepcopy(network).model) is None
+    assert compile_backend(network.eval().model) is None
+
+
+def test_the_stock_compilation_of_the_whole_model_is_one_graph_for_all_masks():
+    network, plain = model(), model()
+    whole = torch.compile(network, backend="eager", fullgraph=True)
+    for inputs in batches(network, 8):
+        torch.testing.assert_close(whole(**inputs).loss, plain(**inputs).loss, rtol=1e-5, atol=1e-5)
+    assert graphs() == 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What a card is asked to do
+# ---------------------------------------------------------------------------------------------------------
+
+
+def a_step_without_values(config: RaddConfig, rows: int, labels: int) -> Watch:
+    """The operations of a forward and a backward pass on tensors that have no values."""
+    with torch.device("meta"):
+        network = RaddForMaskedLM(config).train()
+        ids = torch.zeros(rows, config.max_position_embeddings, dtype=torch.int64)
+        weights = torch.ones(rows)
+    with Watch() as watch:
+        network(input_ids=ids, labels=ids, loss_weights=weights, max_targets=labels).loss.backward()
+    return watch
+
+
+def test_a_step_asks_the_device_for_nothing():
+    config = RaddConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    watch = a_step_without_values(config, 2, 100)  # a number of a tensor without values cannot be had
+    assert not {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select"} & set(watch.names)
+
+
+def test_without_max_targets_the_host_has_to_ask():
+    config = RaddConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    with torch.device("meta"):
+        network, ids = RaddForMaskedLM(config), torch.zeros(2, 8, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="meta"):
+        network(input_ids=ids, labels=ids)
+
+
+def test_the_papers_small_model_takes_few_launches_a_step():
+    """Views launch nothing. 8,256 launches were counted before, optimizer and clipping included, which are ten now."""
+    watch = a_step_without_values(RaddConfig(), 16, 8192)
+    assert len(watch.launches) < 1200
+
+
+def test_the_head_runs_once_and_the_trunk_once():
+    config = RaddConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    watch = a_step_without_values(config, 16, 8192)
+    chunks = 8192 // kernels_radd.chunk_size(config.vocab_size, torch.device("cuda"))
+    assert watch.names.count("aten.logsumexp") == chunks == 2
+    assert watch.names.count("aten.native_layer_norm") == 2 * 2 + 1
+    assert watch.names.count("aten.gelu") == 2
+
+
+def test_the_last_layer_computes_all_positions_where_shapes_are_fixed():
+    sizes = []
+    network = compiled_model()
+    network.model.layers[-1].mlp.up_proj.register_forward_hook(
+        lambda module, inputs, output: sizes.append(inputs[0].shape[:-1])
+    )
+    (inputs,) = batches(network, 1)
+    network(**inputs)
+    assert sizes == [(ROWS, LENGTH)]
+
+
+def test_the_trunk_alone_compiles_too():
+    trunk = RaddModel(model().config).train()
+    compile_trunk(trunk, "eager")
+    for seed in range(3):
+        trunk(input_ids=torch.randint(VOCABULARY, (ROWS, LENGTH), generator=seeded(seed)))
+    assert graphs() == 1
