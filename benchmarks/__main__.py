@@ -1,30 +1,62 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """How fast it is, beside the standard algorithm and beside what the machine can do.
 
-    python -m benchmarks [sampling|training|likelihood|loading|memory ...] [--json F] [--plots DIR]
+    python -m benchmarks [sampling|training|likelihood|loading|memory|preparation ...]
+        [--device cuda] [--json F] [--plots DIR]
 
 Without a command, all of them. Every line of the table is one quantity of three sides: the algorithm as the field
-publishes it (baseline.py) in float32, this library in float32 and in bfloat16. `ratio` is the baseline's median over
-the side's; `of the limit` is the operations that cannot be avoided, over the median, as a fraction of the rate of a
-large matrix product in the same dtype (measure.py). Run it where nothing else runs.
+publishes it (baseline.py), in float32 or on a card in float16, this library in float32 and in bfloat16. `ratio` is the
+baseline's median over the side's; `of the limit` is the operations that cannot be avoided, over the median, as a
+fraction of the rate of a large matrix product in the same dtype on the same device (measure.py). `preparation` prints
+a table of its own: what the host does before a step of training. Run it where nothing else runs.
 """
 
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 # Before torch is imported: its profiler otherwise tells stderr whenever it starts and stops.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-from .commands import COMMANDS
-from .measure import BASELINE, OURS, OURS_BF16, Case, describe_machine
+import torch
 
-HEADER = (
-    "| case | unit | baseline fp32 | ours fp32 | ours bf16 | ratio fp32 | ratio bf16 "
-    "| of the limit: baseline | ours fp32 | ours bf16 |\n|---|---|" + "---:|" * 8
-)
+from .commands import COMMANDS
+from .measure import Case, describe_machine, sides_of
+
+# Of what differs between devices: a card is given more work at once.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "matmul_size": 4096,
+        "cached": [(8, 128, 1024)],
+        "training": [(4, 256)],
+        "training_small": [],
+        "training_steps": 1,
+        "likelihood": [(4, 256)],
+        "compile": False,
+        "script_step": False,
+    },
+    "cuda": {
+        "matmul_size": 8192,
+        "cached": [(1, 1024, 1024), (8, 1024, 256), (32, 1024, 64)],
+        "training": [(16, 1024), (32, 1024)],
+        "training_small": [(1024, 82)],
+        "training_steps": 10,
+        "likelihood": [(16, 1024)],
+        "compile": True,
+        "script_step": True,
+    },
+}
+
+
+def header(sides: Sequence[str]) -> str:
+    """Of the table that compares them, the baseline first."""
+    ours = sides[1:]
+    ratios = [f"ratio {side.removeprefix('ours ')}" for side in ours]
+    cells = ["case", "unit", *sides, *ratios, "of the limit: baseline", *ours]
+    return f"| {' | '.join(cells)} |\n|---|---|" + "---:|" * (len(cells) - 2)
 
 
 def size(dimensions: int):
@@ -42,6 +74,7 @@ def size(dimensions: int):
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("commands", nargs="*", metavar="command", help=f"of {', '.join(COMMANDS)}; all by default")
+    parser.add_argument("--device", choices=list(DEFAULTS), default="cpu")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
     parser.add_argument("--plots", type=Path, help="folder for nfe.png, time.png and memory.png")
     parser.add_argument("--repeats", type=int, default=3, help="of every time, the sides taking turns")
@@ -50,7 +83,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--timed_steps", type=int, default=32, help="most steps of the baseline, tokens of an order, that are timed"
     )
     parser.add_argument("--refresh_interval", type=int, default=16, help="of the approximate sampler")
-    parser.add_argument("--matmul_size", type=int, default=4096, help="of the product that gives the machine's rate")
+    parser.add_argument("--matmul_size", type=int, help="of the product that gives the device's rate")
 
     model = parser.add_argument_group("model, by default the paper's small one")
     model.add_argument("--vocab_size", type=int, default=50258, help="V, with the mask")
@@ -60,7 +93,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     sizes = parser.add_argument_group("sizes: rows x length x steps")
     sizes.add_argument("--evaluation", type=size(3), nargs="*", default=[(1, 256, 64), (1, 1024, 64)])
-    sizes.add_argument("--cached", type=size(3), nargs="*", default=[(8, 128, 1024)])
+    sizes.add_argument("--cached", type=size(3), nargs="*")
     sizes.add_argument("--partial", type=size(3), nargs="*", default=[(1, 1024, 1024)], help="by refresh_interval")
     sizes.add_argument("--ordered", type=int, default=256, help="length")
     sizes.add_argument("--nfe_steps", type=int, nargs="+", default=[2**power for power in range(3, 13)])
@@ -68,12 +101,32 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     sizes.add_argument("--sweep_length", type=int, default=128, help="length for these batches")
     sizes.add_argument("--sweep_lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024], help="of one row")
     sizes.add_argument("--sweep_steps", type=int, default=64)
-    sizes.add_argument("--training", type=size(2), nargs="*", default=[(4, 256)])
-    sizes.add_argument("--likelihood", type=size(2), nargs="*", default=[(4, 256)])
+    sizes.add_argument("--training", type=size(2), nargs="*", help="rows x length, as are the next two")
+    sizes.add_argument("--training_small", type=size(2), nargs="*", help="of a model of 6.3 million parameters")
+    sizes.add_argument("--likelihood", type=size(2), nargs="*")
     sizes.add_argument("--loading", type=int, default=256, help="length of the first forward")
     sizes.add_argument("--memory", type=size(3), default=(4, 256, 64))
     sizes.add_argument("--vocabularies", type=int, nargs="+", default=[1024, 4096, 16384, 50258])
+    sizes.add_argument(
+        "--preparation",
+        type=size(3),
+        nargs="*",
+        default=[(512, 1024, 350_000), (1024, 82, 2_000_000)],
+        help="rows x length x tokens that training takes in a second",
+    )
+    sizes.add_argument("--preparation_repeats", type=int, default=7, help="of the times of each loss")
+
+    training = parser.add_argument_group("training, by default on a card as train_accelerate.py trains")
+    training.add_argument("--compile", action=argparse.BooleanOptionalAction, help="the network and its loss, of ours")
+    training.add_argument("--compile_backend", default="inductor", help="of torch.compile")
+    training.add_argument(
+        "--script_step", action=argparse.BooleanOptionalAction, help="ours prepares batches ahead, averages weights"
+    )
+    training.add_argument("--training_steps", type=int, help="that are timed as one")
     args = parser.parse_args(argv)
+    for name, value in DEFAULTS[args.device].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     for command in args.commands:
         if command not in COMMANDS:
             parser.error(f"{command!r} must be one of {', '.join(COMMANDS)}")
@@ -86,26 +139,35 @@ def format_row(case: Case) -> str:
         value = case.fraction(side)
         return "" if value is None else f"{value:.0%}"
 
+    sides = list(case.values)
     cells = [case.name, case.unit]
-    cells += [f"{case.median(side):.4g}" for side in (BASELINE, OURS, OURS_BF16)]
-    cells += [f"{case.ratio(side):.2f}" for side in (OURS, OURS_BF16)]
-    cells += [fraction(side) for side in (BASELINE, OURS, OURS_BF16)]
+    cells += [f"{case.median(side):.4g}" for side in sides]
+    cells += [f"{case.ratio(side):.2f}" for side in sides[1:]]
+    cells += [fraction(side) for side in sides]
     return f"| {' | '.join(cells)} |"
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    machine = describe_machine()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("python -m benchmarks: --device cuda: torch finds no card")
+    machine = describe_machine(args.device)
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)
-    print(f"medians of {args.repeats} repeats, the sides taking turns; random weights, random tokens\n\n{HEADER}")
+    print(f"medians of {args.repeats} repeats, the sides taking turns; random weights, random tokens\n")
     cases: list[Case] = []
+    tables: list[list[str]] = []
     points: dict[str, list[dict[str, Any]]] = {}
     for command in args.commands:
         result = COMMANDS[command](args)
+        if result.cases and not cases:
+            print(header(sides_of(args.device)))
         for case in result.cases:
             print(format_row(case), flush=True)
         cases += result.cases
         points |= result.points
+        tables += [result.lines] if result.lines else []
+    for table in tables:
+        print("\n".join(["", *table] if cases else table))
     print()
     for case in cases:
         print(f"* {case.name}: {'; '.join(f'{name}: {value}' for name, value in case.facts.items())}")
@@ -121,8 +183,8 @@ def main(argv: list[str] | None = None) -> None:
         from .plots import PLOTS  # matplotlib is not among the requirements
 
         args.plots.mkdir(parents=True, exist_ok=True)
-        for name, chosen in points.items():
-            PLOTS[name](chosen, args.plots / f"{name}.png")
+        for name in PLOTS.keys() & points.keys():
+            PLOTS[name](points[name], args.plots / f"{name}.png")
 
 
 if __name__ == "__main__":

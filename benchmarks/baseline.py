@@ -5,7 +5,8 @@ Written for that comparison, after the algorithms of arXiv:2406.03736 (5, 6 and 
 the authors' code (github ML-GSAI/RADD) does with them: the network gives logits at every position, their log-softmax
 is taken over the whole vocabulary, every step of the grid draws at every masked position jointly whether it is
 revealed and as what, and what the network said of a row is kept for as long as the row does not change. The
-authors' code keeps it in float16; here it is float32, as is all else.
+authors' code keeps it in float16. Here it is float32 on a CPU, as is all else. On a card, where their default is
+float16 by autocast, so is the network's, and what is kept is float16, too; the softmax and the draws are float32.
 
 A network is a function from canvases (B, L) to logits (B, L, V) that are -inf for the mask; `full_logits` makes one of
 a model's weights, written plainly: all layers at all positions, and what autograd keeps of them.
@@ -32,13 +33,19 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return states * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
-def full_logits(model) -> Network:
+def full_logits(model, dtype: torch.dtype | None = None) -> Network:
+    """dtype: of autocast; None: the weights' own."""
     trunk, mask_token_id = model.model, model.config.mask_token_id
     heads, dropout = model.config.num_attention_heads, partial(F.dropout, p=model.config.hidden_dropout)
 
     def network(canvas: Tensor) -> Tensor:
+        with torch.autocast(canvas.device.type, dtype, enabled=dtype is not None):
+            logits = compute(canvas)
+        return logits.index_fill(-1, torch.full((), mask_token_id, device=logits.device), -torch.inf)
+
+    def compute(canvas: Tensor) -> Tensor:
         hidden = trunk.embed_tokens(canvas)  # (B, L, D)
-        cos, sin = trunk.rotary_emb(hidden, torch.arange(canvas.shape[1])[None])
+        cos, sin = trunk.rotary_emb(hidden, torch.arange(canvas.shape[1], device=canvas.device)[None])
         for layer in trunk.layers:
             qkv = layer.self_attn.qkv_proj(layer.input_layernorm(hidden))  # (B, L, 3 D)
             query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
@@ -47,10 +54,14 @@ def full_logits(model) -> Network:
             hidden = hidden + dropout(attended, training=model.training)
             inner = layer.mlp.act_fn(layer.mlp.up_proj(layer.post_attention_layernorm(hidden)))  # (B, L, 4 D)
             hidden = hidden + dropout(layer.mlp.down_proj(inner), training=model.training)
-        logits = model.lm_head(trunk.norm(hidden))  # (B, L, V)
-        return logits.index_fill(-1, torch.tensor(mask_token_id), -torch.inf)
+        return model.lm_head(trunk.norm(hidden))  # (B, L, V)
 
     return network
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """In float32, as autocast has it, without another copy of the logits."""
+    return logits.log_softmax(dim=-1, dtype=torch.float32)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -59,7 +70,7 @@ def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Ten
     The probabilities are overwritten. The logarithm of a random number below 1 is never 0, so that an index of
     probability zero loses.
     """
-    race = torch.rand(probabilities.shape, generator=generator).log_().neg_()
+    race = torch.rand(probabilities.shape, generator=generator, device=probabilities.device).log_().neg_()
     return probabilities.div_(race).argmax(dim=-1)
 
 
@@ -68,7 +79,7 @@ class GridSampler:
 
     canvas (B, L), filled in place; law (B, L, V), what the network last said of each row; law_at_masks (M, V), the
     part of it that is drawn from; changed (B,), rows of which it has to be asked again; forwards, how often it was
-    asked; evaluations (B,), how often of each row.
+    asked; evaluations (B,), how often of each row. dtype: of the law that is kept.
     """
 
     def __init__(
@@ -81,14 +92,15 @@ class GridSampler:
         steps: int,
         method: str = "tweedie",
         generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         self.network, self.canvas, self.mask_token_id, self.generator = network, canvas, mask_token_id, generator
         self.rates = reveal_probabilities(noise, method, steps).tolist()  # (n,)
-        self.changed = torch.ones(len(canvas), dtype=torch.bool)
-        self.law = torch.zeros(*canvas.shape, vocab_size)
-        self.law_at_masks = torch.empty(0, vocab_size)
+        self.changed = torch.ones(len(canvas), dtype=torch.bool, device=canvas.device)
+        self.law = torch.zeros(*canvas.shape, vocab_size, dtype=dtype, device=canvas.device)
+        self.law_at_masks = self.law.new_empty(0, vocab_size)
         self.forwards = 0
-        self.evaluations = torch.zeros(len(canvas), dtype=torch.int64)
+        self.evaluations = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
 
     def step(self, number: int) -> None:
         self.ask()
@@ -98,7 +110,8 @@ class GridSampler:
     def ask(self) -> None:
         """Evaluates the rows that have changed."""
         if bool(self.changed.any()):
-            self.law[self.changed] = self.network(self.canvas[self.changed]).log_softmax(dim=-1).exp()
+            law = log_softmax(self.network(self.canvas[self.changed])).exp()
+            self.law[self.changed] = law.to(self.law.dtype)
             self.law_at_masks = self.law[self.canvas == self.mask_token_id]
             self.forwards += 1
             self.evaluations += self.changed
@@ -106,7 +119,7 @@ class GridSampler:
     def reveal(self, number: int) -> None:
         """Draws at every mask: a token, or, with what probability is left, still the mask."""
         masked = self.canvas == self.mask_token_id  # (B, L)
-        probabilities = self.law_at_masks * self.rates[number]  # (M, V)
+        probabilities = self.law_at_masks.float() * self.rates[number]  # (M, V)
         probabilities[:, self.mask_token_id] = 1 - self.rates[number]
         before = self.canvas.clone()
         self.canvas[masked] = draw(probabilities, self.generator)
@@ -123,7 +136,7 @@ class GridSampler:
         What is kept of rows that have not changed is a flat law: a draw from it costs what any other does.
         """
         self.canvas = torch.where(plan >= number, self.mask_token_id, tokens)
-        self.changed = (plan == number - 1).any(dim=1) if number else torch.ones(len(plan), dtype=torch.bool)
+        self.changed = (plan == number - 1).any(dim=1) if number else torch.ones_like(self.changed)
         self.law.fill_(1 / (self.law.shape[-1] - 1))
         self.law_at_masks = self.law[self.canvas == self.mask_token_id]
 
@@ -148,25 +161,26 @@ def fill_in_order(
 ) -> Tensor:
     """One token a step, of all rows (B, L) at the same position, from logits of all positions; in place."""
     for position in order:
-        canvas[:, position] = draw(network(canvas)[:, position].softmax(dim=-1), generator)
+        canvas[:, position] = draw(network(canvas)[:, position].softmax(dim=-1, dtype=torch.float32), generator)
     return canvas
 
 
 @torch.no_grad()
 def nll_in_order(network: Network, x0: Tensor, order: list[int], mask_token_id: int) -> Tensor:
     """-log p of the tokens at `order`, filled in that order, given all others: (B, L) -> (B,) nats per sequence."""
-    canvas, nll = x0.clone(), torch.zeros(len(x0))
+    canvas, nll = x0.clone(), torch.zeros(len(x0), device=x0.device)
+    rows = torch.arange(len(x0), device=x0.device)
     canvas[:, order] = mask_token_id
     for position in order:
-        log_law = network(canvas).log_softmax(dim=-1)  # (B, L, V), of all positions
-        nll -= log_law[torch.arange(len(x0)), position, x0[:, position]]
+        log_law = log_softmax(network(canvas))  # (B, L, V), of all positions
+        nll -= log_law[rows, position, x0[:, position]]
         canvas[:, position] = x0[:, position]
     return nll
 
 
 def training_loss(network: Network, x0: Tensor, masks: Masks, mask_token_id: int) -> Tensor:
-    """mean(w S) of `losses.py` from logits of all positions: x0 (B, L) -> ()."""
-    log_law = network(x0.masked_fill(masks.masked, mask_token_id)).log_softmax(dim=-1)  # (B, L, V)
-    token_nll = torch.zeros(x0.shape)
+    """mean(w S) of `losses.py` from logits of all positions: x0 (B, L), and masks where it lies -> ()."""
+    log_law = log_softmax(network(x0.masked_fill(masks.masked, mask_token_id)))  # (B, L, V)
+    token_nll = torch.zeros(x0.shape, device=x0.device)
     token_nll[masks.masked] = -log_law[masks.masked].gather(1, x0[masks.masked][:, None]).squeeze(1)
     return (masks.weight * token_nll.sum(dim=1)).mean()

@@ -1,9 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What is compared: sampling, training, likelihood, loading and memory, each a function of the arguments.
+"""What is compared: sampling, training, likelihood, loading, memory and preparation, each a function of the arguments.
 
 Every command returns cases (lines of the table) and the points of its plot. Models have random weights, texts are
 random tokens: what a step costs does not depend on either. The bf16 side samples, scores and loads bf16 weights, and
-trains float32 weights under autocast, as the scripts do.
+trains float32 weights under autocast, as the scripts do. The first of all sides is the baseline; on a card it has
+float32 weights and float16 by autocast.
 
 Shapes: B rows, L length, V vocabulary, n steps of the grid.
 """
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,69 +29,91 @@ from transformers.utils.logging import disable_progress_bar
 
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.likelihood import exact_likelihood
-from radd_hf.losses import Masks, draw_masks
+from radd_hf.losses import draw_masks
 from radd_hf.noise_radd import expected_evaluations, get_noise
 
+from . import preparation as prepare
 from .baseline import (
     GridSampler,
+    Network,
     fill_in_order,
     forwards_of,
     full_logits,
     make_plan,
     nll_in_order,
-    training_loss,
 )
 from .loading import WEIGHTS
 from .measure import (
-    BASELINE,
     DTYPES,
     OURS,
     OURS_BF16,
-    SIDES,
+    PEAKS,
     Case,
     alternate,
     compare,
     evaluation_flops,
     peak_bytes,
+    repeated,
     sampling_flops,
     seconds,
+    seeded,
+    sides_of,
     training_flops,
 )
+from .trainers import ScriptTrainer, Trainer
 
 ROOT = Path(__file__).parents[1]
-CLIP = 1.0
 WARM_UP = 3  # training steps of every side
+FIRST_STEPS = 10  # in whose time compilation is counted in
+SMALL = RaddConfig(vocab_size=11, hidden_size=256, num_hidden_layers=8, num_attention_heads=8)
+
+Models = dict[str, RaddForMaskedLM]  # of each side, the baseline's first
 
 
 @dataclass
 class Result:
-    """cases: lines of the table. points: of the plot, by the name of the plot."""
+    """cases: lines of the table. points: of the plot, by the name of the plot. lines: of a table of its own."""
 
     cases: list[Case] = field(default_factory=list)
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def make_model(args: Namespace, vocab_size: int | None = None) -> RaddForMaskedLM:
-    """Of the sizes asked for; the output layer, zero at initialisation, is random too."""
-    config = RaddConfig(
+def make_config(args: Namespace, vocab_size: int | None = None) -> RaddConfig:
+    """Of the sizes asked for."""
+    return RaddConfig(
         vocab_size=vocab_size or args.vocab_size,
         hidden_size=args.hidden_size,
         num_hidden_layers=args.layers,
         num_attention_heads=args.heads,
     )
-    torch.manual_seed(args.seed)
+
+
+def make_model(config: RaddConfig, seed: int, device: str) -> RaddForMaskedLM:
+    """The output layer, zero at initialisation, is random too."""
+    torch.manual_seed(seed)
     model = RaddForMaskedLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=0.02)
-    return model.eval()
+    return model.eval().to(device)  # type: ignore[arg-type]
 
 
-def make_models(args: Namespace, vocab_size: int | None = None) -> dict[str, RaddForMaskedLM]:
-    model = make_model(args, vocab_size)
-    return {BASELINE: model, OURS: model, OURS_BF16: copy.deepcopy(model).to(torch.bfloat16)}  # type: ignore[arg-type]
+def make_models(args: Namespace, vocab_size: int | None = None) -> Models:
+    model = make_model(make_config(args, vocab_size), args.seed, args.device)
+    rounded = copy.deepcopy(model).to(torch.bfloat16)  # type: ignore[arg-type]
+    return {side: rounded if side == OURS_BF16 else model for side in sides_of(args.device)}
+
+
+def sides_to_measure(
+    baseline: Callable[[], float], ours: Callable[[str], float], models: Models
+) -> dict[str, Callable[[], float]]:
+    """What measures each side: ours is given the name of the side."""
+    first, *others = models
+    return {first: baseline} | {side: partial(ours, side) for side in others}
+
+
+def baseline_network(models: Models) -> Network:
+    side, model = next(iter(models.items()))
+    return full_logits(model, torch.float16 if DTYPES[side] == torch.float16 else None)
 
 
 def random_tokens(config: PreTrainedConfig, rows: int, length: int, seed: int) -> Tensor:
@@ -108,12 +132,13 @@ def masked_at(x0: Tensor, positions: list[int], mask_token_id: int) -> Tensor:
     return canvas
 
 
-def warm_up(models: dict[str, RaddForMaskedLM], rows: int, length: int) -> None:
+def warm_up(models: Models, rows: int, length: int) -> None:
     """Once in vain at the sizes that follow."""
-    canvas = masked_at(random_tokens(models[OURS].config, rows, length, 0), [0], models[OURS].config.mask_token_id)
+    model = models[OURS]
+    canvas = masked_at(random_tokens(model.config, rows, length, 0), [0], model.config.mask_token_id).to(model.device)
     for side in (OURS, OURS_BF16):
         models[side].generate(canvas, steps=1)
-    make_sampler(models[BASELINE], canvas, 1, 0).step(0)
+    make_sampler(models, canvas, 1, 0).step(0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -132,22 +157,25 @@ def sampling(args: Namespace) -> Result:
     return Result(cases, {"nfe": nfe_points(args, models[OURS].config), "time": times})
 
 
-def make_sampler(model: RaddForMaskedLM, canvas: Tensor, steps: int, seed: int) -> GridSampler:
+def make_sampler(models: Models, canvas: Tensor, steps: int, seed: int) -> GridSampler:
+    """Of the baseline; its draws are made where the canvas is."""
+    side, model = next(iter(models.items()))
     config = model.config
     return GridSampler(
-        full_logits(model),
+        baseline_network(models),
         canvas.clone(),
         config.vocab_size,
         config.mask_token_id,
         get_noise(config),
         steps,
-        generator=seeded(seed),
+        generator=seeded(seed, canvas.device),
+        dtype=DTYPES[side],
     )
 
 
 def sampling_case(
     args: Namespace,
-    models: dict[str, RaddForMaskedLM],
+    models: Models,
     rows: int,
     length: int,
     steps: int,
@@ -160,22 +188,24 @@ def sampling_case(
     Ours runs whole. So does the baseline, if it has no more steps than are timed; else evenly spaced steps of the same
     plan are timed, each in the state in which the run would reach it. Their draws are scaled to all steps, and their
     evaluations to those of the whole plan, since by chance they may have had more or fewer.
+
+    Ours draws by a generator on the CPU, so that its plan is the same on every device.
     """
     model = models[OURS]
-    config, mask = model.config, model.config.mask_token_id
-    canvas = torch.full((rows, length), mask)
+    config, mask, device = model.config, model.config.mask_token_id, model.device
+    canvas = torch.full((rows, length), mask, device=device)
     plan = make_plan((rows, length), get_noise(config), steps, args.seed)  # which `generate` draws itself
-    tokens = random_tokens(config, rows, length, args.seed)
+    plan_there, tokens = plan.to(device), random_tokens(config, rows, length, args.seed).to(device)
     timed = spread(args.timed_steps, steps)
     ours = int(max(len(row.unique()) for row in plan))  # forwards: the rows advance together, each to its next event
     theirs = forwards_of(plan, steps)
 
     def baseline() -> float:
-        sampler = make_sampler(models[BASELINE], canvas, steps, args.seed)
+        sampler = make_sampler(models, canvas, steps, args.seed)
         asking = drawing = 0.0
         for number in timed:
             if len(timed) < steps:
-                sampler.resume(plan, tokens, number)
+                sampler.resume(plan_there, tokens, number)
             asking += seconds(sampler.ask)
             drawing += seconds(partial(sampler.reveal, number))
         if len(timed) == steps:
@@ -202,9 +232,10 @@ def sampling_case(
         f"{what}, Tweedie, B={rows}, L={length}, {steps} steps",
         "s",
         flops if exact else 0.0,  # the limit is that of the exact law
-        {BASELINE: baseline, OURS: partial(generate, OURS), OURS_BF16: partial(generate, OURS_BF16)},
+        sides_to_measure(baseline, generate, models),
         args.repeats,
         args.matmul_size,
+        device.type,
         how=f"ours: {how_timed(steps, steps)}; baseline: {how_timed(len(timed), steps)}",
         averaged=f"over the {ours} events of a run" if each_evaluation else "a whole run",
         forwards_ours=ours,  # the most evaluations of any row
@@ -218,15 +249,16 @@ def how_timed(timed: int, steps: int) -> str:
     return "the whole run" if timed == steps else f"{timed} evenly spaced steps of {steps}, scaled to all"
 
 
-def ordered_case(args: Namespace, models: dict[str, RaddForMaskedLM], length: int) -> Case:
+def ordered_case(args: Namespace, models: Models, length: int) -> Case:
     """Seconds a token: both sides fill evenly spaced masks of a row from left to right, one forward each."""
     config = models[OURS].config
     positions = spread(args.timed_steps, length)
-    canvas = masked_at(random_tokens(config, 1, length, args.seed), positions, config.mask_token_id)
-    network = full_logits(models[BASELINE])
+    canvas = masked_at(random_tokens(config, 1, length, args.seed), positions, config.mask_token_id).to(args.device)
+    network = baseline_network(models)
 
     def baseline() -> float:
-        return seconds(lambda: fill_in_order(network, canvas.clone(), positions, seeded(args.seed))) / len(positions)
+        generator = seeded(args.seed, args.device)
+        return seconds(lambda: fill_in_order(network, canvas.clone(), positions, generator)) / len(positions)
 
     def generate(side: str) -> float:
         run = partial(models[side].generate, canvas, method="ordered", generator=seeded(args.seed))
@@ -237,24 +269,26 @@ def ordered_case(args: Namespace, models: dict[str, RaddForMaskedLM], length: in
         f"token in an order, B=1, L={length}",
         "s",
         evaluation_flops(config, length, [1]),
-        {BASELINE: baseline, OURS: partial(generate, OURS), OURS_BF16: partial(generate, OURS_BF16)},
+        sides_to_measure(baseline, generate, models),
         args.repeats,
         args.matmul_size,
+        args.device,
         how=f"mean over {len(positions)} masks spread evenly over a row of {length}",
     )
 
 
-def step_point(args: Namespace, models: dict[str, RaddForMaskedLM], rows: int, length: int) -> dict[str, Any]:
+def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[str, Any]:
     """A step in the middle of a run: half of the tokens masked, some of every row revealed; seconds of each side."""
     config, steps = models[OURS].config, args.sweep_steps
     revealed = max(length // steps, 1)
-    tokens = random_tokens(config, rows, length, args.seed)
+    tokens = random_tokens(config, rows, length, args.seed).to(args.device)
     # For ours a row with nothing masked but what the step reveals is as much work, and can be asked for.
     canvas = masked_at(tokens, spread(revealed, length), config.mask_token_id)
-    plan = torch.where(torch.arange(length) % 2 == 0, steps // 2 - 1, steps - 1).expand(rows, -1)
+    even = torch.arange(length, device=args.device) % 2 == 0
+    plan = torch.where(even, steps // 2 - 1, steps - 1).expand(rows, -1)
 
     def baseline() -> float:
-        sampler = make_sampler(models[BASELINE], tokens, steps, args.seed)
+        sampler = make_sampler(models, tokens, steps, args.seed)
         sampler.resume(plan, tokens, steps // 2)
         return seconds(lambda: sampler.step(steps // 2))
 
@@ -266,9 +300,10 @@ def step_point(args: Namespace, models: dict[str, RaddForMaskedLM], rows: int, l
         f"step, B={rows}, L={length}",
         "s",
         evaluation_flops(config, length, [revealed] * rows),
-        {BASELINE: baseline, OURS: partial(generate, OURS), OURS_BF16: partial(generate, OURS_BF16)},
+        sides_to_measure(baseline, generate, models),
         args.repeats,
         args.matmul_size,
+        args.device,
     )
     return {"batch": rows, "length": length, "revealed": revealed, **case.as_dict()}
 
@@ -299,73 +334,81 @@ def nfe_points(args: Namespace, config: PreTrainedConfig) -> list[dict[str, Any]
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Trainer:
-    """One model, of which every side takes the same steps on the same batch and masks.
-
-    The baseline's AdamW is torch's by default, ours the fused one of `train_accelerate.py`.
-    """
-
-    def __init__(self, model: RaddForMaskedLM, rows: int, length: int, seed: int):
-        self.model = model.train()
-        self.optimizers = {
-            side: torch.optim.AdamW(model.parameters(), lr=1e-5, fused=side != BASELINE or None) for side in SIDES
-        }
-        self.network = full_logits(model)
-        self.x0 = random_tokens(model.config, rows, length, seed)
-        self.masks: Masks = draw_masks("lambda_DCE", rows, length, get_noise(model.config), seeded(seed))
-
-    def loss(self, side: str) -> Tensor:
-        mask = self.model.config.mask_token_id
-        if side == BASELINE:
-            return training_loss(self.network, self.x0, self.masks, mask)
-        with torch.autocast("cpu", torch.bfloat16, enabled=side == OURS_BF16):
-            return self.model(**self.masks.apply(self.x0, mask)).loss
-
-    def backward(self, side: str) -> None:
-        """Gradients, added to those that are there, as with accumulation: they are memory at rest."""
-        self.loss(side).backward()
-        self.optimizers[side].zero_grad(set_to_none=False)
-
-    def step(self, side: str) -> None:
-        self.loss(side).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizers[side].step()
-        self.optimizers[side].zero_grad()
-
-
 def training(args: Namespace) -> Result:
     """Seconds of a step, and the memory it takes above weights and moments, with the gradients and without them."""
+    sizes = [(make_config(args), size, "") for size in args.training]
+    sizes += [(SMALL, size, ", 6.3 M parameters") for size in args.training_small]
     cases = []
-    for rows, length in args.training:
-        trainer = Trainer(make_model(args), rows, length, args.seed)
-        for side in WARM_UP * SIDES:  # in vain: AdamW's moments are there then, and so is the memory
-            trainer.step(side)
-        sides = {side: partial(seconds, partial(trainer.step, side)) for side in SIDES}
-        name = f"lambda_DCE, B={rows}, L={length}"
-        masked = int(trainer.masks.masked.sum())
-        how = "forward, backward, clipping, AdamW, no average of the weights; bf16 by autocast"
-        cases.append(
-            compare(
-                f"training step, {name}",
-                "s",
-                training_flops(trainer.model.config, trainer.masks.masked),
-                sides,
-                args.repeats,
-                args.matmul_size,
-                how=how,
-                masked_tokens=masked,
-            )
-        )
-        how = (
-            "most that tensors hold at once, less what they hold between; gradients counted in; torch's memory profiler"
-        )
-        memory = {side: [peak_bytes(partial(trainer.step, side)) / 1e6] for side in SIDES}
-        cases.append(Case(f"memory of a training step, {name}", "MB", memory, facts={"how": how}))
-        trainer.backward(OURS)  # from here on there are gradients
-        how = how.replace("counted in", "being there already, as with accumulation")
-        memory = {side: [peak_bytes(partial(trainer.backward, side)) / 1e6] for side in SIDES}
-        cases.append(Case(f"memory of an accumulated gradient, {name}", "MB", memory, facts={"how": how}))
+    for config, (rows, length), which in sizes:
+        with make_trainer(args, config, rows, length) as trainer:
+            cases += training_cases(args, trainer, f"lambda_DCE, B={rows}, L={length}{which}")
     return Result(cases)
+
+
+@contextmanager
+def make_trainer(args: Namespace, config: RaddConfig, rows: int, length: int) -> Iterator[Trainer]:
+    model, sides = make_model(config, args.seed, args.device), sides_of(args.device)
+    if args.script_step:
+        # As many steps as will ever be asked for.
+        with prepare.prepared(config, "lambda_DCE", rows, length, args.seed, args.device, steps=2**40) as batches:
+            trainer: Trainer = ScriptTrainer(model, sides, batches, args.seed)
+            if args.compile:
+                trainer.compile(args.compile_backend)
+            yield trainer
+        return
+    x0 = random_tokens(config, rows, length, args.seed)
+    trainer = Trainer(model, sides, x0, draw_masks("lambda_DCE", rows, length, get_noise(config), seeded(args.seed)))
+    if args.compile:
+        trainer.compile(args.compile_backend)
+    yield trainer
+
+
+def training_cases(args: Namespace, trainer: Trainer, name: str) -> list[Case]:
+    cases, config, tokens = [], trainer.model.config, trainer.x0.numel()
+    notes = ["bf16 by autocast"]
+    if DTYPES[trainer.baseline] == torch.float16:
+        notes += ["the baseline's fp16 by autocast, gradients scaled"]
+    notes += [f"ours compiled ({args.compile_backend})"] if args.compile else []
+    notes += ["ours: batches prepared ahead, weights averaged"] if args.script_step else []
+    first_steps = {
+        side: [seconds(repeated(partial(trainer.step, side), FIRST_STEPS if args.script_step else WARM_UP))]
+        for side in trainer.sides
+    }  # AdamW's moments are there then, and so is the memory
+    if args.script_step:
+        how = "once, of each side after the other, from the first call to the end of the last step"
+        how += f"; compilation with what {args.compile_backend} finds in its caches" if args.compile else ""
+        cases.append(Case(f"first {FIRST_STEPS} training steps, {name}", "s", first_steps, facts={"how": how}))
+
+    def step(side: str) -> float:
+        return seconds(repeated(partial(trainer.step, side), args.training_steps)) / args.training_steps
+
+    average = "" if args.script_step else ", no average of the weights"
+    how = f"forward, backward, clipping, AdamW{average}; {'; '.join(notes)}"
+    how += f"; mean of {args.training_steps} steps in a row" if args.training_steps > 1 else ""
+    case = compare(
+        f"training step, {name}",
+        "s",
+        training_flops(config, trainer.masks.masked),
+        {side: partial(step, side) for side in trainer.sides},
+        args.repeats,
+        args.matmul_size,
+        args.device,
+        how=how,
+        masked_tokens=int(trainer.masks.masked.sum()),
+    )
+    scaler = trainer.scalers[trainer.baseline]
+    if scaler.is_enabled():
+        case.facts["scale_of_the_baselines_gradients"] = scaler.get_scale()  # below 1: a step was left out
+    case.facts["tokens_per_second"] = {side: round(tokens / case.median(side)) for side in case.values}
+    cases.append(case)
+    how = f"most that tensors hold at once, less what they hold between; gradients counted in; {PEAKS[args.device]}"
+    memory = {side: [peak_bytes(partial(trainer.step, side), args.device) / 1e6] for side in trainer.sides}
+    cases.append(Case(f"memory of a training step, {name}", "MB", memory, facts={"how": how}))
+    trainer.backward(OURS)  # from here on there are gradients
+    how = how.replace("counted in", "being there already, as with accumulation")
+    memory = {side: [peak_bytes(partial(trainer.backward, side), args.device) / 1e6] for side in trainer.sides}
+    cases.append(Case(f"memory of an accumulated gradient, {name}", "MB", memory, facts={"how": how}))
+    return cases
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -377,14 +420,15 @@ def likelihood(args: Namespace) -> Result:
     """Exact likelihood in the order of reading: seconds a pass, a pass being the evaluation of one row."""
     models, cases = make_models(args), []
     config = models[OURS].config
-    network = full_logits(models[BASELINE])
+    network = baseline_network(models)
     for rows, length in args.likelihood:
         x0 = random_tokens(config, rows, length, args.seed)
+        x0_there = x0.to(args.device)
         positions = spread(args.timed_steps, length)
         scored = [masked_at(row[None], positions, -1)[0] == -1 for row in x0]
         passes = rows * len(positions)
 
-        def baseline(x0=x0, positions=positions, passes=passes) -> float:
+        def baseline(x0=x0_there, positions=positions, passes=passes) -> float:
             return seconds(lambda: nll_in_order(network, x0, positions, config.mask_token_id)) / passes
 
         def score(side: str, x0=x0, scored=scored, passes=passes) -> float:
@@ -397,9 +441,10 @@ def likelihood(args: Namespace) -> Result:
                 f"pass of an exact likelihood, {rows} rows a forward, L={length}",
                 "s",
                 evaluation_flops(config, length, [1]),
-                {BASELINE: baseline, OURS: partial(score, OURS), OURS_BF16: partial(score, OURS_BF16)},
+                sides_to_measure(baseline, score, models),
                 args.repeats,
                 args.matmul_size,
+                args.device,
                 how=f"{rows} sequences, {len(positions)} evenly spaced tokens of each scored given the others",
             )
         )
@@ -415,28 +460,32 @@ def loading(args: Namespace) -> Result:
     """Seconds from files to the first output, and the memory on the way, each in a process of its own."""
     disable_progress_bar()
     models = make_models(args)
-    ways = {BASELINE: "naive", OURS: "ours", OURS_BF16: "ours"}
-    peaks: dict[str, list[float]] = {side: [] for side in SIDES}
+    first, *ours = models
+    ways = {first: "naive"} | dict.fromkeys(ours, "ours")
+    peaks: dict[str, list[float]] = {side: [] for side in models}
     with tempfile.TemporaryDirectory() as place:
-        folders = {BASELINE: Path(place, "fp32"), OURS: Path(place, "fp32"), OURS_BF16: Path(place, "bf16")}
-        for side in (OURS, OURS_BF16):
+        folders = {first: Path(place, "fp32"), OURS: Path(place, "fp32"), OURS_BF16: Path(place, "bf16")}
+        for side in ours:
             models[side].save_pretrained(folders[side])
-        torch.save(models[BASELINE].state_dict(), folders[BASELINE] / WEIGHTS)
-        del models
+        weights = {name: weight.cpu() for name, weight in models[first].state_dict().items()}
+        torch.save(weights, folders[first] / WEIGHTS)
+        del models, weights
 
         def load(side: str) -> float:
             dtype = str(DTYPES[side]).removeprefix("torch.")
             command = [sys.executable, "-m", "benchmarks.loading", ways[side]]
-            command += [str(folders[side]), dtype, str(args.loading)]
+            command += [str(folders[side]), dtype, str(args.loading), "--device", args.device]
             printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
             measured = json.loads(printed.splitlines()[-1])
             peaks[side].append(measured["peak_bytes"] / 1e6)
             return measured["seconds"]
 
-        times = alternate({side: partial(load, side) for side in SIDES}, args.repeats)
+        times = alternate({side: partial(load, side) for side in ways}, args.repeats)
     name = f"loading and a first forward, L={args.loading}"
     how = "a process each, imports not timed, files in the page cache; no arithmetic limit"
     resident = "resident memory, sampled every 2 ms, less what the imports occupy; mapped pages of files count"
+    if args.device == "cuda":
+        resident = f"most that tensors on the card hold at once; {PEAKS[args.device]}"
     return Result(
         [
             Case(name, "s", times, facts={"how": how}),
@@ -460,25 +509,44 @@ def memory(args: Namespace) -> Result:
     for vocab_size in args.vocabularies:
         models = make_models(args, vocab_size)
         config = models[OURS].config
-        whole = torch.full((rows, length), config.mask_token_id)
+        whole = torch.full((rows, length), config.mask_token_id, device=args.device)
         positions = spread(max(length // steps, 1), length)
-        canvas = masked_at(random_tokens(config, rows, length, args.seed), positions, config.mask_token_id)
+        x0 = random_tokens(config, rows, length, args.seed)
+        canvas = masked_at(x0, positions, config.mask_token_id).to(args.device)
+        first, *ours = models
         sample: dict[str, Callable[..., Any]] = {
-            BASELINE: lambda models=models, whole=whole: make_sampler(models[BASELINE], whole, steps, 0).step(0)
+            first: lambda models=models, whole=whole: make_sampler(models, whole, steps, 0).step(0)
         }
-        for side in (OURS, OURS_BF16):
+        for side in ours:
             sample[side] = partial(models[side].generate, canvas, steps=1)
-        trainer = Trainer(models[OURS], rows, length, args.seed)
+        masks = draw_masks("lambda_DCE", rows, length, get_noise(config), seeded(args.seed))
+        trainer = Trainer(models[OURS], list(models), x0, masks)
         trainer.backward(OURS)
-        train = {side: partial(trainer.backward, side) for side in SIDES}
+        train = {side: partial(trainer.backward, side) for side in models}
         for what, runs in (("a step of sampling", sample), ("an accumulated gradient", train)):
             trainer.model.train(what != "a step of sampling")
-            peaks = {side: [peak_bytes(run) / 1e6] for side, run in runs.items()}
+            peaks = {side: [peak_bytes(run, args.device) / 1e6] for side, run in runs.items()}
             name = f"memory of {what}, B={rows}, L={length}, V={vocab_size}"
-            how = "most that tensors hold at once, less what they hold before; torch's memory profiler"
+            how = f"most that tensors hold at once, less what they hold before; {PEAKS[args.device]}"
+            how += "; nothing compiled" if args.compile else ""
             cases.append(Case(name, "MB", peaks, facts={"how": how}))
             points.append({"what": what, "vocab_size": vocab_size, **cases[-1].as_dict()})
     return Result(cases, {"memory": points})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Preparation
+# ---------------------------------------------------------------------------------------------------------
+
+
+def preparation(args: Namespace) -> Result:
+    """Milliseconds in which the host prepares a step of training, beside those of the step: a table of its own."""
+    points = []
+    for rows, length, tokens_per_second in args.preparation:
+        sizes = (make_config(args), rows, length, tokens_per_second)
+        points += prepare.measure(*sizes, args.seed, args.device, args.preparation_repeats)
+    lines = [prepare.HEADER, *map(prepare.format_row, points)] if points else []
+    return Result([], {"preparation": points}, lines)
 
 
 COMMANDS: dict[str, Callable[[Namespace], Result]] = {
@@ -487,4 +555,5 @@ COMMANDS: dict[str, Callable[[Namespace], Result]] = {
     "likelihood": likelihood,
     "loading": loading,
     "memory": memory,
+    "preparation": preparation,
 }

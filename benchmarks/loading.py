@@ -1,11 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """One way of loading a model, in a process of its own: seconds to its first output, and the memory that takes.
 
-    python -m benchmarks.loading naive|ours FOLDER float32|bfloat16 LENGTH
+    python -m benchmarks.loading naive|ours FOLDER float32|float16|bfloat16 LENGTH [--device cuda]
 
 naive is a model made and initialised, `torch.load` of a state dict and `load_state_dict`; ours is `from_pretrained`.
-Both then evaluate one row, with the law at one position, so that nothing but loading differs. Imports are not timed,
-and the files have been read before: they come from the page cache.
+Both then evaluate one row, with the law at one position, so that nothing but loading differs; the naive way has
+float32 weights, and float16 by autocast. Neither imports nor the start of a card are timed, and the files have been
+read before: they come from the page cache. The memory is the process's, on a card that of the card.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from radd_hf import RaddConfig, RaddForMaskedLM
 
-from .measure import ResidentPeak, seconds
+from .measure import ResidentPeak, peak_bytes, seconds
 
 WEIGHTS = "weights.pth"  # of the naive way, beside the files of `save_pretrained`
 
@@ -34,22 +35,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("way", choices=["naive", "ours"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("dtype", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("length", type=int)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
 
     disable_progress_bar()
+    ids = torch.zeros(1, args.length, dtype=torch.int64, device=args.device)  # which starts the card
 
     def load_and_evaluate() -> None:
-        model = load(args.way, args.folder, getattr(torch, args.dtype))
-        ids = torch.zeros(1, args.length, dtype=torch.int64)
-        with torch.no_grad():
+        model = load(args.way, args.folder, getattr(torch, args.dtype)).to(args.device)  # type: ignore[arg-type]
+        with torch.no_grad(), torch.autocast(args.device, torch.float16, enabled=args.dtype == "float16"):
             logits = model(input_ids=ids, output_positions=ids[:, :1]).logits
         assert logits.isfinite().any()
 
-    with ResidentPeak() as memory:
-        elapsed = seconds(load_and_evaluate)
-    print(json.dumps({"seconds": elapsed, "peak_bytes": memory.bytes}))
+    times: list[float] = []
+
+    def timed() -> None:
+        times.append(seconds(load_and_evaluate))
+
+    if args.device == "cuda":
+        peak = peak_bytes(timed, args.device)
+    else:
+        with ResidentPeak() as memory:
+            timed()
+        peak = memory.bytes
+    print(json.dumps({"seconds": times[0], "peak_bytes": peak}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 """How speed and memory are measured, and the limit that arithmetic sets.
 
 Times are medians over repeats in which all sides take turns, the matrix product that gives the machine's rate among
-them: a machine that slows down does so for all. The limit of a case is the operations that it cannot avoid, at that
+them: a machine that slows down does so for all. A card works behind the host, which therefore waits for it before the
+clock starts and before it stops. The limit of a case is the operations that it cannot avoid, at that
 rate. They are counted by radd_hf/hub/facts.py: the products of the network on the whole canvas, of the last layer's
 queries and all that follows on the positions whose law is used. (It has the last layer's queries projected at all
 positions, as the model does, which is 1/144 of the layers' products in the small model.)
@@ -10,6 +11,7 @@ positions, as the model does, which is 1/144 of the layers' products in the smal
 Shapes: B rows, L length.
 """
 
+import gc
 import os
 import platform
 import statistics
@@ -31,14 +33,33 @@ from radd_hf.hub.facts import forward_flops
 from radd_hf.kernels_radd import ONEDNN_LINEAR, onednn_linear
 
 BASELINE, OURS, OURS_BF16 = SIDES = ("baseline fp32", "ours fp32", "ours bf16")
-DTYPES = {BASELINE: torch.float32, OURS: torch.float32, OURS_BF16: torch.bfloat16}
+BASELINE_FP16 = "baseline fp16"
+CARD_SIDES = (BASELINE_FP16, OURS, OURS_BF16)
+# Of each side's products. The baseline reaches float16 by autocast, from weights in float32.
+DTYPES = {
+    BASELINE: torch.float32,
+    BASELINE_FP16: torch.float16,
+    OURS: torch.float32,
+    OURS_BF16: torch.bfloat16,
+}
+PRODUCTS = {"cpu": 1, "cuda": 10}  # matrix products that are timed as one: a card is done with one in a millisecond
+
+
+def sides_of(device: str) -> tuple[str, ...]:
+    """What is compared on a device, the baseline first: float32 on a CPU, and float16 on a card, as is published."""
+    return SIDES if device == "cpu" else CARD_SIDES
+
+
+def seeded(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
 
 
 @dataclass
 class Case:
     """One line of the table: a quantity of each side, smaller being better.
 
-    values: of each side, one a repeat. flops: that no side can avoid for one unit; 0 where the limit is not arithmetic.
+    values: of each side, the baseline's first, one a repeat. flops: that no side can avoid for one unit; 0 where the
+    limit is not arithmetic.
     rates: FLOP/s of a large matrix product in the dtype of each side, one a repeat. facts: what else belongs to it.
     """
 
@@ -54,7 +75,7 @@ class Case:
 
     def ratio(self, side: str) -> float:
         """How many times the side's quantity the baseline needs."""
-        return self.median(BASELINE) / self.median(side)
+        return self.median(next(iter(self.values))) / self.median(side)
 
     def fraction(self, side: str) -> float | None:
         """Of the measured rate, what the operations that cannot be avoided come to."""
@@ -77,9 +98,28 @@ class Case:
 
 
 def seconds(function: Callable[[], Any]) -> float:
+    """With the work that it leaves to the card, and without what was left to it before."""
+    wait_for_card()
     start = time.perf_counter()
     function()
+    wait_for_card()
     return time.perf_counter() - start
+
+
+def wait_for_card() -> None:
+    """Where nothing was ever put on a card there is nothing to wait for."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
+    """The function so many times, one right after the other."""
+
+    def run() -> None:
+        for _ in range(times):
+            function()
+
+    return run
 
 
 def alternate(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -98,10 +138,11 @@ def compare(
     sides: Mapping[str, Callable[[], float]],
     repeats: int,
     matmul_size: int,
+    device: str = "cpu",
     **facts: Any,
 ) -> Case:
-    """The sides' seconds for one unit, and in the same turns the machine's rate in each side's dtype."""
-    products = {dtype: MatrixProduct(dtype, matmul_size) for dtype in {DTYPES[side] for side in sides}}
+    """The sides' seconds for one unit, and in the same turns the device's rate in each side's dtype."""
+    products = {dtype: MatrixProduct(dtype, matmul_size, device) for dtype in {DTYPES[side] for side in sides}}
     turns = {**sides, **{str(dtype): product.rate for dtype, product in products.items()}}
     results = alternate(turns, repeats)
     rates = {side: results[str(DTYPES[side])] for side in sides}
@@ -109,19 +150,23 @@ def compare(
 
 
 class MatrixProduct:
-    """A product of two square matrices, large enough for the best rate, by the faster of torch's two libraries."""
+    """A product of two square matrices, large enough for the best rate; on a CPU by the faster of torch's libraries."""
 
-    def __init__(self, dtype: torch.dtype, size: int):
-        generator = torch.Generator().manual_seed(0)
-        self.size = size
-        self.left, self.right = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
+    def __init__(self, dtype: torch.dtype, size: int, device: str = "cpu"):
+        generator = seeded(0, device)
+        self.size, self.times = size, PRODUCTS[device]
+        self.left, self.right = (
+            torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2)
+        )
         self.ways = [lambda: self.left @ self.right]  # torch's choice, and that of the model's layers
-        self.ways += [lambda: onednn_linear(self.left, self.right)] if ONEDNN_LINEAR is not None else []
+        # float16 is not oneDNN's on every processor
+        if device == "cpu" and dtype != torch.float16 and ONEDNN_LINEAR is not None:
+            self.ways.append(lambda: onednn_linear(self.left, self.right))
         self.rate()  # once in vain, for the kernels to be chosen
 
     def rate(self) -> float:
         """FLOP/s."""
-        return 2 * self.size**3 / min(seconds(way) for way in self.ways)
+        return self.times * 2 * self.size**3 / min(seconds(repeated(way, self.times)) for way in self.ways)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -154,11 +199,28 @@ def training_flops(config: RaddConfig, masked: Tensor) -> float:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def peak_bytes(function: Callable[[], Any]) -> int:
-    """The most that tensors held at once while it ran, above what they held before.
+# What tells the peak, for the table.
+PEAKS = {"cpu": "torch's memory profiler", "cuda": "torch's allocator on the card"}
 
-    From torch's memory profiler, which sees every allocation of a tensor on the CPU, none else, and no time.
-    """
+
+def peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
+    """The most that tensors on the device held at once while it ran, above what they held before."""
+    return peak_bytes_of_card(function) if device == "cuda" else peak_bytes_of_processor(function)
+
+
+def peak_bytes_of_card(function: Callable[[], Any]) -> int:
+    """From torch's allocator, which counts what it gave out and not what it holds in reserve."""
+    gc.collect()
+    wait_for_card()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    wait_for_card()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_bytes_of_processor(function: Callable[[], Any]) -> int:
+    """From torch's memory profiler, which sees every allocation of a tensor on the CPU, none else, and no time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -201,8 +263,9 @@ class ResidentPeak:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def describe_machine() -> dict[str, Any]:
-    return {
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    card = describe_card() if device == "cuda" else {}
+    return card | {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=False),
         "logical_cpus": os.cpu_count(),
@@ -215,6 +278,15 @@ def describe_machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_at_start": [round(load, 2) for load in psutil.getloadavg()],
         "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
+    }
+
+
+def describe_card() -> dict[str, Any]:
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return {
+        "card": torch.cuda.get_device_name(),
+        "card_memory_gb": round(memory / 1e9, 1),
+        "cuda": torch.version.cuda,
     }
 
 

@@ -9,10 +9,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .measure import SIDES
-
 Points = list[dict[str, Any]]
-COLOURS = dict(zip(SIDES, ("C3", "C0", "C2"), strict=True))
+COLOURS = ("C3", "C0", "C2")  # of the sides, the baseline's first
 
 
 def plot_nfe(points: Points, path: Path) -> None:
@@ -58,9 +56,10 @@ def plot_memory(points: Points, path: Path) -> None:
 
 def draw_sides(axes, points: Points, key: str) -> None:
     points = sorted(points, key=lambda point: point[key])
-    for side in SIDES:
+    sides = points[0]["sides"] if points else ()
+    for side, colour in zip(sides, COLOURS, strict=False):
         values = [point["sides"][side]["median"] for point in points]
-        axes.plot([point[key] for point in points], values, "o-", color=COLOURS[side], label=side)
+        axes.plot([point[key] for point in points], values, "o-", color=colour, label=side)
     axes.set(xscale="log", yscale="log")
     label_ticks(axes, [point[key] for point in points])
     axes.legend(fontsize=8)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as entry
-from benchmarks import attention, baseline, commands, layers, measure, partial_caching
+from benchmarks import attention, baseline, commands, layers, measure, partial_caching, preparation, trainers
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.losses import LOSS_TYPES, draw_masks
@@ -38,7 +38,7 @@ TINY = (
     "--repeats 1 --timed_steps 3 --matmul_size 16 --vocab_size 20 --hidden_size 8 --layers 2 --heads 2 "
     "--evaluation 1x4x2 --cached 2x4x8 --partial 1x4x4 --refresh_interval 2 --ordered 4 --nfe_steps 2 4 "
     "--sweep_batches 1 2 --sweep_length 4 --sweep_lengths 2 4 --sweep_steps 2 --training 2x4 --likelihood 2x4 "
-    "--loading 4 --memory 2x4x2 --vocabularies 10 20"
+    "--loading 4 --memory 2x4x2 --vocabularies 10 20 --preparation 8x4x1000 --preparation_repeats 2"
 )
 
 
@@ -273,6 +273,7 @@ def test_what_is_scaled_comes_to_the_time_of_the_whole_run(monkeypatch):
         ("likelihood", 1, []),
         ("loading", 2, []),
         ("memory", 4, ["memory"]),
+        ("preparation", 0, []),
     ],
 )
 def test_each_command_prints_its_table_and_writes_json_and_plots(tmp_path, capsys, command, lines, plots):
@@ -296,6 +297,19 @@ def test_each_command_prints_its_table_and_writes_json_and_plots(tmp_path, capsy
     assert all(path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for path in pictures.iterdir())
 
 
+def test_what_the_host_prepares_is_timed_for_every_loss_beside_the_step(tmp_path, capsys):
+    entry.main(["preparation", *TINY.split(), "--json", str(tmp_path / "report.json")])
+    points = json.loads((tmp_path / "report.json").read_text())["preparation"]
+    assert [point["loss_type"] for point in points] == list(LOSS_TYPES)
+    printed = capsys.readouterr().out
+    assert preparation.HEADER in printed
+    for point in points:
+        assert preparation.format_row(point) in printed
+        assert point["step_ms"] == 32  # 8 rows of 4 at 1000 tokens/s
+        assert point["fraction_of_the_step"] == pytest.approx(point["all_ms"] / 32)
+        assert all(len(each) == 2 and min(each) > 0 for each in point["repeats"].values())
+
+
 def test_every_command_runs_when_none_is_named():
     assert entry.parse_arguments([]).commands == list(commands.COMMANDS)
 
@@ -308,6 +322,145 @@ def test_an_argument_that_means_nothing_is_named(capsys, argv, message):
     with pytest.raises(SystemExit):
         entry.parse_arguments(argv)
     assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------
+# On a card, as far as a processor can show it
+# ---------------------------------------------------------------------------------------------------------
+
+SCRIPT = "--script_step --compile --compile_backend eager --training_steps 2 --training_small 2x4"
+
+
+@pytest.fixture
+def card_sides(monkeypatch):
+    """The sides of a card, here computed by a processor."""
+    for module in (commands, entry):
+        monkeypatch.setattr(module, "sides_of", lambda device: measure.CARD_SIDES)
+
+
+@pytest.mark.parametrize("command", ["sampling", "training", "likelihood", "loading", "memory"])
+def test_the_sides_of_a_card_are_compared(card_sides, tmp_path, capsys, command):
+    files = ["--json", str(tmp_path / "report.json"), "--plots", str(tmp_path)]
+    entry.main([command, *TINY.split(), *SCRIPT.split(), *files])
+    assert entry.header(measure.CARD_SIDES) in capsys.readouterr().out
+    cases = json.loads((tmp_path / "report.json").read_text())["cases"]
+    assert all(list(case["sides"]) == ["baseline fp16", "ours fp32", "ours bf16"] for case in cases)
+    assert all(side["median"] > 0 for case in cases for side in case["sides"].values())
+    names = [case["name"].split(",")[0] for case in cases]
+    if command == "training":
+        assert names[:2] == ["first 10 training steps", "training step"]
+        assert names[4:] == names[:4]  # the small model's
+        step = cases[1]
+        assert "ours compiled (eager)" in step["facts"]["how"]
+        assert step["facts"]["tokens_per_second"]["ours bf16"] == round(2 * 4 / step["sides"]["ours bf16"]["median"])
+
+
+def test_the_header_names_the_sides_of_the_device():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert entry.header(measure.SIDES) in page
+    assert entry.header(measure.sides_of("cuda")).startswith("| case | unit | baseline fp16 | ours fp32 | ours bf16 |")
+
+
+def test_what_differs_on_a_card_can_be_said_otherwise():
+    here, there = (entry.parse_arguments(["--device", device]) for device in ("cpu", "cuda"))
+    assert (here.matmul_size, here.training, here.compile, here.script_step) == (4096, [(4, 256)], False, False)
+    assert (there.matmul_size, there.training) == (8192, [(16, 1024), (32, 1024)])
+    assert (there.training_small, there.compile, there.script_step) == ([(1024, 82)], True, True)
+    args = entry.parse_arguments(
+        ["--device", "cuda", "--no-compile", "--no-script_step", "--training", "8x16", "--training_small"]
+    )
+    assert (args.compile, args.script_step, args.training, args.training_small) == (False, False, [(8, 16)], [])
+
+
+def test_a_card_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no card"):
+        entry.main(["--device", "cuda"])
+
+
+def test_the_clock_waits_for_a_card_before_it_starts_and_before_it_stops(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    measure.seconds(lambda: calls.append("work"))
+    assert calls == ["work"]  # where none was ever used
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    measure.seconds(lambda: calls.append("work"))
+    assert calls[1:] == ["wait", "work", "wait"]
+
+
+def test_peak_memory_of_a_card_is_above_what_was_there(monkeypatch):
+    held = {"now": 5, "most": 100}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: held.update(most=held["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: held["most"])
+    assert measure.peak_bytes(lambda: held.update(most=12), "cuda") == 7
+
+
+def test_the_card_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    machine = measure.describe_machine("cuda")
+    assert (machine["card"], machine["card_memory_gb"], machine["cuda"]) == ("a card", 80.0, torch.version.cuda)
+    assert machine["cores"]
+    assert "card" not in measure.describe_machine()
+
+
+def test_products_that_are_timed_as_one_are_counted_as_many(monkeypatch):
+    monkeypatch.setitem(measure.PRODUCTS, "cpu", 10)
+    product, calls = measure.MatrixProduct(torch.float32, 8), []
+    product.ways = [lambda: calls.append(1)]
+    monkeypatch.setattr(measure, "seconds", lambda way: way() or 0.5)
+    assert product.rate() == 10 * 2 * 8**3 / 0.5
+    assert len(calls) == 10
+
+
+def test_the_baseline_in_float16_says_what_it_says_in_float32():
+    model = tiny_model(vocab_size=11, length=8)
+    canvas = torch.randint(11, (3, 8), generator=seeded(0))
+    half, whole = (baseline.full_logits(model, dtype)(canvas) for dtype in (torch.float16, None))
+    assert (half.dtype, whole.dtype) == (torch.float16, torch.float32)
+    torch.testing.assert_close(half.float(), whole, rtol=1e-2, atol=1e-2)
+
+
+def test_a_law_that_is_kept_in_float16_is_drawn_from_in_float32():
+    method, network = BY_NAME["tweedie-loglinear-3"], TableNetwork()
+    law = marginal(joint_law(logits_by_canvas(network), FREE, method.plans(FREE)), LENGTH)
+    sampler = grid_sampler(network, torch.tensor(FREE).repeat(ROWS, 1), 3)
+    sampler.law = sampler.law.half()
+    assert goodness_of_fit(sampler.run(), law) > ACCEPTED
+    assert sampler.law_at_masks.dtype == torch.float16
+
+
+def test_ours_steps_as_the_script_does():
+    """Another batch each step, the averages behind it, and the baseline on the first batch, whole steps in float16."""
+    model = tiny_model(vocab_size=11, length=8)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    with preparation.prepared(model.config, "lambda_DCE", 4, 8, 0, "cpu", 100) as batches:
+        trainer = trainers.ScriptTrainer(model, measure.CARD_SIDES, batches, seed=0)
+        trainer.compile("eager")
+        first = trainer.masks_there.masked.clone()
+        assert (trainer.x0 < 10).all()  # clean ids, no mask
+        for _ in range(2):
+            losses = [trainer.step(side) for side in trainer.sides]
+            assert all(loss.isfinite() for loss in losses)
+        assert trainer.averages.updates == 4  # of both sides that are ours
+        assert batches.step == 1 + 4
+        inputs = trainer.inputs()
+        assert not torch.equal(inputs["labels"] != -100, first)
+        assert torch.equal(trainer.masks_there.masked, first)
+        weights = [weight.detach().clone() for weight in model.parameters()]
+        assert any(not torch.equal(a, b) for a, b in zip(before, weights, strict=True))
+        trainer.step(measure.BASELINE_FP16)
+        assert any(not torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+        assert trainer.scalers[measure.BASELINE_FP16].get_scale() == 1.0  # no step was left out
+
+
+def test_blocks_of_random_tokens_have_no_mask():
+    blocks = preparation.random_blocks(11, 3, 7, seed=0)
+    tokens = torch.cat([blocks.rows(step, range(3)) for step in range(preparation.EPOCH)])
+    assert tokens.shape == (3 * preparation.EPOCH, 7)
+    assert 0 <= tokens.min() <= tokens.max() == 9
 
 
 def test_what_partial_caching_costs_is_measured_beside_the_exact_sampler(tmp_path, capsys, monkeypatch):
