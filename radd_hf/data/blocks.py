@@ -65,6 +65,20 @@ class Blocks(Sequence[Tensor]):
         start = index % len(self) * self.length
         return torch.from_numpy(self._ids(start, min(start + self.length, self.n_tokens)).astype(np.int64))
 
+    def rows(self, indices: np.ndarray) -> Tensor:
+        """Whole blocks (b, L) at once, in one gather from each piece of text that holds any of them."""
+        rows = np.empty((len(indices), self.length), dtype=np.int64)
+        starts = indices * self.length  # (b,)
+        piece = np.searchsorted(self.starts, starts, side="right") - 1
+        inside = starts + self.length <= self.starts[piece + 1]  # the others lie across two pieces or more
+        for number in np.unique(piece[inside]):
+            here = inside & (piece == number)
+            first = starts[here] - self.starts[number]
+            rows[here] = self.pieces[number][first[:, None] + np.arange(self.length)]
+        for place in np.flatnonzero(~inside):
+            rows[place] = self._ids(int(starts[place]), int(starts[place]) + self.length)
+        return torch.from_numpy(rows)
+
     def _ids(self, start: int, stop: int) -> np.ndarray:
         """Tokens start .. stop - 1 of all."""
         parts = []
@@ -100,8 +114,11 @@ class ShuffledBlocks:
         samples = np.arange(rows.start, rows.stop) + step * self.batch_size
         epochs, places = np.divmod(samples, len(self.blocks))
         self.permutations = {int(epoch): self._permutation(int(epoch)) for epoch in np.unique(epochs)}
-        chosen = (int(self.permutations[int(e)][p]) for e, p in zip(epochs, places, strict=True))
-        return torch.stack([self.blocks[index] for index in chosen])
+        chosen = np.empty(len(samples), dtype=np.int64)
+        for epoch, permutation in self.permutations.items():
+            here = epochs == epoch
+            chosen[here] = permutation.numpy()[places[here]]
+        return self.blocks.rows(chosen)
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch in self.permutations:

@@ -140,3 +140,9 @@ def test_an_empty_stream_and_a_step_that_has_passed_are_refused(stream, tiny_tok
     reader.rows(WINDOW, range(BATCH))
     with pytest.raises(ValueError, match="step=3 has passed"):
         reader.rows(3, range(BATCH))
+
+
+def test_rows_gathered_at_once_are_the_blocks_one_by_one_also_across_pieces(tokens):
+    blocks = Blocks(tokens, LENGTH)
+    chosen = torch.randint(len(blocks), (200,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(blocks.rows(chosen.numpy()), torch.stack([blocks[int(index)] for index in chosen]))
