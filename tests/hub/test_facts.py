@@ -88,7 +88,7 @@ def test_bytes_a_parameter_are_twenty_for_training_four_for_buckets_two_for_copi
 
 def test_the_micro_batch_is_the_largest_power_of_two_that_fits():
     config = cost.CONFIGS["small"]
-    row, fixed = cost.activation_bytes(config, False), cost.state_bytes(config, 8) + cost.logits_bytes()
+    row, fixed = cost.activation_bytes(config, False), cost.state_bytes(config, 8) + cost.gradient_bytes()
     for rows, expected in ((1, 1), (7.9, 4), (8, 8), (1000, 64)):
         args = cost.parse_arguments(["--memory", str((fixed + 1 + rows * row) / 1e9), "--reserve", "0"])
         micro_batch, used = cost.largest_micro_batch(config, args, checkpointing=False)
