@@ -36,7 +36,8 @@ for output in accumulations:
     name, accumulation = output.split("=")
     for loss_type in LOSS_TYPES:
         run = ["--config", config, "--output_dir", f"{name}/{loss_type}", "--loss_type", loss_type]
-        train.main([*run, "--accumulation", accumulation])
+        compiled = ["--compile", "true", "--compile_backend", "aot_eager"] if "compiled" in name else []
+        train.main([*run, *compiled, "--accumulation", accumulation])
         Path(f"{name}/{loss_type}/synchronised.json").write_text(json.dumps(synchronised))
         synchronised.clear()
         AcceleratorState._reset_state()
@@ -55,12 +56,12 @@ def test_two_processes_and_accumulation_train_what_one_process_does_with_every_l
     environment = QUIET | {"PYTHONPATH": str(ROOT)}
     settings = {"hidden_dropout": 0.0, "max_steps": 20, "save_steps": 20, "eval_steps": 20, "log_steps": 1}
     settings |= {"sample_steps": 20, "n_samples": 3}
-    for processes, runs in ((1, ["one=1"]), (2, ["two=1", "two_twice=2"])):
+    for processes, runs in ((1, ["one=1"]), (2, ["two=1", "two_twice=2", "two_compiled=1"])):
         arguments = (str(script), tiny_config(**settings), *(str(tmp_path / run) for run in runs))
         subprocess.run(command(processes, *arguments), cwd=ROOT, env=environment, check=True, capture_output=True)
     for loss_type in LOSS_TYPES:
         one = tmp_path / "one" / loss_type
-        for name, synchronised in (("two", [True]), ("two_twice", [False, True])):
+        for name, synchronised in (("two", [True]), ("two_twice", [False, True]), ("two_compiled", [True])):
             other = tmp_path / name / loss_type
             assert json.loads((other / "synchronised.json").read_text()) == synchronised * 20, "once a step"
             assert losses(other) == pytest.approx(losses(one), rel=1e-4)
