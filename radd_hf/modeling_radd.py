@@ -596,7 +596,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         targets, backend = labels.flatten().index_select(0, places), compile_backend(self.model)
         nll = token_nll(self.compute_logits, self.lm_head, hidden, targets, vocab_size, backend)  # (N,)
         of_each_token = nll.new_zeros(labels.numel()).scatter(0, places, nll).view(labels.shape)  # (B, L)
-        if max_targets is not None and not torch.compiler.is_compiling():  # under a compiler all positions are used
+        # A compiler uses all positions, and must not look at this number, which differs from batch to batch.
+        if not torch.compiler.is_compiling() and max_targets is not None:
             of_each_token = of_each_token + torch.where(labelled.sum() > max_targets, torch.nan, 0.0)
         sequence_nll = of_each_token.sum(dim=1)  # (B,)
         if loss_weights is not None:

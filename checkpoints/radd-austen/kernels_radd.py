@@ -23,6 +23,7 @@ Shapes: M rows of a product, N labelled positions, V vocabulary, D_in and D_out 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from threading import Lock
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
@@ -43,6 +44,8 @@ EVALUATIONS_TO_PACK = 32
 QUERIES_AT_ONCE = 256
 # At most this many logits (128 MB in float32) exist at once while a loss is computed, and as many gradients.
 MAX_LOGITS_ELEMENTS = 2**25
+# As many for a card (512 MB in bfloat16), where few large chunks are faster.
+MAX_LOGITS_ELEMENTS_OF_A_CARD = 2**28
 
 unsafe_view = getattr(torch.ops.aten, "_unsafe_view", torch.reshape)
 in_function_transform = getattr(getattr(torch, "_C", None), "_are_functorch_transforms_active", lambda: True)
@@ -285,7 +288,8 @@ def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     The backward pass recomputes what comes before the product (a norm, an activation, a softmax). It need not recompute
     the product, whose gradient needs its factors and not its value. Compilers decide this for themselves.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or in_function_transform():
+    on_card = arguments[0].device.type != "cpu"  # where computing again costs the host more time than it saves
+    if on_card or not torch.is_grad_enabled() or torch.compiler.is_compiling() or in_function_transform():
         return function(*arguments)
     return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False))
 
@@ -370,7 +374,7 @@ class Dropout(nn.Dropout):
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return hidden
-        if hidden.device.type != "cpu":
+        if hidden.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(hidden, self.p)
         dropped = round(self.p * 2**16)  # of the 2^16 values of a 16-bit number; one draw of 64 bits gives four
         bits = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -380,33 +384,100 @@ class Dropout(nn.Dropout):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Compilation
+# ---------------------------------------------------------------------------------------------------------
+
+
+def compile_trunk(trunk: nn.Module, backend: str = "inductor") -> None:
+    """Compiles the trunk as one graph of fixed shapes, and the loss that follows it; a copy of the model has neither.
+
+    The trunk then computes all positions in its last layer, too, so that one compilation serves every mask: another one
+    is made only for another shape of the batch, or for one with padding.
+    """
+    trunk.compile(fullgraph=True, dynamic=False, backend=backend)
+    vars(trunk)["compile_backend"] = backend
+
+
+def compile_backend(trunk: nn.Module) -> str | None:
+    """The backend that compiles the trunk while it trains; None where nothing does."""
+    compiles = trunk.training and getattr(trunk, "_compiled_call_impl", None) is not None
+    return vars(trunk).get("compile_backend") if compiles else None
+
+
+@cache
+def compiled(function: Callable, backend: str) -> Callable:
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Loss
 # ---------------------------------------------------------------------------------------------------------
 
 
+def has_fixed_shapes(trunk: nn.Module, device: torch.device) -> bool:
+    """Whether a loss is computed in shapes that do not depend on the labels.
+
+    On a card the host would have to wait to learn how many labels there are, and a compiler would start anew for every
+    number. A CPU waits for nobody, and saves the work at positions without a label.
+    """
+    return device.type != "cpu" or torch.compiler.is_compiling() or compile_backend(trunk) is not None
+
+
+def label_places(labels: Tensor, max_targets: int | None, vocab_size: int) -> Tensor:
+    """The places (N,) of the labels (B, L) on the flattened batch, those without a label (-100) behind, as padding.
+
+    Args:
+        max_targets: at least the number of labels; N is the next number of whole chunks. None: the host waits for the
+            device and counts, or under a compiler N is B L.
+    """
+    labelled = (labels != -100).flatten()
+    if torch.compiler.is_compiling():
+        return torch.arange(labels.numel(), device=labels.device)
+    if max_targets is None:
+        max_targets = int(labelled.sum())
+    size = chunk_size(vocab_size, labels.device)
+    number = min(-(-max(max_targets, 1) // size) * size, labels.numel())
+    return (~labelled).int().argsort(stable=True)[:number]
+
+
+def chunk_size(vocab_size: int, device: torch.device) -> int:
+    """Positions whose logits exist at once; on a card a power of two, so that batches are cut into equal chunks."""
+    if device.type == "cpu":
+        return max(MAX_LOGITS_ELEMENTS // vocab_size, 1)
+    return 1 << max((MAX_LOGITS_ELEMENTS_OF_A_CARD // vocab_size).bit_length() - 1, 0)
+
+
 def token_nll(
-    compute_logits: Callable[..., Tensor], head: nn.Module, hidden: Tensor, targets: Tensor, vocab_size: int
+    compute_logits: Callable[..., Tensor],
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    backend: str | None = None,
 ) -> Tensor:
     """Computes -log softmax(compute_logits(hidden))[targets] in float32, chunk by chunk: (N, D), (N,) -> (N,).
 
-    If there is more than one chunk, the backward pass recomputes the logits. At least one chunk runs, so that a batch
-    without labels still has a gradient (zero).
+    It is 0 where the target is -100. On a CPU the backward pass recomputes the logits of more than one chunk. On a card
+    they are kept, in the dtype that they have, and the head runs once. At least one chunk runs, so that a batch without
+    labels still has a gradient (zero).
 
     Args:
         compute_logits: (M, D) -> (M, V); it takes another head as its second argument.
-        head: the layer that `compute_logits` calls.
+        head: the layer that it calls.
+        backend: compiles the loss of a chunk; None: nothing does.
     """
-    size = max(MAX_LOGITS_ELEMENTS // vocab_size, 1)
+    size = chunk_size(vocab_size, hidden.device)
+    keep = hidden.device.type != "cpu" or torch.compiler.is_compiling()
 
     def chunk_nll(hidden: Tensor, target: Tensor, *head: Callable) -> Tensor:
         logits = compute_logits(hidden, *head)
         if in_function_transform():  # which wants plain operations
             return F.cross_entropy(logits.float(), target, reduction="none")
-        return cast(Tensor, TokenNLL.apply(logits, target))
+        return cast(Tensor, TokenNLL.apply(logits, target, backend))
 
     def nll(hidden: Tensor, *head: Callable) -> Tensor:
         chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
-        if len(chunks) == 1 or not torch.is_grad_enabled():
+        if len(chunks) == 1 or keep or not torch.is_grad_enabled():
             return torch.cat([chunk_nll(*chunk, *head) for chunk in chunks])
         return torch.cat([checkpoint(chunk_nll, *chunk, *head, use_reentrant=False) for chunk in chunks])
 
@@ -417,7 +488,7 @@ def token_nll(
 
 
 class TokenNLL(torch.autograd.Function):
-    """Computes -log softmax(logits)[target] in float32: (N, V), (N,) -> (N,).
+    """Computes -log softmax(logits)[target] in float32, 0 where the target is -100: (N, V), (N,) -> (N,).
 
     It keeps the logits, and its backward pass makes their gradient, both in the dtype of the logits. torch's
     cross-entropy keeps a softmax in float32, too, and makes two more such tensors in the backward pass.
@@ -426,24 +497,45 @@ class TokenNLL(torch.autograd.Function):
     ROWS = 32  # at a time, whose softmax fits the CPU's cache
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        total = torch.cat([rows.float().logsumexp(dim=-1) for rows in logits.split(TokenNLL.ROWS)])  # (N,)
+    def forward(ctx: Any, logits: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
+        rows = rows_at_once(logits)
+        log_sum = log_sum_exp if backend is None else compiled(log_sum_exp, backend)
+        total = torch.cat([log_sum(part) for part in logits.split(rows)])  # (N,)
         ctx.save_for_backward(logits, target, total)
-        return total - logits.gather(1, target[:, None]).squeeze(1)
+        ctx.backend = backend
+        at_target = logits.gather(1, target.clamp(min=0)[:, None]).squeeze(1)
+        return (total - at_target).masked_fill(target < 0, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor, None, None]:
         logits, target, total = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of gradients: by operations that have them
-            one_hot = F.one_hot(target, logits.shape[-1])
-            return ((logits.float().softmax(dim=-1) - one_hot) * grad_nll[:, None]).to(logits.dtype), None
-        gradient = torch.empty_like(logits)  # (softmax - one at the target) * grad_nll
-        rows = (each.split(TokenNLL.ROWS) for each in (gradient, logits, total, grad_nll))
-        for part, logit, log_sum, scale in zip(*rows, strict=True):
-            part.copy_((logit.float() - log_sum[:, None]).exp_().mul_(scale[:, None]))
-        at_target = (logits.gather(1, target[:, None]).squeeze(1) - total).expm1() * grad_nll  # (N,)
-        gradient.scatter_(1, target[:, None], at_target[:, None].to(gradient.dtype))
-        return gradient, None
+        scale, place = grad_nll.masked_fill(target < 0, 0.0), target.clamp(min=0)  # (N,) both
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Gradients of gradients: by operations that have them.
+            one_hot = F.one_hot(place, logits.shape[-1])
+            return ((logits.float().softmax(dim=-1) - one_hot) * scale[:, None]).to(logits.dtype), None, None
+        function = scaled_softmax if ctx.backend is None else compiled(scaled_softmax, ctx.backend)
+        gradient = torch.empty_like(logits)  # (softmax - one at the target) * scale
+        rows = (each.split(rows_at_once(logits)) for each in (gradient, logits, total, scale))
+        for part, logit, log_sum, weight in zip(*rows, strict=True):
+            part.copy_(function(logit, log_sum, weight))
+        at_target = (logits.gather(1, place[:, None]).squeeze(1) - total).expm1() * scale  # (N,)
+        gradient.scatter_(1, place[:, None], at_target[:, None].to(gradient.dtype))
+        return gradient, None, None
+
+
+def rows_at_once(logits: Tensor) -> int:
+    """Few rows on a CPU, which stay in its cache; all of them on a card or for a compiler."""
+    small = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    return TokenNLL.ROWS if small else max(len(logits), 1)
+
+
+def log_sum_exp(logits: Tensor) -> Tensor:
+    return logits.float().logsumexp(dim=-1)  # (N, V) -> (N,)
+
+
+def scaled_softmax(logits: Tensor, log_sum: Tensor, scale: Tensor) -> Tensor:
+    return (logits.float() - log_sum[:, None]).exp_().mul_(scale[:, None])  # (N, V)
 
 
 def call_around(module: nn.Module, function: Callable[[Tensor, Callable], Tensor], argument: Tensor) -> Tensor:
@@ -461,10 +553,14 @@ def call_around(module: nn.Module, function: Callable[[Tensor, Callable], Tensor
 __all__ = [
     "Dropout",
     "attention_by_products",
+    "compile_backend",
+    "compile_trunk",
     "evaluation_mode",
     "feed_forward",
     "has_backward_hooks",
+    "has_fixed_shapes",
     "is_faster_by_products",
+    "label_places",
     "linear",
     "norm_linear",
     "packed_weights",

@@ -43,9 +43,12 @@ from .generation_radd import RaddGenerationConfig, RaddGenerationMixin
 from .kernels_radd import (
     Dropout,
     attention_by_products,
+    compile_backend,
     feed_forward,
     has_backward_hooks,
+    has_fixed_shapes,
     is_faster_by_products,
+    label_places,
     linear,
     norm_linear,
     token_nll,
@@ -540,6 +543,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         labels: Tensor | None = None,
         loss_weights: Tensor | None = None,
         output_positions: Tensor | Positions | None = None,
+        max_targets: int | None = None,
         **kwargs,
     ) -> RaddMaskedLMOutput:
         """Returns the logits, or the loss at the labels.
@@ -552,6 +556,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             loss_weights: (B,) w of the diffusion objectives, which are all mean(w S); see `losses.py`.
             output_positions: where logits are wanted, boolean (B, L), indices (B, K) or [`Positions`]; everywhere when
                 None.
+            max_targets: at least the number of labels in the batch, where the caller knows it: the host then need not
+                wait for a card to count them. With too small a number the loss is nan.
 
         Returns:
             [`RaddMaskedLMOutput`]. `loss` is `mean(loss_weights * S)` in nats per sequence with `loss_weights`,
@@ -567,22 +573,32 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             raise ValueError(
                 "labels already say which positions are computed: pass labels or output_positions, not both."
             )
-        labelled = None if labels is None else labels != -100  # (B, L)
+        fixed = labels is not None and has_fixed_shapes(self.model, labels.device)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            output_positions=output_positions if labelled is None else labelled,
+            output_positions=output_positions if labels is None or fixed else labels != -100,
             **kwargs,
         )
         recorded = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
-        if labels is None or labelled is None:
+        if labels is None:
             return RaddMaskedLMOutput(logits=self.compute_logits(outputs.last_hidden_state), **recorded)
 
-        head, vocab_size = self.lm_head, self.config.vocab_size
-        nll = token_nll(self.compute_logits, head, outputs.last_hidden_state, labels[labelled], vocab_size)  # (N,)
-        of_each_token = nll.new_zeros(labels.shape).masked_scatter(labelled, nll)  # (B, L)
+        labelled, vocab_size = labels != -100, self.config.vocab_size  # (B, L)
+        hidden = outputs.last_hidden_state
+        if fixed:
+            places = label_places(labels, max_targets, vocab_size)  # (N,), unlabelled ones behind
+            hidden = hidden.flatten(0, 1).index_select(0, places)  # (B, L, D) -> (N, D)
+        else:
+            places = labelled.flatten().nonzero().squeeze(1)  # (N,)
+        targets, backend = labels.flatten().index_select(0, places), compile_backend(self.model)
+        nll = token_nll(self.compute_logits, self.lm_head, hidden, targets, vocab_size, backend)  # (N,)
+        of_each_token = nll.new_zeros(labels.numel()).scatter(0, places, nll).view(labels.shape)  # (B, L)
+        # A compiler uses all positions, and must not look at this number, which differs from batch to batch.
+        if not torch.compiler.is_compiling() and max_targets is not None:
+            of_each_token = of_each_token + torch.where(labelled.sum() > max_targets, torch.nan, 0.0)
         sequence_nll = of_each_token.sum(dim=1)  # (B,)
         if loss_weights is not None:
             if loss_weights.shape != sequence_nll.shape:

