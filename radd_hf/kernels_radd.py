@@ -389,19 +389,34 @@ class Dropout(nn.Dropout):
 
 
 def compile_trunk(trunk: nn.Module, backend: str = "inductor") -> None:
-    """Compiles the trunk as one graph of fixed shapes, and the loss that follows it; a copy of the model has neither.
+    """Compiles the trunk as one graph of fixed shapes for training, and the loss that follows; a copy has neither.
 
     The trunk then computes all positions in its last layer, too, so that one compilation serves every mask: another one
-    is made only for another shape of the batch, or for one with padding.
+    is made only for another shape of the batch, or for one with padding. After eight shapes (torch's limit) the others
+    are computed uncompiled, as is all that is not a training step: see `RaddModel.__call__`.
     """
-    trunk.compile(fullgraph=True, dynamic=False, backend=backend)
+    trunk.compile(dynamic=False, backend=backend)
     vars(trunk)["compile_backend"] = backend
 
 
 def compile_backend(trunk: nn.Module) -> str | None:
     """The backend that compiles the trunk while it trains; None where nothing does."""
-    compiles = trunk.training and getattr(trunk, "_compiled_call_impl", None) is not None
-    return vars(trunk).get("compile_backend") if compiles else None
+    trains = trunk.training and torch.is_grad_enabled()
+    return vars(trunk).get("compile_backend") if trains and is_compiled(trunk) else None
+
+
+def is_compiled(trunk: nn.Module) -> bool:
+    return getattr(trunk, "_compiled_call_impl", None) is not None
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Calls what is compiled as it was before; within a compilation it changes nothing."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @cache
@@ -503,13 +518,14 @@ class TokenNLL(torch.autograd.Function):
         total = torch.cat([log_sum(part) for part in logits.split(rows)])  # (N,)
         ctx.save_for_backward(logits, target, total)
         ctx.backend = backend
-        at_target = logits.gather(1, target.clamp(min=0)[:, None]).squeeze(1)
-        return (total - at_target).masked_fill(target < 0, 0.0)
+        at_target = logits.gather(1, target.masked_fill(target == -100, 0)[:, None]).squeeze(1)
+        return (total - at_target).masked_fill(target == -100, 0.0)
 
     @staticmethod
     def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor, None, None]:
         logits, target, total = ctx.saved_tensors
-        scale, place = grad_nll.masked_fill(target < 0, 0.0), target.clamp(min=0)  # (N,) both
+        ignored = target == -100  # (N,)
+        scale, place = grad_nll.masked_fill(ignored, 0.0), target.masked_fill(ignored, 0)  # (N,) both
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # Gradients of gradients: by operations that have them.
             one_hot = F.one_hot(place, logits.shape[-1])
@@ -559,10 +575,12 @@ __all__ = [
     "feed_forward",
     "has_backward_hooks",
     "has_fixed_shapes",
+    "is_compiled",
     "is_faster_by_products",
     "label_places",
     "linear",
     "norm_linear",
     "packed_weights",
     "token_nll",
+    "uncompiled",
 ]

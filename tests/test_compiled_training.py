@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM, kernels_radd
 from radd_hf.kernels_radd import compile_backend, compile_trunk, label_places, token_nll
+from radd_hf.likelihood import estimate_likelihood
 from radd_hf.losses import LOSS_TYPES
 from radd_hf.modeling_radd import RaddModel
 from support.spies import Watch
@@ -145,6 +146,44 @@ def test_a_copy_is_not_compiled_nor_is_a_model_that_does_not_train():
     assert compile_backend(network.model) == "eager"
     assert compile_backend(copy.deepcopy(network).model) is None
     assert compile_backend(network.eval().model) is None
+
+
+def test_what_is_no_step_of_training_runs_uncompiled_and_is_right():
+    network, plain = compiled_model(), model()
+    (inputs,) = batches(network, 1)
+    network(**inputs).loss.backward()
+    before = graphs()
+    ids, masked = inputs["input_ids"], inputs["labels"] != -100
+    torch.testing.assert_close(network(ids, output_positions=masked).logits, plain(ids, output_positions=masked).logits)
+    assert len(network(**inputs, output_hidden_states=True).hidden_states) == network.config.num_hidden_layers + 1
+    texts = [torch.arange(length) for length in range(3, 14)]
+    assert estimate_likelihood(network, texts, passes=2) == estimate_likelihood(plain, texts, passes=2)
+    for net in (network.eval(), plain.eval()):
+        net.requires_grad_(True)
+    torch.testing.assert_close(network(**inputs).loss, plain(**inputs).loss)
+    for length in range(3, 14):
+        assert torch.equal(network.generate(length=length, seed=0), plain.generate(length=length, seed=0))
+    assert graphs() == before
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that it compiles no more
+def test_more_shapes_than_torch_compiles_are_trained_all_the_same():
+    network, plain = compiled_model(), model()
+    (inputs,) = batches(network, 1)
+    for length in range(2, LENGTH):
+        part = {name: inputs[name][:, :length] for name in ("input_ids", "labels")}
+        torch.testing.assert_close(network(**part).loss, plain(**part).loss, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [model, compiled_model])
+def test_labels_that_are_not_those_of_the_tokens_are_refused(make):
+    network = make()
+    (inputs,) = batches(network, 1)
+    for labels in (inputs["labels"][:1], inputs["labels"][:, :5]):
+        with pytest.raises(ValueError, match=r"labels has shape .* one for each token"):
+            network(inputs["input_ids"], labels=labels)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        network(inputs["input_ids"], labels=torch.full_like(inputs["labels"], -1))
 
 
 def test_the_stock_compilation_of_the_whole_model_is_one_graph_for_all_masks():

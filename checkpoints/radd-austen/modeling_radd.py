@@ -47,11 +47,13 @@ from .kernels_radd import (
     feed_forward,
     has_backward_hooks,
     has_fixed_shapes,
+    is_compiled,
     is_faster_by_products,
     label_places,
     linear,
     norm_linear,
     token_nll,
+    uncompiled,
 )
 
 
@@ -338,6 +340,16 @@ class RaddModel(RaddPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def __call__(self, *args, **kwargs):
+        """Runs what is compiled in steps of training alone: whatever records, selects or evaluates has other shapes."""
+        others = ("output_positions", "cache", "partial", "output_hidden_states", "output_attentions")
+        recording = self.config.output_hidden_states or self.config.output_attentions
+        other_shapes = recording or any(kwargs.get(name) is not None for name in others)
+        if is_compiled(self) and (other_shapes or compile_backend(self) is None):
+            with uncompiled():
+                return super().__call__(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -557,7 +569,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             output_positions: where logits are wanted, boolean (B, L), indices (B, K) or [`Positions`]; everywhere when
                 None.
             max_targets: at least the number of labels in the batch, where the caller knows it: the host then need not
-                wait for a card to count them. With too small a number the loss is nan.
+                wait for a card to count them. With too small a number the loss is nan; a compiler ignores the number.
 
         Returns:
             [`RaddMaskedLMOutput`]. `loss` is `mean(loss_weights * S)` in nats per sequence with `loss_weights`,
@@ -572,6 +584,11 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         if labels is not None and output_positions is not None:
             raise ValueError(
                 "labels already say which positions are computed: pass labels or output_positions, not both."
+            )
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if labels is not None and given is not None and labels.shape != given.shape[:2]:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}; it must have one for each token, {tuple(given.shape[:2])}."
             )
         fixed = labels is not None and has_fixed_shapes(self.model, labels.device)
         outputs = self.model(

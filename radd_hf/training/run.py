@@ -120,6 +120,7 @@ class Run:
         if changed:
             raise ValueError(f"output_dir={self.output} holds another run; (saved, now) differ in {changed}.")
         self.accelerator.load_state(str(checkpoint / "state"))
+        self.accelerator.step = 0  # forwards since the last step of the optimizer: accumulation may differ now
         self.ema.load_state_dict(load_file(checkpoint / "state" / "ema.safetensors"), progress["updates"])
         self.scheduler.load_state_dict(progress["scheduler"])
         self.blocks.load_state_dict(progress["blocks"])
@@ -146,8 +147,7 @@ class Run:
         """
         model = self.accelerator.unwrap_model(self.model)
         if self.blank is None:
-            # Not compiled: its shapes differ from those of training, and from batch to batch.
-            with self.ema.applied(model), self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+            with self.ema.applied(model), self.accelerator.autocast():
                 yield model
             return
         copied = copy.deepcopy(self.blank)

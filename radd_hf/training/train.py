@@ -131,7 +131,7 @@ class TrainingArguments:
     compile: bool | None = field(
         default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
     )
-    compile_backend: str = field(default="inductor", metadata=help_("of torch.compile"))
+    compile_backend: str | None = field(default=None, metadata=help_("of torch.compile; inductor if none is named"))
     seed: int = 0
     log_steps: int = 50
     save_steps: int = 1000
@@ -339,17 +339,18 @@ def make_model(model_args: ModelArguments, args: TrainingArguments, config: Radd
 
 def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accelerator) -> None:
     """Compiles the network for training, by default on a card only; evaluation is not compiled."""
-    on_card = accelerator.device.type == "cuda"
-    if not (on_card if args.compile is None else args.compile):
+    wanted = accelerator.device.type == "cuda" or args.compile_backend is not None
+    if not (wanted if args.compile is None else args.compile):
         return
-    logger.info("the network is compiled (%s): the first step waits for it, up to a minute", args.compile_backend)
+    backend = args.compile_backend or "inductor"
+    logger.info("the network is compiled (%s): the first step waits for it, up to a minute", backend)
     if sharding_of(accelerator) == "none":
         trunk = next(module for module in model.modules() if isinstance(module, RaddModel))
-        compile_trunk(trunk, args.compile_backend)
+        compile_trunk(trunk, backend)
         return
     for module in model.modules():  # each layer is a unit whose weights are gathered, which no graph goes across
         if isinstance(module, RaddLayer):
-            module.compile(backend=args.compile_backend)
+            module.compile(backend=backend)
 
 
 def begin(run: Run, settings: dict) -> None:

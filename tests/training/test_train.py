@@ -157,6 +157,17 @@ def test_memory_and_compilation_do_not_change_what_is_trained(run, way):
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_may_go_on_with_another_accumulation_from_any_step(run, tmp_path):
+    settings = {"hidden_dropout": 0.0, "n_samples": 0, "save_steps": 3, "max_steps": 6}
+    whole = run("whole", **settings)
+    shutil.copytree(whole, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "step_6")
+    again = run("again", **settings, accumulation=4)
+    got, expected = (load_file(folder / "checkpoints/step_6/state/model.safetensors") for folder in (again, whole))
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_a_run_is_not_continued_with_another_model(run):
     run()
     with pytest.raises(ValueError, match=r"holds another run; .*'hidden_size': 32.*'hidden_size': 64"):
