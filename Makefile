@@ -28,7 +28,7 @@ TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # What the oldest admitted versions are tried with: the model, generation, training and loading.
-OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_generation.py tests/test_pipeline.py tests/test_speed.py \
+OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_compiled_training.py tests/test_generation.py tests/test_pipeline.py tests/test_speed.py \
 	tests/hub/test_auto_classes.py tests/training/test_train.py
 
 RUN := runs/austen

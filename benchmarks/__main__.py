@@ -32,7 +32,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "matmul_size": 4096,
         "cached": [(8, 128, 1024)],
         "training": [(4, 256)],
-        "training_small": [],
+        "training_medium": [],
+        "training_tiny": [],
         "training_steps": 1,
         "likelihood": [(4, 256)],
         "compile": False,
@@ -41,8 +42,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {
         "matmul_size": 8192,
         "cached": [(1, 1024, 1024), (8, 1024, 256), (32, 1024, 64)],
-        "training": [(16, 1024), (32, 1024)],
-        "training_small": [(1024, 82)],
+        "training": [(32, 1024)],
+        "training_medium": [(16, 1024)],
+        "training_tiny": [(1024, 82)],
         "training_steps": 10,
         "likelihood": [(16, 1024)],
         "compile": True,
@@ -101,8 +103,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     sizes.add_argument("--sweep_length", type=int, default=128, help="length for these batches")
     sizes.add_argument("--sweep_lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024], help="of one row")
     sizes.add_argument("--sweep_steps", type=int, default=64)
-    sizes.add_argument("--training", type=size(2), nargs="*", help="rows x length, as are the next two")
-    sizes.add_argument("--training_small", type=size(2), nargs="*", help="of a model of 6.3 million parameters")
+    sizes.add_argument("--training", type=size(2), nargs="*", help="rows x length, as are the next three")
+    sizes.add_argument("--training_medium", type=size(2), nargs="*", help="of the paper's medium model")
+    sizes.add_argument("--training_tiny", type=size(2), nargs="*", help="of a model of 6.3 million parameters")
     sizes.add_argument("--likelihood", type=size(2), nargs="*")
     sizes.add_argument("--loading", type=int, default=256, help="length of the first forward")
     sizes.add_argument("--memory", type=size(3), default=(4, 256, 64))

@@ -345,10 +345,29 @@ class RaddModel(RaddPreTrainedModel):
         others = ("output_positions", "cache", "partial", "output_hidden_states", "output_attentions")
         recording = self.config.output_hidden_states or self.config.output_attentions
         other_shapes = recording or any(kwargs.get(name) is not None for name in others)
-        if is_compiled(self) and (other_shapes or compile_backend(self) is None):
+        if not is_compiled(self):
+            return super().__call__(*args, **kwargs)
+        if other_shapes or compile_backend(self) is None:
             with uncompiled():
                 return super().__call__(*args, **kwargs)
+        ids, embedded = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        if not args and (ids is None) != (embedded is None) and not torch.compiler.is_compiling():
+            # A compiler would compute the tables anew in every kernel that reads them, and add up the gradient of the
+            # embedding in an order that changes from run to run.
+            embedded = self.embed_tokens(ids) if embedded is None else embedded  # (B, L, D)
+            mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+            tables = self.position_embeddings(embedded, mask, position_ids)
+            kwargs |= {"input_ids": None, "inputs_embeds": embedded, "position_embeddings": tables}
         return super().__call__(*args, **kwargs)
+
+    def position_embeddings(
+        self, inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns cosines and [`signed`] sines, (B or 1, L, d) each, for embeddings (B, L, D)."""
+        if position_ids is None:
+            position_ids = default_position_ids(inputs_embeds, attention_mask)
+        cos, sin = self.rotary_emb(inputs_embeds, position_ids)
+        return cos, signed(sin)
 
     @can_return_tuple
     def forward(
@@ -360,6 +379,7 @@ class RaddModel(RaddPreTrainedModel):
         output_positions: Tensor | Positions | None = None,
         cache: CanvasCache | None = None,
         partial: Positions | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> BaseModelOutput:
         """Returns the hidden states, at all positions or some.
@@ -373,6 +393,7 @@ class RaddModel(RaddPreTrainedModel):
             cache: keeps keys and values; an evaluation that is not `partial` fills it.
             partial: C positions of each row, the `output_positions` among them: only these are computed, with the
                 keys and values that the `cache` has of all others. It is approximate if others have changed.
+            position_embeddings: those of the method of this name, which are computed where they are not given.
 
         Returns:
             `last_hidden_state` (B, L, D). At `output_positions` it is (N, D), row after row, for a mask or the
@@ -401,6 +422,7 @@ class RaddModel(RaddPreTrainedModel):
             positions if prune else None,
             cache,
             partial,
+            position_embeddings,
             return_dict=True,
             **kwargs,
         )
@@ -419,20 +441,26 @@ class RaddModel(RaddPreTrainedModel):
         positions: Positions | None,
         cache: CanvasCache | None,
         partial: Positions | None,
+        position_embeddings: tuple[Tensor, Tensor] | None,
         **kwargs,
     ) -> BaseModelOutput:
         """Runs embedding, layers and norm; with `positions` the last layer returns only these."""
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, L) -> (B, L, D)
-        if position_ids is None:
-            position_ids = default_position_ids(inputs_embeds, attention_mask)
-        cos, sin = self.rotary_emb(inputs_embeds, position_ids)  # (B or 1, L, d) both
-        position_embeddings = cos, signed(sin)
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        if position_embeddings is None:
+            position_embeddings = self.position_embeddings(inputs_embeds, attention_mask, position_ids)
+        mask = None
+        # Under a compiler, and while a stream is captured, a mask is made even where nothing is padding, and with one
+        # torch's attention leaves its fastest kernels.
+        if attention_mask is not None:
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
+            )
         hidden_states = inputs_embeds
         if partial is not None:
             hidden_states = partial.select(inputs_embeds)  # (B, L, D) -> (B, C, D)
-            position_embeddings = partial.select(cos), partial.select(signed(sin))
+            cos, sin = position_embeddings  # (B or 1, L, d) each
+            position_embeddings = partial.select(cos), partial.select(sin)
             if mask is not None:  # (B, 1, L, L) -> (B, 1, C, L)
                 mask = partial.select_queries(cast(Tensor, mask).expand(-1, -1, inputs_embeds.shape[1], -1))
         for index, layer in enumerate(self.layers):

@@ -9,10 +9,14 @@ import copy
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._inductor.decomposition import select_decomp_table
 
-from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM, kernels_radd
-from radd_hf.kernels_radd import compile_backend, compile_trunk, label_places, token_nll
+from benchmarks.training_cost import layer_bytes
+from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM, kernels_radd, modeling_radd
+from radd_hf.kernels_radd import aligned, compile_backend, compile_trunk, label_places, padded, token_nll
 from radd_hf.likelihood import estimate_likelihood
 from radd_hf.losses import LOSS_TYPES
 from radd_hf.modeling_radd import RaddModel
@@ -61,7 +65,7 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-OF_THE_LOSS = 2  # log_sum_exp, scaled_softmax
+OF_THE_LOSS = 2  # log_sum_exp, fill_scaled_softmax
 
 
 @pytest.mark.parametrize("settings", [{}, {"random_length_fraction": 0.5}], ids=["whole rows", "random lengths"])
@@ -77,6 +81,57 @@ def test_twenty_batches_of_different_masks_take_one_compilation(settings, checkp
         network(**inputs).loss.backward()
     assert len(numbers) > 5
     assert graphs() == 1 + OF_THE_LOSS
+
+
+@pytest.mark.parametrize("settings", [{}, {"random_length_fraction": 0.5}], ids=["whole rows", "random lengths"])
+def test_the_graph_has_a_mask_where_there_is_padding_and_computes_no_rotary_tables(monkeypatch, settings):
+    """A mask that excludes nothing sends torch's attention from its flash kernel to one six times as slow."""
+    network, attention, others = model(), [], []
+
+    def look(graph, example):
+        for node in graph.graph.nodes:
+            if node.target is torch.nn.functional.scaled_dot_product_attention:
+                attention.append(node.kwargs.get("attn_mask"))
+            else:
+                others.append(str(node.target))
+        return graph.forward
+
+    compile_trunk(network.model, look)
+    (inputs,) = batches(network, 1, **settings)
+    network(**inputs)
+    assert [mask is not None for mask in attention] == [bool(settings)] * network.config.num_hidden_layers
+    assert not [name for name in others if name in ("cos", "sin", "pow", "arange")]
+
+
+def test_a_compiled_layer_keeps_what_the_table_of_costs_counts(monkeypatch):
+    """In bf16 and with torch's attention, as on a card: aot_autograd splits what is kept from what is recomputed."""
+    monkeypatch.setattr(modeling_radd, "is_faster_by_products", lambda *_: False)
+    kept = {}
+
+    def forward_graph(graph, example):
+        (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
+        made = [node for node in outputs if getattr(node, "op", None) == "call_function"]
+        values = [node.meta["val"] for node in made if "alias" not in node.name]  # which are other tensors once more
+        rows = [value for value in values if isinstance(value, torch.Tensor) and ROWS in value.shape[:1]]
+        rows += [value for value in values if isinstance(value, torch.Tensor) and ROWS * LENGTH in value.shape[:1]]
+        kept[layers] = sum(value.numel() * value.element_size() for value in rows) / (ROWS * LENGTH)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=forward_graph,
+        bw_compiler=lambda graph, example: make_boxed_func(graph.forward),
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    for layers in (2, 3):
+        config = RaddConfig(vocab_size=VOCABULARY, hidden_size=96, num_hidden_layers=layers, num_attention_heads=3)
+        network = RaddForMaskedLM(config).train()
+        compile_trunk(network.model, backend)
+        ids = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
+        with torch.autocast("cpu", torch.bfloat16):
+            network.model(input_ids=ids)
+        torch.compiler.reset()
+    assert kept[3] - kept[2] == pytest.approx(layer_bytes(config), rel=0.02)
 
 
 def test_another_shape_of_the_last_batch_takes_one_more():
@@ -128,6 +183,35 @@ def test_places_of_labels_come_first_and_whole_chunks_of_them():
     assert label_places(labels, 3, 10)[:3].tolist() == [1, 3, 5]
     assert len(label_places(labels, 3, 10)) == 6, "never more than there are positions"
     assert label_places(torch.full((2, 3), -100), 0, 10).numel() > 0, "a batch without labels has a gradient, zero"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_that_align_the_rows_change_neither_loss_nor_gradients(monkeypatch, bias):
+    head, target = torch.nn.Linear(8, 11, bias=bias), torch.tensor([3, -100, 0, 9, 10])
+    hidden = torch.randn(5, 8, generator=seeded(0))
+
+    def results() -> list[torch.Tensor]:
+        given = hidden.clone().requires_grad_()
+        nll = token_nll(lambda hidden, layer=head: layer(hidden), head, given, target, 11)
+        wanted = [given, *head.parameters()]
+        first = torch.autograd.grad(nll.sum(), wanted, create_graph=True)
+        return [nll, *first, *torch.autograd.grad(first[0].square().sum(), wanted[:2])]
+
+    plain = results()
+    monkeypatch.setattr(kernels_radd, "aligned", lambda layer, _: (padded(layer, 5, torch.float32),))
+    for one, other in zip(results(), plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_only_a_card_aligns_rows_and_only_those_of_a_layer_as_it_was_made():
+    with torch.device("meta"):
+        head, whole, hidden = torch.nn.Linear(8, 11), torch.nn.Linear(8, 16), torch.zeros(5, 8)
+    (layer,) = aligned(head, hidden)
+    assert layer(hidden).shape == (5, 16)
+    assert not aligned(whole, hidden)
+    assert not aligned(torch.nn.Linear(8, 11), torch.zeros(5, 8))
+    head.register_forward_hook(lambda *_: None)
+    assert not aligned(head, hidden)
 
 
 def test_a_target_of_minus_100_costs_nothing_and_gets_no_gradient():

@@ -390,6 +390,8 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
             bar.update()
             if run.step % args.log_steps == 0:
                 rate = {"lr": run.scheduler.get_last_lr()[0], "tokens_per_second": tokens_seen / seconds}
+                if device.type == "cuda":
+                    rate["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9  # of tensors, so far
                 left = (args.max_steps - run.step) * (time.monotonic() - started) / (run.step - first)
                 nats_per_token = sum(run.nats_of_each_process()) / run.tokens
                 run.log(f" ({timedelta(seconds=round(left))} left)", nats_per_token=nats_per_token, **rate)

@@ -328,7 +328,7 @@ def test_an_argument_that_means_nothing_is_named(capsys, argv, message):
 # On a card, as far as a processor can show it
 # ---------------------------------------------------------------------------------------------------------
 
-SCRIPT = "--script_step --compile --compile_backend eager --training_steps 2 --training_small 2x4"
+SCRIPT = "--script_step --compile --compile_backend eager --training_steps 2 --training_tiny 2x4"
 
 
 @pytest.fixture
@@ -364,12 +364,13 @@ def test_the_header_names_the_sides_of_the_device():
 def test_what_differs_on_a_card_can_be_said_otherwise():
     here, there = (entry.parse_arguments(["--device", device]) for device in ("cpu", "cuda"))
     assert (here.matmul_size, here.training, here.compile, here.script_step) == (4096, [(4, 256)], False, False)
-    assert (there.matmul_size, there.training) == (8192, [(16, 1024), (32, 1024)])
-    assert (there.training_small, there.compile, there.script_step) == ([(1024, 82)], True, True)
+    assert (there.matmul_size, there.training) == (8192, [(32, 1024)])
+    assert (there.training_medium, there.training_tiny) == ([(16, 1024)], [(1024, 82)])
+    assert (there.compile, there.script_step) == (True, True)
     args = entry.parse_arguments(
-        ["--device", "cuda", "--no-compile", "--no-script_step", "--training", "8x16", "--training_small"]
+        ["--device", "cuda", "--no-compile", "--no-script_step", "--training", "8x16", "--training_tiny"]
     )
-    assert (args.compile, args.script_step, args.training, args.training_small) == (False, False, [(8, 16)], [])
+    assert (args.compile, args.script_step, args.training, args.training_tiny) == (False, False, [(8, 16)], [])
 
 
 def test_a_card_that_is_not_there_is_named(monkeypatch):

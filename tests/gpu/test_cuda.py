@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from radd_hf import RaddForMaskedLM
+from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM
+from radd_hf.kernels_radd import compile_trunk
 from radd_hf.likelihood import estimate_likelihood
+from radd_hf.training.averages import Ema
 from support.paths import CHECKPOINT, ROOT
 from support.toys import random_model, seeded
 
@@ -103,7 +105,9 @@ def train(folder, text, *flags: str) -> dict[str, torch.Tensor]:
     command += [
         part for name, value in settings.items() if f"--{name}" not in flags for part in (f"--{name}", str(value))
     ]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert not done.returncode, done.stderr
     return load_file(folder / "checkpoints" / "step_8" / "state" / "model.safetensors")
 
 
@@ -113,3 +117,66 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, tiny_text
         train(tmp_path / "parts", tiny_text, "--max_steps", "4")
     parts = train(tmp_path / "parts", tiny_text)
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def a_batch(config: RaddConfig, rows: int) -> dict:
+    length = config.max_position_embeddings
+    x0 = torch.randint(config.vocab_size - 1, (rows, length), generator=seeded(5))
+    inputs = DiffusionCollator(config).rows(x0, 0, range(rows), rows)
+    there = {name: value.cuda() for name, value in inputs.items()}
+    return there | {"max_targets": int((inputs["labels"] != -100).sum())}
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_compiled_step_gives_the_gradients_of_the_plain_one(fresh_compiler, dtype):
+    plain = random_model(vocab_size=66, max_position_embeddings=32, hidden_size=64).train().cuda()
+    network, inputs, results = copy.deepcopy(plain), a_batch(plain.config, 8), []
+    compile_trunk(network.model)
+    for model in (network, plain):
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            loss = model(**inputs).loss
+        loss.backward()
+        results.append((loss.detach(), [weight.grad for weight in model.parameters()]))
+    (loss, found), (expected_loss, expected) = results
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=tolerance)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= tolerance * other.norm() + 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_step_of_training_waits_for_nothing_and_its_attention_is_a_flash_kernel(fresh_compiler):
+    config = RaddConfig(vocab_size=66, hidden_size=128, num_hidden_layers=2, num_attention_heads=2)
+    config.max_position_embeddings = 256
+    model, inputs = RaddForMaskedLM(config).train().cuda(), a_batch(config, 8)
+    optimizer, averages = torch.optim.AdamW(model.parameters(), fused=True), Ema(model, 0.999)
+    compile_trunk(model.model)
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            model(**inputs).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        averages.update(model)
+
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        step()
+        torch.cuda.synchronize()
+    names = [event.key for event in seen.key_averages()]
+    assert sum("flash" in name or "fmha" in name for name in names) >= 2, names

@@ -49,7 +49,7 @@ def test_operations_are_those_a_counter_finds(monkeypatch, masked, checkpointing
 def test_a_layer_keeps_as_many_bytes_as_said(monkeypatch):
     """With torch's attention, as on a GPU. Weights, and autocast's copies of them, do not count."""
     monkeypatch.setattr(modeling_radd, "attention_by_products", ALL_ATTENTION_FUNCTIONS["sdpa"])
-    monkeypatch.setattr(kernels_radd, "recomputed_pass", kernels_radd.recomputed)
+    monkeypatch.setattr(kernels_radd, "keeps_steps", lambda hidden: False)
 
     def kept(layers: int, batch: int) -> int:
         model, storages = make_model(num_hidden_layers=layers, hidden_dropout=0.1), {}
