@@ -542,8 +542,9 @@ def aligned(layer: nn.Module, hidden: Tensor) -> tuple[Callable[[Tensor], Tensor
 def padded(layer: nn.Linear, extra: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Gives the layer so many more outputs, all -inf, whose gradients are zero: (..., D_in) -> (..., D_out + extra)."""
     weight = F.pad(layer.weight.to(dtype), (0, 0, 0, extra))  # (D_out + extra, D_in)
-    bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
-    bias = F.pad(bias.to(dtype), (0, extra), value=-torch.inf)
+    bias: Tensor | None = layer.bias
+    bias = layer.weight.new_zeros(layer.out_features) if bias is None else bias
+    bias = F.pad(bias.to(dtype), (0, extra), value=-torch.inf)  # (D_out + extra,)
     return lambda hidden: F.linear(hidden.to(dtype), weight, bias)
 
 

@@ -13,6 +13,7 @@ Shapes: B rows of an optimizer step, b rows of them in one forward, L length.
 import argparse
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -132,6 +133,9 @@ class TrainingArguments:
         default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
     )
     compile_backend: str | None = field(default=None, metadata=help_("of torch.compile; inductor if none is named"))
+    deterministic: bool = field(
+        default=False, metadata=help_("the same bits in every run on the same card, also after a restart; slower there")
+    )
     seed: int = 0
     log_steps: int = 50
     save_steps: int = 1000
@@ -163,7 +167,8 @@ def main(argv: list[str]) -> None:
     begin(run, asdict(model_args) | asdict(data_args) | asdict(args))
     if args.judge is None and args.n_samples:
         logger.info("no --judge: the samples get a token entropy and no generative perplexity")
-    train(run, data, args, judge)
+    with deterministic(args.deterministic):
+        train(run, data, args, judge)
     figures = run.evaluate(data.validation, args.eval_passes, n_bytes=data.validation.n_bytes)
     run.log(**{f"final_{name}": value for name, value in figures.items()})
     for tracker in accelerator.trackers:
@@ -408,6 +413,23 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
                 run.save(args.keep_last)
 
 
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Has torch choose kernels that give the same bits every time, where a card's fastest add up in any order."""
+    if not wanted:
+        yield
+        return
+    fills: Any = torch.utils.deterministic
+    before, filled = torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    fills.fill_uninitialized_memory = False  # a help to find mistakes, which takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        fills.fill_uninitialized_memory = filled
+
+
 class LateLosses:
     """The losses of the steps, nats per sequence, each read while the next step is computed.
 
@@ -478,6 +500,8 @@ def progress_bar(run: Run, args: TrainingArguments) -> Iterator[tqdm]:
 
 
 def accelerator_for(args: TrainingArguments) -> Accelerator:
+    if args.deterministic:  # cuBLAS reads it when the card is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accelerator = make_accelerator(
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.accumulation,

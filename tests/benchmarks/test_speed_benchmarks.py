@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as entry
-from benchmarks import attention, baseline, commands, layers, measure, partial_caching, preparation, trainers
+from benchmarks import attention, baseline, commands, head, layers, measure, partial_caching, preparation, trainers
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.losses import LOSS_TYPES, draw_masks
@@ -482,14 +482,17 @@ def test_what_partial_caching_costs_is_measured_beside_the_exact_sampler(tmp_pat
 
 def test_the_tables_of_the_page_are_those_that_were_measured():
     page, figures = (ROOT / "docs" / "performance.md").read_text(), ROOT / "docs" / "figures"
-    cases = json.loads((figures / "speed.json").read_text())["cases"]
-    assert len(cases) >= 10
-    for case in cases:
+    here, there = (json.loads((figures / name).read_text())["cases"] for name in ("speed.json", "speed_h100.json"))
+    assert len(here) >= 10
+    for case in here + there:
         sides = case["sides"].items()
         values = {side: each["all"] for side, each in sides}
         rates = {side: [each["matmul_flops_per_second"]] for side, each in sides if case["flops"]}
         row = entry.format_row(measure.Case(case["name"], case["unit"], values, case["flops"], rates))
         assert (row in page) == ("V=" not in case["name"]), row  # those against the vocabulary are a picture
+        for rate in case["facts"].get("tokens_per_second", {}).values():
+            said = f"{round(rate, -3):,}" in page
+            assert said == (case in there and rate == case["facts"]["tokens_per_second"]["ours bf16"]), rate
     outcomes = json.loads((figures / "partial_caching.json").read_text())["outcomes"]
     outcomes = [partial_caching.Outcome(**outcome) for outcome in outcomes]
     for outcome in outcomes:
@@ -523,3 +526,21 @@ def test_the_rate_is_that_of_the_faster_library(monkeypatch):
     product.ways = [lambda: None, lambda: None]
     monkeypatch.setattr(measure, "seconds", lambda way: next(times))
     assert product.rate() == 2 * 8**3 / 0.5
+
+
+def test_the_head_is_compared_with_ways_that_keep_no_logits(capsys):
+    head.main(["--rows", "5", "--hidden_size", "16", "--vocab_size", "22", "--repeats", "1"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows][:3] == [
+        "ours",
+        "ours, rows as they are",
+        "cross_entropy of all logits",
+    ]
+    assert float(rows[0].split("|")[3]) == 1
+
+
+def test_every_way_of_the_head_computes_the_same_loss():
+    layer, target = torch.nn.Linear(16, 22), torch.arange(5)
+    hidden = torch.randn(5, 16, generator=measure.seeded(0))
+    losses = [float(way(hidden)) for way in head.ways(layer, target, None).values()]
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=2e-2)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import resource
 import shutil
@@ -155,6 +156,21 @@ def test_memory_and_compilation_do_not_change_what_is_trained(run, way):
     expected, got = (load_file(folder / "checkpoints/step_8/state/model.safetensors") for folder in (plain, other))
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_deterministic_kernels_are_those_of_the_training_and_of_nothing_after_it(run, monkeypatch):
+    wanted, step = [], train.optimizer_step
+
+    def look(*given):
+        wanted.append(torch.are_deterministic_algorithms_enabled())
+        return step(*given)
+
+    monkeypatch.setattr(train, "optimizer_step", look)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # so that it is taken away afterwards
+    run(deterministic=True, n_samples=0)
+    assert all(wanted)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_a_run_may_go_on_with_another_accumulation_from_any_step(run, tmp_path):
