@@ -12,6 +12,7 @@ import argparse
 import importlib
 import statistics
 from collections.abc import Callable
+from functools import partial
 from unittest import mock
 
 import torch
@@ -42,7 +43,11 @@ def ways(head: nn.Linear, target: Tensor, backend: str | None) -> dict[str, Call
     def plain(hidden: Tensor) -> Tensor:
         return F.cross_entropy(head(hidden), target, reduction="sum")
 
-    found = {"ours": ours, "ours, rows as they are": unaligned, "cross_entropy of all logits": plain}
+    found: dict[str, Callable[[Tensor], Tensor]] = {
+        "ours": ours,
+        "ours, rows as they are": unaligned,
+        "cross_entropy of all logits": plain,
+    }
     if hasattr(F, "linear_cross_entropy"):
 
         def of_torch(hidden: Tensor) -> Tensor:
@@ -92,12 +97,10 @@ def main(argv: list[str] | None = None) -> None:
 
         return run
 
-    steps = {
-        name: step(way) for name, way in ways(head, target, "inductor" if args.device == "cuda" else None).items()
-    }
+    steps = {name: step(way) for name, way in ways(head, target, "inductor" if args.device == "cuda" else None).items()}
     for run in steps.values():
         run()  # compiles, and chooses kernels
-    times = alternate({name: lambda run=run: seconds(run) for name, run in steps.items()}, args.repeats)
+    times = alternate({name: partial(seconds, run) for name, run in steps.items()}, args.repeats)
     print("| loss and gradients | ms | times as long as ours | memory, GB |\n|---|---:|---:|---:|")
     first = statistics.median(times["ours"])
     for name, run in steps.items():

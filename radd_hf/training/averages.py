@@ -35,8 +35,8 @@ class Ema:
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         keep = 1 - ema_decay(self.decay, self.updates)
-        weights = [weight.detach() for _, weight in trained_parameters(model)]
-        averages = [self.averages[name] for name, _ in trained_parameters(model)]
+        named = dict(trained_parameters(model))
+        weights, averages = [weight.detach() for weight in named.values()], [self.averages[name] for name in named]
         change = torch._foreach_sub(averages, weights)  # of all tensors in a few launches, where the device has it
         torch._foreach_mul_(change, keep)
         torch._foreach_sub_(averages, change)

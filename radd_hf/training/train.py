@@ -53,6 +53,7 @@ from .sharding import fsdp_skeleton, prepare_sharding, sharding_of
 
 logger = logging.getLogger("radd_hf.train")
 
+LOG_FORMAT = "%(asctime)s %(message)s"
 # Those of the model's arguments that its configuration keeps.
 CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
 
@@ -154,9 +155,14 @@ class TrainingArguments:
 def main(argv: list[str]) -> None:
     model_args, data_args, args = parse_arguments(argv)
     accelerator = accelerator_for(args)
-    output = Path(args.output_dir)
-    start_logging(output, accelerator)
-    last = last_checkpoint(output)
+    with logging_to(Path(args.output_dir), accelerator):
+        run_training(model_args, data_args, args, accelerator)
+
+
+def run_training(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator
+) -> None:
+    last = last_checkpoint(Path(args.output_dir))
     base = None if model_args.init_from is None else RaddConfig.from_pretrained(model_args.init_from)
     with accelerator.local_main_process_first():  # it tokenises, and the others find that done
         data = load_data(model_args, data_args, args, base, last)
@@ -527,15 +533,28 @@ def trackers(names: str | None) -> list:
     return list(filter(None, wanted))
 
 
-def start_logging(output: Path, accelerator: Accelerator) -> None:
-    handlers: list[logging.Handler] = [logging.NullHandler()]
+@contextmanager
+def logging_to(output: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Has the first process write to the console and, beside whoever else listens, to `train.log`."""
+    root, handlers = logging.getLogger(), []
+    shown: list[logging.Handler] = [logging.NullHandler()]
     if accelerator.is_main_process:
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-        handlers = [logging.StreamHandler(), logging.FileHandler(output / "train.log")]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
+        shown, handlers = [logging.StreamHandler()], [logging.FileHandler(output / "train.log")]
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=shown)  # nothing where there are handlers
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        root.addHandler(handler)
+    logging.getLogger("radd_hf").setLevel(logging.INFO)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     silence_progress_bars(accelerator)
     accelerator.wait_for_everyone()  # the folder is there
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def find_config(name: str) -> Path:

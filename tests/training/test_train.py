@@ -1,6 +1,7 @@
 """The training script: each loss learns, a checkpoint is a model, a restart goes on, EMA follows the paper's law."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -314,6 +315,16 @@ def test_without_a_judge_one_line_says_so(run, caplog):
     caplog.set_level("INFO", logger="radd_hf")
     run(max_steps=1)
     assert caplog.text.count("no --judge: the samples get a token entropy and no generative perplexity") == 1
+
+
+def test_the_log_is_written_also_where_somebody_else_listens_and_is_closed_in_the_end(run):
+    """As in a notebook, and under pytest, whose handlers the root logger has."""
+    before = list(logging.getLogger().handlers)
+    assert before
+    folder = run(n_samples=0)
+    assert "parameters" in (folder / "train.log").read_text()
+    assert "step=8" in (folder / "train.log").read_text()
+    assert logging.getLogger().handlers == before
 
 
 def test_every_figure_goes_to_the_trackers(run, monkeypatch):
