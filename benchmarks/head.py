@@ -3,9 +3,9 @@
 
     python -m benchmarks.head [--device cuda] [--rows 16384] [--hidden_size 768] [--vocab_size 50258] [--repeats 7]
 
-Ours computes the logits in chunks, keeps them for the backward pass, and on a card begins each of their rows at 16
-bytes. Others keep no logits: the gradient of a chunk is made in the forward pass, beside its loss. That is torch's
-`linear_cross_entropy`, where torch has it, and Liger's (arXiv:2410.10989), where `liger-kernel` is installed.
+Ours computes the logits in chunks. On a card it keeps them for the backward pass, and aligns their rows to 16 bytes.
+Two others keep no logits, and make the gradient of a chunk in the forward pass: torch's `linear_cross_entropy`, where
+torch has it, and Liger's (arXiv:2410.10989), where `liger-kernel` is installed.
 """
 
 import argparse

@@ -98,7 +98,7 @@ def figures(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -
         "forward, GFLOPs a token": f"{(forward.layers + forward.head) / length / 1e9:.3f}",
         "training, GFLOPs a token": f"{training / length / 1e9:.3f}",
         "training, PFLOPs a step": f"{args.batch_size * training / 1e15:.3f}",
-        "weights, optimizer, average, GB": f"{state_bytes(config, args.processes) / 1e9:.2f}",
+        "weights, gradients, optimizer, average, GB": f"{state_bytes(config, args.processes) / 1e9:.2f}",
         "activations, GB a row": f"{activation_bytes(config, checkpointing) / 1e9:.3f}",
         "gradient of a chunk of logits, GB": f"{gradient_bytes() / 1e9:.2f}",
         "micro-batch, rows a GPU": f"{micro_batch}",

@@ -289,7 +289,8 @@ def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     """Computes function(*arguments), which ends in a product, and keeps only the arguments for the backward pass.
 
     The backward pass recomputes what comes before the product (a norm, an activation, a softmax). It need not recompute
-    the product, whose gradient needs its factors and not its value. Compilers decide this for themselves.
+    the product, whose gradient needs its factors and not its value. On a card and under a compiler it is a plain call;
+    see [`product_after`] for the latter.
     """
     on_card = arguments[0].device.type != "cpu"  # where computing again costs the host more time than it saves
     if on_card or not torch.is_grad_enabled() or torch.compiler.is_compiling() or in_function_transform():
@@ -300,8 +301,8 @@ def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
 def product_after(step: Callable[[Tensor], Tensor], layer: nn.Module, hidden: Tensor) -> Tensor:
     """Computes layer(step(hidden)); the backward pass recomputes the step, a norm or an activation, where that pays.
 
-    A compiler is told to, and fuses it with what the backward pass reads anyway: a fifth less memory for the paper's
-    small model.
+    Under a compiler it always does, in the kernels that read its input anyway. The paper's small model then takes a
+    fifth less memory.
     """
     if torch.compiler.is_compiling() and torch.is_grad_enabled() and not in_function_transform():
         dtype = autocast_dtype(hidden)  # to round is part of the step, or its rounded value would be kept
@@ -322,7 +323,7 @@ def autocast_dtype(hidden: Tensor) -> torch.dtype | None:
 
 
 def keeps_steps(hidden: Tensor) -> bool:
-    """In bfloat16 on a CPU a step over memory takes long beside the products, and memory is ample."""
+    """Tells whether to keep what norms and activations give: on a CPU in bfloat16, where recomputing them is slow."""
     return hidden.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or hidden.dtype == torch.bfloat16)
 
 
@@ -410,11 +411,11 @@ class Dropout(nn.Dropout):
 
 
 def compile_trunk(trunk: nn.Module, backend: str = "inductor") -> None:
-    """Compiles the trunk as one graph of fixed shapes for training, and the loss that follows; a copy has neither.
+    """Compiles the trunk and the loss in fixed shapes, for steps of training; a copy of the model is not compiled.
 
     The trunk then computes all positions in its last layer, too, so that one compilation serves every mask: another one
-    is made only for another shape of the batch, or for one with padding. After eight shapes (torch's limit) the others
-    are computed uncompiled, as is all that is not a training step: see `RaddModel.__call__`.
+    is made only for another shape of the batch, or for one with padding. Beyond eight shapes (torch's limit) the others
+    run uncompiled. So does all that is not a step of training, see `RaddModel.__call__`.
     """
     trunk.compile(dynamic=False, backend=backend)
     vars(trunk)["compile_backend"] = backend
@@ -432,7 +433,7 @@ def is_compiled(trunk: nn.Module) -> bool:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Calls what is compiled as it was before; within a compilation it changes nothing."""
+    """Runs what is compiled uncompiled inside the block; while something is being compiled it does nothing."""
     if torch.compiler.is_compiling():
         yield
         return
@@ -442,8 +443,8 @@ def uncompiled() -> Iterator[None]:
 
 @cache
 def compiled(function: Callable, backend: str | None) -> Callable:
-    """The function compiled by the backend; as it is where that is None."""
-    return function if backend is None else torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+    """The function compiled by the backend; as it is where that is None, and for more shapes than torch compiles."""
+    return function if backend is None else torch.compile(function, dynamic=False, backend=backend)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -461,11 +462,11 @@ def has_fixed_shapes(trunk: nn.Module, device: torch.device) -> bool:
 
 
 def label_places(labels: Tensor, max_targets: int | None, vocab_size: int) -> Tensor:
-    """The places (N,) of the labels (B, L) on the flattened batch, those without a label (-100) behind, as padding.
+    """Returns indices (N,) into the flattened batch (B L,): labelled positions first, then others, as padding.
 
     Args:
-        max_targets: at least the number of labels; N is the next number of whole chunks. None: the host waits for the
-            device and counts, or under a compiler N is B L.
+        max_targets: at least the number of labels. N is the next number of whole chunks, and at most B L. None: the
+            host waits for the device and counts. Under a compiler N is B L whatever is given.
     """
     labelled = (labels != -100).flatten()
     if torch.compiler.is_compiling():
@@ -478,7 +479,7 @@ def label_places(labels: Tensor, max_targets: int | None, vocab_size: int) -> Te
 
 
 def chunk_size(vocab_size: int, device: torch.device) -> int:
-    """Positions whose logits exist at once; on a card a power of two, so that batches are cut into equal chunks."""
+    """Returns the number of positions of a call of the head; on a card a power of two, which divides most batches."""
     if device.type == "cpu":
         return max(MAX_LOGITS_ELEMENTS // vocab_size, 1)
     return 1 << max((MAX_LOGITS_ELEMENTS_OF_A_CARD // vocab_size).bit_length() - 1, 0)
@@ -499,8 +500,8 @@ def token_nll(
     labels still has a gradient (zero).
 
     Args:
-        compute_logits: (M, D) -> (M, V); it takes another head as its second argument.
-        layer: the head that it calls of itself.
+        compute_logits: (M, D) -> (M, V); a second argument is called in place of its head.
+        layer: the head that it calls otherwise.
         backend: compiles the loss of a chunk; None: nothing does.
     """
     size = chunk_size(vocab_size, hidden.device)
@@ -520,7 +521,8 @@ def token_nll(
         return torch.cat([checkpoint(chunk_nll, *chunk, *head, use_reentrant=False) for chunk in chunks])
 
     if isinstance(layer, FSDPModule) and len(hidden) > size:
-        # `fully_shard` communicates at every call of a unit, and processes differ in chunks: so one call for all.
+        # `fully_shard` communicates at every call of a unit. Processes differ in their number of chunks, so one call
+        # is made for all.
         return call_around(layer, nll, hidden)
     return nll(hidden)
 
@@ -552,7 +554,7 @@ class TokenNLL(torch.autograd.Function):
     """Computes -log softmax(logits)[target] in float32, 0 where the target is -100: (N, V), (N,) -> (N,).
 
     It keeps the logits, and its backward pass makes their gradient, both in the dtype of the logits. torch's
-    cross-entropy keeps a softmax in float32, too, and makes two more such tensors in the backward pass.
+    cross-entropy keeps a log-softmax in float32 beside them, and its backward pass makes two more such tensors.
     """
 
     ROWS = 32  # at a time, whose softmax fits the CPU's cache

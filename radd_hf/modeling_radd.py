@@ -341,7 +341,7 @@ class RaddModel(RaddPreTrainedModel):
         self.post_init()
 
     def __call__(self, *args, **kwargs):
-        """Runs what is compiled in steps of training alone: whatever records, selects or evaluates has other shapes."""
+        """Uses what is compiled in steps of training only. Whatever records, selects or evaluates runs uncompiled."""
         others = ("output_positions", "cache", "partial", "output_hidden_states", "output_attentions")
         recording = self.config.output_hidden_states or self.config.output_attentions
         other_shapes = recording or any(kwargs.get(name) is not None for name in others)
@@ -450,8 +450,8 @@ class RaddModel(RaddPreTrainedModel):
         if position_embeddings is None:
             position_embeddings = self.position_embeddings(inputs_embeds, attention_mask, position_ids)
         mask = None
-        # Under a compiler, and while a stream is captured, a mask is made even where nothing is padding, and with one
-        # torch's attention leaves its fastest kernels.
+        # transformers makes a mask even of None under a compiler, or while a stream is captured. torch's fastest
+        # attention takes none.
         if attention_mask is not None:
             mask = create_bidirectional_mask(
                 config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask

@@ -448,12 +448,12 @@ class LateLosses:
         self.newest = math.nan  # of those that were read, the mean of the forwards
 
     def add(self, losses: list[Tensor]) -> None:
-        """Of the step that was just begun. Reads that of the step before."""
+        """Keeps the losses of the step that was just begun, and reads those of the step before."""
         self.read_all()
         self.unread.append((self.run.step + 1, torch.stack(losses)))
 
     def read_all(self) -> None:
-        """Raises a FloatingPointError for a loss that is not finite."""
+        """Reads all that are left. Raises a FloatingPointError for a loss that is not finite."""
         for step, losses in self.unread:
             values = losses.tolist()
             if not all(map(math.isfinite, values)):
