@@ -6,6 +6,7 @@ no values, so that whoever asks for one is refused.
 """
 
 import copy
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ ROWS, LENGTH, VOCABULARY = 4, 16, 40
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch.compiler.reset()
-    kernels_radd.compiled.cache_clear()
+    kernels_radd.compiled_once.cache_clear()
     counters.clear()
     yield
     torch.compiler.reset()
@@ -248,6 +249,55 @@ def test_what_is_no_step_of_training_runs_uncompiled_and_is_right():
     for length in range(3, 14):
         assert torch.equal(network.generate(length=length, seed=0), plain.generate(length=length, seed=0))
     assert graphs() == before
+
+
+def test_hooks_inside_run_whenever_they_are_added():
+    """A compiler does not look for hooks that are added to what it has compiled."""
+    networks = compiled_model(), model()
+    (inputs,) = batches(networks[1], 1)
+    for network in networks:
+        network(**inputs)
+        network.model.layers[0].register_forward_hook(lambda module, given, output: 1.5 * output)
+    (loss, found), (expected, wanted) = (gradients(network, inputs) for network in networks)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_who_evaluates_in_another_thread_does_not_stop_the_compiled_training():
+    network = compiled_model()
+    (inputs,) = batches(network, 1)
+    network(**inputs)
+    begun, done = Event(), Event()
+
+    def look(module, given):
+        if not torch.is_grad_enabled():
+            begun.set()
+            done.wait(20)
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            network(input_ids=inputs["input_ids"])
+
+    network.lm_head.register_forward_pre_hook(look)  # in which an evaluation waits, half done
+    thread = Thread(target=evaluate)
+    thread.start()
+    assert begun.wait(20)
+    before = graphs()
+    rest = {name: value[:2] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    network(**rest).loss.backward()
+    done.set()
+    thread.join()
+    assert graphs() > before, "another shape is compiled meanwhile"
+
+
+def test_within_what_somebody_else_compiles_a_compiled_trunk_is_part_of_it_and_breaks_are_survived():
+    network, plain = compiled_model(), model()
+    (inputs,) = batches(network, 1)
+    whole = torch.compile(network, backend="eager")
+    torch.testing.assert_close(whole(**inputs).loss, plain(**inputs).loss, rtol=1e-5, atol=1e-5)
+    states = whole(input_ids=inputs["input_ids"], output_hidden_states=True).hidden_states
+    expected = plain(input_ids=inputs["input_ids"], output_hidden_states=True).hidden_states
+    torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch says that it compiles no more

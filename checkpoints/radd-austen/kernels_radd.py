@@ -202,6 +202,10 @@ def is_hooked(module: nn.Module) -> bool:
     return any(getattr(nn.modules.module, name, True) for name in GLOBAL_HOOKS)
 
 
+def has_hooks_inside(module: nn.Module) -> bool:
+    return any(getattr(inner, name, True) for inner in module.modules() for name in HOOKS)
+
+
 def has_backward_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name, True) for name in HOOKS if "backward" in name)
 
@@ -410,41 +414,42 @@ class Dropout(nn.Dropout):
 # ---------------------------------------------------------------------------------------------------------
 
 
+# The backend that compiles a trunk. It is kept beside the trunk, so that a copy of the trunk is not compiled.
+BACKENDS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+
 def compile_trunk(trunk: nn.Module, backend: str = "inductor") -> None:
     """Compiles the trunk and the loss in fixed shapes, for steps of training; a copy of the model is not compiled.
 
     The trunk then computes all positions in its last layer, too, so that one compilation serves every mask: another one
     is made only for another shape of the batch, or for one with padding. Beyond eight shapes (torch's limit) the others
-    run uncompiled. So does all that is not a step of training, see `RaddModel.__call__`.
+    run uncompiled. So does all that is not a step of training, and a trunk with hooks inside; see `RaddModel.__call__`.
     """
-    trunk.compile(dynamic=False, backend=backend)
-    vars(trunk)["compile_backend"] = backend
+    BACKENDS[trunk] = backend
 
 
-def compile_backend(trunk: nn.Module) -> str | None:
-    """The backend that compiles the trunk while it trains; None where nothing does."""
-    trains = trunk.training and torch.is_grad_enabled()
-    return vars(trunk).get("compile_backend") if trains and is_compiled(trunk) else None
+def compile_backend(trunk: nn.Module) -> Any | None:
+    """Returns the backend that compiles the trunk while it trains; None where nothing does, or a compiler sees all."""
+    if torch.compiler.is_compiling() or not trunk.training or not torch.is_grad_enabled():
+        return None
+    return BACKENDS.get(trunk)
 
 
-def is_compiled(trunk: nn.Module) -> bool:
-    return getattr(trunk, "_compiled_call_impl", None) is not None
+def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return nn.Module.__call__(module, *args, **kwargs)
 
 
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Runs what is compiled uncompiled inside the block; while something is being compiled it does nothing."""
-    if torch.compiler.is_compiling():
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def compiled(function: Callable, backend: Any | None) -> Callable:
+    """Returns the function compiled by the backend, for as many shapes as torch compiles; as it is without a backend.
+
+    It is called compiled or not, which no other thread sees: torch's own switches are of the whole process.
+    """
+    return function if backend is None else compiled_once(function, backend)
 
 
 @cache
-def compiled(function: Callable, backend: str | None) -> Callable:
-    """The function compiled by the backend; as it is where that is None, and for more shapes than torch compiles."""
-    return function if backend is None else torch.compile(function, dynamic=False, backend=backend)
+def compiled_once(function: Callable, backend: Any) -> Callable:
+    return torch.compile(function, dynamic=False, backend=backend)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -616,18 +621,19 @@ def call_around(module: nn.Module, function: Callable[[Tensor, Callable], Tensor
 __all__ = [
     "Dropout",
     "attention_by_products",
+    "call_module",
     "compile_backend",
     "compile_trunk",
+    "compiled",
     "evaluation_mode",
     "feed_forward",
     "has_backward_hooks",
     "has_fixed_shapes",
-    "is_compiled",
+    "has_hooks_inside",
     "is_faster_by_products",
     "label_places",
     "linear",
     "norm_linear",
     "packed_weights",
     "token_nll",
-    "uncompiled",
 ]

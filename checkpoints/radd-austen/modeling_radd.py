@@ -43,17 +43,18 @@ from .generation_radd import RaddGenerationConfig, RaddGenerationMixin
 from .kernels_radd import (
     Dropout,
     attention_by_products,
+    call_module,
     compile_backend,
+    compiled,
     feed_forward,
     has_backward_hooks,
     has_fixed_shapes,
-    is_compiled,
+    has_hooks_inside,
     is_faster_by_products,
     label_places,
     linear,
     norm_linear,
     token_nll,
-    uncompiled,
 )
 
 
@@ -345,25 +346,24 @@ class RaddModel(RaddPreTrainedModel):
         others = ("output_positions", "cache", "partial", "output_hidden_states", "output_attentions")
         recording = self.config.output_hidden_states or self.config.output_attentions
         other_shapes = recording or any(kwargs.get(name) is not None for name in others)
-        if not is_compiled(self):
+        backend = compile_backend(self)
+        # torch does not see hooks that are added to what it has compiled. Those of the embedding are outside of it.
+        if backend is None or other_shapes or has_hooks_inside(self.layers) or has_hooks_inside(self.norm):
             return super().__call__(*args, **kwargs)
-        if other_shapes or compile_backend(self) is None:
-            with uncompiled():
-                return super().__call__(*args, **kwargs)
         ids, embedded = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        if not args and (ids is None) != (embedded is None) and not torch.compiler.is_compiling():
+        if not args and (ids is None) != (embedded is None):
             # A compiler would compute the tables anew in every kernel that reads them, and add up the gradient of the
             # embedding in an order that changes from run to run.
             embedded = self.embed_tokens(ids) if embedded is None else embedded  # (B, L, D)
             mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
             tables = self.position_embeddings(embedded, mask, position_ids)
             kwargs |= {"input_ids": None, "inputs_embeds": embedded, "position_embeddings": tables}
-        return super().__call__(*args, **kwargs)
+        return compiled(call_module, backend)(self, *args, **kwargs)
 
     def position_embeddings(
         self, inputs_embeds: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Returns cosines and [`signed`] sines, (B or 1, L, d) each, for embeddings (B, L, D)."""
+        """Returns cosines and `signed` sines, (B or 1, L, d) each, for embeddings (B, L, D)."""
         if position_ids is None:
             position_ids = default_position_ids(inputs_embeds, attention_mask)
         cos, sin = self.rotary_emb(inputs_embeds, position_ids)
