@@ -61,12 +61,12 @@ from .measure import (
     training_flops,
 )
 from .trainers import ScriptTrainer, Trainer
+from .training_cost import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 WARM_UP = 3  # training steps of every side
 FIRST_STEPS = 10  # in whose time compilation is counted in
 TINY = RaddConfig(vocab_size=11, hidden_size=256, num_hidden_layers=8, num_attention_heads=8)
-MEDIUM = RaddConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
 
 Models = dict[str, RaddForMaskedLM]  # of each side, the baseline's first
 
@@ -338,7 +338,7 @@ def nfe_points(args: Namespace, config: PreTrainedConfig) -> list[dict[str, Any]
 def training(args: Namespace) -> Result:
     """Seconds of a step, and the memory it takes above weights and moments, with the gradients and without them."""
     sizes = [(make_config(args), size, "") for size in args.training]
-    sizes += [(MEDIUM, size, ", the paper's medium model") for size in args.training_medium]
+    sizes += [(CONFIGS["medium"], size, ", the paper's medium model") for size in args.training_medium]
     sizes += [(TINY, size, ", 6.3 M parameters") for size in args.training_tiny]
     cases = []
     for config, (rows, length), which in sizes:

@@ -343,12 +343,14 @@ class RaddModel(RaddPreTrainedModel):
 
     def __call__(self, *args, **kwargs):
         """Uses what is compiled in steps of training only. Whatever records, selects or evaluates runs uncompiled."""
+        backend = compile_backend(self)
+        if backend is None:
+            return super().__call__(*args, **kwargs)
         others = ("output_positions", "cache", "partial", "output_hidden_states", "output_attentions")
         recording = self.config.output_hidden_states or self.config.output_attentions
         other_shapes = recording or any(kwargs.get(name) is not None for name in others)
-        backend = compile_backend(self)
         # torch does not see hooks that are added to what it has compiled. Those of the embedding are outside of it.
-        if backend is None or other_shapes or has_hooks_inside(self.layers) or has_hooks_inside(self.norm):
+        if other_shapes or has_hooks_inside(self.layers) or has_hooks_inside(self.norm):
             return super().__call__(*args, **kwargs)
         ids, embedded = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         if not args and (ids is None) != (embedded is None):

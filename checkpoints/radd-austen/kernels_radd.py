@@ -436,13 +436,14 @@ def compile_backend(trunk: nn.Module) -> Any | None:
 
 
 def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Calls the module, with its hooks: the function that is compiled for every trunk."""
     return nn.Module.__call__(module, *args, **kwargs)
 
 
 def compiled(function: Callable, backend: Any | None) -> Callable:
-    """Returns the function compiled by the backend, for as many shapes as torch compiles; as it is without a backend.
+    """Returns the function compiled by the backend; the function itself without one.
 
-    It is called compiled or not, which no other thread sees: torch's own switches are of the whole process.
+    Callers choose between the two. torch's own switch, `torch.compiler.set_stance`, would act on all threads.
     """
     return function if backend is None else compiled_once(function, backend)
 
