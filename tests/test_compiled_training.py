@@ -14,6 +14,7 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._inductor.decomposition import select_decomp_table
+from transformers import Trainer, TrainingArguments
 
 from benchmarks.training_cost import layer_bytes
 from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM, kernels_radd, modeling_radd
@@ -328,6 +329,17 @@ def test_the_stock_compilation_of_the_whole_model_is_one_graph_for_all_masks():
     whole = torch.compile(network, backend="eager", fullgraph=True)
     for inputs in batches(network, 8):
         torch.testing.assert_close(whole(**inputs).loss, plain(**inputs).loss, rtol=1e-5, atol=1e-5)
+    assert graphs() == 1
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # of the Trainer, where there is no card
+def test_transformers_trainer_compiles_the_whole_model_once_for_training(tmp_path):
+    network, x0 = model(), torch.randint(VOCABULARY - 1, (10 * ROWS, LENGTH), generator=seeded(2))
+    settings = {"torch_compile": True, "torch_compile_backend": "aot_eager", "use_cpu": True, "report_to": "none"}
+    arguments = TrainingArguments(
+        tmp_path, per_device_train_batch_size=ROWS, max_steps=10, disable_tqdm=True, save_strategy="no", **settings
+    )
+    Trainer(network, arguments, train_dataset=list(x0), data_collator=DiffusionCollator(network.config)).train()
     assert graphs() == 1
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from scipy.integrate import quad
 from scipy.special import beta
 
+from radd_hf.kernels_radd import compile_trunk
 from radd_hf.losses import (
     FIRST_TIME,
     LOSS_TYPES,
@@ -29,7 +30,13 @@ L = 3
 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_each_loss_is_the_authors_for_their_fixed_mask(golden, golden_model, loss_type, noise):
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_each_loss_is_the_authors_for_their_fixed_mask(golden, golden_model, loss_type, noise, compiled):
+    if compiled:
+        for module in golden_model.train().modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        compile_trunk(golden_model.model, "aot_eager")
     g = load_file(golden / "losses.safetensors")
     masked = g["xt"] == 96
     level = {"lambda_DCE": g["lambda"], "k_DCE": g["k"]}.get(loss_type, g[f"{noise}.t"]).double()  # (B,)
