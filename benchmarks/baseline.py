@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from radd_hf.generation_radd import plan_grid
 from radd_hf.losses import Masks
 from radd_hf.noise_radd import Noise, reveal_probabilities
+from radd_hf.plan_radd import plan_grid
 
 Network = Callable[[Tensor], Tensor]
 

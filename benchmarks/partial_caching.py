@@ -27,8 +27,8 @@ from torch import Tensor
 
 from radd_hf import RaddForMaskedLM
 from radd_hf.evaluation.quality import token_entropy
-from radd_hf.generation_radd import Schedule
 from radd_hf.likelihood import ROUNDS, LikelihoodRounds, exact_likelihood, mean_and_error
+from radd_hf.plan_radd import Schedule
 
 from .estimators import CHECKPOINT
 from .measure import describe_machine
@@ -76,10 +76,9 @@ class Sampler:
 
 def cost_of(reveal_step: Tensor, interval: int, window: int) -> float:
     """Positions computed, over the length: mean over rows (R, L)."""
-    events = Schedule(reveal_step, None, interval, window).events
-    whole = sum(len(each.rows) for each in events if each.partial is None)
-    part = sum(each.partial.indices.numel() for each in events if each.partial is not None)
-    return (whole + part / reveal_step.shape[1]) / len(reveal_step)
+    length = reveal_step.shape[1]
+    shapes = Schedule(reveal_step, None, interval, window).shapes
+    return sum(shape.rows * (shape.computed or length) for shape in shapes) / length / len(reveal_step)
 
 
 def nll_in_own_order(model, sequences: Tensor, reveal_step: Tensor) -> Tensor:

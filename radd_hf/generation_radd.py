@@ -4,7 +4,7 @@
     canvas    ids in which every mask token is to be filled and every other token stays
     event     one evaluation of the network, which reveals tokens at some positions of each row
     plan      for each masked position, the event that reveals it
-    schedule  for each event, the rows and positions that it reveals
+    schedule  for each event, its shape: how many rows it has, and how many positions it reveals
     draw      a token for each revealed position, from the network's distribution given the canvas
     loop      event by event: evaluate, draw, write
 
@@ -13,20 +13,27 @@ network does not depend on time (arXiv:2406.03736, section 3.1). So the plan can
 evaluated only where the plan reveals something. This is the paper's "caching" (section 3.2), and the output has the
 distribution of the published samplers (algorithms 5 and 6). Equations are numbered as in version 4 of the paper.
 
+All that an event needs is known before the first one but the logits. So an event is a function of tensors that stay
+where they are: canvas, plan, random numbers, and the number of the event. A card records the function once for each
+shape, and replays it (`programs_radd.py`). Elsewhere it is called.
+
 A plan made first also allows an approximation, which is off by default: `refresh_interval`, see `generate`.
 
 Shapes: R rows (batch x num_return_sequences), A rows that still have events, L length, V vocabulary;
-        N positions revealed in one event, at most K in any row; C positions of a partial evaluation of a row.
+        N positions revealed in one event, at most K in any row; C positions of a partial evaluation of a row;
+        W tokens of a part of the vocabulary.
 """
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.generation import (
     GenerationConfig,
     LogitsProcessorList,
@@ -37,17 +44,19 @@ from transformers.generation import (
 from transformers.generation.streamers import TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
-from .canvas_radd import Positions, TextOrIds, as_tensor, make_canvas, widen
-from .kernels_radd import evaluation_mode
+from .canvas_radd import Positions, TextOrIds, as_tensor, make_canvas, places_of
+from .kernels_radd import evaluation_mode, packed_weights
 from .noise_radd import get_noise, reveal_probabilities
+from .plan_radd import GIVEN, Schedule, Shape, computed_in, plan_grid, plan_sequence
+from .programs_radd import Memory, Programs, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import GRID_METHODS, SETTINGS, Method, Order, is_integer
 
-# Value of a plan at positions that are given, not generated.
-GIVEN = -1
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
 # few times as much.
 MAX_DRAW_ELEMENTS = 2**24
+# With `stop_on_eos` and recorded events, events after which the host asks the card which rows have ended.
+EVENTS_BETWEEN_QUESTIONS = 16
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -75,6 +84,7 @@ class RaddGenerationConfig(GenerationConfig):
     steps: int | None
     method: Method
     order: Order | Sequence[int] | Tensor
+    cuda_graphs: bool
     refresh_interval: int
     refresh_window: int
     max_time: float | None
@@ -136,133 +146,6 @@ class RaddGenerateOutput(ModelOutput):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Plan: when is each position revealed? Plans are (R, L) int64, GIVEN where nothing is masked.
-# ---------------------------------------------------------------------------------------------------------
-
-
-def plan_grid(masked: Tensor, reveal: Tensor, uniform: Tensor) -> Tensor:
-    """Draws the step of the grid in which Tweedie or Euler reveals each masked position.
-
-    A position still masked is revealed in step i with probability r_i (eq. (D.14) and (D.15)). So its reveal step is i
-    with probability q_i = r_i prod_{j<i} (1 - r_j), independently of all else, and is drawn once, by inversion of the
-    distribution function. A row with m masks then takes sum_i 1 - (1 - q_i)^m evaluations in expectation (eq. (D.30)),
-    which is n (1 - (1 - 1/n)^m) for log-linear noise (eq. (3.4)).
-
-    Args:
-        masked: (R, L) bool. reveal: (n,) float64, r, with r_n = 1 in the last step. uniform: (R, L) float64 in [0, 1).
-    """
-    distribution = 1 - (1 - reveal).cumprod(dim=0)  # (n,) P(reveal step <= i); 1 at the end, since r_n = 1
-    step = torch.searchsorted(distribution, uniform, right=True)  # (R, L)
-    return step.masked_fill(~masked, GIVEN)
-
-
-def plan_sequence(masked: Tensor, priority: Tensor, steps: int | None = None) -> Tensor:
-    """Plans one position an event, in ascending `priority` (R, L); with fewer `steps` than masks, balanced groups.
-
-    First-hitting is this with uniform priorities: the hitting times of the continuous-time process are
-    independent and identically distributed, so their order is a uniform permutation (arXiv:2409.02908, section 4.2).
-    """
-    priority = priority.double().masked_fill(~masked, torch.inf)
-    rank = priority.argsort(dim=1, stable=True).argsort(dim=1)  # (R, L) 0, 1, ... over the masked positions
-    if steps is not None:
-        count = masked.sum(dim=1, keepdim=True)  # (R, 1)
-        rank = torch.where(count > steps, rank * steps // count.clamp(min=1), rank)
-    return rank.masked_fill(~masked, GIVEN)
-
-
-def without_empty_steps(plan: Tensor) -> Tensor:
-    """Numbers each row's events 0, 1, 2, ... in the order of the plan: (R, L) -> (R, L)."""
-    step, position = plan.sort(dim=1)
-    begins = step.diff(dim=1, prepend=torch.full_like(step[:, :1], GIVEN)) > 0  # a step larger than the one before
-    return torch.empty_like(plan).scatter_(1, position, begins.cumsum(dim=1) - 1)  # GIVEN, where none has begun
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Schedule: what does each event do?
-# ---------------------------------------------------------------------------------------------------------
-
-
-class Event(NamedTuple):
-    """Describes one turn of the loop: one evaluation, and the positions that it reveals.
-
-    rows: (A,) rows that still have events, ascending. reveals: the positions that it reveals in each of them.
-    flat_index: (N,) where these are on the flattened canvas. partial: the positions of an evaluation of some, the
-    revealed ones among them; None for an evaluation of all positions.
-    """
-
-    rows: Tensor
-    reveals: Positions
-    flat_index: Tensor
-    partial: Positions | None
-
-    def to(self, device: torch.device) -> "Event":
-        partial = None if self.partial is None else self.partial.to(device)
-        return Event(self.rows.to(device), self.reveals.to(device), self.flat_index.to(device), partial)
-
-
-class Schedule:
-    """Holds the events to come; changes them when time has run out or rows have ended.
-
-    All events are made before the first evaluation, so that the loop need not wait for the device to learn what comes
-    next. Only `stop_on_eos` waits.
-
-    Args:
-        plan: (R, L) the step that reveals each position, GIVEN where there is none.
-        steps: (R,) number of steps of each row, all of which are evaluated; None: only those that reveal something.
-        refresh_interval, refresh_window: see `generate`.
-    """
-
-    def __init__(self, plan: Tensor, steps: Tensor | None = None, refresh_interval: int = 1, refresh_window: int = 0):
-        self.plan = plan
-        self.device = plan.device
-        self.event = (without_empty_steps(plan) if steps is None else plan).cpu()  # (R, L) number of the evaluation
-        self.evaluations = self.event.amax(dim=1) + 1 if steps is None else steps.cpu()  # (R,) of each row
-        self.refresh_interval, self.refresh_window = refresh_interval, refresh_window
-        self.current = 0  # number of events taken
-        self.events = self._make_events()
-
-    def __len__(self) -> int:
-        return len(self.events)
-
-    def next(self) -> Event:
-        self.current += 1
-        return self.events.pop(0)
-
-    def reveal_all(self) -> None:
-        """Replaces all events to come by one, a whole evaluation."""
-        late = self.event >= self.current  # (R, L)
-        soonest = self.plan.masked_fill(~late.to(self.device), torch.iinfo(self.plan.dtype).max)
-        self.plan = torch.where(late.to(self.device), soonest.amin(dim=1, keepdim=True), self.plan)
-        self.event = self.event.clamp(max=self.current)
-        self.evaluations = self.evaluations.clamp(max=self.current + 1)
-        self.refresh_interval = 1
-        self.events = self._make_events()
-
-    def end_rows(self, ended: Tensor, padded: Tensor) -> None:
-        """Removes the events of rows that have `ended` (R,); positions `padded` (R, L) then count as given."""
-        self.plan = self.plan.masked_fill(padded, GIVEN)
-        evaluations = torch.where(ended.cpu(), self.evaluations.clamp(max=self.current), self.evaluations)
-        if not torch.equal(evaluations, self.evaluations):
-            self.evaluations = evaluations
-            self.events = self._make_events()
-
-    def _make_events(self) -> list[Event]:
-        """Returns the events from the current one on, on the device of the plan."""
-        events = []
-        for current in range(self.current, int(self.evaluations.max())):
-            rows = (self.evaluations > current).nonzero().squeeze(1)  # (A,)
-            event = self.event[rows]  # (A, L)
-            reveals = Positions.of(event == current)
-            partial = None
-            if current % self.refresh_interval:
-                # Compute what the event before wrote and its neighbours, whose keys change most, and what is drawn now.
-                partial = Positions.of(widen(event == current - 1, self.refresh_window) | (event == current))
-            flat_index = (rows[:, None] * event.shape[1] + reveals.indices).flatten()[reveals.distinct]  # (N,)
-            events.append(Event(rows, reveals, flat_index, partial))
-        return [each.to(self.device) for each in events]
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Draw: which token?
 # ---------------------------------------------------------------------------------------------------------
 
@@ -270,16 +153,218 @@ class Schedule:
 def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
     """Draws a token from softmax(scores) for each row, by inversion of the distribution function: (N, V), (N,) -> (N,).
 
-    Uniforms and cumulative sum are float64: the 24-bit uniforms of a float32 Gumbel or exponential race never reach the
-    tail, which acts like a lower temperature (arXiv:2409.02908, section 5). Each token takes one uniform, so that the
-    draw depends on the position and not on the event or the batch.
+    Each token takes one uniform, so that the draw depends on the position and not on the event or the batch.
     """
-    distribution = scores.softmax(dim=-1, dtype=torch.float32).double().cumsum(dim=-1)  # (N, V)
-    total = distribution[:, -1:]
-    # Strictly below the total, whatever the rounding, so that a token of probability zero is never drawn.
-    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    token = torch.searchsorted(distribution, target, right=True).squeeze(1)
-    return token.clamp(max=scores.shape[1] - 1)  # also where scores are NaN, which `generate` refuses at its end
+    return draw_with_log_sum(scores, uniform)[0]
+
+
+def draw_with_log_sum(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws tokens as [`draw_tokens`] does; returns also log(sum(exp(scores))), float32: (N,) both.
+
+    Uniforms and sums are float64: the 24-bit uniforms of a float32 Gumbel or exponential race never reach the tail,
+    which acts like a lower temperature (arXiv:2409.02908, section 5). A part of the vocabulary is chosen first, by the
+    sums of the parts, then a token of the part: a running sum over the whole of it takes a card longer.
+    """
+    vocab_size = scores.shape[1]
+    width = 1 << (vocab_size.bit_length() + 1) // 2  # W, so that there are about as many parts
+    scores = pad(scores.float(), (0, -vocab_size % width), value=-torch.inf)
+    most = scores.amax(dim=1, keepdim=True)  # (N, 1)
+    weights = (scores - most).exp_().unflatten(1, (-1, width))  # (N, V / W, W) 1 at the likeliest token
+    sums = weights.sum(dim=2, dtype=torch.float64)  # (N, V / W)
+    part, rest, total = choose(sums, uniform)
+    chosen = weights[torch.arange(len(part), device=part.device), part].double()  # (N, W)
+    share = sums.gather(1, part[:, None]).squeeze(1)
+    place, _, _ = choose(chosen, rest / share)
+    token = (part * width + place).clamp(max=vocab_size - 1)  # also where scores are NaN
+    return token, most.squeeze(1) + total.log().float()
+
+
+def choose(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Chooses an index with probability proportional to weights (N, n) float64, by inversion of uniform (N,) in [0, 1).
+
+    Returns:
+        (N,) each: the index, the rest of the uniform number within it (from 0 up to its weight), and the total.
+    """
+    distribution = weights.cumsum(dim=1)  # (N, n)
+    total = distribution[:, -1]  # (N,)
+    # Strictly below the total, whatever the rounding, so that an index of weight zero is never chosen.
+    target = torch.minimum(uniform.clamp(max=1) * total, total.nextafter(torch.zeros_like(total)))
+    index = torch.searchsorted(distribution, target[:, None], right=True)  # (N, 1)
+    index = index.clamp(max=weights.shape[1] - 1)  # also where weights are NaN, which `generate` refuses at its end
+    before = distribution.gather(1, index) - weights.gather(1, index)
+    return index.squeeze(1), (target[:, None] - before).clamp_(min=0).squeeze(1), total
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Finds the rows that have ended, for `stop_on_eos`."""
+
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    mask_token_id: int
+
+    def find(self, canvas: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns which rows have ended (A,), and their generated positions after the end (A, L).
+
+        A row ends at its first generated EOS that has no mask before it, since all before it is then final.
+        """
+        settled = (canvas == self.mask_token_id).cumsum(dim=1) == 0  # (A, L) no mask here or before
+        eos = torch.stack([canvas == token for token in self.eos_token_ids]).any(dim=0)
+        ends = eos & generated & settled
+        after = ends.cumsum(dim=1) - ends.long() > 0
+        return ends.any(dim=1), after & generated
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Holds how tokens are drawn: temperature, top-k and top-p, the caller's processors before them, and the ending."""
+
+    temperature: float
+    callers: LogitsProcessorList
+    warpers: LogitsProcessorList
+    ending: Ending | None
+    key: Hashable  # what a recording depends on
+
+    def process(self, logits: Tensor, memory: "EventMemory", place: Tensor) -> Tensor:
+        """Applies the processors to logits (n, V); the caller's see the canvases (n, L), too."""
+        scores = logits
+        if self.callers:
+            row = place.clamp(max=memory.nowhere - 1) // memory.length
+            # Processors get a copy, since they may work in place.
+            scores = self.callers(cast(Any, memory.canvas[row]), cast(Any, logits.clone()))
+            if not isinstance(scores, Tensor) or scores.shape != logits.shape:
+                shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise ValueError(f"logits_processor returned {shape}; it must return scores {tuple(logits.shape)}.")
+        return self.warpers(cast(Any, None), cast(Any, scores))  # which do not look at canvases
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory: what events read and write
+# ---------------------------------------------------------------------------------------------------------
+
+
+class EventMemory:
+    """Holds what events read and write, in tensors that stay where they are. Rows lie as the schedule orders them.
+
+    Where an event of a rounded shape has nothing to write, it writes to a last element that nobody reads.
+
+    Args:
+        memory: where tensors are kept from call to call.
+        canvas: (R, L) ids. uniform: (R, L) float64, draws the token of each position.
+        inputs: what stays the same at every evaluation, see `RaddModel.fixed_inputs`. cache: keys and values, or None.
+    """
+
+    NEVER = torch.iinfo(torch.int64).max
+
+    def __init__(
+        self, memory: Memory, schedule: Schedule, canvas: Tensor, uniform: Tensor, inputs: dict[str, Any], cache: Any
+    ):
+        self.memory, self.cache, self.device, self.length = memory, cache, canvas.device, canvas.shape[1]
+        self.nowhere = canvas.numel()  # index of the last element
+        rows = schedule.rows.to(self.device)
+        self.ids = memory.put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
+        self.canvas = self.ids[:-1].view(canvas.shape)
+        self.uniform = memory.put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
+        self.facts = memory.put("facts", self.uniform.new_zeros(self.nowhere + 1, 3, dtype=torch.float32))
+        self.event = memory.put("event", schedule.event.to(self.device))  # (R, L)
+        self.counter = memory.put("counter", self.ids.new_zeros(1))  # number of the event
+        self.generated = memory.put("generated", self.event != GIVEN)  # (R, L)
+        self.ended_at = memory.put("ended_at", self.ids.new_full((len(rows),), self.NEVER))  # events of a row
+
+        def put_input(name: str) -> Callable[[Tensor, int], Tensor]:
+            return lambda part, index: memory.put(f"{name} {index}", _of_rows(part, rows))
+
+        self.inputs = {name: _each(value, put_input(name)) for name, value in inputs.items()}
+        self._note_order(schedule)
+
+    @staticmethod
+    def layout(canvas: Tensor, inputs: dict[str, Any]) -> Hashable:
+        """Returns what must be the same for two calls of `generate` to use the same memory."""
+        forms = {name: _each(value, lambda part, _: (part.shape, part.dtype)) for name, value in inputs.items()}
+        return canvas.shape, tuple(forms.items())
+
+    # What an event does.
+
+    def chosen(self, rows: int) -> Tensor:
+        """Returns where the current event reveals tokens in the first rows, (A, L) bool."""
+        due = self.ended_at[:rows, None] > self.counter  # (A, 1)
+        return (self.event[:rows] == self.counter) & due
+
+    def computed(self, rows: int, window: int) -> Tensor:
+        """Returns what a partial event computes in the first rows, (A, L) bool."""
+        return computed_in(self.event[:rows], self.counter, window)
+
+    def inputs_of(self, rows: int) -> dict[str, Any]:
+        return {name: _each(value, lambda part, _: part[:rows]) for name, value in self.inputs.items()}
+
+    def write(self, place: Tensor, tokens: Tensor, facts: Tensor) -> None:
+        """Writes tokens (N,), and facts (N, 3) of them, to places (N,) of the flattened canvas."""
+        self.ids.index_copy_(0, place, tokens)
+        self.facts.index_copy_(0, place, facts)
+
+    def end_rows(self, rows: int, ending: Ending) -> None:
+        """Notes which of the first rows have ended, and pads them."""
+        canvas, ended_at = self.canvas[:rows], self.ended_at[:rows]
+        ended, padded = ending.find(canvas, self.generated[:rows])
+        canvas.masked_fill_(padded, ending.pad_token_id)
+        now = torch.where(ended, self.counter + 1, self.NEVER)  # (A,)
+        ended_at.copy_(torch.minimum(ended_at, now))
+
+    # What the loop does between events.
+
+    def wait(self) -> None:
+        """Lets the host wait until the device has done all events."""
+        self.counter.item()
+
+    def arrange(self, order: Tensor, schedule: Schedule) -> None:
+        """Follows the schedule, which has put rows in another order: `order` (R,) tells where each lay before."""
+        order = order.to(self.device)
+        flat = self.ids[:-1], self.uniform[:-1], self.facts[:-1]
+        for states in (*(each.unflatten(0, (-1, self.length)) for each in flat), self.generated, self.ended_at):
+            states.copy_(states[order])
+        for value in self.inputs.values():
+            _each(value, lambda part, _: part.copy_(_of_rows(part, order)))
+        if self.cache is not None:
+            self.cache.arrange_rows(order)
+        self.event.copy_(schedule.event)
+        self._note_order(schedule)
+
+    def _note_order(self, schedule: Schedule) -> None:
+        self.place_of_row = schedule.rows.argsort().to(self.device)  # (R,) where each row of the caller lies
+
+    def sequences(self) -> Tensor:
+        """Returns the ids (R, L), a copy, in the caller's order of rows."""
+        return self.canvas[self.place_of_row]
+
+    def output(self, schedule: Schedule, ending: Ending | None) -> RaddGenerateOutput:
+        """Returns the result; raises a ValueError if some position had no token with a finite score."""
+        logprobs, of_network, processed = self.facts[:-1].unbind(dim=1)  # (R L,) each
+        if not bool(processed.isfinite().all()):
+            culprit = "logits_processor" if bool(of_network.isfinite().all()) else "the network"
+            raise ValueError(f"{culprit} left a position where no token has a finite score.")
+        reveal_step, logprobs = schedule.plan.to(self.device), logprobs.view_as(self.canvas)  # (R, L) both
+        evaluations = torch.minimum(schedule.evaluations.to(self.device), self.ended_at)  # (R,)
+        if ending is not None:
+            _, padded = ending.find(self.canvas, self.generated)
+            reveal_step, logprobs = reveal_step.masked_fill(padded, GIVEN), logprobs.masked_fill(padded, 0)
+        return RaddGenerateOutput(
+            sequences=self.sequences(),
+            num_function_evaluations=evaluations[self.place_of_row],
+            reveal_step=reveal_step[self.place_of_row],
+            token_logprobs=logprobs[self.place_of_row],
+        )
+
+
+def _each(value: Any, function: Callable[[Tensor, int], Any]) -> Any:
+    """Applies the function to a tensor, or to each of a tuple, with its number; None stays None."""
+    if isinstance(value, tuple):
+        return tuple(function(part, index) for index, part in enumerate(value))
+    return None if value is None else function(value, 0)
+
+
+def _of_rows(value: Tensor, rows: Tensor) -> Tensor:
+    """Returns the rows (R,) of a tensor (R, ...); a tensor (1, ...) serves all rows as it is."""
+    return value[rows] if len(value) > 1 else value
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -312,6 +397,7 @@ class RaddGenerationMixin:
         top_k: int | None = None,
         top_p: float | None = None,
         use_cache: bool | None = None,
+        cuda_graphs: bool | None = None,
         refresh_interval: int | None = None,
         refresh_window: int | None = None,
         stop_on_eos: bool | None = None,
@@ -350,6 +436,10 @@ class RaddGenerationMixin:
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
                 are the same for the same generator; it is for comparisons of speed. Default True.
+            cuda_graphs: on a CUDA card, record each shape of event once and replay it, so that the host need not launch
+                every kernel. The tokens are the same. Events run unrecorded with a `logits_processor`, with an
+                attention other than "sdpa" and "eager", and where weights are offloaded or quantised. Recordings are
+                kept for later calls, until the model changes or `free_cuda_graphs` is called. Default True.
             refresh_interval: m, an approximation where m > 1: only every m-th event evaluates the network at all
                 positions. The others compute the positions revealed just before, their neighbours and those to be
                 revealed now, with the keys and values that all other positions had when they were last computed.
@@ -386,8 +476,8 @@ class RaddGenerationMixin:
         generation_config = _check_generation_config(generation_config)
         settings = RaddGenerationConfig.resolve(given, generation_config, self.generation_config)
         _check_together(settings, given, streamer, tokenizer)
-        processors = _make_processors(logits_processor, settings)
         ending = self._ending(generation_config) if settings.stop_on_eos else None
+        sampling = _make_sampling(logits_processor, settings, ending)
 
         # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times.
         length = given["length"] if input_ids is not None else settings.length
@@ -413,7 +503,8 @@ class RaddGenerationMixin:
         text = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         draw = Uniforms(generator, text)
 
-        cache = _RowsCache(self.model.make_cache()) if settings.refresh_interval > 1 else None
+        if settings.refresh_interval > 1:
+            self.model.make_cache()  # refuses an attention that does not allow it
 
         # 3. Plan and schedule. From here on the generator advances, and no argument is refused any more.
         steps_of_rows = text.sum(dim=1).clamp(min=1)  # (R,)
@@ -422,99 +513,106 @@ class RaddGenerationMixin:
         plan = self._make_plan(canvas == self.config.mask_token_id, order_of_positions, settings, steps_of_rows, draw)
         uniform = draw()  # (R, L) for the tokens
         every_step = settings.method in GRID_METHODS and not settings.use_cache
-        refresh = settings.refresh_interval, settings.refresh_window
-        schedule = Schedule(plan, steps_of_rows if every_step else None, *refresh)
 
-        # 4. Loop: fills the canvas in place.
-        with evaluation_mode(cast(Any, self), len(schedule)):
-            output = self._reveal(
-                canvas, attention_mask, schedule, uniform, cache, processors, ending, settings, streamer
-            )
-        return output if settings.return_dict_in_generate else canvas
+        # 4. Loop.
+        inputs, caching = self.model.fixed_inputs(canvas, attention_mask), settings.refresh_interval > 1
+        recording = settings.cuda_graphs and not logits_processor and self.model.can_prune()
+        layout = EventMemory.layout(canvas, inputs)
+        with evaluation_mode(cast(Any, self)), programs_of(self, layout, canvas.device, recording) as programs:
+            recorded = programs.recorder is not None
+            refresh = settings.refresh_interval, settings.refresh_window
+            schedule = Schedule(plan, steps_of_rows if every_step else None, *refresh, recorded)
+            cache = programs.keep("cache", lambda: self.model.make_cache(len(canvas))) if caching else None
+            memory = EventMemory(programs.memory, schedule, canvas, uniform, inputs, cache)
+            with packed_weights(0 if recorded else len(schedule)):
+                output = self._reveal(programs, memory, schedule, sampling, settings, streamer)
+        return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
+
+    def free_cuda_graphs(self) -> None:
+        """Frees the recorded events and their memory on the card; later calls of `generate` record anew."""
+        free_programs(self)
 
     def _reveal(
         self,
-        canvas: Tensor,
-        attention_mask: Tensor | None,
+        programs: Programs,
+        memory: "EventMemory",
         schedule: Schedule,
-        uniform: Tensor,
-        cache: "_RowsCache | None",
-        processors: LogitsProcessorList,
-        ending: "_Ending | None",
+        sampling: "Sampling",
         settings: RaddGenerationConfig,
         streamer: Any,
     ) -> RaddGenerateOutput:
-        """Runs the loop. All rows advance together, each to its own next event.
-
-        It fills canvas (R, L) in place; uniform (R, L) draws the token of each position.
-        """
+        """Runs the loop. All rows advance together, each to its own next event."""
         deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
-        generated = schedule.plan != GIVEN  # (R, L)
-        token_logprobs = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
-        history = [canvas.clone()] if settings.output_history else None
-        scores = _FiniteCheck(canvas.device)
+        history = [memory.sequences()] if settings.output_history else None
+        watched = history is not None or streamer is not None
+        question = EVENTS_BETWEEN_QUESTIONS if schedule.recorded and not watched else 1  # asked after so many events
         while schedule:
-            if time.monotonic() > deadline:
-                schedule.reveal_all()
-            event = schedule.next()
-            hidden = self.model(
-                input_ids=canvas[event.rows],
-                attention_mask=None if attention_mask is None else attention_mask[event.rows],
-                output_positions=event.reveals,
-                cache=None if cache is None else cache.of(event),
-                partial=event.partial,
-            ).last_hidden_state  # (N, D)
-            row, u = event.flat_index // canvas.shape[1], uniform.flatten()[event.flat_index]  # (N,) both
-            tokens, logprobs = self._draw(hidden, canvas, row, u, processors, settings, scores)
-            canvas.view(-1)[event.flat_index] = tokens
-            token_logprobs.view(-1)[event.flat_index] = logprobs
-            if ending is not None:
-                ended, padded = ending.find(canvas, generated, self.config.mask_token_id)
-                canvas.masked_fill_(padded, ending.pad_token_id)
-                token_logprobs.masked_fill_(padded, 0)
-                schedule.end_rows(ended, padded)
+            if settings.max_time is not None:
+                memory.wait()  # or the host would be ahead of a card, and its clock early
+                if time.monotonic() > deadline:
+                    memory.arrange(schedule.reveal_all(), schedule)
+            shape = schedule.next()
+            window = settings.refresh_window if shape.computed else 0
+            key = shape, window, memory.cache is not None, sampling.key
+            programs.run(key, partial(self._run_event, memory, shape, window, sampling), memory.device)
+            if sampling.ending is not None and schedule.current % question == 0:
+                ended_at = memory.ended_at.cpu()
+                if bool((ended_at < schedule.evaluations).any()):
+                    memory.arrange(schedule.end_rows(ended_at), schedule)
             if history is not None:
-                history.append(canvas.clone())
+                history.append(memory.sequences())
             if streamer is not None and hasattr(streamer, "put_draft"):
-                streamer.put_draft(canvas.to("cpu", copy=True))
+                streamer.put_draft(memory.sequences().to("cpu", copy=True))
 
-        scores.check()
+        output = memory.output(schedule, sampling.ending)
+        output.history = None if history is None else tuple(history)
         if streamer is not None:
-            streamer.put(canvas.to("cpu", copy=True))
+            streamer.put(cast(Tensor, output.sequences).to("cpu", copy=True))
             streamer.end()
-        return RaddGenerateOutput(
-            sequences=canvas,
-            num_function_evaluations=schedule.evaluations.to(canvas.device),
-            reveal_step=schedule.plan,
-            token_logprobs=token_logprobs,
-            history=None if history is None else tuple(history),
-        )
+        return output
+
+    def _run_event(self, memory: "EventMemory", shape: Shape, window: int, sampling: "Sampling") -> None:
+        """Evaluates the network, draws tokens and writes them: a program, which memory tells where it is."""
+        chosen = memory.chosen(shape.rows)  # (A, L)
+        reveals = Positions.of(chosen, shape.most, shape.number)
+        computed = Positions(places_of(memory.computed(shape.rows, window), shape.computed)[0])  # (A, C)
+        hidden = self.model(
+            input_ids=memory.canvas[: shape.rows],
+            output_positions=reveals,
+            cache=memory.cache,
+            partial=computed if shape.computed else None,
+            **memory.inputs_of(shape.rows),
+        ).last_hidden_state  # (N, D)
+        place, real = places_of(chosen.view(1, -1), shape.number)  # (1, N) both
+        place = torch.where(real, place, memory.nowhere).squeeze(0)  # (N,)
+        memory.write(place, *self._draw(hidden, memory, place, sampling))
+        if sampling.ending is not None:
+            memory.end_rows(shape.rows, sampling.ending)
+        memory.counter.add_(1)
 
     def _draw(
-        self,
-        hidden: Tensor,
-        canvas: Tensor,
-        row: Tensor,
-        uniform: Tensor,
-        processors: LogitsProcessorList,
-        settings: RaddGenerationConfig,
-        checks: "_FiniteCheck",
+        self, hidden: Tensor, memory: "EventMemory", place: Tensor, sampling: "Sampling"
     ) -> tuple[Tensor, Tensor]:
-        """Draws tokens (N,), and returns their log-probabilities (N,), too, from hidden states (N, D) in chunks."""
-        tokens, logprobs = [], []
+        """Draws tokens from hidden states (N, D) in chunks; returns the tokens (N,), and what there is to know of them.
+
+        That is (N, 3) float32: log-probability, and log(sum(exp(.))) of the logits and of the processed scores. The
+        latter are finite where some token is possible.
+        """
+        tokens, facts = [], []
         size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
-        for h, r, u in zip(hidden.split(size), row.split(size), uniform.split(size), strict=True):
+        for h, where in zip(hidden.split(size), place.split(size), strict=True):
             logits = self.compute_logits(h).float()  # (n, V)
-            # Processors get a copy, since they may work in place.
-            scores = processors(cast(Any, canvas[r]), cast(Any, logits.clone())) if processors else logits
-            if not isinstance(scores, Tensor) or scores.shape != logits.shape:
-                shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-                raise ValueError(f"logits_processor returned {shape}; it must return scores {tuple(logits.shape)}.")
-            checks.note(logits, scores)
-            token = scores.argmax(dim=-1) if settings.temperature == 0 else draw_tokens(scores, u)  # (n,)
+            scores = sampling.process(logits, memory, where)
+            if sampling.temperature == 0:
+                score_sum, token = scores.max(dim=-1)  # (n,) both
+            else:
+                token, score_sum = draw_with_log_sum(scores, memory.uniform[where])
+            drawn_from_logits = scores is logits and sampling.temperature != 0
+            log_sum = score_sum if drawn_from_logits else logits.logsumexp(dim=-1)
+            logprob = logits.gather(1, token[:, None]).squeeze(1) - log_sum
             tokens.append(token)
-            logprobs.append(logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=-1))
-        return torch.cat(tokens), torch.cat(logprobs)
+            facts.append(torch.stack((logprob, log_sum, score_sum), dim=1))
+        return torch.cat(tokens), torch.cat(facts)
 
     def _make_plan(
         self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, steps: Tensor, draw: Uniforms
@@ -535,17 +633,17 @@ class RaddGenerationMixin:
         priority = draw() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
         return plan_sequence(masked, priority, settings.steps)
 
-    def _ending(self, generation_config: Any) -> "_Ending":
+    def _ending(self, generation_config: Any) -> Ending:
         """Returns the ids that end a row and pad it, from the generation configs, else the model's configuration."""
         sources = [source for source in (generation_config, self.generation_config, self.config) if source is not None]
-        eos, pad = (
+        eos, padding = (
             next((value for source in sources if (value := getattr(source, name, None)) is not None), None)
             for name in ("eos_token_id", "pad_token_id")
         )
         if eos is None:
             raise ValueError("stop_on_eos=True needs eos_token_id in the generation config or in the model's.")
         eos = [eos] if is_integer(eos) else list(eos)
-        ending = _Ending(eos, eos[0] if pad is None else pad)
+        ending = Ending(tuple(eos), eos[0] if padding is None else padding, self.config.mask_token_id)
         for name, token in (*(("eos_token_id", token) for token in eos), ("pad_token_id", ending.pad_token_id)):
             if not is_integer(token) or not 0 <= token < self.config.vocab_size or token == self.config.mask_token_id:
                 raise ValueError(
@@ -574,58 +672,6 @@ class RaddGenerationMixin:
                 self.generation_config = self.generation_config_class.from_pretrained(
                     pretrained_model_name_or_path, _from_auto=from_auto_class, _from_pipeline=from_pipeline, **hub
                 )
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """Finds the rows that have ended, for `stop_on_eos`."""
-
-    eos_token_ids: list[int]
-    pad_token_id: int
-
-    def find(self, canvas: Tensor, generated: Tensor, mask_token_id: int) -> tuple[Tensor, Tensor]:
-        """Returns which rows have ended (R,), and their generated positions after the end (R, L).
-
-        A row ends at its first generated EOS that has no mask before it, since all before it is then final.
-        """
-        settled = (canvas == mask_token_id).cumsum(dim=1) == 0  # (R, L) no mask here or before
-        ends = torch.isin(canvas, torch.tensor(self.eos_token_ids, device=canvas.device)) & generated & settled
-        after = ends.cumsum(dim=1) - ends.long() > 0
-        return ends.any(dim=1), after & generated
-
-
-class _FiniteCheck:
-    """Checks that every position had a token with a finite score.
-
-    It notes this on the device at every draw and checks once, at the end, since the check makes the host wait.
-    """
-
-    def __init__(self, device: torch.device):
-        self.of_network = self.processed = torch.ones((), dtype=torch.bool, device=device)
-
-    def note(self, logits: Tensor, scores: Tensor) -> None:
-        finite = logits.amax(dim=-1).isfinite().all()
-        self.of_network = self.of_network & finite
-        self.processed = self.processed & (finite if scores is logits else scores.amax(dim=-1).isfinite().all())
-
-    def check(self) -> None:
-        if not bool(self.processed):
-            culprit = "logits_processor" if bool(self.of_network) else "the network"
-            raise ValueError(f"{culprit} left a position where no token has a finite score.")
-
-
-class _RowsCache:
-    """Keeps the keys and values of those rows alone that still have events."""
-
-    def __init__(self, cache: Any):
-        self.cache = cache
-        self.rows: Tensor | None = None  # (A,) the rows whose keys and values the cache has
-
-    def of(self, event: Event) -> Any:
-        if event.partial is not None and self.rows is not None and len(event.rows) < len(self.rows):
-            self.cache.select_rows(torch.searchsorted(self.rows, event.rows))  # both in ascending order
-        self.rows = event.rows
-        return self.cache
 
 
 def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Generator]:
@@ -660,18 +706,20 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         )
 
 
-def _make_processors(logits_processor: Any, settings: RaddGenerationConfig) -> LogitsProcessorList:
-    """Lists the caller's processors, then temperature, top-k and top-p in transformers' order."""
+def _make_sampling(logits_processor: Any, settings: RaddGenerationConfig, ending: Ending | None) -> Sampling:
+    """Lists the caller's processors, and temperature, top-k and top-p in transformers' order."""
     if not isinstance(logits_processor, (list, tuple, type(None))) or not all(map(callable, logits_processor or ())):
         raise TypeError(f"logits_processor={logits_processor!r} must be a LogitsProcessorList or a list of processors.")
-    processors = LogitsProcessorList(logits_processor or [])
-    if settings.temperature not in (0, 1):
-        processors.append(TemperatureLogitsWarper(float(settings.temperature)))
-    if settings.top_k > 0:
-        processors.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p < 1:
-        processors.append(TopPLogitsWarper(float(settings.top_p)))
-    return processors
+    temperature, top_k, top_p = settings.temperature, settings.top_k, settings.top_p
+    warpers = LogitsProcessorList()
+    if temperature not in (0, 1):
+        warpers.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k > 0:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(float(top_p)))
+    key = temperature, top_k, top_p, ending
+    return Sampling(temperature, LogitsProcessorList(logits_processor or []), warpers, ending, key)
 
 
 def _check_generation_config(generation_config: Any) -> Any:

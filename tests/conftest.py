@@ -22,13 +22,51 @@ from transformers import AutoTokenizer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from radd_hf import RaddForMaskedLM
+from radd_hf import RaddForMaskedLM, programs_radd
 from radd_hf.data.documents import train_tokenizer
 from support.launches import TINY
 from support.models import make_model
 from support.paths import GOLDEN
+from support.tapes import recorder_of
 from support.texts import SENTENCES
 from support.toys import random_model
+
+# Their tests run twice: events are called, as on a processor, and replayed, as on a card.
+SAMPLERS = (
+    "test_generation",
+    "test_generation_draws",
+    "test_generation_laws",
+    "test_generation_plans",
+    "test_generation_rows",
+    "test_partial_caching",
+    "test_randomness",
+    "test_speed",
+)
+
+
+def pytest_generate_tests(metafunc):
+    counts_calls = metafunc.definition.get_closest_marker("counts_calls")
+    if metafunc.module.__name__.split(".")[-1] in SAMPLERS and not counts_calls:
+        metafunc.parametrize("events", ["called", "replayed"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def events(request, monkeypatch) -> str:
+    """Replays events from a tape, where a test is parametrised so, or asks for it as `replayed` does."""
+    kind = getattr(request, "param", "called")
+    if kind == "replayed":
+        replay_events(monkeypatch)
+    return kind
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    replay_events(monkeypatch)
+
+
+def replay_events(monkeypatch) -> None:
+    monkeypatch.setitem(programs_radd.RECORDERS, "cpu", recorder_of)
+    monkeypatch.setattr(programs_radd, "CALLS_BEFORE_RECORDING", 0)
 
 
 @pytest.fixture

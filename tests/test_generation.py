@@ -351,6 +351,7 @@ def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path)
         "top_k": 4,
         "top_p": 0.9,
         "use_cache": False,
+        "cuda_graphs": False,
         "refresh_interval": 3,
         "refresh_window": 1,
         "stop_on_eos": True,

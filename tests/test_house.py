@@ -47,6 +47,7 @@ ORDER = (
     ("settings_radd", "randomness_radd", "version", "endings"),
     ("configuration_radd", "noise_radd"),
     ("canvas_radd", "kernels_radd"),
+    ("programs_radd", "plan_radd"),
     ("generation_radd",),
     ("pipeline_radd",),
     ("modeling_radd",),

@@ -41,15 +41,21 @@ class Positions(NamedTuple):
     distinct: Tensor | None = None
 
     @classmethod
-    def of(cls, chosen: Tensor) -> "Positions":
-        """Takes indices (B, K) as they are, or a boolean mask (B, L), for which the host waits for the device."""
+    def of(cls, chosen: Tensor, most: int | None = None, number: int | None = None) -> "Positions":
+        """Takes indices (B, K) as they are, or a boolean mask (B, L).
+
+        Args:
+            most, number: K and N of a mask, or more than there are; then the last of `distinct` repeat the first. None:
+                the host waits for the device to count.
+        """
         if chosen.dtype != torch.bool:
             return cls(chosen)
-        counts = chosen.sum(dim=1, keepdim=True)  # (B, 1)
-        most = max(int(counts.max()), 1)
-        indices = (~chosen).int().argsort(dim=1, stable=True)[:, :most]  # the chosen ones first, in their order
-        valid = torch.arange(most, device=chosen.device) < counts  # (B, K)
-        return cls(indices.where(valid, indices[:, :1]), valid.flatten().nonzero().squeeze(1))
+        if most is None:
+            most = max(int(chosen.sum(dim=1).max()), 1)
+        indices, valid = places_of(chosen, most)  # (B, K) both
+        if number is None:
+            return cls(indices, valid.flatten().nonzero().squeeze(1))
+        return cls(indices, places_of(valid.view(1, -1), number)[0].squeeze(0))
 
     def select(self, states: Tensor) -> Tensor:
         """Returns the states at these positions: (B or 1, L, ...) -> (B, K, ...)."""
@@ -72,6 +78,20 @@ class Positions(NamedTuple):
 
     def to(self, device: torch.device) -> "Positions":
         return Positions(self.indices.to(device), None if self.distinct is None else self.distinct.to(device))
+
+
+def places_of(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Returns the places of True in each row, ascending, and which of them are real: (B, L) -> (B, most) both.
+
+    A row with fewer repeats its first, one with none has zeros, and one with more loses the last. It is `nonzero` in a
+    shape that the caller knows.
+    """
+    place = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)  # (B, L)
+    rank = chosen.cumsum(dim=1) - 1  # (B, L)
+    rank = torch.where(chosen & (rank < most), rank, most)  # the others go to a last column, which is cut off
+    found = place.new_zeros(len(chosen), most + 1).scatter_(1, rank, place)[:, :most]  # (B, most)
+    real = torch.arange(most, device=chosen.device) < chosen.sum(dim=1, keepdim=True)
+    return found.where(real, found[:, :1]), real
 
 
 def widen(chosen: Tensor, window: int) -> Tensor:
@@ -254,4 +274,4 @@ def encode_with_spans(text: str, tokenizer: Any, mask_token_id: int) -> tuple[li
     return ids, spans
 
 
-__all__ = ["Positions", "TextOrIds", "encode_blanks", "encode_with_spans", "make_canvas"]
+__all__ = ["Positions", "TextOrIds", "encode_blanks", "encode_with_spans", "make_canvas", "places_of", "widen"]

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,28 +110,36 @@ class CanvasCache:
     """Keeps the keys and values of every layer at all positions of a canvas, as they were last computed.
 
     It serves approximate evaluations: after a whole one, `RaddModel.forward(..., partial=...)` recomputes some
-    positions, with the old keys and values of the others.
+    positions, with the old keys and values of the others. An evaluation of fewer rows is one of the first rows.
+
+    Args:
+        rows: the most rows of any evaluation; None: as many as the first has. The memory of each layer then stays where
+            it is.
     """
 
-    def __init__(self):
-        self.states: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, (B, H, L, d) both
+    def __init__(self, rows: int | None = None):
+        self.rows = rows
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, (rows, H, L, d) both
 
     def update(self, layer_idx: int, key: Tensor, value: Tensor, partial: Positions | None) -> tuple[Tensor, Tensor]:
         """Writes keys and values, of all positions or of the `partial` ones; returns those of all."""
-        if partial is None:
-            # Contiguous: a view would keep the queries' memory alive, and every event would copy it.
-            self.states[layer_idx] = key.contiguous(), value.contiguous()
-        else:
-            index = partial.indices[:, None, :, None].expand_as(key)  # (B, H, C, d)
-            for states, fresh in zip(self.states[layer_idx], (key, value), strict=True):
-                states.scatter_(2, index, fresh)
-        return self.states[layer_idx]
+        if layer_idx not in self.states:
+            with torch.inference_mode(False):  # memory made in that mode could be written in it alone
+                whole = (self.rows or len(key), *key.shape[1:])
+                self.states[layer_idx] = key.new_empty(whole), value.new_empty(whole)
+        stored, stored_value = (states[: len(key)] for states in self.states[layer_idx])  # (B, H, L, d) both
+        for states, fresh in ((stored, key), (stored_value, value)):
+            if partial is None:
+                states.copy_(fresh)
+            else:
+                states.scatter_(2, partial.indices[:, None, :, None].expand_as(fresh), fresh)  # (B, H, C, d)
+        return stored, stored_value
 
-    def select_rows(self, rows: Tensor) -> None:
-        """Keeps the rows (A,) of the batch, in that order."""
-        for layer_idx, states in self.states.items():
-            key, value = (each.index_select(0, rows.to(each.device)) for each in states)
-            self.states[layer_idx] = key, value
+    def arrange_rows(self, rows: Tensor) -> None:
+        """Puts the rows in another order: `rows` is a permutation of all of them."""
+        for both in self.states.values():
+            for states in both:
+                states.copy_(states[rows.to(states.device)])
 
 
 def eager_attention_forward(
@@ -415,7 +423,7 @@ class RaddModel(RaddPreTrainedModel):
             if cache is None or positions is None:
                 raise ValueError("a partial evaluation needs a cache and output_positions.")
             positions = positions.within(partial)
-        prune = positions is not None and self._can_prune(kwargs)
+        prune = positions is not None and self.can_prune(**kwargs)
         outputs = self._run_layers(
             input_ids,
             attention_mask,
@@ -479,27 +487,44 @@ class RaddModel(RaddPreTrainedModel):
         # Layers may live on several devices; the caller's positions and labels are where the embedding is.
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states).to(inputs_embeds.device))
 
-    def make_cache(self) -> CanvasCache:
-        """Makes an empty cache, for `generate`'s `refresh_interval`.
+    def fixed_inputs(self, canvas: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+        """Returns those arguments of `forward` that stay the same while a canvas is filled.
+
+        Rotary tables and the mask of attention are then made once, and not at every evaluation. Where nothing is padded
+        there is no mask: torch's fastest attention takes none.
+
+        Args:
+            canvas: (B, L) ids. attention_mask: (B, L), 0 at padding; or None.
+        """
+        tables = self.position_embeddings(canvas, attention_mask, None)
+        mask = attention_mask
+        if mask is not None and self.config._attn_implementation in ("eager", "sdpa"):
+            of_this_shape = canvas.new_empty(*canvas.shape, 1, dtype=self.dtype)
+            found = create_bidirectional_mask(config=self.config, inputs_embeds=of_this_shape, attention_mask=mask)
+            mask = cast(Tensor | None, found)  # (B, 1, L, L), or None
+        return {"attention_mask": mask, "position_embeddings": tables}
+
+    def make_cache(self, rows: int | None = None) -> CanvasCache:
+        """Makes an empty cache for this number of rows, for `generate`'s `refresh_interval`.
 
         Raises:
             ValueError: for an attention that cannot take fewer queries than keys, or if hidden states or attentions are
                 recorded.
         """
-        if not self._can_prune({}):
+        if not self.can_prune():
             raise ValueError(
                 f"refresh_interval needs attn_implementation 'sdpa' or 'eager'; it is "
                 f"{self.config._attn_implementation!r}, or hidden states or attentions are recorded."
             )
-        return CanvasCache()
+        return CanvasCache(rows)
 
-    def _can_prune(self, kwargs: dict) -> bool:
+    def can_prune(self, output_hidden_states: bool | None = None, output_attentions: bool | None = None, **_) -> bool:
         """Tells whether the last layer may take queries for the output positions only.
 
         Flash attention takes fewer queries than keys for the last of a row. The mask of flex attention is built for L
         queries. Recorded hidden states and attentions need every position.
         """
-        recorded = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        recorded = output_hidden_states or output_attentions
         recorded = recorded or self.config.output_hidden_states or self.config.output_attentions
         return self.config._attn_implementation in ("eager", "sdpa") and not recorded
 
@@ -560,6 +585,11 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
                 f"it must be at least {self.config.mask_token_id + 1}."
             )
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
+    def _apply(self, *args, **kwargs):
+        """Moves or casts as torch does, and frees recorded events, which use the weights where they were."""
+        self.free_cuda_graphs()
+        return super()._apply(*args, **kwargs)
 
     def compute_logits(self, hidden_states: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Returns logits that rule out the mask: (..., D) -> (..., V), mask column -inf.

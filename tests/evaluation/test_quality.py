@@ -24,8 +24,8 @@ from radd_hf.evaluation.quality import (
     token_entropy,
     write_samples,
 )
-from radd_hf.generation_radd import plan_grid, plan_sequence
 from radd_hf.noise_radd import get_noise, reveal_probabilities
+from radd_hf.plan_radd import plan_grid, plan_sequence
 from support.judges import LIMIT, random_judge
 from support.toys import FlatNetwork, random_model, seeded
 

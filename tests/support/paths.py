@@ -16,6 +16,8 @@ SHIPPED = tuple(
         "randomness",
         "canvas",
         "kernels",
+        "programs",
+        "plan",
         "generation",
         "modeling",
         "pipeline",

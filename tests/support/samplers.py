@@ -6,8 +6,8 @@ Shapes: R rows, L length, V vocabulary with the mask.
 
 import torch
 
-from radd_hf.generation_radd import plan_grid, plan_sequence
 from radd_hf.noise_radd import get_noise, reveal_probabilities
+from radd_hf.plan_radd import plan_grid, plan_sequence
 from support.toys import seeded
 
 ROWS, LENGTH, VOCABULARY = 3, 12, 11

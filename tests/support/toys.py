@@ -69,6 +69,12 @@ class _Trunk:
     def __init__(self, owner: StandIn):
         self.owner = owner
 
+    def can_prune(self) -> bool:
+        return True
+
+    def fixed_inputs(self, canvas: Tensor, attention_mask: Tensor | None) -> dict:
+        return {"attention_mask": attention_mask}
+
     def __call__(
         self, *, input_ids: Tensor, attention_mask: Tensor | None, output_positions: Positions, cache, partial
     ):

@@ -1,0 +1,1 @@
+radd_hf/plan_radd.py

@@ -1,0 +1,1 @@
+radd_hf/programs_radd.py

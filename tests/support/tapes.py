@@ -1,0 +1,92 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Stands in for a CUDA graph on a CPU: records the operations of a function on their tensors, and repeats them.
+
+Like a graph, a tape repeats the same operations on the same memory. Python does not run again, so that all numbers and
+shapes are those of the recording. What a graph cannot hold is refused when it is recorded.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves
+
+# Reading a number from a device, or a shape that depends on values, makes the host wait until the device is there.
+WAITS = {
+    "aten._local_scalar_dense",
+    "aten.nonzero",
+    "aten.is_nonzero",
+    "aten.equal",
+    "aten.masked_select",
+    "aten._unique2",
+    "aten.unique_dim",
+    "aten.unique_consecutive",
+    "aten.repeat_interleave",
+}
+
+
+def waits(name: str, args: tuple) -> bool:
+    """Tells whether an operation makes the host wait for a device. Indexing by a mask of booleans does."""
+    masks = name == "aten.index" and any(each is not None and each.dtype == torch.bool for each in args[1])
+    return name in WAITS or masks
+
+
+class Tape(TorchDispatchMode):
+    """Records operations, and undoes what they write to tensors that were there before: recording runs nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[tuple] = []
+        self.made: dict[int, Tensor] = {}  # memory that the recording made, kept so that nothing else gets it
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = str(operation.overloadpacket)
+        if waits(name, args):
+            raise RuntimeError(f"{name} makes the host wait")
+        for argument, value in zip(operation._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            for each in tree_leaves(value) if written else ():
+                if isinstance(each, Tensor) and _memory(each) not in self.made:
+                    self.before.append((each, each.clone()))
+        result = operation(*args, **kwargs)
+        inputs = {_memory(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        fresh = [isinstance(each, Tensor) and _memory(each) not in inputs for each in tree_leaves(result)]
+        self.made |= {_memory(each): each for each, new in zip(tree_leaves(result), fresh, strict=True) if new}
+        self.operations.append((operation, args, kwargs, result, fresh))
+        return result
+
+    def undo(self) -> None:
+        for tensor, value in reversed(self.before):
+            tensor.copy_(value)
+        self.before.clear()
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        with torch.autocast("cpu", enabled=False):  # what it casts is on the tape
+            for operation, args, kwargs, result, fresh in self.operations:
+                again = tree_flatten(operation(*args, **kwargs))[0]
+                for there, now, new in zip(tree_leaves(result), again, fresh, strict=True):
+                    if new:
+                        assert there.shape == now.shape, f"{operation} has another shape"
+                        there.copy_(now)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def record(function: Callable[[], None]) -> Callable[[], None]:
+    tape = Tape()
+    try:
+        with torch.inference_mode(False), torch.no_grad(), tape:  # a replay may write to what is made here
+            function()
+    finally:
+        tape.undo()
+    return tape.replay
+
+
+def recorder_of(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    return record

@@ -1,0 +1,493 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""An event is a program on fixed memory: what a card replays is what a processor is told to do.
+
+Nothing here needs a card. Either every operation of an event is watched, or a tape (`support.tapes`) stands in for a
+CUDA graph.
+"""
+
+import copy
+import gc
+import random
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LogitsProcessorList
+
+from radd_hf import RaddForMaskedLM, RaddGenerationConfig, programs_radd
+from radd_hf.plan_radd import FEW_EVENTS, Schedule, Shape, computed_in, plan_sequence, shared
+from radd_hf.programs_radd import KEPT, MEMORIES_KEPT, Programs
+from support.tapes import waits
+from support.toys import FlatNetwork, random_model, seeded
+
+V, M, L, EOS = 40, 39, 12, 7
+
+
+def make_model(**settings) -> RaddForMaskedLM:
+    model = random_model(vocab_size=V, max_position_embeddings=L, **settings)
+    model.generation_config = RaddGenerationConfig(eos_token_id=EOS, pad_token_id=3)
+    return model
+
+
+@pytest.fixture
+def model() -> RaddForMaskedLM:
+    return make_model()
+
+
+def padded_batch() -> dict[str, Tensor]:
+    ids = torch.full((3, L), M)
+    ids[:, 2:4] = 5
+    seen = torch.ones_like(ids)
+    ids[0, :2], seen[0, :2] = 0, 0
+    ids[1, 9:], seen[1, 9:] = 0, 0
+    return {"input_ids": ids, "attention_mask": seen}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# An event could be captured
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Footprint(TorchDispatchMode):
+    """Writes down each operation: its name, all numbers, all shapes, and where the tensors lie that were there before.
+
+    Tensors that the event made itself may lie elsewhere each time.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.steps: list[tuple] = []
+        self.made: dict[int, Tensor] = {}
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = str(operation.overloadpacket)
+        if waits(name, args):
+            self.waits.append(name)
+        result = operation(*args, **kwargs)
+        literal = name == "aten.lift_fresh"  # a number in Python, which the host fills in
+        inputs = [] if literal else [self.describe(each) for each in tree_leaves((args, kwargs))]
+        before = {_place(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor) and (literal or _place(each) not in before):
+                self.made[_place(each)] = each
+        self.steps.append((name, *inputs))
+        return result
+
+    def describe(self, value):
+        if not isinstance(value, Tensor):
+            return value
+        if _place(value) in self.made:
+            return "made", tuple(value.shape), value.dtype
+        return _place(value), value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+EVENTS = {
+    "tweedie": {"num_return_sequences": 3},
+    "euler": {"method": "euler", "steps": 9, "num_return_sequences": 2},
+    "first_hitting": {"method": "first_hitting", "num_return_sequences": 2},
+    "ordered": {"method": "ordered", "order": "random", "num_return_sequences": 2},
+    "every step": {"use_cache": False, "steps": 20, "num_return_sequences": 2},
+    "padding": padded_batch(),
+    "prefix and suffix": {"prefix": [[1, 2], [3]], "suffix": [4]},
+    "refresh": {"refresh_interval": 4, "refresh_window": 1, "num_return_sequences": 2, "method": "first_hitting"},
+    "refresh and padding": {"refresh_interval": 3, "method": "first_hitting", **padded_batch()},
+    "warpers": {"temperature": 0.7, "top_k": 12, "top_p": 0.8, "method": "first_hitting"},
+    "likeliest": {"temperature": 0, "method": "first_hitting"},
+    "end of text": {"stop_on_eos": True, "method": "first_hitting", "num_return_sequences": 2},
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", EVENTS)
+def test_two_events_of_one_shape_do_the_same_on_the_same_memory_and_wait_for_nothing(monkeypatch, name, attention):
+    """That is all that a CUDA graph asks for."""
+    model, run, seen = make_model(), Programs.run, {}
+    model.set_attn_implementation(attention)
+
+    def watched(programs, key, function, device):
+        with Footprint() as footprint:
+            run(programs, key, function, device)
+        seen.setdefault(key, []).append(footprint)
+
+    monkeypatch.setitem(programs_radd.RECORDERS, "cpu", lambda device: lambda function: function)
+    monkeypatch.setattr(Programs, "run", watched)
+    for seed in range(2):
+        model.generate(generator=seeded(seed), **EVENTS[name])
+    # The first event of all makes the memory of keys and values.
+    repeated = {key: events[1:] if key[2] else events for key, events in seen.items()}
+    assert max(map(len, repeated.values())) >= 5
+    for events in repeated.values():
+        assert not any(footprint.waits for footprint in events)
+        for footprint in events[1:]:
+            assert footprint.steps == events[0].steps
+    if "refresh" in name:
+        assert {bool(shape.computed) for shape, *_ in repeated} == {False, True}
+
+
+def test_without_padding_attention_gets_no_mask(model):
+    canvas = torch.full((2, L), M)
+    assert model.model.fixed_inputs(canvas, None)["attention_mask"] is None
+    assert model.model.fixed_inputs(canvas, torch.ones_like(canvas))["attention_mask"] is None
+    assert model.model.fixed_inputs(**{"canvas": canvas, "attention_mask": padded_batch()["attention_mask"][:2]})[
+        "attention_mask"
+    ].shape == (2, 1, L, L)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Replayed events write what called ones do
+# ---------------------------------------------------------------------------------------------------------
+
+
+def random_settings(draw: random.Random) -> dict:
+    """Any settings that go together."""
+    settings = draw.choice(
+        [
+            {"method": "tweedie", "steps": draw.choice([None, 1, 3, 30])},
+            {"method": "tweedie", "steps": draw.randint(1, 20), "use_cache": False},
+            {"method": "euler", "steps": draw.randint(1, 20)},
+            {"method": "first_hitting"},
+            {"method": "ordered", "order": draw.choice(["forward", "backward", "random"])},
+            {"method": "ordered", "steps": draw.randint(1, 15), "order": draw.sample(range(L), L)},
+        ]
+    )
+    settings |= draw.choice([{}, {"temperature": 0}, {"temperature": draw.uniform(0.3, 2)}])
+    settings |= draw.choice([{}, {"top_k": draw.randint(1, V)}, {"top_p": draw.uniform(0.3, 1)}])
+    if settings.get("use_cache", True):
+        settings |= draw.choice([{}, {"refresh_interval": draw.randint(2, 9), "refresh_window": draw.randint(0, 5)}])
+    settings |= draw.choice([{}, {}, {"stop_on_eos": True}])
+    settings |= draw.choice([{}, {"num_return_sequences": draw.randint(1, 5)}])
+    settings |= draw.choice([{}, {}, {"output_history": True}])
+    settings |= draw.choice([{}, {"prefix": [[1, 2], [3]]}, {"suffix": [4, 5]}, {"length": L}, padded_batch()])
+    return {"seed": draw.randrange(10**6), "return_dict_in_generate": True} | settings
+
+
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.usefixtures("replayed")
+def test_replayed_and_called_events_write_the_same_tokens_for_200_random_settings(part):
+    draw, recorded = random.Random(part), 0
+    models = [make_model(seed=seed) for seed in range(2)]
+    models[1].set_attn_implementation("eager")
+    for _ in range(50):
+        model, settings = draw.choice(models), random_settings(draw)
+        expected, found = (model.generate(**settings, cuda_graphs=graphs) for graphs in (False, True))
+        assert found.keys() == expected.keys()
+        for name in ("sequences", "reveal_step", "num_function_evaluations"):
+            assert torch.equal(found[name], expected[name]), (name, settings)
+        torch.testing.assert_close(found.token_logprobs, expected.token_logprobs, atol=1e-4, rtol=1e-4)
+        for one, other in zip(found.history or (), expected.history or (), strict=True):
+            assert torch.equal(one, other), settings
+        recorded += sum(len(programs.replays) for programs in KEPT[model].layouts.values())
+    assert recorded > 50
+
+
+@pytest.mark.usefixtures("replayed")
+def test_a_caller_who_looks_in_between_sees_the_same(model):
+    class Keeper:
+        def __init__(self):
+            self.seen = []
+
+        def put_draft(self, value):
+            self.seen.append(value)
+
+        put = put_draft
+
+        def end(self):
+            pass
+
+    keepers = [Keeper(), Keeper()]
+    for keeper, graphs in zip(keepers, (False, True), strict=True):
+        for seed in range(2):
+            model.generate(
+                num_return_sequences=3, stop_on_eos=True, streamer=keeper, seed=seed, cuda_graphs=graphs, steps=8
+            )
+    assert len(keepers[0].seen) == len(keepers[1].seen)
+    assert all(map(torch.equal, keepers[0].seen, keepers[1].seen))
+
+
+@pytest.mark.usefixtures("replayed")
+def test_time_that_runs_out_is_noticed_between_replays(model, monkeypatch):
+    def sample(**settings):
+        clock = iter([0.0] * 6 + [10.0])
+        monkeypatch.setattr("radd_hf.generation_radd.time.monotonic", lambda: next(clock))
+        return model.generate(method="first_hitting", max_time=5.0, seed=1, return_dict_in_generate=True, **settings)
+
+    expected = sample(cuda_graphs=False)
+    for _ in range(2):
+        found = sample()
+        assert torch.equal(found.sequences, expected.sequences)
+        assert found.num_function_evaluations == expected.num_function_evaluations == 6
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A changed model is recorded anew
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_replays(model, wrap=nullcontext, **settings) -> int:
+    """Compares three replayed calls with called ones; returns the number of recordings."""
+    for seed in range(3):
+        with wrap():
+            expected, found = (
+                model.generate(seed=seed, num_return_sequences=2, steps=8, cuda_graphs=graphs, **settings)
+                for graphs in (False, True)
+            )
+        assert torch.equal(expected, found)
+    kept = KEPT.get(model)
+    return sum(len(programs.replays) for programs in kept.layouts.values()) if kept else 0
+
+
+def update_in_place(model):
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=seeded(3)))
+
+
+def replace_a_weight(model):
+    model.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.randn(64, 16, generator=seeded(3)))
+
+
+def replace_the_data(model):
+    model.lm_head.weight.data = torch.randn(V, 16, generator=seeded(3))
+
+
+def load_other_weights(model):
+    state = {name: -value for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def replace_a_module(model):
+    model.model.layers[1].mlp.act_fn = nn.ReLU()
+
+
+CHANGES = {
+    "updated in place": update_in_place,
+    "a new parameter": replace_a_weight,
+    "new data": replace_the_data,
+    "assigned state": load_other_weights,
+    "another activation": replace_a_module,
+    "cast": lambda model: model.double(),
+    "another attention": lambda model: model.set_attn_implementation("eager"),
+    "other rotary angles": lambda model: model.config.rope_parameters.update(rope_theta=10.0),
+    "another epsilon": lambda model: setattr(model.model.norm, "eps", 100.0),
+    "training mode": lambda model: model.train(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.usefixtures("replayed")
+def test_a_changed_model_is_not_replayed_as_it_was(model, change):
+    assert check_replays(model) > 0
+    before = model.generate(seed=0, num_return_sequences=2, steps=8)
+    CHANGES[change](model)
+    assert check_replays(model) > 0
+    if change not in ("cast", "another attention", "training mode"):
+        assert not torch.equal(model.generate(seed=0, num_return_sequences=2, steps=8), before)
+
+
+@pytest.mark.usefixtures("replayed")
+def test_adapters_may_be_added_changed_switched_off_and_merged(model):
+    check_replays(model)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["qkv_proj", "up_proj"], init_lora_weights=False))
+    texts = []
+
+    def check():
+        assert check_replays(model) > 0
+        texts.append(model.generate(seed=0))
+
+    check()
+    with adapted.disable_adapter():
+        check()
+    check()
+    for module in model.modules():
+        if hasattr(module, "scaling") and isinstance(module.scaling, dict):
+            module.scaling["default"] *= 20
+    check()
+    adapted.add_adapter("other", LoraConfig(r=4, target_modules=["o_proj"], init_lora_weights=False))
+    adapted.set_adapter("other")
+    check()
+    assert len({tuple(text[0].tolist()) for text in texts}) == 4, "only the third is one that was there before"
+
+
+@pytest.mark.usefixtures("replayed")
+def test_hooks_run_at_every_event(model):
+    check_replays(model)
+    calls = []
+    handle = model.model.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    model.generate(method="first_hitting", seed=0)
+    assert len(calls) == L
+    handle.remove()
+    assert check_replays(model) > 0
+
+
+@pytest.mark.usefixtures("replayed")
+def test_a_callers_processor_runs_at_every_event(model):
+    seen = []
+
+    def processor(canvases, scores):
+        seen.append(scores.shape)
+        return scores
+
+    for _ in range(2):
+        model.generate(method="first_hitting", seed=0, logits_processor=LogitsProcessorList([processor]))
+    assert seen == [(1, V)] * 2 * L
+
+
+@pytest.mark.usefixtures("replayed")
+def test_autocast_in_replays_sees_weights_as_they_are(model):
+    """Autocast keeps casts of weights until it ends; a recording that used them would see old weights."""
+
+    def cast():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    assert check_replays(model, cast) > 0
+    update_in_place(model)
+    assert check_replays(model, cast) > 0
+    assert check_replays(model) > 0, "and without autocast the memory of keys has another dtype"
+    check_replays(model, cast, refresh_interval=3)
+    check_replays(model, refresh_interval=3)
+
+
+@pytest.mark.usefixtures("replayed")
+def test_calls_with_and_without_inference_mode_share_memory(model):
+    for wrap in (torch.inference_mode, nullcontext, torch.no_grad, torch.inference_mode, torch.enable_grad):
+        assert check_replays(model, wrap) > 0
+        check_replays(model, wrap, refresh_interval=3)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The programs of a model
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("replayed")
+def test_programs_serve_later_calls_and_can_be_switched_off_and_freed(model):
+    def recordings() -> set[int]:
+        return {id(replay) for programs in KEPT[model].layouts.values() for replay in programs.replays.values()}
+
+    model.generate(method="first_hitting", cuda_graphs=False)
+    assert model not in KEPT
+    model.generate(method="first_hitting", seed=0)
+    first = recordings()
+    model.generate(method="first_hitting", seed=1)
+    assert recordings() == first
+    model.free_cuda_graphs()
+    assert model not in KEPT
+    model.generation_config.cuda_graphs = False
+    model.generate(method="first_hitting")
+    assert model not in KEPT
+
+
+@pytest.mark.usefixtures("replayed")
+def test_a_model_keeps_few_memories_and_a_copy_or_a_dead_model_none(model):
+    for length in range(3, 12):
+        model.generate(length=length, seed=0)
+    assert len(KEPT[model].layouts) == MEMORIES_KEPT
+    assert copy.deepcopy(model) not in KEPT
+    before = len(KEPT)
+    other = make_model()
+    other.generate(seed=0)
+    assert len(KEPT) == before + 1
+    del other
+    gc.collect()
+    assert len(KEPT) == before
+
+
+@pytest.mark.usefixtures("replayed")
+def test_a_model_that_is_moved_gives_its_memory_back_at_once(model):
+    model.generate(seed=0)
+    model.to("cpu")
+    assert model not in KEPT
+
+
+@pytest.mark.usefixtures("replayed")
+def test_several_threads_may_generate_with_one_model(model):
+    expected = [model.generate(seed=seed, num_return_sequences=2, cuda_graphs=False) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: model.generate(seed=seed, num_return_sequences=2), range(12)))
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.usefixtures("replayed")
+def test_after_an_error_in_between_the_next_call_is_right(model):
+    class Broken:
+        def put_draft(self, value):
+            raise KeyError("out of paper")
+
+        put = end = put_draft
+
+    check_replays(model)
+    with pytest.raises(KeyError):
+        model.generate(streamer=Broken(), seed=0, num_return_sequences=2, steps=8)
+    check_replays(model)
+
+
+def test_what_cannot_be_recorded_is_called_with_a_warning(model, monkeypatch):
+    def refuse(function):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    expected = model.generate(seed=0)
+    monkeypatch.setitem(programs_radd.RECORDERS, "cpu", lambda device: refuse)
+    with pytest.warns(UserWarning, match="CUDA graphs are off.*operation not permitted"):
+        assert torch.equal(model.generate(seed=0), expected)
+    assert torch.equal(model.generate(seed=0), expected), "and without another warning"
+
+
+@pytest.mark.usefixtures("replayed")
+def test_the_network_runs_once_a_recording():
+    network = FlatNetwork(5, 64)
+    for seed in range(5):
+        network.generate(seed=seed, num_return_sequences=4)
+    recordings = sum(len(programs.replays) for kept in (KEPT[network],) for programs in kept.layouts.values())
+    assert len(network.rows_evaluated) <= 5 * 8
+    assert recordings <= 8
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Shapes
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_are_rounded_up_and_the_rare_take_larger_ones():
+    assert Shape(3, 5, 11, 10).rounded(8, 12) == Shape(4, 8, 16, 12)
+    assert Shape(3, 1, 3, 0).rounded(3, 12) == Shape(3, 1, 3, 0)
+    often, rare, wide = Shape(4, 2, 4, 0), Shape(2, 1, 2, 0), Shape(4, 8, 8, 0)
+    shapes = [*[often] * FEW_EVENTS, rare, wide]
+    assert shared(shapes) == [*[often] * FEW_EVENTS, often, wide]
+    partial = Shape(4, 2, 4, 8)
+    assert shared([*[often] * FEW_EVENTS, partial]) == [*[often] * FEW_EVENTS, partial], "of another kind"
+
+
+def test_a_schedule_counts_what_its_events_choose():
+    masked = torch.rand(5, 20, generator=seeded(0)) < torch.linspace(0, 1, 5)[:, None]
+    plan = plan_sequence(masked, torch.rand(5, 20, generator=seeded(1)), steps=7)
+    for interval, window in ((1, 0), (3, 0), (3, 2), (50, 30)):
+        schedule = Schedule(plan, None, interval, window)
+        event = schedule.event
+        for number, shape in enumerate(schedule.shapes):
+            now = event == number
+            assert shape.rows == int((event.amax(dim=1) >= number).sum())
+            assert not now[shape.rows :].any(), "rows that still have events are the first"
+            assert (shape.most, shape.number) == (int(now.sum(dim=1).max()), int(now.sum()))
+            computed = computed_in(event, torch.tensor(number), window)[: shape.rows]
+            assert shape.computed == (int(computed.sum(dim=1).max()) if number % interval else 0)
+
+
+def test_a_batch_costs_no_more_rows_than_it_has_events():
+    network = FlatNetwork(5, 16)
+    canvas = torch.full((4, 16), 4)
+    for row, given in enumerate((0, 10, 14, 16)):
+        canvas[row, :given] = 1
+    nfe = network.generate(canvas, method="first_hitting", return_dict_in_generate=True).num_function_evaluations
+    assert nfe.tolist() == [16, 6, 2, 0]
+    assert sum(network.rows_evaluated) == 24
