@@ -250,7 +250,7 @@ class EventMemory:
 
     Args:
         memory: where tensors are kept from call to call.
-        canvas: (R, L) ids. uniform: (R, L) float64, draws the token of each position.
+        schedule: gives the event of each position. canvas: (R, L) ids. uniform: (R, L) float64, draws each token.
         inputs: what stays the same at every evaluation, see `RaddModel.fixed_inputs`. cache: keys and values, or None.
     """
 
@@ -259,20 +259,19 @@ class EventMemory:
     def __init__(
         self, memory: Memory, schedule: Schedule, canvas: Tensor, uniform: Tensor, inputs: dict[str, Any], cache: Any
     ):
-        self.memory, self.cache, self.device, self.length = memory, cache, canvas.device, canvas.shape[1]
+        self.cache, self.device, self.length, rows = cache, memory.device, canvas.shape[1], schedule.rows
         self.nowhere = canvas.numel()  # index of the last element
-        rows = schedule.rows.to(self.device)
         self.ids = memory.put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
         self.canvas = self.ids[:-1].view(canvas.shape)
         self.uniform = memory.put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
-        self.facts = memory.put("facts", self.uniform.new_zeros(self.nowhere + 1, 3, dtype=torch.float32))
-        self.event = memory.put("event", schedule.event.to(self.device))  # (R, L)
-        self.counter = memory.put("counter", self.ids.new_zeros(1))  # number of the event
-        self.generated = memory.put("generated", self.event != GIVEN)  # (R, L)
-        self.ended_at = memory.put("ended_at", self.ids.new_full((len(rows),), self.NEVER))  # events of a row
+        self.facts = memory.put("facts", torch.zeros(self.nowhere + 1, 3))
+        self.event = memory.put("event", schedule.event)  # (R, L)
+        self.counter = memory.put("counter", torch.zeros(1, dtype=torch.int64))  # number of the event
+        self.generated = memory.put("generated", schedule.event != GIVEN)  # (R, L)
+        self.ended_at = memory.put("ended_at", torch.full_like(rows, self.NEVER))  # (R,) number of events
 
         def put_input(name: str) -> Callable[[Tensor, int], Tensor]:
-            return lambda part, index: memory.put(f"{name} {index}", _of_rows(part, rows))
+            return lambda part, index: memory.put(f"{name} {index}", _of_rows(part, rows.to(part.device)))
 
         self.inputs = {name: _each(value, put_input(name)) for name, value in inputs.items()}
         self._note_order(schedule)
@@ -479,7 +478,7 @@ class RaddGenerationMixin:
         ending = self._ending(generation_config) if settings.stop_on_eos else None
         sampling = _make_sampling(logits_processor, settings, ending)
 
-        # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times.
+        # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times. On the CPU, as is the plan.
         length = given["length"] if input_ids is not None else settings.length
         canvas, attention_mask = make_canvas(
             self.config,
@@ -489,8 +488,8 @@ class RaddGenerationMixin:
             length=length,
             attention_mask=attention_mask,
             tokenizer=tokenizer,
-            device=_execution_device(self.model),
         )
+        device = _execution_device(self.model)
         batch, copies = len(canvas), settings.num_return_sequences
         canvas = canvas.repeat_interleave(copies, dim=0)  # (B, L) -> (R, L)
         if attention_mask is not None:
@@ -501,7 +500,7 @@ class RaddGenerationMixin:
         if seed is not None:
             generator = _seeded(seed, generator, batch, copies)
         text = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        draw = Uniforms(generator, text)
+        draw = Uniforms(generator, text, device)
 
         if settings.refresh_interval > 1:
             self.model.make_cache()  # refuses an attention that does not allow it
@@ -515,10 +514,11 @@ class RaddGenerationMixin:
         every_step = settings.method in GRID_METHODS and not settings.use_cache
 
         # 4. Loop.
-        inputs, caching = self.model.fixed_inputs(canvas, attention_mask), settings.refresh_interval > 1
+        there = None if attention_mask is None else attention_mask.to(device)
+        inputs, caching = self.model.fixed_inputs(canvas.to(device), there), settings.refresh_interval > 1
         recording = settings.cuda_graphs and not logits_processor and self.model.can_prune()
         layout = EventMemory.layout(canvas, inputs)
-        with evaluation_mode(cast(Any, self)), programs_of(self, layout, canvas.device, recording) as programs:
+        with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, recording) as programs:
             recorded = programs.recorder is not None
             refresh = settings.refresh_interval, settings.refresh_window
             schedule = Schedule(plan, steps_of_rows if every_step else None, *refresh, recorded)
@@ -554,7 +554,7 @@ class RaddGenerationMixin:
             shape = schedule.next()
             window = settings.refresh_window if shape.computed else 0
             key = shape, window, memory.cache is not None, sampling.key
-            programs.run(key, partial(self._run_event, memory, shape, window, sampling), memory.device)
+            programs.run(key, partial(self._run_event, memory, shape, window, sampling))
             if sampling.ending is not None and schedule.current % question == 0:
                 ended_at = memory.ended_at.cpu()
                 if bool((ended_at < schedule.evaluations).any()):

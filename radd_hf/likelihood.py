@@ -18,15 +18,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from .generation_radd import RaddGenerationMixin
 from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
+from .programs_radd import programs_of
 from .randomness_radd import stream_seed
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
@@ -222,12 +225,46 @@ def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch
     mask_id = model.config.mask_token_id
     if (x0 == mask_id).any():
         raise ValueError(f"sequences hold the mask, id {mask_id}, which is no token of a text.")
+    if bool((scored.sum(dim=1) == 1).all()):  # as in an order
+        place = scored.int().argmax(dim=1, keepdim=True)  # (N, 1)
+        batches = nats_of_one_token(model, x0.masked_fill(masked, mask_id), place, x0.gather(1, place), batch_size)
+        for where, nll in zip(place.split(batch_size), batches, strict=True):  # (rows, 1) both
+            yield torch.zeros(len(where), x0.shape[1], dtype=torch.float64).scatter_(1, where, nll.double().cpu())
+        return
     for rows in torch.arange(len(x0)).split(batch_size):
         input_ids = x0[rows].masked_fill(masked[rows], mask_id).to(model.device)
         labels = x0[rows].masked_fill(~scored[rows], -100).to(model.device)
         with torch.no_grad():
             nll = model(input_ids=input_ids, labels=labels).token_nll
         yield nll.double().cpu()
+
+
+def nats_of_one_token(model: Any, canvas: Tensor, place: Tensor, token: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Yields -log p of one token a row, (rows, 1) float32 on the model's device, per batch.
+
+    On a card the evaluation of a batch is recorded once and replayed (`programs_radd.py`), unless the model's
+    generation config has `cuda_graphs=False`.
+
+    Args:
+        canvas: (N, L) ids. place: (N, 1) where the token is. token: (N, 1) its id. batch_size: rows of a batch.
+    """
+    recording = isinstance(model, RaddGenerationMixin) and model.model.can_prune()
+    recording = recording and model.generation_config.cuda_graphs is not False
+    layout = "one token", min(batch_size, len(canvas)), canvas.shape[1]
+    with programs_of(model, layout, torch.device(model.device), recording) as programs:
+        put = programs.memory.put
+        for ids, where, true in zip(*(each.split(batch_size) for each in (canvas, place, token)), strict=True):
+            nll = put("nll", torch.zeros(len(ids), 1))
+            inputs = put("ids", ids), put("place", where), put("token", true)
+            programs.run(len(ids), partial(_evaluate_one_token, model, *inputs, nll))
+            yield nll.clone()
+
+
+@torch.no_grad()
+def _evaluate_one_token(model: Any, canvas: Tensor, place: Tensor, token: Tensor, nll: Tensor) -> None:
+    """Writes -log p of each row's token to `nll`: canvas (rows, L), all others (rows, 1)."""
+    logits = model(input_ids=canvas, output_positions=place).logits.squeeze(1).float()  # (rows, V)
+    nll.copy_(logits.logsumexp(dim=-1, keepdim=True) - logits.gather(1, token))
 
 
 class RoundNats(NamedTuple):

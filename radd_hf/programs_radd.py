@@ -41,20 +41,21 @@ CALLS_BEFORE_RECORDING = 1
 
 
 class Memory:
-    """Holds named tensors, each of which stays where it was made first."""
+    """Holds named tensors of a device, each of which stays where it was made first."""
 
-    def __init__(self):
+    def __init__(self, device: torch.device):
+        self.device = device
         self.tensors: dict[str, Tensor] = {}
 
     def put(self, name: str, value: Tensor) -> Tensor:
-        """Copies the value to the tensor of that name, which is made if there is none; returns this tensor."""
+        """Copies the value to the tensor of that name, which is made if there is none; returns this tensor.
+
+        A value of fewer rows goes to the first ones, which are returned.
+        """
         if name not in self.tensors:
             with torch.inference_mode(False):  # a tensor made in that mode could be written in it alone
-                self.tensors[name] = torch.empty_like(value, memory_format=torch.contiguous_format)
-        return self.tensors[name].copy_(value)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
+                self.tensors[name] = torch.empty(value.shape, dtype=value.dtype, device=self.device)
+        return self.tensors[name][: len(value)].copy_(value)
 
 
 RECORDING = Lock()
@@ -96,9 +97,9 @@ class Programs:
     With one, a program is called the first time, recorded the second time, and replayed from then on.
     """
 
-    def __init__(self, recorder: Recorder | None = None):
-        self.recorder = recorder
-        self.memory = Memory()
+    def __init__(self, device: torch.device, recorder: Recorder | None = None):
+        self.device, self.recorder = device, recorder
+        self.memory = Memory(device)
         self.others: dict[str, Any] = {}  # what programs use besides `memory`
         self.calls: Counter[Hashable] = Counter()  # of each program, before it is recorded
         self.replays: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
@@ -109,7 +110,7 @@ class Programs:
             self.others[name] = make()
         return self.others[name]
 
-    def run(self, key: Hashable, function: Callable[[], None], device: torch.device) -> None:
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
         """Runs the function, or the recording of an earlier function of the same key.
 
         Args:
@@ -122,7 +123,7 @@ class Programs:
                 self.calls[key] += 1
                 return function()
             try:
-                with _casting_anew(device):
+                with _casting_anew(self.device):
                     self.replays[key] = self.recorder(function)
             except RuntimeError as error:  # for example an attention of the caller's that waits for the card
                 warnings.warn(f"CUDA graphs are off, since one could not be recorded: {error}", stacklevel=2)
@@ -156,6 +157,9 @@ class KeptPrograms:
     layouts: OrderedDict[Hashable, Programs] = field(default_factory=OrderedDict)
 
 
+# What every module has, empty where `is_recordable`.
+HOOKS_OF_A_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "training"}
+
 # They are kept beside the model, so that a copy of the model has none.
 KEPT: WeakKeyDictionary[Any, KeptPrograms] = WeakKeyDictionary()
 LOCK = Lock()
@@ -174,7 +178,7 @@ def programs_of(model: Any, layout: Hashable, device: torch.device, wanted: bool
     """
     make = RECORDERS.get(device.type)
     if not wanted or make is None or not is_recordable(model):
-        yield Programs()
+        yield Programs(device)
         return
     mark, layout = mark_of(model), (layout, device, modes_of_torch(device.type))
     with LOCK:
@@ -182,7 +186,7 @@ def programs_of(model: Any, layout: Hashable, device: torch.device, wanted: bool
         if kept is None or kept.mark != mark:
             kept = KEPT[model] = KeptPrograms(mark)
         programs = kept.layouts.pop(layout, None)
-    programs = programs or Programs(make(device))
+    programs = programs or Programs(device, make(device))
     yield programs
     # Not after an error, which may have come in the middle of a program.
     with LOCK:
@@ -217,7 +221,11 @@ def mark_of(model: Any) -> Hashable:
     It covers whatever a recording cannot see: the addresses of tensors, and Python values such as the scale of an
     adapter or whether it is on.
     """
-    return tuple((id(module), _plain(vars(module))) for module in model.modules()), _plain(vars(model.config))
+    settings = (
+        {name: value for name, value in vars(module).items() if name not in HOOKS_OF_A_MODULE}
+        for module in (*model.modules(), model.config)
+    )
+    return tuple(_plain(each) for each in settings)
 
 
 def _plain(value: Any) -> Hashable:

@@ -115,9 +115,9 @@ def test_two_events_of_one_shape_do_the_same_on_the_same_memory_and_wait_for_not
     model, run, seen = make_model(), Programs.run, {}
     model.set_attn_implementation(attention)
 
-    def watched(programs, key, function, device):
+    def watched(programs, key, function):
         with Footprint() as footprint:
-            run(programs, key, function, device)
+            run(programs, key, function)
         seen.setdefault(key, []).append(footprint)
 
     monkeypatch.setitem(programs_radd.RECORDERS, "cpu", lambda device: lambda function: function)

@@ -53,15 +53,20 @@ class Uniforms:
     Padding takes none, so that a row that has its own generator has the same numbers in any batch.
 
     Args:
-        generator: one for all rows, a list with one for each row, or None for torch's default generator.
-        not_padding: (R, L) bool, False at padding.
+        generator: one for all rows, a list with one for each row, or None for torch's default generator of `device`.
+        not_padding: (R, L) bool, False at padding. The numbers are on its device.
 
     Raises:
         ValueError: for a list that has not one generator for each row. TypeError: for an object of another type.
     """
 
-    def __init__(self, generator: torch.Generator | Sequence[torch.Generator] | None, not_padding: Tensor):
-        self.not_padding = not_padding
+    def __init__(
+        self,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        not_padding: Tensor,
+        device: torch.device | None = None,
+    ):
+        self.not_padding, self.device = not_padding, not_padding.device if device is None else device
         rows = len(not_padding)
         self.sources: list[tuple[torch.Generator | None, int]]  # each with the number of rows it serves
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -81,7 +86,7 @@ class Uniforms:
         counts = [int(rows.sum()) for rows in self.not_padding.split([rows for _, rows in self.sources])]
         draws = [
             torch.rand(
-                count, generator=source, dtype=torch.float64, device=device if source is None else source.device
+                count, generator=source, dtype=torch.float64, device=self.device if source is None else source.device
             ).to(device)
             for count, (source, _) in zip(counts, self.sources, strict=True)
         ]
