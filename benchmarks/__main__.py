@@ -30,7 +30,12 @@ from .measure import Case, describe_machine, sides_of
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "matmul_size": 4096,
+        "timed_steps": 32,
         "cached": [(8, 128, 1024)],
+        "ordered": [(1, 256)],
+        "ordered_top_p": [],
+        "ordered_partial": [],
+        "infill": [],
         "training": [(4, 256)],
         "training_medium": [],
         "training_tiny": [],
@@ -41,7 +46,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "cuda": {
         "matmul_size": 8192,
+        "timed_steps": 64,
         "cached": [(1, 1024, 1024), (8, 1024, 256), (32, 1024, 64)],
+        "ordered": [(8, 1024), (32, 1024)],
+        "ordered_top_p": [(1, 1024)],
+        "ordered_partial": [(8, 1024), (32, 1024)],
+        "infill": [(128, 16)],
         "training": [(32, 1024)],
         "training_medium": [(16, 1024)],
         "training_tiny": [(1024, 82)],
@@ -82,7 +92,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="of every time, the sides taking turns")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--timed_steps", type=int, default=32, help="most steps of the baseline, tokens of an order, that are timed"
+        "--timed_steps", type=int, help="most steps of the baseline, tokens of an order, that are timed"
     )
     parser.add_argument("--refresh_interval", type=int, default=16, help="of the approximate sampler")
     parser.add_argument("--matmul_size", type=int, help="of the product that gives the device's rate")
@@ -97,7 +107,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     sizes.add_argument("--evaluation", type=size(3), nargs="*", default=[(1, 256, 64), (1, 1024, 64)])
     sizes.add_argument("--cached", type=size(3), nargs="*")
     sizes.add_argument("--partial", type=size(3), nargs="*", default=[(1, 1024, 1024)], help="by refresh_interval")
-    sizes.add_argument("--ordered", type=int, default=256, help="length")
+    sizes.add_argument("--ordered", type=size(2), nargs="*", help="rows x length, as are the next two")
+    sizes.add_argument("--ordered_top_p", type=size(2), nargs="*", help="with top-p 0.8")
+    sizes.add_argument("--ordered_partial", type=size(2), nargs="*", help="by refresh_interval")
+    sizes.add_argument("--infill", type=size(2), nargs="*", help="length x masks, of the shipped checkpoint")
     sizes.add_argument("--nfe_steps", type=int, nargs="+", default=[2**power for power in range(3, 13)])
     sizes.add_argument("--sweep_batches", type=int, nargs="+", default=[1, 2, 4, 8])
     sizes.add_argument("--sweep_length", type=int, default=128, help="length for these batches")

@@ -15,10 +15,12 @@ Shapes: B rows, L length, V vocabulary with the mask, M masked positions of the 
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.generation import TopPLogitsWarper
 
 from radd_hf.losses import Masks
 from radd_hf.noise_radd import Noise, reveal_probabilities
@@ -157,11 +159,18 @@ def forwards_of(plan: Tensor, steps: int) -> int:
 
 @torch.no_grad()
 def fill_in_order(
-    network: Network, canvas: Tensor, order: list[int], generator: torch.Generator | None = None
+    network: Network,
+    canvas: Tensor,
+    order: list[int],
+    generator: torch.Generator | None = None,
+    top_p: float = 1.0,
 ) -> Tensor:
     """One token a step, of all rows (B, L) at the same position, from logits of all positions; in place."""
+    warper = TopPLogitsWarper(top_p)
     for position in order:
-        canvas[:, position] = draw(network(canvas)[:, position].softmax(dim=-1, dtype=torch.float32), generator)
+        logits = network(canvas)[:, position]
+        logits = cast(Tensor, warper(cast(Any, canvas), cast(Any, logits))) if top_p < 1 else logits
+        canvas[:, position] = draw(logits.softmax(dim=-1, dtype=torch.float32), generator)
     return canvas
 
 

@@ -66,6 +66,7 @@ from .training_cost import CONFIGS
 ROOT = Path(__file__).parents[1]
 WARM_UP = 3  # training steps of every side
 FIRST_STEPS = 10  # in whose time compilation is counted in
+CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
 TINY = RaddConfig(vocab_size=11, hidden_size=256, num_hidden_layers=8, num_attention_heads=8)
 
 Models = dict[str, RaddForMaskedLM]  # of each side, the baseline's first
@@ -152,7 +153,11 @@ def sampling(args: Namespace) -> Result:
     cases = [sampling_case(args, models, *size, each_evaluation=True) for size in args.evaluation]
     cases += [sampling_case(args, models, *size) for size in args.cached]
     cases += [sampling_case(args, models, *size, refresh_interval=args.refresh_interval) for size in args.partial]
-    cases.append(ordered_case(args, models, args.ordered))
+    cases += [ordered_case(args, models, *size) for size in args.ordered]
+    cases += [ordered_case(args, models, *size, top_p=0.8) for size in args.ordered_top_p]
+    refresh = args.refresh_interval
+    cases += [ordered_case(args, models, *size, refresh_interval=refresh) for size in args.ordered_partial]
+    cases += [infill_case(args, *size) for size in args.infill]
     sizes = [(rows, args.sweep_length) for rows in args.sweep_batches] + [(1, length) for length in args.sweep_lengths]
     times = [step_point(args, models, *size) for size in dict.fromkeys(sizes)]
     return Result(cases, {"nfe": nfe_points(args, models[OURS].config), "time": times})
@@ -250,32 +255,73 @@ def how_timed(timed: int, steps: int) -> str:
     return "the whole run" if timed == steps else f"{timed} evenly spaced steps of {steps}, scaled to all"
 
 
-def ordered_case(args: Namespace, models: Models, length: int) -> Case:
-    """Seconds a token: both sides fill evenly spaced masks of a row from left to right, one forward each."""
+def ordered_case(
+    args: Namespace, models: Models, rows: int, length: int, *, top_p: float = 1.0, refresh_interval: int = 1
+) -> Case:
+    """Seconds a token of every row: both sides fill evenly spaced masks from left to right, one forward each."""
     config = models[OURS].config
     positions = spread(args.timed_steps, length)
-    canvas = masked_at(random_tokens(config, 1, length, args.seed), positions, config.mask_token_id).to(args.device)
+    canvas = masked_at(random_tokens(config, rows, length, args.seed), positions, config.mask_token_id).to(args.device)
     network = baseline_network(models)
 
     def baseline() -> float:
         generator = seeded(args.seed, args.device)
-        return seconds(lambda: fill_in_order(network, canvas.clone(), positions, generator)) / len(positions)
+        return seconds(lambda: fill_in_order(network, canvas.clone(), positions, generator, top_p)) / len(positions)
 
     def generate(side: str) -> float:
-        run = partial(models[side].generate, canvas, method="ordered", generator=seeded(args.seed))
+        settings: dict[str, Any] = {"top_p": top_p, "refresh_interval": refresh_interval}
+        run = partial(models[side].generate, canvas, method="ordered", generator=seeded(args.seed), **settings)
         return seconds(run) / len(positions)
 
-    warm_up(models, 1, length)
+    warm_up(models, rows, length)
+    what = "token in an order"
+    what += f" (refresh_interval {refresh_interval})" if refresh_interval > 1 else ""
+    what += f", top-p {top_p}" if top_p < 1 else ""
     return compare(
-        f"token in an order, B=1, L={length}",
+        f"{what}, B={rows}, L={length}",
         "s",
-        evaluation_flops(config, length, [1]),
+        evaluation_flops(config, length, [1] * rows) if refresh_interval == 1 else 0.0,
         sides_to_measure(baseline, generate, models),
         args.repeats,
         args.matmul_size,
         args.device,
         how=f"mean over {len(positions)} masks spread evenly over a row of {length}",
     )
+
+
+def infill_case(args: Namespace, length: int, masks: int) -> Case:
+    """Seconds to fill a few masks of a text with the shipped checkpoint, one at a time, as an editor would ask for."""
+    model = RaddForMaskedLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval().to(args.device)
+    rounded = copy.deepcopy(model).to(torch.bfloat16)  # type: ignore[arg-type]
+    models = {side: rounded if side == OURS_BF16 else model for side in sides_of(args.device)}
+    config, positions = model.config, list(range(length // 2, length // 2 + masks))
+    canvas = masked_at(random_tokens(config, 1, length, args.seed), positions, config.mask_token_id).to(args.device)
+    network = baseline_network(models)
+    first: dict[str, float] = {}
+
+    def baseline() -> float:
+        generator = seeded(args.seed, args.device)
+        return seconds(lambda: fill_in_order(network, canvas.clone(), positions, generator))
+
+    def generate(side: str) -> float:
+        run = partial(models[side].generate, canvas, method="first_hitting", generator=seeded(args.seed))
+        time = seconds(run)
+        first.setdefault(side, time)
+        return time
+
+    warm_up(models, 1, length // 2)
+    case = compare(
+        f"{masks} tokens filled in {length}, shipped checkpoint",
+        "s",
+        masks * evaluation_flops(config, length, [1]),
+        sides_to_measure(baseline, generate, models),
+        args.repeats,
+        args.matmul_size,
+        args.device,
+        how="a whole call of generate, one token an event",
+    )
+    case.facts["first_call"] = first  # of this shape, recordings counted in
+    return case
 
 
 def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[str, Any]:

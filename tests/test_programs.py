@@ -19,33 +19,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LogitsProcessorList
 
-from radd_hf import RaddForMaskedLM, RaddGenerationConfig, programs_radd
+from radd_hf import RaddForMaskedLM, programs_radd
+from radd_hf.likelihood import exact_likelihood
 from radd_hf.plan_radd import FEW_EVENTS, Schedule, Shape, computed_in, plan_sequence, shared
 from radd_hf.programs_radd import KEPT, MEMORIES_KEPT, Programs
+from support.programs import LENGTH as L
+from support.programs import MASK as M
+from support.programs import VOCABULARY as V
+from support.programs import make_model, padded_batch, random_settings
 from support.tapes import waits
-from support.toys import FlatNetwork, random_model, seeded
-
-V, M, L, EOS = 40, 39, 12, 7
-
-
-def make_model(**settings) -> RaddForMaskedLM:
-    model = random_model(vocab_size=V, max_position_embeddings=L, **settings)
-    model.generation_config = RaddGenerationConfig(eos_token_id=EOS, pad_token_id=3)
-    return model
+from support.toys import FlatNetwork, seeded
 
 
 @pytest.fixture
 def model() -> RaddForMaskedLM:
     return make_model()
-
-
-def padded_batch() -> dict[str, Tensor]:
-    ids = torch.full((3, L), M)
-    ids[:, 2:4] = 5
-    seen = torch.ones_like(ids)
-    ids[0, :2], seen[0, :2] = 0, 0
-    ids[1, 9:], seen[1, 9:] = 0, 0
-    return {"input_ids": ids, "attention_mask": seen}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -147,29 +135,6 @@ def test_without_padding_attention_gets_no_mask(model):
 # ---------------------------------------------------------------------------------------------------------
 # Replayed events write what called ones do
 # ---------------------------------------------------------------------------------------------------------
-
-
-def random_settings(draw: random.Random) -> dict:
-    """Any settings that go together."""
-    settings = draw.choice(
-        [
-            {"method": "tweedie", "steps": draw.choice([None, 1, 3, 30])},
-            {"method": "tweedie", "steps": draw.randint(1, 20), "use_cache": False},
-            {"method": "euler", "steps": draw.randint(1, 20)},
-            {"method": "first_hitting"},
-            {"method": "ordered", "order": draw.choice(["forward", "backward", "random"])},
-            {"method": "ordered", "steps": draw.randint(1, 15), "order": draw.sample(range(L), L)},
-        ]
-    )
-    settings |= draw.choice([{}, {"temperature": 0}, {"temperature": draw.uniform(0.3, 2)}])
-    settings |= draw.choice([{}, {"top_k": draw.randint(1, V)}, {"top_p": draw.uniform(0.3, 1)}])
-    if settings.get("use_cache", True):
-        settings |= draw.choice([{}, {"refresh_interval": draw.randint(2, 9), "refresh_window": draw.randint(0, 5)}])
-    settings |= draw.choice([{}, {}, {"stop_on_eos": True}])
-    settings |= draw.choice([{}, {"num_return_sequences": draw.randint(1, 5)}])
-    settings |= draw.choice([{}, {}, {"output_history": True}])
-    settings |= draw.choice([{}, {"prefix": [[1, 2], [3]]}, {"suffix": [4, 5]}, {"length": L}, padded_batch()])
-    return {"seed": draw.randrange(10**6), "return_dict_in_generate": True} | settings
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -368,6 +333,24 @@ def test_calls_with_and_without_inference_mode_share_memory(model):
 # ---------------------------------------------------------------------------------------------------------
 # The programs of a model
 # ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("replayed")
+def test_an_exact_likelihood_is_replays_that_see_weights_as_they_are(model, monkeypatch):
+    texts = [torch.randint(M, (length,), generator=seeded(length)) for length in (L, L, 5, L)]
+    forwards, forward = [], model.forward
+    for settings in ({"order": "random", "batch_size": 5}, {"batch_size": 64}):
+        for change in (lambda model: None, update_in_place, replace_a_weight):
+            change(model)
+            model.generation_config.cuda_graphs = False
+            expected = exact_likelihood(model, texts, **settings)
+            model.generation_config.cuda_graphs = True
+            for _ in range(2):
+                found = exact_likelihood(model, texts, **settings)
+                torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(type(model), "forward", lambda self, **inputs: forwards.append(1) or forward(**inputs))
+    exact_likelihood(model, texts, batch_size=64)
+    assert not forwards, "all of it was recorded before"
 
 
 @pytest.mark.usefixtures("replayed")

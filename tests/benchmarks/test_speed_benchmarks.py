@@ -13,7 +13,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as entry
-from benchmarks import attention, baseline, commands, head, layers, measure, partial_caching, preparation, trainers
+from benchmarks import (
+    attention,
+    baseline,
+    commands,
+    draw,
+    head,
+    layers,
+    measure,
+    partial_caching,
+    preparation,
+    trainers,
+)
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.losses import LOSS_TYPES, draw_masks
@@ -36,7 +47,8 @@ from support.toys import TableNetwork, seeded, tiny_model
 ROWS = 20_000
 TINY = (
     "--repeats 1 --timed_steps 3 --matmul_size 16 --vocab_size 20 --hidden_size 8 --layers 2 --heads 2 "
-    "--evaluation 1x4x2 --cached 2x4x8 --partial 1x4x4 --refresh_interval 2 --ordered 4 --nfe_steps 2 4 "
+    "--evaluation 1x4x2 --cached 2x4x8 --partial 1x4x4 --refresh_interval 2 --nfe_steps 2 4 "
+    "--ordered 1x4 --ordered_top_p 1x4 --ordered_partial 2x4 --infill 8x2 "
     "--sweep_batches 1 2 --sweep_length 4 --sweep_lengths 2 4 --sweep_steps 2 --training 2x4 --likelihood 2x4 "
     "--loading 4 --memory 2x4x2 --vocabularies 10 20 --preparation 8x4x1000 --preparation_repeats 2"
 )
@@ -268,7 +280,7 @@ def test_what_is_scaled_comes_to_the_time_of_the_whole_run(monkeypatch):
 @pytest.mark.parametrize(
     ("command", "lines", "plots"),
     [
-        ("sampling", 4, ["nfe", "time"]),
+        ("sampling", 7, ["nfe", "time"]),
         ("training", 3, []),
         ("likelihood", 1, []),
         ("loading", 2, []),
@@ -544,3 +556,15 @@ def test_every_way_of_the_head_computes_the_same_loss():
     hidden = torch.randn(5, 16, generator=measure.seeded(0))
     losses = [float(way(hidden)) for way in head.ways(layer, target, None).values()]
     assert losses == pytest.approx([losses[0]] * len(losses), rel=2e-2)
+
+
+def test_draws_are_timed_beside_an_evaluation_and_both_ways_draw_the_same(capsys):
+    sizes = "--rows 1 3 --vocab_size 60 --length 8 --hidden_size 8 --layers 1 --heads 2"
+    draw.main([*sizes.split(), "--repeats", "1"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert [row[0] for row in rows] == ["1", "3"]
+    assert all(float(row[1]) > 0 and float(row[2]) > 0 for row in rows)
+    logits, uniform = torch.randn(500, 60, generator=seeded(0)), torch.rand(500, generator=seeded(1)).double()
+    (ours, ours_logprob), (other, logprob) = (way(logits, uniform) for way in (draw.in_parts, draw.in_one_sum))
+    assert torch.equal(ours, other)
+    torch.testing.assert_close(ours_logprob, logprob)

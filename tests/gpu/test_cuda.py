@@ -1,23 +1,28 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tests a GPU: tokens, losses and likelihoods as on the CPU, every attention, training that resumes.
+"""Tests a GPU: tokens, losses and likelihoods as on the CPU, every attention, CUDA graphs, training that resumes.
 
 `make test-gpu` runs these; `make test` hides the GPU, so that its results are those of the CPU everywhere.
 """
 
 import copy
 import os
+import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM
+from radd_hf.generation_radd import EventMemory
 from radd_hf.kernels_radd import compile_trunk
-from radd_hf.likelihood import estimate_likelihood
+from radd_hf.likelihood import estimate_likelihood, exact_likelihood
+from radd_hf.programs_radd import KEPT
 from radd_hf.training.averages import Ema
 from support.paths import CHECKPOINT, ROOT
+from support.programs import make_model, random_settings
 from support.toys import random_model, seeded
 
 pytestmark = pytest.mark.skipif(
@@ -94,6 +99,114 @@ def test_a_likelihood_is_that_of_the_processor(austen):
     texts = [torch.randint(austen.config.mask_token_id, (40,), generator=seeded(row)) for row in range(3)]
     there, here = (estimate_likelihood(net, texts, passes=4) for net in (copy.deepcopy(austen).cuda(), austen))
     assert there.nats_per_token == pytest.approx(here.nats_per_token, rel=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# CUDA graphs
+# ---------------------------------------------------------------------------------------------------------
+
+
+def graphs_of(model: RaddForMaskedLM) -> int:
+    return sum(len(programs.replays) for programs in KEPT[model].layouts.values()) if model in KEPT else 0
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_replayed_and_called_events_write_the_same_tokens_for_200_random_settings(part):
+    draw, graphs = random.Random(part), 0
+    models = [make_model(seed=seed).cuda() for seed in range(2)]
+    models[1].set_attn_implementation("eager")
+    for _ in range(50):
+        model, settings = draw.choice(models), random_settings(draw)
+        expected, *found = (model.generate(**settings, cuda_graphs=graphs) for graphs in (False, True, True))
+        for each in found:
+            for name in ("sequences", "reveal_step", "num_function_evaluations"):
+                assert torch.equal(each[name], expected[name]), (name, settings)
+            torch.testing.assert_close(each.token_logprobs, expected.token_logprobs, atol=1e-3, rtol=1e-3)
+            assert all(map(torch.equal, each.history or (), expected.history or ()))
+        graphs += graphs_of(model)
+    assert graphs > 50
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=str)
+def test_a_second_call_launches_graphs_and_waits_for_nothing(austen, monkeypatch, settings):
+    model, reveal, output = copy.deepcopy(austen).cuda(), RaddForMaskedLM._reveal, EventMemory.output
+    for seed in range(3):  # plans differ, and a shape is recorded when it comes a second time
+        evaluations = model.generate(ids(model), seed=seed, return_dict_in_generate=True, **settings)
+    most = int(evaluations.num_function_evaluations.max())
+
+    def begin(*args):
+        torch.cuda.set_sync_debug_mode("error")
+        return reveal(*args)
+
+    def end(*args):
+        torch.cuda.set_sync_debug_mode("default")
+        return output(*args)
+
+    monkeypatch.setattr(RaddForMaskedLM, "_reveal", begin)
+    monkeypatch.setattr(EventMemory, "output", end)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            model.generate(ids(model), seed=2, **settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    launched = {event.key: event.count for event in seen.key_averages() if "GraphLaunch" in event.key}
+    assert sum(launched.values()) == most, launched
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None], ids=["float32", "bfloat16", "autocast"])
+def test_replays_see_weights_as_they_are(austen, dtype):
+    model = copy.deepcopy(austen).to("cuda", dtype or torch.float32)
+    with torch.autocast("cuda", torch.bfloat16, enabled=dtype is None):
+        for _ in range(2):
+            called, *replayed = (model.generate(length=32, seed=0, cuda_graphs=each) for each in (False, True, True))
+            assert all((each == called).float().mean() > 0.9 for each in replayed)
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.mul_(0.9)
+    assert graphs_of(model)
+
+
+def test_the_memory_of_graphs_is_given_back(austen):
+    """Keys and values alone are 268 MB here. Workspaces that cuBLAS keeps may stay."""
+    model = copy.deepcopy(austen).cuda()
+    settings = {"length": 128, "steps": 8, "num_return_sequences": 256}
+    model.generate(cuda_graphs=False, **settings)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    model.generate(refresh_interval=4, **settings)
+    assert graphs_of(model)
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() > before + 200e6
+    model.free_cuda_graphs()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() < before + 100e6
+    model.generate(length=64, method="first_hitting")
+    assert graphs_of(model)
+    model.cpu()
+    assert graphs_of(model) == 0
+
+
+def test_threads_that_share_a_model_write_their_own_texts(austen):
+    model = copy.deepcopy(austen).cuda()
+    settings = {"length": 48, "method": "first_hitting", "num_return_sequences": 2}
+    expected = [model.generate(seed=seed, cuda_graphs=False, **settings) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: model.generate(seed=seed, **settings), range(8)))
+    for one, other in zip(found, expected, strict=True):
+        assert (one == other).float().mean() > 0.97
+
+
+def test_an_exact_likelihood_is_replays(austen):
+    model = copy.deepcopy(austen).cuda()
+    texts = [torch.randint(austen.config.mask_token_id, (64,), generator=seeded(row)) for row in range(3)]
+    found = exact_likelihood(model, texts, "random", batch_size=16)
+    assert graphs_of(model) == 1
+    torch.testing.assert_close(found, exact_likelihood(austen, texts, "random", batch_size=16), rtol=1e-4, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------
 
 
 def train(folder, text, *flags: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,50 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""A tiny model, and any settings of `generate` that go together, to compare replayed with called events."""
+
+import random
+
+import torch
+from torch import Tensor
+
+from radd_hf import RaddForMaskedLM, RaddGenerationConfig
+from support.toys import random_model
+
+VOCABULARY, MASK, LENGTH, EOS = 40, 39, 12, 7
+
+
+def make_model(**settings) -> RaddForMaskedLM:
+    model = random_model(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **settings)
+    model.generation_config = RaddGenerationConfig(eos_token_id=EOS, pad_token_id=3)
+    return model
+
+
+def padded_batch() -> dict[str, Tensor]:
+    ids = torch.full((3, LENGTH), MASK)
+    ids[:, 2:4] = 5
+    seen = torch.ones_like(ids)
+    ids[0, :2], seen[0, :2] = 0, 0
+    ids[1, 9:], seen[1, 9:] = 0, 0
+    return {"input_ids": ids, "attention_mask": seen}
+
+
+def random_settings(draw: random.Random) -> dict:
+    """Any settings that go together."""
+    settings = draw.choice(
+        [
+            {"method": "tweedie", "steps": draw.choice([None, 1, 3, 30])},
+            {"method": "tweedie", "steps": draw.randint(1, 20), "use_cache": False},
+            {"method": "euler", "steps": draw.randint(1, 20)},
+            {"method": "first_hitting"},
+            {"method": "ordered", "order": draw.choice(["forward", "backward", "random"])},
+            {"method": "ordered", "steps": draw.randint(1, 15), "order": draw.sample(range(LENGTH), LENGTH)},
+        ]
+    )
+    settings |= draw.choice([{}, {"temperature": 0}, {"temperature": draw.uniform(0.3, 2)}])
+    settings |= draw.choice([{}, {"top_k": draw.randint(1, VOCABULARY)}, {"top_p": draw.uniform(0.3, 1)}])
+    if settings.get("use_cache", True):
+        settings |= draw.choice([{}, {"refresh_interval": draw.randint(2, 9), "refresh_window": draw.randint(0, 5)}])
+    settings |= draw.choice([{}, {}, {"stop_on_eos": True}])
+    settings |= draw.choice([{}, {"num_return_sequences": draw.randint(1, 5)}])
+    settings |= draw.choice([{}, {}, {"output_history": True}])
+    settings |= draw.choice([{}, {"prefix": [[1, 2], [3]]}, {"suffix": [4, 5]}, {"length": LENGTH}, padded_batch()])
+    return {"seed": draw.randrange(10**6), "return_dict_in_generate": True} | settings
