@@ -23,7 +23,7 @@ from torch.distributed.run import get_args_parser
 from transformers import AutoModel, AutoTokenizer
 
 import benchmarks.__main__
-from benchmarks import conditioning, estimators, head, partial_caching, training_cost
+from benchmarks import conditioning, draw, estimators, head, partial_caching, training_cost
 from radd_hf.app import cli
 from radd_hf.evaluation import perplexity, samples
 from radd_hf.hub import convert
@@ -237,6 +237,7 @@ PARSERS = {
     "eval_generation.py": parse_samples,
     "benchmarks.training_cost": lambda flags, _: training_cost.parse_arguments(flags),
     "benchmarks": lambda flags, _: benchmarks.__main__.parse_arguments(flags),
+    "benchmarks.draw": lambda flags, _: draw.parse_arguments(flags),
     "benchmarks.head": lambda flags, _: head.parse_arguments(flags),
     "benchmarks.estimators": parse_estimators,
     "benchmarks.partial_caching": lambda flags, monkeypatch: parse_by(partial_caching.main, flags, monkeypatch),
