@@ -149,6 +149,7 @@ class Run:
         if self.blank is None:
             with self.ema.applied(model), self.accelerator.autocast():
                 yield model
+            model.free_cuda_graphs()  # a step of training needs their memory
             return
         copied = copy.deepcopy(self.blank)
         weights = model.state_dict() | self.ema.state_dict()

@@ -173,7 +173,7 @@ def run_training(
     begin(run, asdict(model_args) | asdict(data_args) | asdict(args))
     if args.judge is None and args.n_samples:
         logger.info("no --judge: the samples get a token entropy and no generative perplexity")
-    with deterministic(args.deterministic):
+    with deterministic(True) if args.deterministic else nullcontext():
         train(run, data, args, judge)
     figures = run.evaluate(data.validation, args.eval_passes, n_bytes=data.validation.n_bytes)
     run.log(**{f"final_{name}": value for name, value in figures.items()})
@@ -414,20 +414,18 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
                     standard_error=figures["standard_error"],
                 )
             if args.n_samples and (run.step % args.sample_steps == 0 or last):
-                run.log("", **run.sample(args.n_samples, sampling, judge))
+                with deterministic(False):  # a draw's running sum has no such kernel on a card
+                    run.log("", **run.sample(args.n_samples, sampling, judge))
             if run.step % args.save_steps == 0 or last:
                 run.save(args.keep_last)
 
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Has torch choose kernels that give the same bits every time, where a card's fastest add up in any order."""
-    if not wanted:
-        yield
-        return
+    """Has torch choose kernels that give the same bits every time, or a card's fastest, which add up in any order."""
     fills: Any = torch.utils.deterministic
     before, filled = torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(wanted)
     fills.fill_uninitialized_memory = False  # a help to find mistakes, which takes time
     try:
         yield

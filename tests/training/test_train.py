@@ -160,16 +160,23 @@ def test_memory_and_compilation_do_not_change_what_is_trained(run, way):
 
 
 def test_deterministic_kernels_are_those_of_the_training_and_of_nothing_after_it(run, monkeypatch):
-    wanted, step = [], train.optimizer_step
+    in_steps, in_samples, step, sample = [], [], train.optimizer_step, train.Run.sample
 
     def look(*given):
-        wanted.append(torch.are_deterministic_algorithms_enabled())
+        in_steps.append(torch.are_deterministic_algorithms_enabled())
         return step(*given)
 
+    def look_at_sample(*given):
+        in_samples.append(torch.are_deterministic_algorithms_enabled())
+        return sample(*given)
+
     monkeypatch.setattr(train, "optimizer_step", look)
+    monkeypatch.setattr(train.Run, "sample", look_at_sample)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # so that it is taken away afterwards
-    run(deterministic=True, n_samples=0)
-    assert all(wanted)
+    run(deterministic=True)
+    assert len(in_steps) == 8
+    assert all(in_steps)
+    assert in_samples == [False, False], "a running sum has no deterministic kernel on a card"
     assert not torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
