@@ -41,21 +41,12 @@ class Positions(NamedTuple):
     distinct: Tensor | None = None
 
     @classmethod
-    def of(cls, chosen: Tensor, most: int | None = None, number: int | None = None) -> "Positions":
-        """Takes indices (B, K) as they are, or a boolean mask (B, L).
-
-        Args:
-            most, number: K and N of a mask, or more than there are; then the last of `distinct` repeat the first. None:
-                the host waits for the device to count.
-        """
+    def of(cls, chosen: Tensor) -> "Positions":
+        """Takes indices (B, K) as they are, or a boolean mask (B, L), for which the host waits for the device."""
         if chosen.dtype != torch.bool:
             return cls(chosen)
-        if most is None:
-            most = max(int(chosen.sum(dim=1).max()), 1)
-        indices, valid = places_of(chosen, most)  # (B, K) both
-        if number is None:
-            return cls(indices, valid.flatten().nonzero().squeeze(1))
-        return cls(indices, places_of(valid.view(1, -1), number)[0].squeeze(0))
+        indices, real = places_of(chosen, max(int(chosen.sum(dim=1).max()), 1))  # (B, K) both
+        return cls(indices, real.flatten().nonzero().squeeze(1))
 
     def select(self, states: Tensor) -> Tensor:
         """Returns the states at these positions: (B or 1, L, ...) -> (B, K, ...)."""

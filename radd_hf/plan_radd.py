@@ -112,12 +112,17 @@ def shared(shapes: list[Shape]) -> list[Shape]:
     return [instead.get(shape, shape) for shape in shapes]
 
 
+def events_at_most(plan: Tensor, steps: Tensor | None) -> int:
+    """Returns a number of events that no plan of this shape (R, L) exceeds, whatever is drawn."""
+    return plan.shape[1] if steps is None else max(plan.shape[1], int(steps.max()))
+
+
 class Schedule:
     """Holds the shapes of the events to come; changes them when time has run out or rows have ended.
 
     All is known before the first evaluation, so that the loop need not wait for the device to learn what comes next.
     Rows lie in the order of their number of evaluations, most first. So the rows that still have events are the first.
-    Everything here is on the CPU.
+    Everything here is on the CPU. Event e reveals `order[row, first[row, e] : first[row, e + 1]]` in each row.
 
     Args:
         plan: (R, L) the step that reveals each position, GIVEN where there is none.
@@ -139,6 +144,7 @@ class Schedule:
         self.evaluations = self.event.amax(dim=1) + 1 if steps is None else steps.cpu()  # (R,) of each row
         self.rows = torch.arange(len(plan))  # (R,) the caller's row that lies at each place
         self.refresh_interval, self.refresh_window, self.recorded = refresh_interval, refresh_window, recorded
+        self.capacity = events_at_most(plan, steps)
         self.current = 0  # number of events taken
         self.arrange()
 
@@ -171,9 +177,13 @@ class Schedule:
         self.rows, self.evaluations = self.rows[order], self.evaluations[order]
         self.plan, self.event = self.plan[order], self.event[order]
 
+        sorted_event, self.order = self.event.sort(dim=1, stable=True)  # (R, L) both
+        every = torch.arange(self.capacity + 1).expand(len(order), -1).contiguous()
+        self.first = torch.searchsorted(sorted_event, every)  # (R, capacity + 1)
+
         number = torch.arange(self.current, int(self.evaluations.max()))  # (E,) of each event to come
         in_use = self.evaluations[:, None] > number  # (R, E)
-        revealed = count_events(self.event - self.current, len(number))  # (R, E) positions of each row
+        revealed = self.first.diff(dim=1)[:, self.current :][:, : len(number)]  # (R, E) positions of each row
         computed = torch.zeros_like(number)
         if self.refresh_interval > 1:
             partial = number % self.refresh_interval > 0
@@ -209,4 +219,13 @@ def computed_in(event: Tensor, current: Tensor, window: int) -> Tensor:
     return widen(event == current - 1, window) | (event == current)
 
 
-__all__ = ["GIVEN", "Schedule", "Shape", "computed_in", "plan_grid", "plan_sequence", "without_empty_steps"]
+__all__ = [
+    "GIVEN",
+    "Schedule",
+    "Shape",
+    "computed_in",
+    "events_at_most",
+    "plan_grid",
+    "plan_sequence",
+    "without_empty_steps",
+]

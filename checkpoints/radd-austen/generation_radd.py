@@ -47,7 +47,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 from .canvas_radd import Positions, TextOrIds, as_tensor, make_canvas, places_of
 from .kernels_radd import evaluation_mode, packed_weights
 from .noise_radd import get_noise, reveal_probabilities
-from .plan_radd import GIVEN, Schedule, Shape, computed_in, plan_grid, plan_sequence
+from .plan_radd import GIVEN, Schedule, Shape, computed_in, events_at_most, plan_grid, plan_sequence
 from .programs_radd import Memory, Programs, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import GRID_METHODS, SETTINGS, Method, Order, is_integer
@@ -55,6 +55,8 @@ from .settings_radd import GRID_METHODS, SETTINGS, Method, Order, is_integer
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
 # few times as much.
 MAX_DRAW_ELEMENTS = 2**24
+# Times a sum and rounded it is still below the sum, so that a token of probability zero is never drawn.
+BELOW_ONE = 1 - 2.0**-52
 # With `stop_on_eos` and recorded events, events after which the host asks the card which rows have ended.
 EVENTS_BETWEEN_QUESTIONS = 16
 
@@ -165,34 +167,27 @@ def draw_with_log_sum(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     which acts like a lower temperature (arXiv:2409.02908, section 5). A part of the vocabulary is chosen first, by the
     sums of the parts, then a token of the part: a running sum over the whole of it takes a card longer.
     """
-    vocab_size = scores.shape[1]
+    number, vocab_size = scores.shape
     width = 1 << (vocab_size.bit_length() + 1) // 2  # W, so that there are about as many parts
-    scores = pad(scores.float(), (0, -vocab_size % width), value=-torch.inf)
-    most = scores.amax(dim=1, keepdim=True)  # (N, 1)
-    weights = (scores - most).exp_().unflatten(1, (-1, width))  # (N, V / W, W) 1 at the likeliest token
+    weights = scores.new_full((number, vocab_size + -vocab_size % width), -torch.inf, dtype=torch.float32)
+    weights[:, :vocab_size] = scores
+    most = weights.amax(dim=1, keepdim=True)  # (N, 1)
+    weights = weights.sub_(most).exp_().unflatten(1, (-1, width))  # (N, V / W, W) 1 at the likeliest token
     sums = weights.sum(dim=2, dtype=torch.float64)  # (N, V / W)
-    part, rest, total = choose(sums, uniform)
-    chosen = weights[torch.arange(len(part), device=part.device), part].double()  # (N, W)
-    share = sums.gather(1, part[:, None]).squeeze(1)
-    place, _, _ = choose(chosen, rest / share)
-    token = (part * width + place).clamp(max=vocab_size - 1)  # also where scores are NaN
-    return token, most.squeeze(1) + total.log().float()
 
+    distribution = sums.cumsum(dim=1)  # (N, V / W)
+    total = distribution[:, -1:]  # (N, 1)
+    target = uniform[:, None] * BELOW_ONE * total  # (N, 1)
+    part = torch.searchsorted(distribution, target, right=True)  # (N, 1)
+    part.clamp_(max=sums.shape[1] - 1)  # where scores are NaN, which `generate` refuses at its end
+    share = sums.gather(1, part)  # (N, 1)
+    within = (target - distribution.gather(1, part) + share) / share  # (N, 1) uniform within the part
 
-def choose(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Chooses an index with probability proportional to weights (N, n) float64, by inversion of uniform (N,) in [0, 1).
-
-    Returns:
-        (N,) each: the index, the rest of the uniform number within it (from 0 up to its weight), and the total.
-    """
-    distribution = weights.cumsum(dim=1)  # (N, n)
-    total = distribution[:, -1]  # (N,)
-    # Strictly below the total, whatever the rounding, so that an index of weight zero is never chosen.
-    target = torch.minimum(uniform.clamp(max=1) * total, total.nextafter(torch.zeros_like(total)))
-    index = torch.searchsorted(distribution, target[:, None], right=True)  # (N, 1)
-    index = index.clamp(max=weights.shape[1] - 1)  # also where weights are NaN, which `generate` refuses at its end
-    before = distribution.gather(1, index) - weights.gather(1, index)
-    return index.squeeze(1), (target[:, None] - before).clamp_(min=0).squeeze(1), total
+    chosen = weights.gather(1, part[..., None].expand(-1, -1, width)).squeeze(1)  # (N, W)
+    distribution = chosen.cumsum(dim=1, dtype=torch.float64)  # (N, W)
+    target = within.clamp_(0, BELOW_ONE) * distribution[:, -1:]  # (N, 1)
+    token = part * width + torch.searchsorted(distribution, target, right=True)  # (N, 1)
+    return token.clamp_(max=vocab_size - 1).squeeze(1), (most + total.log().float()).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -227,11 +222,13 @@ class Sampling:
 
     def process(self, logits: Tensor, memory: "EventMemory", place: Tensor) -> Tensor:
         """Applies the processors to logits (n, V); the caller's see the canvases (n, L), too."""
-        scores = logits
+        if not self.callers and not self.warpers:
+            return logits
+        scores = logits.float()
         if self.callers:
             row = place.clamp(max=memory.nowhere - 1) // memory.length
             # Processors get a copy, since they may work in place.
-            scores = self.callers(cast(Any, memory.canvas[row]), cast(Any, logits.clone()))
+            scores = self.callers(cast(Any, memory.canvas[row]), cast(Any, scores.clone()))
             if not isinstance(scores, Tensor) or scores.shape != logits.shape:
                 shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
                 raise ValueError(f"logits_processor returned {shape}; it must return scores {tuple(logits.shape)}.")
@@ -265,8 +262,12 @@ class EventMemory:
         self.canvas = self.ids[:-1].view(canvas.shape)
         self.uniform = memory.put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
         self.facts = memory.put("facts", torch.zeros(self.nowhere + 1, 3))
+        self.now = memory.put("now", torch.tensor([0, 1]))  # numbers of this event and the next
+        self.order = memory.put("order", pad(schedule.order, (0, self.length)))  # (R, 2 L), of which L are in use
+        self.first = memory.put("first", schedule.first)  # (R, E + 1)
         self.event = memory.put("event", schedule.event)  # (R, L)
-        self.counter = memory.put("counter", torch.zeros(1, dtype=torch.int64))  # number of the event
+        self.slots = memory.put("slots", torch.arange(self.length))  # (L,)
+        self.row_begins = memory.put("row_begins", torch.arange(len(rows))[:, None] * self.length)  # (R, 1)
         self.generated = memory.put("generated", schedule.event != GIVEN)  # (R, L)
         self.ended_at = memory.put("ended_at", torch.full_like(rows, self.NEVER))  # (R,) number of events
 
@@ -277,21 +278,33 @@ class EventMemory:
         self._note_order(schedule)
 
     @staticmethod
-    def layout(canvas: Tensor, inputs: dict[str, Any]) -> Hashable:
+    def layout(canvas: Tensor, inputs: dict[str, Any], events: int) -> Hashable:
         """Returns what must be the same for two calls of `generate` to use the same memory."""
         forms = {name: _each(value, lambda part, _: (part.shape, part.dtype)) for name, value in inputs.items()}
-        return canvas.shape, tuple(forms.items())
+        return canvas.shape, tuple(forms.items()), events
 
     # What an event does.
 
-    def chosen(self, rows: int) -> Tensor:
-        """Returns where the current event reveals tokens in the first rows, (A, L) bool."""
-        due = self.ended_at[:rows, None] > self.counter  # (A, 1)
-        return (self.event[:rows] == self.counter) & due
+    def revealed(self, shape: Shape) -> tuple[Positions, Tensor]:
+        """Returns the positions that the current event reveals, and where they are on the flattened canvas (N,)."""
+        begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
+        slot = begin + self.slots[: shape.most]  # (A, K)
+        real = slot < end  # (A, K)
+        real = real & (self.ended_at[: shape.rows, None] > self.now[0])
+        indices = self.order[: shape.rows].gather(1, slot)  # (A, K)
+        indices = indices.where(real, indices[:, :1])  # repeats the first where there are fewer
+        place = torch.where(real, indices + self.row_begins[: shape.rows], self.nowhere).flatten()  # (A K,)
+        if shape.number == len(place):
+            return Positions(indices), place
+        distinct, real = (each.squeeze(0) for each in places_of(real.view(1, -1), shape.number))  # (N,) both
+        return Positions(indices, distinct), torch.where(real, place[distinct], self.nowhere)
 
-    def computed(self, rows: int, window: int) -> Tensor:
-        """Returns what a partial event computes in the first rows, (A, L) bool."""
-        return computed_in(self.event[:rows], self.counter, window)
+    def computed(self, shape: Shape, window: int) -> Positions | None:
+        """Returns the positions that the current event computes; None for all."""
+        if not shape.computed:
+            return None
+        chosen = computed_in(self.event[: shape.rows], self.now[0], window)  # (A, L)
+        return Positions(places_of(chosen, shape.computed)[0])
 
     def inputs_of(self, rows: int) -> dict[str, Any]:
         return {name: _each(value, lambda part, _: part[:rows]) for name, value in self.inputs.items()}
@@ -306,14 +319,13 @@ class EventMemory:
         canvas, ended_at = self.canvas[:rows], self.ended_at[:rows]
         ended, padded = ending.find(canvas, self.generated[:rows])
         canvas.masked_fill_(padded, ending.pad_token_id)
-        now = torch.where(ended, self.counter + 1, self.NEVER)  # (A,)
-        ended_at.copy_(torch.minimum(ended_at, now))
+        ended_at.copy_(torch.minimum(ended_at, torch.where(ended, self.now[1], self.NEVER)))  # (A,)
 
     # What the loop does between events.
 
     def wait(self) -> None:
         """Lets the host wait until the device has done all events."""
-        self.counter.item()
+        self.now[0].item()
 
     def arrange(self, order: Tensor, schedule: Schedule) -> None:
         """Follows the schedule, which has put rows in another order: `order` (R,) tells where each lay before."""
@@ -325,6 +337,8 @@ class EventMemory:
             _each(value, lambda part, _: part.copy_(_of_rows(part, order)))
         if self.cache is not None:
             self.cache.arrange_rows(order)
+        self.order[:, : self.length].copy_(schedule.order)
+        self.first.copy_(schedule.first)
         self.event.copy_(schedule.event)
         self._note_order(schedule)
 
@@ -511,17 +525,18 @@ class RaddGenerationMixin:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
         plan = self._make_plan(canvas == self.config.mask_token_id, order_of_positions, settings, steps_of_rows, draw)
         uniform = draw()  # (R, L) for the tokens
-        every_step = settings.method in GRID_METHODS and not settings.use_cache
 
         # 4. Loop.
         there = None if attention_mask is None else attention_mask.to(device)
         inputs, caching = self.model.fixed_inputs(canvas.to(device), there), settings.refresh_interval > 1
         recording = settings.cuda_graphs and not logits_processor and self.model.can_prune()
-        layout = EventMemory.layout(canvas, inputs)
+        every_step = settings.method in GRID_METHODS and not settings.use_cache
+        steps_to_take = steps_of_rows if every_step else None
+        layout = EventMemory.layout(canvas, inputs, events_at_most(plan, steps_to_take))
         with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, recording) as programs:
             recorded = programs.recorder is not None
             refresh = settings.refresh_interval, settings.refresh_window
-            schedule = Schedule(plan, steps_of_rows if every_step else None, *refresh, recorded)
+            schedule = Schedule(plan, steps_to_take, *refresh, recorded)
             cache = programs.keep("cache", lambda: self.model.make_cache(len(canvas))) if caching else None
             memory = EventMemory(programs.memory, schedule, canvas, uniform, inputs, cache)
             with packed_weights(0 if recorded else len(schedule)):
@@ -573,22 +588,18 @@ class RaddGenerationMixin:
 
     def _run_event(self, memory: "EventMemory", shape: Shape, window: int, sampling: "Sampling") -> None:
         """Evaluates the network, draws tokens and writes them: a program, which memory tells where it is."""
-        chosen = memory.chosen(shape.rows)  # (A, L)
-        reveals = Positions.of(chosen, shape.most, shape.number)
-        computed = Positions(places_of(memory.computed(shape.rows, window), shape.computed)[0])  # (A, C)
+        reveals, place = memory.revealed(shape)
         hidden = self.model(
             input_ids=memory.canvas[: shape.rows],
             output_positions=reveals,
             cache=memory.cache,
-            partial=computed if shape.computed else None,
+            partial=memory.computed(shape, window),
             **memory.inputs_of(shape.rows),
-        ).last_hidden_state  # (N, D)
-        place, real = places_of(chosen.view(1, -1), shape.number)  # (1, N) both
-        place = torch.where(real, place, memory.nowhere).squeeze(0)  # (N,)
-        memory.write(place, *self._draw(hidden, memory, place, sampling))
+        ).last_hidden_state  # (N, D), or (A, K, D)
+        memory.write(place, *self._draw(hidden.view(len(place), hidden.shape[-1]), memory, place, sampling))
         if sampling.ending is not None:
             memory.end_rows(shape.rows, sampling.ending)
-        memory.counter.add_(1)
+        memory.now.add_(1)
 
     def _draw(
         self, hidden: Tensor, memory: "EventMemory", place: Tensor, sampling: "Sampling"
@@ -601,17 +612,17 @@ class RaddGenerationMixin:
         tokens, facts = [], []
         size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
         for h, where in zip(hidden.split(size), place.split(size), strict=True):
-            logits = self.compute_logits(h).float()  # (n, V)
-            scores = sampling.process(logits, memory, where)
+            logits = self.compute_logits(h)  # (n, V)
+            scores = sampling.process(logits, memory, where)  # (n, V)
             if sampling.temperature == 0:
                 score_sum, token = scores.max(dim=-1)  # (n,) both
             else:
                 token, score_sum = draw_with_log_sum(scores, memory.uniform[where])
             drawn_from_logits = scores is logits and sampling.temperature != 0
-            log_sum = score_sum if drawn_from_logits else logits.logsumexp(dim=-1)
+            log_sum = score_sum if drawn_from_logits else logits.float().logsumexp(dim=-1)
             logprob = logits.gather(1, token[:, None]).squeeze(1) - log_sum
             tokens.append(token)
-            facts.append(torch.stack((logprob, log_sum, score_sum), dim=1))
+            facts.append(torch.stack((logprob.float(), log_sum.float(), score_sum.float()), dim=1))
         return torch.cat(tokens), torch.cat(facts)
 
     def _make_plan(
