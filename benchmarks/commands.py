@@ -320,7 +320,7 @@ def infill_case(args: Namespace, length: int, masks: int) -> Case:
         args.device,
         how="a whole call of generate, one token an event",
     )
-    case.facts["first_call"] = first  # of this shape, recordings counted in
+    case.facts["first_call"] = first  # of this shape, captures counted in
     return case
 
 

@@ -3,8 +3,8 @@
 
     python -m benchmarks.draw [--device cuda] [--rows 1 8 64] [--vocab_size 50258] [--length 1024] [--repeats 7]
 
-Ours chooses a part of the vocabulary, then a token of the part (`generation_radd.draw_with_log_sum`). The other way is
-a softmax and one running sum over the whole vocabulary. Both give tokens and their log-probabilities, in float64 sums.
+Ours chooses a part of the vocabulary, then a token of the part (`generation_radd.draw_tokens`). The other way is
+a softmax and one running sum over the whole vocabulary, in float64 like ours. Both give tokens and log-probabilities.
 On a card each is replayed as a CUDA graph, as `generate` does it.
 """
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddConfig
-from radd_hf.generation_radd import draw_with_log_sum
-from radd_hf.programs_radd import RECORDERS, Programs
+from radd_hf.generation_radd import draw_tokens
+from radd_hf.programs_radd import CAPTURERS, Programs
 
 from .commands import make_model
 from .measure import alternate, repeated, seconds, seeded
@@ -29,7 +29,7 @@ CALLS = 20  # timed as one
 
 def in_parts(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draws as the library does: (N, V), (N,) -> tokens and log-probabilities (N,)."""
-    token, log_sum = draw_with_log_sum(logits, uniform)
+    token, log_sum = draw_tokens(logits, uniform)
     return token, logits.gather(1, token[:, None]).squeeze(1).float() - log_sum
 
 
@@ -42,11 +42,11 @@ def in_one_sum(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return token, logits.gather(1, token[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
 
 
-def program(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
-    """Returns what runs the function on these inputs, recorded where the device has a recorder."""
+def runner_of(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
+    """Returns what runs the function on these inputs: on a card it is captured and replayed."""
     device = next(each.device for each in inputs if isinstance(each, Tensor))
-    recorder = RECORDERS.get(device.type)
-    programs = Programs(device, recorder and recorder(device))
+    make = CAPTURERS.get(device.type)
+    programs = Programs(device, make and make(device))
 
     def call() -> None:
         function(*inputs)
@@ -84,14 +84,14 @@ def main(argv: list[str] | None = None) -> None:
     model = make_model(config, 0, args.device).to(torch.bfloat16)  # type: ignore[arg-type]
     canvas = torch.full((1, args.length), args.vocab_size - 1, device=args.device)
     place = torch.zeros(1, 1, dtype=torch.int64, device=args.device)
-    runs = {"evaluation": program(lambda ids, where: model(ids, output_positions=where).logits, canvas, place)}
+    runs = {"evaluation": runner_of(lambda ids, where: model(ids, output_positions=where).logits, canvas, place)}
     for rows in args.rows:
         logits = (3 * torch.randn(rows, args.vocab_size, generator=seeded(0))).bfloat16().to(args.device)
         uniform = torch.rand(rows, generator=seeded(1), dtype=torch.float64).to(args.device)
         for way in (in_parts, in_one_sum):
-            runs[f"{rows} {way.__name__}"] = program(way, logits, uniform)
+            runs[f"{rows} {way.__name__}"] = runner_of(way, logits, uniform)
     for run in runs.values():
-        repeated(run, 3)()  # called, recorded, replayed
+        repeated(run, 3)()  # called, captured, replayed
     times = alternate({name: partial(seconds, repeated(run, CALLS)) for name, run in runs.items()}, args.repeats)
     median = {name: 1e6 * statistics.median(values) / CALLS for name, values in times.items()}
     print("| tokens drawn | in parts, us | in one sum, us | in parts, of an evaluation |\n|---:|---:|---:|---:|")

@@ -78,7 +78,7 @@ def cost_of(reveal_step: Tensor, interval: int, window: int) -> float:
     """Positions computed, over the length: mean over rows (R, L)."""
     length = reveal_step.shape[1]
     shapes = Schedule(reveal_step, None, interval, window).shapes
-    return sum(shape.rows * (shape.computed or length) for shape in shapes) / length / len(reveal_step)
+    return sum(shape.rows * (shape.recomputed or length) for shape in shapes) / length / len(reveal_step)
 
 
 def nll_in_own_order(model, sequences: Tensor, reveal_step: Tensor) -> Tensor:

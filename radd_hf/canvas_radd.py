@@ -32,20 +32,21 @@ class Positions(NamedTuple):
 
     indices: (B, K) int64; a row that has fewer than K positions repeats its first, so that no row's computation depends
         on the others.
-    distinct: (N,) int64, the places in the flattened rectangle that are no repetitions; None if all of it is meant.
+    kept: (N,) int64, places in the flattened rectangle, those that are no repetitions; None if all of it is meant. The
+        last of `kept` may repeat the first, where the caller needs a fixed number.
 
     It is a tuple, so that accelerate moves it along with the other inputs of a layer on another device.
     """
 
     indices: Tensor
-    distinct: Tensor | None = None
+    kept: Tensor | None = None
 
     @classmethod
     def of(cls, chosen: Tensor) -> "Positions":
         """Takes indices (B, K) as they are, or a boolean mask (B, L), for which the host waits for the device."""
         if chosen.dtype != torch.bool:
             return cls(chosen)
-        indices, real = places_of(chosen, max(int(chosen.sum(dim=1).max()), 1))  # (B, K) both
+        indices, real = padded_nonzero(chosen, max(int(chosen.sum(dim=1).max()), 1))  # (B, K) both
         return cls(indices, real.flatten().nonzero().squeeze(1))
 
     def select(self, states: Tensor) -> Tensor:
@@ -59,29 +60,29 @@ class Positions(NamedTuple):
         return self.select(table.transpose(1, 2)).transpose(1, 2)
 
     def flatten(self, states: Tensor) -> Tensor:
-        """Leaves out the repetitions, (B, K, D) -> (N, D); without `distinct` returns the states as they are."""
-        return states if self.distinct is None else states.flatten(0, 1)[self.distinct]
+        """Leaves out the repetitions, (B, K, D) -> (N, D); without `kept` returns the states as they are."""
+        return states if self.kept is None else states.flatten(0, 1)[self.kept]
 
     def within(self, others: "Positions") -> "Positions":
         """Returns the same positions as places in the rectangle of `others`, which holds all of them."""
         found = others.indices[:, None, :] == self.indices[:, :, None]  # (B, K, C)
-        return Positions(found.int().argmax(dim=-1), self.distinct)
+        return Positions(found.int().argmax(dim=-1), self.kept)
 
     def to(self, device: torch.device) -> "Positions":
-        return Positions(self.indices.to(device), None if self.distinct is None else self.distinct.to(device))
+        return Positions(self.indices.to(device), None if self.kept is None else self.kept.to(device))
 
 
-def places_of(chosen: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Returns the places of True in each row, ascending, and which of them are real: (B, L) -> (B, most) both.
+def padded_nonzero(chosen: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Returns the positions of True in each row, ascending, and which of them are real: (B, L) -> (B, size) both.
 
     A row with fewer repeats its first, one with none has zeros, and one with more loses the last. It is `nonzero` in a
-    shape that the caller knows.
+    shape that does not depend on values, so that the host need not wait for the device.
     """
-    place = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)  # (B, L)
+    position = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)  # (B, L)
     rank = chosen.cumsum(dim=1) - 1  # (B, L)
-    rank = torch.where(chosen & (rank < most), rank, most)  # the others go to a last column, which is cut off
-    found = place.new_zeros(len(chosen), most + 1).scatter_(1, rank, place)[:, :most]  # (B, most)
-    real = torch.arange(most, device=chosen.device) < chosen.sum(dim=1, keepdim=True)
+    rank = torch.where(chosen & (rank < size), rank, size)  # the others go to a last column, which is cut off
+    found = position.new_zeros(len(chosen), size + 1).scatter_(1, rank, position)[:, :size]  # (B, size)
+    real = torch.arange(size, device=chosen.device) < chosen.sum(dim=1, keepdim=True)
     return found.where(real, found[:, :1]), real
 
 
@@ -265,4 +266,4 @@ def encode_with_spans(text: str, tokenizer: Any, mask_token_id: int) -> tuple[li
     return ids, spans
 
 
-__all__ = ["Positions", "TextOrIds", "encode_blanks", "encode_with_spans", "make_canvas", "places_of", "widen"]
+__all__ = ["Positions", "TextOrIds", "encode_blanks", "encode_with_spans", "make_canvas", "padded_nonzero", "widen"]

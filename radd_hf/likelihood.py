@@ -225,10 +225,11 @@ def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch
     mask_id = model.config.mask_token_id
     if (x0 == mask_id).any():
         raise ValueError(f"sequences hold the mask, id {mask_id}, which is no token of a text.")
-    if bool((scored.sum(dim=1) == 1).all()):  # as in an order
-        place = scored.int().argmax(dim=1, keepdim=True)  # (N, 1)
-        batches = nats_of_one_token(model, x0.masked_fill(masked, mask_id), place, x0.gather(1, place), batch_size)
-        for where, nll in zip(place.split(batch_size), batches, strict=True):  # (rows, 1) both
+    if bool((scored.sum(dim=1) == 1).all()):  # one token a row, as in an order
+        position = scored.int().argmax(dim=1, keepdim=True)  # (N, 1)
+        canvas, token = x0.masked_fill(masked, mask_id), x0.gather(1, position)
+        batches = nats_of_one_token(model, canvas, position, token, batch_size)
+        for where, nll in zip(position.split(batch_size), batches, strict=True):  # (rows, 1) both; runs both to the end
             yield torch.zeros(len(where), x0.shape[1], dtype=torch.float64).scatter_(1, where, nll.double().cpu())
         return
     for rows in torch.arange(len(x0)).split(batch_size):
@@ -239,31 +240,31 @@ def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch
         yield nll.double().cpu()
 
 
-def nats_of_one_token(model: Any, canvas: Tensor, place: Tensor, token: Tensor, batch_size: int) -> Iterator[Tensor]:
+def nats_of_one_token(model: Any, canvas: Tensor, position: Tensor, token: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Yields -log p of one token a row, (rows, 1) float32 on the model's device, per batch.
 
-    On a card the evaluation of a batch is recorded once and replayed (`programs_radd.py`), unless the model's
-    generation config has `cuda_graphs=False`.
+    On a card the evaluation of a batch is captured once and replayed (`programs_radd.py`), unless the model's
+    generation config has `cuda_graphs=False`. The graph is kept if all batches are asked for.
 
     Args:
-        canvas: (N, L) ids. place: (N, 1) where the token is. token: (N, 1) its id. batch_size: rows of a batch.
+        canvas: (N, L) ids. position: (N, 1) of the token. token: (N, 1) its id. batch_size: rows of a batch.
     """
-    recording = isinstance(model, RaddGenerationMixin) and model.model.can_prune()
-    recording = recording and model.generation_config.cuda_graphs is not False
+    capturing = isinstance(model, RaddGenerationMixin)  # no wrapper, which might do more than call the network
+    capturing = capturing and model.model.can_prune() and model.generation_config.cuda_graphs is not False
     layout = "one token", min(batch_size, len(canvas)), canvas.shape[1]
-    with programs_of(model, layout, torch.device(model.device), recording) as programs:
-        put = programs.memory.put
-        for ids, where, true in zip(*(each.split(batch_size) for each in (canvas, place, token)), strict=True):
+    with programs_of(model, layout, torch.device(model.device), capturing) as programs:
+        put = programs.tensors.put
+        for ids, where, true in zip(*(each.split(batch_size) for each in (canvas, position, token)), strict=True):
             nll = put("nll", torch.zeros(len(ids), 1))
-            inputs = put("ids", ids), put("place", where), put("token", true)
+            inputs = put("ids", ids), put("position", where), put("token", true)
             programs.run(len(ids), partial(_evaluate_one_token, model, *inputs, nll))
             yield nll.clone()
 
 
 @torch.no_grad()
-def _evaluate_one_token(model: Any, canvas: Tensor, place: Tensor, token: Tensor, nll: Tensor) -> None:
+def _evaluate_one_token(model: Any, canvas: Tensor, position: Tensor, token: Tensor, nll: Tensor) -> None:
     """Writes -log p of each row's token to `nll`: canvas (rows, L), all others (rows, 1)."""
-    logits = model(input_ids=canvas, output_positions=place).logits.squeeze(1).float()  # (rows, V)
+    logits = model(input_ids=canvas, output_positions=position).logits.squeeze(1).float()  # (rows, V)
     nll.copy_(logits.logsumexp(dim=-1, keepdim=True) - logits.gather(1, token))
 
 

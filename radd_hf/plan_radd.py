@@ -21,9 +21,9 @@ from torch.nn.functional import pad
 
 from .canvas_radd import widen
 
-# Value of a plan at positions that are given, not generated.
+# Value of a plan at positions that no event reveals. `without_empty_steps` counts up from it.
 GIVEN = -1
-# Events that share a shape, below which they take a larger one: a program of their own would take longer to record.
+# A shape that fewer events have is replaced by a larger one: capturing it would take longer than it saves.
 FEW_EVENTS = 4
 
 
@@ -77,24 +77,25 @@ def without_empty_steps(plan: Tensor) -> Tensor:
 class Shape(NamedTuple):
     """Gives the sizes of an event.
 
-    rows: A, the first rows of the batch. most: K, the positions that it reveals in any row, or more. number: N, those
-    that it reveals in all rows, or more. computed: C, the positions that it computes in any row, or more; 0: all.
+    rows: A, rows that still have events; they are the first. per_row: K, at least the positions revealed in any row.
+    total: N, at least the positions revealed in all rows. recomputed: C, at least the positions that a partial
+    evaluation computes in any row; 0 for a whole evaluation.
     """
 
     rows: int
-    most: int
-    number: int
-    computed: int
+    per_row: int
+    total: int
+    recomputed: int
 
-    def rounded(self, rows: int, length: int) -> "Shape":
-        """Rounds up to powers of two, so that many events have one shape."""
-        rows, most = min(_power_of_two(self.rows), rows), min(_power_of_two(self.most), length)
-        computed = min(_power_of_two(self.computed), length) if self.computed else 0
-        return Shape(rows, most, min(_power_of_two(self.number), rows * most), computed)
+    def rounded(self, most_rows: int, length: int) -> "Shape":
+        """Rounds up to powers of two, at most to the size of the batch, so that many events have one shape."""
+        rows, per_row = min(_power_of_two(self.rows), most_rows), min(_power_of_two(self.per_row), length)
+        recomputed = min(_power_of_two(self.recomputed), length) if self.recomputed else 0
+        return Shape(rows, per_row, min(_power_of_two(self.total), rows * per_row), recomputed)
 
     def covers(self, other: "Shape") -> bool:
         """Tells whether an event of the other shape can be run in this one."""
-        same_kind = bool(self.computed) == bool(other.computed)
+        same_kind = bool(self.recomputed) == bool(other.recomputed)
         return same_kind and all(size >= needed for size, needed in zip(self, other, strict=True))
 
 
@@ -102,8 +103,8 @@ def _power_of_two(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-def shared(shapes: list[Shape]) -> list[Shape]:
-    """Gives the events of a rare shape the smallest frequent one that covers theirs, if there is one."""
+def merge_rare(shapes: list[Shape]) -> list[Shape]:
+    """Replaces each rare shape by a frequent one that covers it, the one with fewest rows, if there is any."""
     counts = Counter(shapes)
     frequent = [shape for shape, count in counts.items() if count >= FEW_EVENTS]
     instead = {}
@@ -117,34 +118,59 @@ def events_at_most(plan: Tensor, steps: Tensor | None) -> int:
     return plan.shape[1] if steps is None else max(plan.shape[1], int(steps.max()))
 
 
+def recomputed_in(event_of: Tensor, event: Tensor | int, window: int) -> Tensor:
+    """Chooses what a partial event computes: what the one before wrote, its neighbours, and what is revealed now.
+
+    The neighbours' keys and values change most.
+
+    Args:
+        event_of: (A, L) index of the event that reveals each position. event: index of this event.
+
+    Returns:
+        (A, L) bool.
+    """
+    return widen(event_of == event - 1, window) | (event_of == event)
+
+
+def count_events(event_of: Tensor, events: int) -> Tensor:
+    """Counts each index in 0 .. E - 1 in each row, and leaves out others: (R, n) -> (R, E)."""
+    counted = (event_of >= 0) & (event_of < events)
+    counts = torch.zeros(len(event_of), events + 1, dtype=torch.int64)
+    return counts.scatter_add_(1, event_of.where(counted, events), counted.long())[:, :events]
+
+
 class Schedule:
     """Holds the shapes of the events to come; changes them when time has run out or rows have ended.
 
     All is known before the first evaluation, so that the loop need not wait for the device to learn what comes next.
-    Rows lie in the order of their number of evaluations, most first. So the rows that still have events are the first.
-    Everything here is on the CPU. Event e reveals `order[row, first[row, e] : first[row, e + 1]]` in each row.
+    Rows lie in descending order of their number of evaluations. So the rows that still have events are the first.
+    Everything here is on the CPU.
+
+    shapes: of each event to come. plan, event_of: (R, L) step and index of the event that reveal each position.
+    evaluations: (R,) of each row. rows: (R,) the caller's row that lies at each place. In each row, event e reveals
+    `order[first[e] : first[e + 1]]`; order: (R, L), first: (R, capacity + 1).
 
     Args:
         plan: (R, L) the step that reveals each position, GIVEN where there is none.
-        steps: (R,) number of steps of each row, all of which are evaluated; None: only those that reveal something.
+        all_steps: (R,) number of steps of each row, all of which are evaluated; None: only those that reveal something.
         refresh_interval, refresh_window: see `generate`.
-        recorded: whether events are recorded: then few shapes are better than small ones.
+        captured: whether events are captured as graphs: then few shapes are better than small ones.
     """
 
     def __init__(
         self,
         plan: Tensor,
-        steps: Tensor | None = None,
+        all_steps: Tensor | None = None,
         refresh_interval: int = 1,
         refresh_window: int = 0,
-        recorded: bool = False,
+        captured: bool = False,
     ):
         self.plan = plan.cpu()
-        self.event = without_empty_steps(self.plan) if steps is None else self.plan  # (R, L) number of the evaluation
-        self.evaluations = self.event.amax(dim=1) + 1 if steps is None else steps.cpu()  # (R,) of each row
-        self.rows = torch.arange(len(plan))  # (R,) the caller's row that lies at each place
-        self.refresh_interval, self.refresh_window, self.recorded = refresh_interval, refresh_window, recorded
-        self.capacity = events_at_most(plan, steps)
+        self.event_of = without_empty_steps(self.plan) if all_steps is None else self.plan  # (R, L)
+        self.evaluations = self.event_of.amax(dim=1) + 1 if all_steps is None else all_steps.cpu()  # (R,)
+        self.rows = torch.arange(len(plan))  # (R,)
+        self.refresh_interval, self.refresh_window, self.captured = refresh_interval, refresh_window, captured
+        self.capacity = events_at_most(plan, all_steps)
         self.current = 0  # number of events taken
         self.arrange()
 
@@ -152,15 +178,17 @@ class Schedule:
         return len(self.shapes)
 
     def next(self) -> Shape:
+        """Takes the next event."""
         self.current += 1
         return self.shapes.pop(0)
 
     def reveal_all(self) -> Tensor:
         """Replaces all events to come by one, a whole evaluation. Returns what `arrange` does."""
-        late = self.event >= self.current  # (R, L)
-        soonest = self.plan.masked_fill(~late, torch.iinfo(self.plan.dtype).max).amin(dim=1, keepdim=True)
+        late = self.event_of >= self.current  # (R, L)
+        never = torch.iinfo(self.plan.dtype).max
+        soonest = self.plan.masked_fill(~late, never).amin(dim=1, keepdim=True)  # (R, 1) the step when time ran out
         self.plan = torch.where(late, soonest, self.plan)
-        self.event = self.event.clamp(max=self.current)
+        self.event_of = self.event_of.clamp(max=self.current)
         self.evaluations = self.evaluations.clamp(max=self.current + 1)
         self.refresh_interval = 1
         return self.arrange()
@@ -168,64 +196,49 @@ class Schedule:
     def end_rows(self, evaluations: Tensor) -> Tensor:
         """Removes the events of each row beyond this number (R,). Returns what `arrange` does."""
         self.evaluations = torch.minimum(self.evaluations, evaluations)
-        self.event = self.event.masked_fill(self.event >= self.evaluations[:, None], GIVEN)
+        self.event_of = self.event_of.masked_fill(self.event_of >= self.evaluations[:, None], GIVEN)
         return self.arrange()
 
     def arrange(self) -> Tensor:
         """Orders the rows, and makes the shapes of the events to come. Returns (R,), where each row lay before."""
-        order = self.evaluations.argsort(descending=True, stable=True)
-        self.rows, self.evaluations = self.rows[order], self.evaluations[order]
-        self.plan, self.event = self.plan[order], self.event[order]
+        before = self.evaluations.argsort(descending=True, stable=True)
+        self.rows, self.evaluations = self.rows[before], self.evaluations[before]
+        self.plan, self.event_of = self.plan[before], self.event_of[before]
+        ascending, self.order = self.event_of.sort(dim=1, stable=True)  # (R, L) both
+        every = torch.arange(self.capacity + 1).expand(len(before), -1).contiguous()
+        self.first = torch.searchsorted(ascending, every)  # (R, capacity + 1)
 
-        sorted_event, self.order = self.event.sort(dim=1, stable=True)  # (R, L) both
-        every = torch.arange(self.capacity + 1).expand(len(order), -1).contiguous()
-        self.first = torch.searchsorted(sorted_event, every)  # (R, capacity + 1)
-
-        number = torch.arange(self.current, int(self.evaluations.max()))  # (E,) of each event to come
-        in_use = self.evaluations[:, None] > number  # (R, E)
-        revealed = self.first.diff(dim=1)[:, self.current :][:, : len(number)]  # (R, E) positions of each row
-        computed = torch.zeros_like(number)
+        event = torch.arange(self.current, int(self.evaluations.max()))  # (E,) of each event to come
+        in_use = self.evaluations[:, None] > event  # (R, E)
+        revealed = self.first.diff(dim=1)[:, self.current :][:, : len(event)]  # (R, E) positions
+        recomputed = torch.zeros_like(event)
         if self.refresh_interval > 1:
-            partial = number % self.refresh_interval > 0
-            computed = (self._count_computed(len(number)) * in_use).amax(dim=0) * partial  # (E,)
-        sizes = (in_use.sum(dim=0), revealed.amax(dim=0).clamp(min=1), revealed.sum(dim=0), computed)
+            partial = event % self.refresh_interval > 0
+            recomputed = (self._count_recomputed(len(event)) * in_use).amax(dim=0) * partial  # (E,)
+        sizes = (in_use.sum(dim=0), revealed.amax(dim=0).clamp(min=1), revealed.sum(dim=0), recomputed)
         self.shapes = [Shape(*each) for each in zip(*(size.tolist() for size in sizes), strict=True)]
-        if self.recorded:
-            self.shapes = shared([shape.rounded(*self.event.shape) for shape in self.shapes])
-        return order
+        if self.captured:
+            self.shapes = merge_rare([shape.rounded(*self.event_of.shape) for shape in self.shapes])
+        return before
 
-    def _count_computed(self, events: int) -> Tensor:
-        """Counts the positions that each event computes if it is partial, as [`computed_in`] chooses them: (R, E)."""
-        length, window = self.event.shape[1], min(self.refresh_window, self.event.shape[1])
-        after = torch.where(self.event == GIVEN, GIVEN, self.event + 1)  # the event after the one that writes
+    def _count_recomputed(self, events: int) -> Tensor:
+        """Counts what [`recomputed_in`] chooses for each event to come, all of them at once: (R, E)."""
+        length, window = self.event_of.shape[1], min(self.refresh_window, self.event_of.shape[1])
+        after = torch.where(self.event_of == GIVEN, GIVEN, self.event_of + 1)  # (R, L) the event after that
         near = pad(after, (window, window), value=GIVEN).unfold(1, length, 1)  # (R, 2w + 1, L)
-        which = torch.cat([self.event[:, None], near], dim=1).sort(dim=1).values  # (R, 2w + 2, L) that compute it
+        # Sorted, so that a position that an event computes for several reasons counts once.
+        which = torch.cat([self.event_of[:, None], near], dim=1).sort(dim=1).values  # (R, 2w + 2, L)
         repeated = which.diff(dim=1, prepend=torch.full_like(which[:, :1], GIVEN)) == 0
         return count_events(which.masked_fill(repeated, GIVEN).flatten(1) - self.current, events)
-
-
-def count_events(event: Tensor, events: int) -> Tensor:
-    """Counts each number in 0 .. E - 1 in each row, and leaves out others: (R, n) -> (R, E)."""
-    counted = (event >= 0) & (event < events)
-    counts = torch.zeros(len(event), events + 1, dtype=torch.int64)
-    return counts.scatter_add_(1, event.where(counted, events), counted.long())[:, :events]
-
-
-def computed_in(event: Tensor, current: Tensor, window: int) -> Tensor:
-    """Chooses what a partial event computes: what the one before wrote, its neighbours, and what is drawn now.
-
-    The neighbours' keys and values change most. event: (A, L) number of the event of each position. -> (A, L) bool.
-    """
-    return widen(event == current - 1, window) | (event == current)
 
 
 __all__ = [
     "GIVEN",
     "Schedule",
     "Shape",
-    "computed_in",
     "events_at_most",
     "plan_grid",
     "plan_sequence",
+    "recomputed_in",
     "without_empty_steps",
 ]

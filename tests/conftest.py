@@ -27,7 +27,7 @@ from radd_hf.data.documents import train_tokenizer
 from support.launches import TINY
 from support.models import make_model
 from support.paths import GOLDEN
-from support.tapes import recorder_of
+from support.tapes import capturer_of
 from support.texts import SENTENCES
 from support.toys import random_model
 
@@ -45,8 +45,8 @@ SAMPLERS = (
 
 
 def pytest_generate_tests(metafunc):
-    counts_calls = metafunc.definition.get_closest_marker("counts_calls")
-    if metafunc.module.__name__.split(".")[-1] in SAMPLERS and not counts_calls:
+    called_only = metafunc.definition.get_closest_marker("called_only")
+    if metafunc.module.__name__.split(".")[-1] in SAMPLERS and not called_only:
         metafunc.parametrize("events", ["called", "replayed"], indirect=True)
 
 
@@ -65,8 +65,8 @@ def replayed(monkeypatch):
 
 
 def replay_events(monkeypatch) -> None:
-    monkeypatch.setitem(programs_radd.RECORDERS, "cpu", recorder_of)
-    monkeypatch.setattr(programs_radd, "CALLS_BEFORE_RECORDING", 0)
+    monkeypatch.setitem(programs_radd.CAPTURERS, "cpu", capturer_of)
+    monkeypatch.setattr(programs_radd, "CALLS_BEFORE_CAPTURE", 0)
 
 
 @pytest.fixture

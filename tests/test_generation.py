@@ -558,6 +558,7 @@ BAD_TYPES = {
 }
 
 
+@pytest.mark.called_only
 @pytest.mark.parametrize(
     ("error", "arguments", "message"),
     [pytest.param(ValueError, *case, id=name) for name, case in BAD.items()]

@@ -28,6 +28,7 @@ def tail_p_value(rare: int) -> float:
     return float(stats.binomtest(rare, TAIL_DRAWS, RARE_SHARE).pvalue)
 
 
+@pytest.mark.called_only
 def test_the_token_draw_keeps_the_tail():
     generator = seeded(12)
     frequent = torch.randperm(RARE_TOKENS + FREQUENT_TOKENS, generator=generator)[:FREQUENT_TOKENS]
@@ -36,11 +37,12 @@ def test_the_token_draw_keeps_the_tail():
     scores, rare, chunk = probability.log(), 0, 20
     for _ in range(TAIL_DRAWS // chunk):
         uniform = torch.rand(chunk, generator=generator, dtype=torch.float64)
-        tokens = draw_tokens(scores.expand(chunk, -1), uniform)  # (chunk,)
+        tokens, _ = draw_tokens(scores.expand(chunk, -1), uniform)  # (chunk,)
         rare += int((~torch.isin(tokens, frequent)).sum())
     assert tail_p_value(rare) > ACCEPTED
 
 
+@pytest.mark.called_only
 @pytest.mark.parametrize("race", ["gumbel", "exponential"])
 def test_a_race_of_24_bit_uniforms_loses_the_tail(race):
     generator = seeded(13)
@@ -65,7 +67,7 @@ def test_an_impossible_token_is_never_drawn_even_at_the_ends_of_the_uniform():
     uniform = torch.cat(
         [torch.tensor([0.0, 1 - 2**-53]).double(), torch.rand(1000, generator=seeded(14), dtype=torch.float64)]
     )
-    tokens = draw_tokens(scores.expand(len(uniform), -1), uniform)
+    tokens, _ = draw_tokens(scores.expand(len(uniform), -1), uniform)
     assert set(tokens.tolist()) == {1, 3}
 
 

@@ -144,6 +144,7 @@ def plant_wrong_rate(monkeypatch, step: int, factor: float):
     monkeypatch.setattr(generation_radd, "reveal_probabilities", wrong)
 
 
+@pytest.mark.called_only
 @pytest.mark.parametrize(
     ("name", "step", "samples"),
     [
@@ -166,6 +167,7 @@ def test_a_rate_5_percent_off_in_one_step_is_caught_in_the_text(name, step, samp
             assert p_value(network, method, samples=samples) < REFUSED
 
 
+@pytest.mark.called_only
 @pytest.mark.parametrize(
     ("name", "step"), [("tweedie-loglinear-50", 0), ("euler-loglinear-50", 25), ("tweedie-geometric-50", 15)]
 )

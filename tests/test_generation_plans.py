@@ -63,7 +63,7 @@ def expected_evaluations(noise: str, kind: str, steps: int, masked: int) -> floa
     return sum(1 - (1 - q) ** masked for q in reveal_step_law(reveal_rates(noise, kind, steps)))
 
 
-@pytest.mark.counts_calls
+@pytest.mark.called_only
 @pytest.mark.parametrize("masked", [64, 10])
 @pytest.mark.parametrize("steps", [8, 64, 300])
 @pytest.mark.parametrize("kind", ["tweedie", "euler"])

@@ -80,7 +80,7 @@ def sample_by_hand(network, ids: Tensor, plan: Tensor, uniform: Tensor, interval
             computed = range(LENGTH) if current % interval == 0 else sorted({*wanted, *near} & {*range(LENGTH)})
             logits = states.evaluate(row, list(computed))
             for place in wanted:
-                row[place] = draw_tokens(logits[place][None], numbers[place : place + 1])
+                row[place] = draw_tokens(logits[place][None], numbers[place : place + 1])[0]
                 logprob[place] = logits[place].log_softmax(dim=-1)[row[place]]
     return ids, logprobs
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from radd_hf import RaddForMaskedLM, kernels_radd
-from radd_hf.generation_radd import EventMemory
+from radd_hf.generation_radd import SamplerState
 from support.paths import CHECKPOINT, ROOT
 from support.samplers import LENGTH, MASK, METHODS, VOCABULARY, canvas, plan_and_uniforms, sample_slowly
 from support.spies import Watch
@@ -85,7 +85,7 @@ def test_a_loss_may_be_differentiated_twice_over_the_same_graph():
 @pytest.mark.parametrize("settings", [*METHODS, {"refresh_interval": 3}], ids=str)
 def test_between_the_first_evaluation_and_the_last_the_host_waits_for_nothing(monkeypatch, settings):
     """Reading a number from a device, or finding where a mask is set, makes the host wait until the device is there."""
-    watch, reveal, output = Watch(), RaddForMaskedLM._reveal, EventMemory.output
+    watch, reveal, output = Watch(), RaddForMaskedLM._reveal, SamplerState.output
 
     def begin(*args):
         watch.__enter__()
@@ -96,7 +96,7 @@ def test_between_the_first_evaluation_and_the_last_the_host_waits_for_nothing(mo
         return output(*args)
 
     monkeypatch.setattr(RaddForMaskedLM, "_reveal", begin)
-    monkeypatch.setattr(EventMemory, "output", end)
+    monkeypatch.setattr(SamplerState, "output", end)
     model().generate(canvas(), generator=seeded(0), **settings)
     assert "aten.embedding" in watch.names
     assert not WAITS & set(watch.names)

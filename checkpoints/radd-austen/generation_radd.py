@@ -2,8 +2,8 @@
 """Fills the masks of a canvas: the reverse process of masked diffusion.
 
     canvas    ids in which every mask token is to be filled and every other token stays
-    event     one evaluation of the network, which reveals tokens at some positions of each row
-    plan      for each masked position, the event that reveals it
+    event     one evaluation of the network, and the tokens that it reveals at some positions of each row
+    plan      for each masked position, the step of the grid or the event that reveals it
     schedule  for each event, its shape: how many rows it has, and how many positions it reveals
     draw      a token for each revealed position, from the network's distribution given the canvas
     loop      event by event: evaluate, draw, write
@@ -13,9 +13,9 @@ network does not depend on time (arXiv:2406.03736, section 3.1). So the plan can
 evaluated only where the plan reveals something. This is the paper's "caching" (section 3.2), and the output has the
 distribution of the published samplers (algorithms 5 and 6). Equations are numbered as in version 4 of the paper.
 
-All that an event needs is known before the first one but the logits. So an event is a function of tensors that stay
-where they are: canvas, plan, random numbers, and the number of the event. A card records the function once for each
-shape, and replays it (`programs_radd.py`). Elsewhere it is called.
+All that an event needs is known before the first one, except for the logits. So an event is a function of tensors that
+stay where they are: canvas, plan, random numbers, and the index of the event. On a card the function is captured once
+for each shape, and replayed (`programs_radd.py`). Elsewhere it is called.
 
 A plan made first also allows an approximation, which is off by default: `refresh_interval`, see `generate`.
 
@@ -44,20 +44,20 @@ from transformers.generation import (
 from transformers.generation.streamers import TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
-from .canvas_radd import Positions, TextOrIds, as_tensor, make_canvas, places_of
+from .canvas_radd import Positions, TextOrIds, as_tensor, make_canvas, padded_nonzero
 from .kernels_radd import evaluation_mode, packed_weights
 from .noise_radd import get_noise, reveal_probabilities
-from .plan_radd import GIVEN, Schedule, Shape, computed_in, events_at_most, plan_grid, plan_sequence
-from .programs_radd import Memory, Programs, free_programs, programs_of
+from .plan_radd import GIVEN, Schedule, Shape, events_at_most, plan_grid, plan_sequence, recomputed_in
+from .programs_radd import Programs, StaticTensors, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import GRID_METHODS, SETTINGS, Method, Order, is_integer
 
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
 # few times as much.
 MAX_DRAW_ELEMENTS = 2**24
-# Times a sum and rounded it is still below the sum, so that a token of probability zero is never drawn.
+# Its product with a sum is below the sum also when rounded, so that a token of probability zero is never drawn.
 BELOW_ONE = 1 - 2.0**-52
-# With `stop_on_eos` and recorded events, events after which the host asks the card which rows have ended.
+# With `stop_on_eos` and captured events: after so many of them the host asks the card which rows have ended.
 EVENTS_BETWEEN_QUESTIONS = 16
 
 
@@ -152,27 +152,27 @@ class RaddGenerateOutput(ModelOutput):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def draw_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
-    """Draws a token from softmax(scores) for each row, by inversion of the distribution function: (N, V), (N,) -> (N,).
-
-    Each token takes one uniform, so that the draw depends on the position and not on the event or the batch.
-    """
-    return draw_with_log_sum(scores, uniform)[0]
-
-
-def draw_with_log_sum(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws tokens as [`draw_tokens`] does; returns also log(sum(exp(scores))), float32: (N,) both.
+def draw_tokens(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws a token from softmax(scores) for each row, by inversion of the distribution function.
 
     Uniforms and sums are float64: the 24-bit uniforms of a float32 Gumbel or exponential race never reach the tail,
-    which acts like a lower temperature (arXiv:2409.02908, section 5). A part of the vocabulary is chosen first, by the
-    sums of the parts, then a token of the part: a running sum over the whole of it takes a card longer.
+    which acts like a lower temperature (arXiv:2409.02908, section 5). A part of the vocabulary is drawn first, by the
+    sums of the parts, then a token of the part. One running sum over the whole vocabulary takes a card longer.
+
+    Each token takes one uniform, so that the draw depends on the position and not on the event or the batch.
+
+    Args:
+        scores: (N, V). uniform: (N,) float64 in [0, 1).
+
+    Returns:
+        Tokens (N,), and logsumexp of the scores (N,) float32.
     """
-    number, vocab_size = scores.shape
-    width = 1 << (vocab_size.bit_length() + 1) // 2  # W, so that there are about as many parts
-    weights = scores.new_full((number, vocab_size + -vocab_size % width), -torch.inf, dtype=torch.float32)
+    rows, vocab_size = scores.shape
+    width = 1 << ((vocab_size.bit_length() + 1) // 2)  # W, about sqrt(V)
+    weights = scores.new_full((rows, vocab_size + -vocab_size % width), -torch.inf, dtype=torch.float32)
     weights[:, :vocab_size] = scores
-    most = weights.amax(dim=1, keepdim=True)  # (N, 1)
-    weights = weights.sub_(most).exp_().unflatten(1, (-1, width))  # (N, V / W, W) 1 at the likeliest token
+    largest = weights.amax(dim=1, keepdim=True)  # (N, 1)
+    weights = weights.sub_(largest).exp_().unflatten(1, (-1, width))  # (N, V / W, W) 1 at the likeliest token
     sums = weights.sum(dim=2, dtype=torch.float64)  # (N, V / W)
 
     distribution = sums.cumsum(dim=1)  # (N, V / W)
@@ -180,14 +180,14 @@ def draw_with_log_sum(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     target = uniform[:, None] * BELOW_ONE * total  # (N, 1)
     part = torch.searchsorted(distribution, target, right=True)  # (N, 1)
     part.clamp_(max=sums.shape[1] - 1)  # where scores are NaN, which `generate` refuses at its end
-    share = sums.gather(1, part)  # (N, 1)
-    within = (target - distribution.gather(1, part) + share) / share  # (N, 1) uniform within the part
+    weight_of_part = sums.gather(1, part)  # (N, 1)
+    within = (target - distribution.gather(1, part) + weight_of_part) / weight_of_part  # (N, 1) uniform in the part
 
-    chosen = weights.gather(1, part[..., None].expand(-1, -1, width)).squeeze(1)  # (N, W)
-    distribution = chosen.cumsum(dim=1, dtype=torch.float64)  # (N, W)
+    weights = weights.gather(1, part[..., None].expand(-1, -1, width)).squeeze(1)  # (N, W)
+    distribution = weights.cumsum(dim=1, dtype=torch.float64)  # (N, W)
     target = within.clamp_(0, BELOW_ONE) * distribution[:, -1:]  # (N, 1)
     token = part * width + torch.searchsorted(distribution, target, right=True)  # (N, 1)
-    return token.clamp_(max=vocab_size - 1).squeeze(1), (most + total.log().float()).squeeze(1)
+    return token.clamp_(max=vocab_size - 1).squeeze(1), (largest + total.log().float()).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,9 @@ class Ending:
         """Returns which rows have ended (A,), and their generated positions after the end (A, L).
 
         A row ends at its first generated EOS that has no mask before it, since all before it is then final.
+
+        Args:
+            canvas: (A, L) ids. generated: (A, L) bool, False where the caller gave a token.
         """
         settled = (canvas == self.mask_token_id).cumsum(dim=1) == 0  # (A, L) no mask here or before
         eos = torch.stack([canvas == token for token in self.eos_token_ids]).any(dim=0)
@@ -212,23 +215,29 @@ class Ending:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Holds how tokens are drawn: temperature, top-k and top-p, the caller's processors before them, and the ending."""
+    """Holds how tokens are drawn, and when a row ends.
+
+    processors: the caller's. warpers: transformers' temperature, top-k and top-p, which come after them.
+    """
 
     temperature: float
-    callers: LogitsProcessorList
+    top_k: int
+    top_p: float
+    processors: LogitsProcessorList
     warpers: LogitsProcessorList
     ending: Ending | None
-    key: Hashable  # what a recording depends on
 
-    def process(self, logits: Tensor, memory: "EventMemory", place: Tensor) -> Tensor:
-        """Applies the processors to logits (n, V); the caller's see the canvases (n, L), too."""
-        if not self.callers and not self.warpers:
-            return logits
+    @property
+    def key(self) -> Hashable:
+        """Gives what a capture depends on. With processors of the caller nothing is captured."""
+        return self.temperature, self.top_k, self.top_p, self.ending
+
+    def process(self, logits: Tensor, canvases: Callable[[], Tensor]) -> Tensor:
+        """Applies processors and warpers to logits (n, V). The caller's processors see the `canvases()` (n, L), too."""
         scores = logits.float()
-        if self.callers:
-            row = place.clamp(max=memory.nowhere - 1) // memory.length
+        if self.processors:
             # Processors get a copy, since they may work in place.
-            scores = self.callers(cast(Any, memory.canvas[row]), cast(Any, scores.clone()))
+            scores = self.processors(cast(Any, canvases()), cast(Any, scores.clone()))
             if not isinstance(scores, Tensor) or scores.shape != logits.shape:
                 shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
                 raise ValueError(f"logits_processor returned {shape}; it must return scores {tuple(logits.shape)}.")
@@ -236,90 +245,101 @@ class Sampling:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Memory: what events read and write
+# State: what events read and write
 # ---------------------------------------------------------------------------------------------------------
 
 
-class EventMemory:
+class SamplerState:
     """Holds what events read and write, in tensors that stay where they are. Rows lie as the schedule orders them.
 
-    Where an event of a rounded shape has nothing to write, it writes to a last element that nobody reads.
+    Where an event of a rounded shape has nothing to write, it writes to a spare last element that nobody reads.
 
     Args:
-        memory: where tensors are kept from call to call.
-        schedule: gives the event of each position. canvas: (R, L) ids. uniform: (R, L) float64, draws each token.
+        tensors: where tensors are kept from call to call.
+        schedule: says what each event reveals. canvas: (R, L) ids. uniform: (R, L) float64, draws each token.
         inputs: what stays the same at every evaluation, see `RaddModel.fixed_inputs`. cache: keys and values, or None.
     """
 
     NEVER = torch.iinfo(torch.int64).max
 
     def __init__(
-        self, memory: Memory, schedule: Schedule, canvas: Tensor, uniform: Tensor, inputs: dict[str, Any], cache: Any
+        self,
+        tensors: StaticTensors,
+        schedule: Schedule,
+        canvas: Tensor,
+        uniform: Tensor,
+        inputs: dict[str, Any],
+        cache: Any,
     ):
-        self.cache, self.device, self.length, rows = cache, memory.device, canvas.shape[1], schedule.rows
-        self.nowhere = canvas.numel()  # index of the last element
-        self.ids = memory.put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
+        put, rows, length = tensors.put, schedule.rows, canvas.shape[1]
+        self.cache, self.device, self.length = cache, tensors.device, length
+        self.spare = canvas.numel()  # index of the last element
+        self.ids = put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
         self.canvas = self.ids[:-1].view(canvas.shape)
-        self.uniform = memory.put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
-        self.facts = memory.put("facts", torch.zeros(self.nowhere + 1, 3))
-        self.now = memory.put("now", torch.tensor([0, 1]))  # numbers of this event and the next
-        self.order = memory.put("order", pad(schedule.order, (0, self.length)))  # (R, 2 L), of which L are in use
-        self.first = memory.put("first", schedule.first)  # (R, E + 1)
-        self.event = memory.put("event", schedule.event)  # (R, L)
-        self.slots = memory.put("slots", torch.arange(self.length))  # (L,)
-        self.row_begins = memory.put("row_begins", torch.arange(len(rows))[:, None] * self.length)  # (R, 1)
-        self.generated = memory.put("generated", schedule.event != GIVEN)  # (R, L)
-        self.ended_at = memory.put("ended_at", torch.full_like(rows, self.NEVER))  # (R,) number of events
+        self.uniform = put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
+        self.draws = put("draws", torch.zeros(self.spare + 1, 3))  # (R L + 1, 3) see `RaddGenerationMixin._draw`
+        self.now = put("now", torch.tensor([0, 1]))  # indices of this event and the next
+        self.order = put("order", pad(schedule.order, (0, length)))  # (R, 2 L), of which L are in use
+        self.first = put("first", schedule.first)  # (R, E + 1)
+        self.event_of = put("event_of", schedule.event_of)  # (R, L)
+        self.generated = put("generated", schedule.event_of != GIVEN)  # (R, L)
+        self.ended_after = put("ended_after", torch.full_like(rows, self.NEVER))  # (R,) events of a row that has ended
+        self.slots = put("slots", torch.arange(length))  # (L,)
+        self.row_begins = put("row_begins", torch.arange(len(rows))[:, None] * length)  # (R, 1)
 
         def put_input(name: str) -> Callable[[Tensor, int], Tensor]:
-            return lambda part, index: memory.put(f"{name} {index}", _of_rows(part, rows.to(part.device)))
+            return lambda part, index: put(f"{name} {index}", _of_rows(part, rows.to(part.device)))
 
         self.inputs = {name: _each(value, put_input(name)) for name, value in inputs.items()}
-        self._note_order(schedule)
+        self.place_of_row = rows.argsort().to(self.device)  # (R,) where each row of the caller lies
 
     @staticmethod
     def layout(canvas: Tensor, inputs: dict[str, Any], events: int) -> Hashable:
-        """Returns what must be the same for two calls of `generate` to use the same memory."""
+        """Returns what must be the same for two calls of `generate` to use the same tensors."""
         forms = {name: _each(value, lambda part, _: (part.shape, part.dtype)) for name, value in inputs.items()}
         return canvas.shape, tuple(forms.items()), events
 
     # What an event does.
 
     def revealed(self, shape: Shape) -> tuple[Positions, Tensor]:
-        """Returns the positions that the current event reveals, and where they are on the flattened canvas (N,)."""
+        """Returns the positions that this event reveals, and the same N on the flattened canvas (N,), row after row."""
         begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
-        slot = begin + self.slots[: shape.most]  # (A, K)
-        real = slot < end  # (A, K)
-        real = real & (self.ended_at[: shape.rows, None] > self.now[0])
+        slot = begin + self.slots[: shape.per_row]  # (A, K)
+        real = (slot < end) & (self.ended_after[: shape.rows, None] > self.now[0])  # (A, K)
         indices = self.order[: shape.rows].gather(1, slot)  # (A, K)
         indices = indices.where(real, indices[:, :1])  # repeats the first where there are fewer
-        place = torch.where(real, indices + self.row_begins[: shape.rows], self.nowhere).flatten()  # (A K,)
-        if shape.number == len(place):
-            return Positions(indices), place
-        distinct, real = (each.squeeze(0) for each in places_of(real.view(1, -1), shape.number))  # (N,) both
-        return Positions(indices, distinct), torch.where(real, place[distinct], self.nowhere)
+        flat_index = torch.where(real, indices + self.row_begins[: shape.rows], self.spare).flatten()  # (A K,)
+        if shape.total == len(flat_index):
+            return Positions(indices), flat_index
+        kept, real = (each.squeeze(0) for each in padded_nonzero(real.view(1, -1), shape.total))  # (N,) both
+        return Positions(indices, kept), torch.where(real, flat_index[kept], self.spare)
 
-    def computed(self, shape: Shape, window: int) -> Positions | None:
-        """Returns the positions that the current event computes; None for all."""
-        if not shape.computed:
+    def recomputed(self, shape: Shape, window: int) -> Positions | None:
+        """Returns the positions that this event computes; None for all."""
+        if not shape.recomputed:
             return None
-        chosen = computed_in(self.event[: shape.rows], self.now[0], window)  # (A, L)
-        return Positions(places_of(chosen, shape.computed)[0])
+        chosen = recomputed_in(self.event_of[: shape.rows], self.now[0], window)  # (A, L)
+        return Positions(padded_nonzero(chosen, shape.recomputed)[0])
 
     def inputs_of(self, rows: int) -> dict[str, Any]:
+        """Returns the fixed inputs of the first rows."""
         return {name: _each(value, lambda part, _: part[:rows]) for name, value in self.inputs.items()}
 
-    def write(self, place: Tensor, tokens: Tensor, facts: Tensor) -> None:
-        """Writes tokens (N,), and facts (N, 3) of them, to places (N,) of the flattened canvas."""
-        self.ids.index_copy_(0, place, tokens)
-        self.facts.index_copy_(0, place, facts)
+    def canvases(self, flat_index: Tensor) -> Tensor:
+        """Returns the canvas in which each position lies: (n,) -> (n, L)."""
+        return self.canvas[flat_index // self.length]
+
+    def write(self, flat_index: Tensor, tokens: Tensor, draws: Tensor) -> None:
+        """Writes tokens (N,), and what is known of their draws (N, 3)."""
+        self.ids.index_copy_(0, flat_index, tokens)
+        self.draws.index_copy_(0, flat_index, draws)
 
     def end_rows(self, rows: int, ending: Ending) -> None:
         """Notes which of the first rows have ended, and pads them."""
-        canvas, ended_at = self.canvas[:rows], self.ended_at[:rows]
+        canvas, ended_after = self.canvas[:rows], self.ended_after[:rows]
         ended, padded = ending.find(canvas, self.generated[:rows])
         canvas.masked_fill_(padded, ending.pad_token_id)
-        ended_at.copy_(torch.minimum(ended_at, torch.where(ended, self.now[1], self.NEVER)))  # (A,)
+        ended_after.copy_(torch.minimum(ended_after, torch.where(ended, self.now[1], self.NEVER)))  # (A,)
 
     # What the loop does between events.
 
@@ -327,23 +347,20 @@ class EventMemory:
         """Lets the host wait until the device has done all events."""
         self.now[0].item()
 
-    def arrange(self, order: Tensor, schedule: Schedule) -> None:
-        """Follows the schedule, which has put rows in another order: `order` (R,) tells where each lay before."""
-        order = order.to(self.device)
-        flat = self.ids[:-1], self.uniform[:-1], self.facts[:-1]
-        for states in (*(each.unflatten(0, (-1, self.length)) for each in flat), self.generated, self.ended_at):
-            states.copy_(states[order])
+    def arrange(self, before: Tensor, schedule: Schedule) -> None:
+        """Follows the schedule, which has put rows in another order: `before` (R,) tells where each lay."""
+        before = before.to(self.device)
+        flat = (each[:-1].unflatten(0, (-1, self.length)) for each in (self.ids, self.uniform, self.draws))
+        for states in (*flat, self.generated, self.ended_after):
+            states.copy_(states[before])
         for value in self.inputs.values():
-            _each(value, lambda part, _: part.copy_(_of_rows(part, order)))
+            _each(value, lambda part, _: part.copy_(_of_rows(part, before)))
         if self.cache is not None:
-            self.cache.arrange_rows(order)
+            self.cache.arrange_rows(before)
         self.order[:, : self.length].copy_(schedule.order)
         self.first.copy_(schedule.first)
-        self.event.copy_(schedule.event)
-        self._note_order(schedule)
-
-    def _note_order(self, schedule: Schedule) -> None:
-        self.place_of_row = schedule.rows.argsort().to(self.device)  # (R,) where each row of the caller lies
+        self.event_of.copy_(schedule.event_of)
+        self.place_of_row = schedule.rows.argsort().to(self.device)
 
     def sequences(self) -> Tensor:
         """Returns the ids (R, L), a copy, in the caller's order of rows."""
@@ -351,12 +368,12 @@ class EventMemory:
 
     def output(self, schedule: Schedule, ending: Ending | None) -> RaddGenerateOutput:
         """Returns the result; raises a ValueError if some position had no token with a finite score."""
-        logprobs, of_network, processed = self.facts[:-1].unbind(dim=1)  # (R L,) each
+        logprobs, of_network, processed = self.draws[:-1].unbind(dim=1)  # (R L,) each
         if not bool(processed.isfinite().all()):
             culprit = "logits_processor" if bool(of_network.isfinite().all()) else "the network"
             raise ValueError(f"{culprit} left a position where no token has a finite score.")
         reveal_step, logprobs = schedule.plan.to(self.device), logprobs.view_as(self.canvas)  # (R, L) both
-        evaluations = torch.minimum(schedule.evaluations.to(self.device), self.ended_at)  # (R,)
+        evaluations = torch.minimum(schedule.evaluations.to(self.device), self.ended_after)  # (R,)
         if ending is not None:
             _, padded = ending.find(self.canvas, self.generated)
             reveal_step, logprobs = reveal_step.masked_fill(padded, GIVEN), logprobs.masked_fill(padded, 0)
@@ -369,7 +386,7 @@ class EventMemory:
 
 
 def _each(value: Any, function: Callable[[Tensor, int], Any]) -> Any:
-    """Applies the function to a tensor, or to each of a tuple, with its number; None stays None."""
+    """Applies the function to a tensor, or to each of a tuple, with its index; None stays None."""
     if isinstance(value, tuple):
         return tuple(function(part, index) for index, part in enumerate(value))
     return None if value is None else function(value, 0)
@@ -449,10 +466,10 @@ class RaddGenerationMixin:
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
                 are the same for the same generator; it is for comparisons of speed. Default True.
-            cuda_graphs: on a CUDA card, record each shape of event once and replay it, so that the host need not launch
-                every kernel. The tokens are the same. Events run unrecorded with a `logits_processor`, with an
-                attention other than "sdpa" and "eager", and where weights are offloaded or quantised. Recordings are
-                kept for later calls, until the model changes or `free_cuda_graphs` is called. Default True.
+            cuda_graphs: on a CUDA card, capture each shape of event as a CUDA graph and replay it: the host then need
+                not launch every kernel. The tokens are the same up to rounding. `docs/generation.md` says what runs
+                uncaptured. Graphs are kept for later calls, until the model changes or `free_cuda_graphs` is called.
+                Default True.
             refresh_interval: m, an approximation where m > 1: only every m-th event evaluates the network at all
                 positions. The others compute the positions revealed just before, their neighbours and those to be
                 revealed now, with the keys and values that all other positions had when they were last computed.
@@ -472,9 +489,10 @@ class RaddGenerationMixin:
                 product may round differently in a batch of another shape, which changes a token only where its random
                 number falls within that rounding (1e-6 of probability in float32). Default: torch's own.
             tokenizer: for a `prefix` or `suffix` given as text.
-            logits_processor: called with canvases (N, L) and scores (N, V), a row for each revealed position,
-                before temperature, top-k and top-p.
-            streamer: transformers' TextDiffusionStreamer (one row), or any object with `put` and `end`.
+            logits_processor: called with canvases (n, L) and scores (n, V), a row for each revealed position, before
+                temperature, top-k and top-p. An event may call it several times, or with no row if it reveals nothing.
+            streamer: transformers' TextDiffusionStreamer (one row), or any object with `put`, which gets the final ids,
+                and `end`. One that also has `put_draft` gets the ids after every event.
             output_history, return_dict_in_generate: return a [`RaddGenerateOutput`], with history. Default False.
 
         Returns:
@@ -492,7 +510,7 @@ class RaddGenerationMixin:
         ending = self._ending(generation_config) if settings.stop_on_eos else None
         sampling = _make_sampling(logits_processor, settings, ending)
 
-        # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times. On the CPU, as is the plan.
+        # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times. It is made on the CPU.
         length = given["length"] if input_ids is not None else settings.length
         canvas, attention_mask = make_canvas(
             self.config,
@@ -513,135 +531,141 @@ class RaddGenerationMixin:
         order_of_positions = _check_order(settings, canvas)
         if seed is not None:
             generator = _seeded(seed, generator, batch, copies)
-        text = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        draw = Uniforms(generator, text, device)
+        not_padding = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        uniforms = Uniforms(generator, not_padding, device)
+        caching = settings.refresh_interval > 1
+        if caching:
+            self.model.make_cache()  # raises if the attention cannot take fewer queries than keys
 
-        if settings.refresh_interval > 1:
-            self.model.make_cache()  # refuses an attention that does not allow it
-
-        # 3. Plan and schedule. From here on the generator advances, and no argument is refused any more.
-        steps_of_rows = text.sum(dim=1).clamp(min=1)  # (R,)
+        # 3. Plan. From here on the generator advances, and no argument is refused any more.
+        steps_of_rows = not_padding.sum(dim=1).clamp(min=1)  # (R,)
         if settings.steps is not None:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
-        plan = self._make_plan(canvas == self.config.mask_token_id, order_of_positions, settings, steps_of_rows, draw)
-        uniform = draw()  # (R, L) for the tokens
+        masked = canvas == self.config.mask_token_id  # (R, L)
+        plan = self._make_plan(masked, order_of_positions, settings, steps_of_rows, uniforms)
+        uniform = uniforms()  # (R, L) for the tokens
+        all_steps = steps_of_rows if settings.method in GRID_METHODS and not settings.use_cache else None
 
-        # 4. Loop.
-        there = None if attention_mask is None else attention_mask.to(device)
-        inputs, caching = self.model.fixed_inputs(canvas.to(device), there), settings.refresh_interval > 1
-        recording = settings.cuda_graphs and not logits_processor and self.model.can_prune()
-        every_step = settings.method in GRID_METHODS and not settings.use_cache
-        steps_to_take = steps_of_rows if every_step else None
-        layout = EventMemory.layout(canvas, inputs, events_at_most(plan, steps_to_take))
-        with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, recording) as programs:
-            recorded = programs.recorder is not None
-            refresh = settings.refresh_interval, settings.refresh_window
-            schedule = Schedule(plan, steps_to_take, *refresh, recorded)
-            cache = programs.keep("cache", lambda: self.model.make_cache(len(canvas))) if caching else None
-            memory = EventMemory(programs.memory, schedule, canvas, uniform, inputs, cache)
-            with packed_weights(0 if recorded else len(schedule)):
-                output = self._reveal(programs, memory, schedule, sampling, settings, streamer)
+        # 4. Schedule and loop.
+        mask_on_device = None if attention_mask is None else attention_mask.to(device)
+        inputs = self.model.fixed_inputs(canvas.to(device), mask_on_device)
+        layout = SamplerState.layout(canvas, inputs, events_at_most(plan, all_steps))
+        capturing = settings.cuda_graphs and not logits_processor and self.model.can_prune()
+        with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, capturing) as programs:
+            captured = programs.capturer is not None
+            schedule = Schedule(plan, all_steps, settings.refresh_interval, settings.refresh_window, captured)
+            cache = programs.get_or_make("cache", lambda: self.model.make_cache(len(canvas))) if caching else None
+            state = SamplerState(programs.tensors, schedule, canvas, uniform, inputs, cache)
+            with packed_weights(0 if captured else len(schedule)):  # a replay would read packed weights of this call
+                output = self._reveal(programs, state, schedule, sampling, settings, streamer)
         return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
 
     def free_cuda_graphs(self) -> None:
-        """Frees the recorded events and their memory on the card; later calls of `generate` record anew."""
+        """Frees the captured events and their memory on the card; later calls of `generate` capture anew."""
         free_programs(self)
 
     def _reveal(
         self,
         programs: Programs,
-        memory: "EventMemory",
+        state: SamplerState,
         schedule: Schedule,
-        sampling: "Sampling",
+        sampling: Sampling,
         settings: RaddGenerationConfig,
         streamer: Any,
     ) -> RaddGenerateOutput:
         """Runs the loop. All rows advance together, each to its own next event."""
         deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
-        history = [memory.sequences()] if settings.output_history else None
+        history = [state.sequences()] if settings.output_history else None
         watched = history is not None or streamer is not None
-        question = EVENTS_BETWEEN_QUESTIONS if schedule.recorded and not watched else 1  # asked after so many events
-        while schedule:
+        events_between_questions = EVENTS_BETWEEN_QUESTIONS if schedule.captured and not watched else 1
+        while len(schedule):
             if settings.max_time is not None:
-                memory.wait()  # or the host would be ahead of a card, and its clock early
+                state.wait()  # or the host would be ahead of a card, and its clock early
                 if time.monotonic() > deadline:
-                    memory.arrange(schedule.reveal_all(), schedule)
+                    state.arrange(schedule.reveal_all(), schedule)
             shape = schedule.next()
-            window = settings.refresh_window if shape.computed else 0
-            key = shape, window, memory.cache is not None, sampling.key
-            programs.run(key, partial(self._run_event, memory, shape, window, sampling))
-            if sampling.ending is not None and schedule.current % question == 0:
-                ended_at = memory.ended_at.cpu()
-                if bool((ended_at < schedule.evaluations).any()):
-                    memory.arrange(schedule.end_rows(ended_at), schedule)
+            window = settings.refresh_window if shape.recomputed else 0
+            key = shape, window, state.cache is not None, sampling.key
+            programs.run(key, partial(self._run_event, state, shape, window, sampling))
+            if sampling.ending is not None and schedule.current % events_between_questions == 0:
+                ended_after = state.ended_after.cpu()
+                if bool((ended_after < schedule.evaluations).any()):
+                    state.arrange(schedule.end_rows(ended_after), schedule)
             if history is not None:
-                history.append(memory.sequences())
+                history.append(state.sequences())
             if streamer is not None and hasattr(streamer, "put_draft"):
-                streamer.put_draft(memory.sequences().to("cpu", copy=True))
+                streamer.put_draft(state.sequences().to("cpu", copy=True))
 
-        output = memory.output(schedule, sampling.ending)
+        output = state.output(schedule, sampling.ending)
         output.history = None if history is None else tuple(history)
         if streamer is not None:
             streamer.put(cast(Tensor, output.sequences).to("cpu", copy=True))
             streamer.end()
         return output
 
-    def _run_event(self, memory: "EventMemory", shape: Shape, window: int, sampling: "Sampling") -> None:
-        """Evaluates the network, draws tokens and writes them: a program, which memory tells where it is."""
-        reveals, place = memory.revealed(shape)
+    def _run_event(self, state: SamplerState, shape: Shape, window: int, sampling: Sampling) -> None:
+        """Runs one event: evaluates, draws, writes, and adds one to the index of the event.
+
+        It is a program (`programs_radd.py`): whatever differs between two events of one shape is in `state`.
+        """
+        reveals, flat_index = state.revealed(shape)
         hidden = self.model(
-            input_ids=memory.canvas[: shape.rows],
+            input_ids=state.canvas[: shape.rows],
             output_positions=reveals,
-            cache=memory.cache,
-            partial=memory.computed(shape, window),
-            **memory.inputs_of(shape.rows),
+            cache=state.cache,
+            partial=state.recomputed(shape, window),
+            **state.inputs_of(shape.rows),
         ).last_hidden_state  # (N, D), or (A, K, D)
-        memory.write(place, *self._draw(hidden.view(len(place), hidden.shape[-1]), memory, place, sampling))
+        hidden = hidden.view(len(flat_index), hidden.shape[-1])  # (N, D), in the order of flat_index
+        state.write(flat_index, *self._draw(hidden, state, flat_index, sampling))
         if sampling.ending is not None:
-            memory.end_rows(shape.rows, sampling.ending)
-        memory.now.add_(1)
+            state.end_rows(shape.rows, sampling.ending)
+        state.now.add_(1)
 
     def _draw(
-        self, hidden: Tensor, memory: "EventMemory", place: Tensor, sampling: "Sampling"
+        self, hidden: Tensor, state: SamplerState, flat_index: Tensor, sampling: Sampling
     ) -> tuple[Tensor, Tensor]:
-        """Draws tokens from hidden states (N, D) in chunks; returns the tokens (N,), and what there is to know of them.
+        """Draws a token from each hidden state (N, D), in chunks.
 
-        That is (N, 3) float32: log-probability, and log(sum(exp(.))) of the logits and of the processed scores. The
-        latter are finite where some token is possible.
+        Returns:
+            Tokens (N,), and of each draw (N, 3) float32: the log-probability of the token before processors and
+            warpers; logsumexp of the logits; logsumexp of the processed scores, or their maximum at temperature 0. Each
+            of the last two is finite if some token is possible.
         """
-        tokens, facts = [], []
+        tokens, draws = [], []
         size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
-        for h, where in zip(hidden.split(size), place.split(size), strict=True):
+        changes_logits = bool(sampling.processors or sampling.warpers)
+        for h, where in zip(hidden.split(size), flat_index.split(size), strict=True):
             logits = self.compute_logits(h)  # (n, V)
-            scores = sampling.process(logits, memory, where)  # (n, V)
+            scores = sampling.process(logits, partial(state.canvases, where)) if changes_logits else logits
             if sampling.temperature == 0:
-                score_sum, token = scores.max(dim=-1)  # (n,) both
+                normaliser, token = scores.max(dim=-1)  # (n,) both
             else:
-                token, score_sum = draw_with_log_sum(scores, memory.uniform[where])
-            drawn_from_logits = scores is logits and sampling.temperature != 0
-            log_sum = score_sum if drawn_from_logits else logits.float().logsumexp(dim=-1)
+                token, normaliser = draw_tokens(scores, state.uniform[where])
+            known = not changes_logits and sampling.temperature != 0
+            log_sum = normaliser if known else logits.float().logsumexp(dim=-1)
             logprob = logits.gather(1, token[:, None]).squeeze(1) - log_sum
             tokens.append(token)
-            facts.append(torch.stack((logprob.float(), log_sum.float(), score_sum.float()), dim=1))
-        return torch.cat(tokens), torch.cat(facts)
+            draws.append(torch.stack((logprob.float(), log_sum.float(), normaliser.float()), dim=1))
+        return torch.cat(tokens), torch.cat(draws)
 
     def _make_plan(
-        self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, steps: Tensor, draw: Uniforms
+        self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, steps: Tensor, uniforms: Uniforms
     ) -> Tensor:
-        """Returns (R, L) int64: the event that reveals each masked position, by `settings.method`.
+        """Returns the plan (R, L) int64: the step of the grid, or the event of a method without one, of each mask.
 
-        order: (R, L), None for a random one. steps: (R,) of each row's grid. draw: gives uniforms (R, L).
+        order: (R, L), None for a random one. steps: (R,) of each row's grid. uniforms: gives (R, L) at each call.
         """
         if settings.method in GRID_METHODS:
-            uniform, plan = draw(), masked.long()
+            uniform, plan = uniforms(), masked.long()
             for count in steps.unique().tolist():
                 rows = steps == count
                 reveal = reveal_probabilities(get_noise(self.config), settings.method, count).to(masked.device)
                 plan[rows] = plan_grid(masked[rows], reveal, uniform[rows])
             return plan
         if settings.method == "first_hitting":
-            return plan_sequence(masked, draw())
-        priority = draw() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
+            return plan_sequence(masked, uniforms())
+        priority = uniforms() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
         return plan_sequence(masked, priority, settings.steps)
 
     def _ending(self, generation_config: Any) -> Ending:
@@ -729,8 +753,7 @@ def _make_sampling(logits_processor: Any, settings: RaddGenerationConfig, ending
         warpers.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         warpers.append(TopPLogitsWarper(float(top_p)))
-    key = temperature, top_k, top_p, ending
-    return Sampling(temperature, LogitsProcessorList(logits_processor or []), warpers, ending, key)
+    return Sampling(temperature, top_k, top_p, LogitsProcessorList(logits_processor or []), warpers, ending)
 
 
 def _check_generation_config(generation_config: Any) -> Any:

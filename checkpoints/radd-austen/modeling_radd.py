@@ -587,7 +587,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def _apply(self, *args, **kwargs):
-        """Moves or casts as torch does, and frees recorded events, which use the weights where they were."""
+        """Moves or casts as torch does, and frees captured events, which use the weights where they were."""
         self.free_cuda_graphs()
         return super()._apply(*args, **kwargs)
 

@@ -1,15 +1,16 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Records work on a card once and replays it, so that the host need not launch every kernel again.
+"""Captures work on a card as CUDA graphs and replays it, so that the host need not launch every kernel again.
 
-An evaluation of a network of 12 layers is 250 kernels. For one row a card runs them in a fifth of the time that the
-host needs to launch them. CUDA can record the kernels as a graph, and start all of them by one call. A graph repeats
-the same operations on the same memory. So the recorded function must read what changes from memory that stays where it
-is. It must not ask for a value on the device, and its shapes must not depend on values. Such a function is a *program*
+For one short row a card computes an evaluation of the network in less time than the host takes to launch its kernels.
+CUDA can capture the kernels as a graph, and launch all of them by one call: a replay. A graph repeats the same
+operations on the same memory. So the captured function must read what changes from tensors that stay where they are.
+It must not ask for a value on the device, and its shapes must not depend on values. Such a function is a *program*
 here.
 
-    programs_of    a context that lends the programs of a model
-    Programs.run   calls a function, records it, or replays it
-    Memory         tensors that stay where they are
+    StaticTensors  tensors that stay where they are
+    CudaGraphs     captures a program on a CUDA card
+    Programs       runs programs: calls, captures or replays them
+    programs_of    a context that lends the programs of a model, which are kept from call to call
 
 Nothing here is about RADD. `generation_radd.py` makes a program of each shape of an event.
 """
@@ -21,26 +22,31 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from .kernels_radd import is_hooked, is_transformed
 
-# Of one model: so many memories (one for each size of batch, say), and so many recordings on each. The oldest go first.
-MEMORIES_KEPT = 4
-RECORDINGS_KEPT = 64
-# A call prepares what kernels need (workspaces, compiled code); and most programs of a short task run only once.
-CALLS_BEFORE_RECORDING = 1
+# A model keeps the programs of so many layouts (sizes of batch and text), and of each layout so many graphs. The least
+# recently used are dropped first.
+LAYOUTS_KEPT = 4
+GRAPHS_KEPT = 64
+# Calls of a program before it is captured. The first call lets kernels allocate workspaces and compile, and most
+# programs of a short task run only once.
+CALLS_BEFORE_CAPTURE = 1
+
+CAPTURE_LOCK = Lock()  # torch captures one graph at a time
+KEPT_LOCK = Lock()  # several threads may run one model
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Memory and programs
+# Tensors and programs
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Memory:
+class StaticTensors:
     """Holds named tensors of a device, each of which stays where it was made first."""
 
     def __init__(self, device: torch.device):
@@ -48,9 +54,9 @@ class Memory:
         self.tensors: dict[str, Tensor] = {}
 
     def put(self, name: str, value: Tensor) -> Tensor:
-        """Copies the value to the tensor of that name, which is made if there is none; returns this tensor.
+        """Copies the value to the tensor of that name and returns this tensor; the first value makes it.
 
-        A value of fewer rows goes to the first ones, which are returned.
+        A later value must have the same shape, or fewer rows: then it goes to the first rows, which are returned.
         """
         if name not in self.tensors:
             with torch.inference_mode(False):  # a tensor made in that mode could be written in it alone
@@ -58,17 +64,14 @@ class Memory:
         return self.tensors[name][: len(value)].copy_(value)
 
 
-RECORDING = Lock()
-
-
-class Recorder(Protocol):
-    """Records a function without running it, and returns what runs it."""
+class Capturer(Protocol):
+    """Captures a function without running it, and returns what replays it."""
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]: ...
 
 
 class CudaGraphs:
-    """Records CUDA graphs of one device. They share the memory of what they compute in between."""
+    """Captures CUDA graphs on one device. The graphs share the memory of their intermediate results."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -78,66 +81,66 @@ class CudaGraphs:
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         with (
+            CAPTURE_LOCK,
             torch.cuda.device(self.device),
-            torch.cuda.stream(torch.cuda.current_stream(self.device)),  # comes back also where recording fails
-            RECORDING,  # torch records one graph at a time
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),  # restores the current stream if capture fails
             torch.cuda.graph(graph, self.pool, self.stream, "thread_local"),  # other threads may use the card
         ):
             function()
         return graph.replay
 
 
-# What records on a type of device. Elsewhere every program is called.
-RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaGraphs}
+# What captures on a type of device. On others every program is called.
+CAPTURERS: dict[str, Callable[[torch.device], Capturer]] = {"cuda": CudaGraphs}
 
 
 class Programs:
-    """Runs programs on one memory. Without a recorder it calls them.
+    """Runs programs on one set of tensors. Without a capturer it calls them.
 
-    With one, a program is called the first time, recorded the second time, and replayed from then on.
+    With one, a program is called the first time, captured and replayed the second time, and replayed from then on.
     """
 
-    def __init__(self, device: torch.device, recorder: Recorder | None = None):
-        self.device, self.recorder = device, recorder
-        self.memory = Memory(device)
-        self.others: dict[str, Any] = {}  # what programs use besides `memory`
-        self.calls: Counter[Hashable] = Counter()  # of each program, before it is recorded
+    def __init__(self, device: torch.device, capturer: Capturer | None = None):
+        self.device, self.capturer = device, capturer
+        self.tensors = StaticTensors(device)
+        self.objects: dict[str, Any] = {}  # what programs use besides `tensors`
+        self.calls: Counter[Hashable] = Counter()  # of each program, before it is captured
         self.replays: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
 
-    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+    def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
         """Returns the object of that name, which is made at the first call."""
-        if name not in self.others:
-            self.others[name] = make()
-        return self.others[name]
+        if name not in self.objects:
+            self.objects[name] = make()
+        return self.objects[name]
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
-        """Runs the function, or the recording of an earlier function of the same key.
+        """Calls the function, or replays the capture of an earlier function of the same key.
 
         Args:
-            key: everything that the function depends on, other than what is in memory.
+            key: all that the function depends on, other than the tensors and the model.
         """
-        if self.recorder is None:
+        if self.capturer is None:
             return function()
         if key not in self.replays:
-            if self.calls[key] < CALLS_BEFORE_RECORDING:
+            if self.calls[key] < CALLS_BEFORE_CAPTURE:
                 self.calls[key] += 1
                 return function()
             try:
-                with _casting_anew(self.device):
-                    self.replays[key] = self.recorder(function)
-            except RuntimeError as error:  # for example an attention of the caller's that waits for the card
-                warnings.warn(f"CUDA graphs are off, since one could not be recorded: {error}", stacklevel=2)
-                self.recorder = None
+                with casting_anew(self.device):
+                    self.replays[key] = self.capturer(function)
+            except RuntimeError as error:  # for example a module that waits for the card
+                warnings.warn(f"CUDA graphs are off for this size of batch, capture failed: {error}", stacklevel=2)
+                self.capturer = None
                 return function()
-            if len(self.replays) > RECORDINGS_KEPT:
+            if len(self.replays) > GRAPHS_KEPT:
                 self.replays.popitem(last=False)
         self.replays.move_to_end(key)
         self.replays[key]()
 
 
 @contextmanager
-def _casting_anew(device: torch.device) -> Iterator[None]:
-    """Makes autocast cast weights at every use. It would otherwise record casts that it frees when it ends."""
+def casting_anew(device: torch.device) -> Iterator[None]:
+    """Makes autocast cast weights at every use. A graph would otherwise read casts that autocast frees at its end."""
     kind = device.type
     casts = torch.is_autocast_enabled(kind)
     with torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False) if casts else nullcontext():
@@ -151,58 +154,53 @@ def _casting_anew(device: torch.device) -> Iterator[None]:
 
 @dataclass
 class KeptPrograms:
-    """Holds a model's programs by memory layout, and the mark of the model that they were recorded of."""
+    """Holds a model's programs by layout, and the fingerprint of the model that they were captured of."""
 
-    mark: Hashable
+    fingerprint: list
     layouts: OrderedDict[Hashable, Programs] = field(default_factory=OrderedDict)
 
 
-# What every module has, empty where `is_recordable`.
-HOOKS_OF_A_MODULE = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "training"}
-
 # They are kept beside the model, so that a copy of the model has none.
 KEPT: WeakKeyDictionary[Any, KeptPrograms] = WeakKeyDictionary()
-LOCK = Lock()
 
 
 @contextmanager
 def programs_of(model: Any, layout: Hashable, device: torch.device, wanted: bool = True) -> Iterator[Programs]:
-    """Lends the model's programs for a layout of memory, to one borrower at a time; another gets new ones.
+    """Lends the model's programs for a layout, to one borrower at a time; another one meanwhile gets new programs.
 
-    Programs are kept from call to call while the model stays as it is: its tensors at their places, and its modules'
-    settings. Changing weights in place is no change, since a replay reads them. Where nothing is recorded, nothing is
-    kept.
+    Programs are kept from call to call while the [`fingerprint`] of the model stays the same. Changing weights in place
+    does not change it, since a replay reads them. Where nothing is captured, nothing is kept; nor is it after an error
+    or a generator that was left early, which may have stopped in the middle of a program.
 
     Args:
-        layout: shapes and dtypes of all that goes to memory. wanted: whether to record at all.
+        layout: shapes and dtypes of all tensors of the programs. wanted: whether to capture at all.
     """
-    make = RECORDERS.get(device.type)
-    if not wanted or make is None or not is_recordable(model):
+    make = CAPTURERS.get(device.type)
+    if not wanted or make is None or not is_capturable(model):
         yield Programs(device)
         return
-    mark, layout = mark_of(model), (layout, device, modes_of_torch(device.type))
-    with LOCK:
+    now, layout = fingerprint(model), (layout, device, modes_of_torch(device.type))
+    with KEPT_LOCK:
         kept = KEPT.get(model)
-        if kept is None or kept.mark != mark:
-            kept = KEPT[model] = KeptPrograms(mark)
+        if kept is None or kept.fingerprint != now:
+            kept = KEPT[model] = KeptPrograms(now)
         programs = kept.layouts.pop(layout, None)
     programs = programs or Programs(device, make(device))
     yield programs
-    # Not after an error, which may have come in the middle of a program.
-    with LOCK:
+    with KEPT_LOCK:
         if KEPT.get(model) is kept:
             kept.layouts[layout] = programs
-            while len(kept.layouts) > MEMORIES_KEPT:
+            while len(kept.layouts) > LAYOUTS_KEPT:
                 kept.layouts.popitem(last=False)
 
 
 def free_programs(model: Any) -> None:
-    """Frees the recordings of a model and their memory."""
-    with LOCK:
+    """Frees the graphs of a model and their tensors."""
+    with KEPT_LOCK:
         KEPT.pop(model, None)
 
 
-def is_recordable(model: Any) -> bool:
+def is_capturable(model: Any) -> bool:
     """Tells whether calling the model runs plain kernels alone: no hooks (of offloading, say), no special tensors."""
     if torch.compiler.is_compiling() or is_transformed():
         return False
@@ -215,32 +213,50 @@ def is_recordable(model: Any) -> bool:
     return True
 
 
-def mark_of(model: Any) -> Hashable:
-    """Returns a value that changes when a module is replaced, changed in a setting, or has a tensor moved or cast.
+# Attributes of every module that do not decide what it computes: tables of hooks, empty if `is_capturable`.
+BOOKKEEPING = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "training"}
 
-    It covers whatever a recording cannot see: the addresses of tensors, and Python values such as the scale of an
-    adapter or whether it is on.
+
+def fingerprint(model: Any) -> list:
+    """Returns a list that compares unequal once a module is replaced or set otherwise, or a tensor is moved or cast.
+
+    It covers what a capture has fixed: addresses of tensors, and Python values, such as the scale of an adapter or
+    whether it is on.
     """
-    settings = (
-        {name: value for name, value in vars(module).items() if name not in HOOKS_OF_A_MODULE}
-        for module in (*model.modules(), model.config)
-    )
-    return tuple(_plain(each) for each in settings)
+    found: list = []
+    for module in (*model.modules(), model.config):
+        found.append(type(module))
+        found += [(name, _comparable(value)) for name, value in vars(module).items() if name not in BOOKKEEPING]
+    return found
 
 
-def _plain(value: Any) -> Hashable:
-    """Returns a value to compare by: numbers and words as they are, tensors by address, all else by identity."""
+def _comparable(value: Any) -> Any:
+    """Returns what to compare: numbers and words as they are, tensors by address, all else by identity."""
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return value
     if isinstance(value, Tensor):
-        return value.data_ptr(), value.dtype, value.device, value.shape
+        return value.data_ptr(), value.dtype, value.device, value.shape, value.stride()
     if isinstance(value, dict):
-        return tuple((name, _plain(each)) for name, each in value.items())
-    if isinstance(value, (list, tuple)):
-        return tuple(_plain(each) for each in value)
-    if isinstance(value, (set, frozenset)):
-        return frozenset(_plain(each) for each in value)
-    return id(value)
+        return [(name, _comparable(each)) for name, each in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_comparable(each) for each in value]
+    return Same(value)
+
+
+class Same:
+    """Compares objects by identity, without keeping them: an address would be given to another one."""
+
+    def __init__(self, value: Any):
+        try:
+            self.get: Callable[[], Any] = ref(value)
+        except TypeError:  # has no weak references
+            self.get = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        value = self.get()
+        return isinstance(other, Same) and value is not None and value is other.get()
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def modes_of_torch(kind: str) -> Hashable:
@@ -257,4 +273,4 @@ def modes_of_torch(kind: str) -> Hashable:
     )
 
 
-__all__ = ["RECORDERS", "CudaGraphs", "Memory", "Programs", "free_programs", "programs_of"]
+__all__ = ["CAPTURERS", "CudaGraphs", "Programs", "StaticTensors", "free_programs", "programs_of"]

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM
-from radd_hf.generation_radd import EventMemory
+from radd_hf.generation_radd import SamplerState
 from radd_hf.kernels_radd import compile_trunk
 from radd_hf.likelihood import estimate_likelihood, exact_likelihood
 from radd_hf.programs_radd import KEPT
@@ -129,8 +129,8 @@ def test_replayed_and_called_events_write_the_same_tokens_for_200_random_setting
 
 @pytest.mark.parametrize("settings", METHODS, ids=str)
 def test_a_second_call_launches_graphs_and_waits_for_nothing(austen, monkeypatch, settings):
-    model, reveal, output = copy.deepcopy(austen).cuda(), RaddForMaskedLM._reveal, EventMemory.output
-    for seed in range(3):  # plans differ, and a shape is recorded when it comes a second time
+    model, reveal, output = copy.deepcopy(austen).cuda(), RaddForMaskedLM._reveal, SamplerState.output
+    for seed in range(3):  # plans differ, and a shape is captured when it comes a second time
         evaluations = model.generate(ids(model), seed=seed, return_dict_in_generate=True, **settings)
     most = int(evaluations.num_function_evaluations.max())
 
@@ -143,7 +143,7 @@ def test_a_second_call_launches_graphs_and_waits_for_nothing(austen, monkeypatch
         return output(*args)
 
     monkeypatch.setattr(RaddForMaskedLM, "_reveal", begin)
-    monkeypatch.setattr(EventMemory, "output", end)
+    monkeypatch.setattr(SamplerState, "output", end)
     try:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
             model.generate(ids(model), seed=2, **settings)

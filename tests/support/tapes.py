@@ -88,5 +88,5 @@ def record(function: Callable[[], None]) -> Callable[[], None]:
     return tape.replay
 
 
-def recorder_of(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def capturer_of(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
     return record

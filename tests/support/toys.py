@@ -42,8 +42,11 @@ class StandIn(RaddGenerationMixin):
         )
         self.generation_config = RaddGenerationConfig()
         self.training = False
-        self.rows_evaluated: list[int] = []
         self.model = _Trunk(self)
+
+    @property
+    def rows_evaluated(self) -> list[int]:
+        return self.model.rows_evaluated
 
     def logits(self, canvas: Tensor) -> Tensor:
         raise NotImplementedError
@@ -68,6 +71,7 @@ class _Trunk:
 
     def __init__(self, owner: StandIn):
         self.owner = owner
+        self.rows_evaluated: list[int] = []
 
     def can_prune(self) -> bool:
         return True
@@ -80,7 +84,7 @@ class _Trunk:
     ):
         assert cache is partial is None, "a stand-in has no keys and values to keep"
         assert not self.owner.training, "generate must evaluate without dropout"
-        self.owner.rows_evaluated.append(len(input_ids))
+        self.rows_evaluated.append(len(input_ids))
         logits = output_positions.select(self.owner.logits(input_ids))  # (B, K, V)
         return SimpleNamespace(last_hidden_state=output_positions.flatten(logits))  # (N, V)
 
