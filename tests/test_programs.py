@@ -15,6 +15,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import cached, register_parametrization
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LogitsProcessorList
@@ -23,10 +24,10 @@ from radd_hf import RaddForMaskedLM, programs_radd
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.plan_radd import FEW_EVENTS, Schedule, Shape, merge_rare, plan_sequence, recomputed_in
 from radd_hf.programs_radd import KEPT, LAYOUTS_KEPT, Programs
+from support.programs import EOS, make_model, padded_batch, random_settings
 from support.programs import LENGTH as L
 from support.programs import MASK as M
 from support.programs import VOCABULARY as V
-from support.programs import make_model, padded_batch, random_settings
 from support.tapes import waits
 from support.toys import FlatNetwork, seeded
 
@@ -180,6 +181,26 @@ def test_a_caller_who_looks_in_between_sees_the_same(model):
 
 
 @pytest.mark.usefixtures("replayed")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_that_end_long_before_the_host_asks_are_the_same(model, rows):
+    """The host asks the card after every 16th event which rows have ended."""
+    with torch.no_grad():
+        model.lm_head.bias[EOS] += 4  # a model that likes to end
+    settings = {"method": "ordered", "length": 50, "stop_on_eos": True, "num_return_sequences": rows}
+    ended = []
+    for seed in range(6):
+        expected, found = (
+            model.generate(seed=seed, cuda_graphs=graphs, return_dict_in_generate=True, **settings)
+            for graphs in (False, True)
+        )
+        for name in ("sequences", "reveal_step", "num_function_evaluations"):
+            assert torch.equal(found[name], expected[name]), name
+        ended += expected.num_function_evaluations.tolist()
+    assert min(ended) < 8
+    assert max(ended) > 4
+
+
+@pytest.mark.usefixtures("replayed")
 def test_time_that_runs_out_is_noticed_between_replays(model, monkeypatch):
     def sample(**settings):
         clock = iter([0.0] * 6 + [10.0])
@@ -309,6 +330,28 @@ def test_hooks_run_at_every_event(model):
     assert len(calls) == L
     handle.remove()
     assert check_replays(model) > 0
+
+
+@pytest.mark.usefixtures("replayed")
+def test_parametrized_weights_are_computed_at_every_event(model):
+    class Twice(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    register_parametrization(model.model.layers[0].mlp.up_proj, "weight", Twice())
+    assert check_replays(model, cached) == 0
+    update_in_place(model)
+    check_replays(model, cached)
+
+
+@pytest.mark.usefixtures("replayed")
+def test_the_precision_of_products_may_be_set_either_way(model):
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert check_replays(model) > 0
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 @pytest.mark.usefixtures("replayed")

@@ -208,7 +208,8 @@ class Schedule:
         every = torch.arange(self.capacity + 1).expand(len(before), -1).contiguous()
         self.first = torch.searchsorted(ascending, every)  # (R, capacity + 1)
 
-        event = torch.arange(self.current, int(self.evaluations.max()))  # (E,) of each event to come
+        # (E,) of each event to come; none, where all rows have ended some events ago
+        event = torch.arange(self.current, max(self.current, int(self.evaluations.max())))
         in_use = self.evaluations[:, None] > event  # (R, E)
         revealed = self.first.diff(dim=1)[:, self.current :][:, : len(event)]  # (R, E) positions
         recomputed = torch.zeros_like(event)

@@ -26,6 +26,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .kernels_radd import is_hooked, is_transformed
 
@@ -208,7 +209,9 @@ def is_capturable(model: Any) -> bool:
         if not isinstance(module, nn.Module):
             continue
         tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        if is_hooked(module) or any(type(each) not in (nn.Parameter, Tensor) for each in tensors):
+        # A parametrization may keep what it computed.
+        special = any(type(each) not in (nn.Parameter, Tensor) for each in tensors) or is_parametrized(module)
+        if special or is_hooked(module):
             return False
     return True
 
@@ -261,10 +264,14 @@ class Same:
 
 def modes_of_torch(kind: str) -> Hashable:
     """Returns what chooses the kernels on a type of device: autocast, precision, determinism, kinds of attention."""
-    attention = torch.backends.cuda
+    attention, products = torch.backends.cuda, torch.backends.cuda.matmul
+    # torch refuses to tell its older setting of the precision once somebody has used the newer one.
+    precision = getattr(products, "fp32_precision", None) or torch.get_float32_matmul_precision()
     return (
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
-        torch.get_float32_matmul_precision(),
+        precision,
+        products.allow_fp16_reduced_precision_reduction,
+        products.allow_bf16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
         attention.flash_sdp_enabled(),
         attention.mem_efficient_sdp_enabled(),
