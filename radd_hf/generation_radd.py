@@ -277,15 +277,16 @@ class SamplerState:
         self.ids = put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
         self.canvas = self.ids[:-1].view(canvas.shape)
         self.uniform = put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
-        self.draws = put("draws", torch.zeros(self.spare + 1, 3))  # (R L + 1, 3) see `RaddGenerationMixin._draw`
-        self.now = put("now", torch.tensor([0, 1]))  # indices of this event and the next
+        no_draws = canvas.new_zeros(self.spare + 1, 3, dtype=torch.float32)
+        self.draws = put("draws", no_draws)  # (R L + 1, 3) see `RaddGenerationMixin._draw`
+        self.now = put("now", rows.new_tensor([0, 1]))  # indices of this event and the next
         self.order = put("order", pad(schedule.order, (0, length)))  # (R, 2 L), of which L are in use
         self.first = put("first", schedule.first)  # (R, E + 1)
         self.event_of = put("event_of", schedule.event_of)  # (R, L)
         self.generated = put("generated", schedule.event_of != GIVEN)  # (R, L)
         self.ended_after = put("ended_after", torch.full_like(rows, self.NEVER))  # (R,) events of a row that has ended
-        self.slots = put("slots", torch.arange(length))  # (L,)
-        self.row_begins = put("row_begins", torch.arange(len(rows))[:, None] * length)  # (R, 1)
+        self.slots = put("slots", torch.arange(length, device=self.device))  # (L,)
+        self.row_begins = put("row_begins", torch.arange(len(rows), device=self.device)[:, None] * length)  # (R, 1)
 
         def put_input(name: str) -> Callable[[Tensor, int], Tensor]:
             return lambda part, index: put(f"{name} {index}", _of_rows(part, rows.to(part.device)))

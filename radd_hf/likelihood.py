@@ -230,7 +230,8 @@ def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch
         canvas, token = x0.masked_fill(masked, mask_id), x0.gather(1, position)
         batches = nats_of_one_token(model, canvas, position, token, batch_size)
         for where, nll in zip(position.split(batch_size), batches, strict=True):  # (rows, 1) both; runs both to the end
-            yield torch.zeros(len(where), x0.shape[1], dtype=torch.float64).scatter_(1, where, nll.double().cpu())
+            nats = torch.zeros(len(where), x0.shape[1], dtype=torch.float64, device="cpu")
+            yield nats.scatter_(1, where, nll.double().cpu())
         return
     for rows in torch.arange(len(x0)).split(batch_size):
         input_ids = x0[rows].masked_fill(masked[rows], mask_id).to(model.device)
@@ -255,8 +256,8 @@ def nats_of_one_token(model: Any, canvas: Tensor, position: Tensor, token: Tenso
     with programs_of(model, layout, torch.device(model.device), capturing) as programs:
         put = programs.tensors.put
         for ids, where, true in zip(*(each.split(batch_size) for each in (canvas, position, token)), strict=True):
-            nll = put("nll", torch.zeros(len(ids), 1))
-            inputs = put("ids", ids), put("position", where), put("token", true)
+            nll = put("nll", ids.new_zeros(len(ids), 1, dtype=torch.float32))
+            inputs = put("ids", ids.long()), put("position", where), put("token", true.long())
             programs.run(len(ids), partial(_evaluate_one_token, model, *inputs, nll))
             yield nll.clone()
 

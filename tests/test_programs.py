@@ -200,6 +200,20 @@ def test_rows_that_end_long_before_the_host_asks_are_the_same(model, rows):
     assert max(ended) > 4
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_other_defaults_of_torch_change_nothing(name):
+    """A default device would be a card's; on "meta" nothing could be read."""
+    model = make_model()
+    expected = model.generate(seed=0, **CASES[name])
+    with torch.device("meta"):
+        assert torch.equal(model.generate(seed=0, **CASES[name]), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(model.generate(seed=0, **CASES[name]), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.usefixtures("replayed")
 def test_time_that_runs_out_is_noticed_between_replays(model, monkeypatch):
     def sample(**settings):

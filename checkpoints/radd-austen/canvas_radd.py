@@ -144,15 +144,15 @@ def canvas_between(
             f"prefix has {len(before)} rows and suffix {len(after)}: they must agree, or one of them be single."
         )
     batch = max(len(before), len(after))
-    canvas = torch.full((batch, length), config.mask_token_id)  # (B, L)
+    canvas = torch.full((batch, length), config.mask_token_id, device="cpu")  # (B, L)
     for row, head, tail in zip(canvas, before * (batch // len(before)), after * (batch // len(after)), strict=True):
         if len(head) + len(tail) >= length:
             raise ValueError(
                 f"prefix ({len(head)} tokens) + suffix ({len(tail)} tokens) leave nothing to generate in "
                 f"length={length}; pass length > {len(head) + len(tail)} or shorten them."
             )
-        row[: len(head)] = torch.tensor(head, dtype=canvas.dtype)
-        row[length - len(tail) :] = torch.tensor(tail, dtype=canvas.dtype)
+        row[: len(head)] = canvas.new_tensor(head)
+        row[length - len(tail) :] = canvas.new_tensor(tail)
     return canvas
 
 

@@ -79,7 +79,7 @@ def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1.")
     dt = (1 - FINAL_TIME) / steps
-    t = torch.linspace(1, FINAL_TIME, steps + 1, dtype=torch.float64)[:-1]  # (steps,) the start of each step
+    t = torch.linspace(1, FINAL_TIME, steps + 1, dtype=torch.float64, device="cpu")[:-1]  # (steps,) starts of steps
     sigma = noise.sigma(t)
     masked = -torch.expm1(-sigma)  # 1 - exp(-sigma), the probability of being masked at t
     if method == "tweedie":
@@ -100,7 +100,7 @@ def expected_evaluations(noise: Noise, method: str, steps: int, n_masked: int) -
     """
     reveal = reveal_probabilities(noise, method, steps)  # (n,) r
     revealed_before = 1 - (1 - reveal).cumprod(dim=0)  # (n,) P(reveal step <= i)
-    q = revealed_before.diff(prepend=torch.zeros(1, dtype=reveal.dtype))
+    q = revealed_before.diff(prepend=reveal.new_zeros(1))
     return float((1 - (1 - q) ** n_masked).sum())
 
 

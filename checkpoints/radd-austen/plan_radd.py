@@ -135,7 +135,7 @@ def recomputed_in(event_of: Tensor, event: Tensor | int, window: int) -> Tensor:
 def count_events(event_of: Tensor, events: int) -> Tensor:
     """Counts each index in 0 .. E - 1 in each row, and leaves out others: (R, n) -> (R, E)."""
     counted = (event_of >= 0) & (event_of < events)
-    counts = torch.zeros(len(event_of), events + 1, dtype=torch.int64)
+    counts = event_of.new_zeros(len(event_of), events + 1)
     return counts.scatter_add_(1, event_of.where(counted, events), counted.long())[:, :events]
 
 
@@ -168,7 +168,7 @@ class Schedule:
         self.plan = plan.cpu()
         self.event_of = without_empty_steps(self.plan) if all_steps is None else self.plan  # (R, L)
         self.evaluations = self.event_of.amax(dim=1) + 1 if all_steps is None else all_steps.cpu()  # (R,)
-        self.rows = torch.arange(len(plan))  # (R,)
+        self.rows = torch.arange(len(plan), device="cpu")  # (R,)
         self.refresh_interval, self.refresh_window, self.captured = refresh_interval, refresh_window, captured
         self.capacity = events_at_most(plan, all_steps)
         self.current = 0  # number of events taken
@@ -205,11 +205,12 @@ class Schedule:
         self.rows, self.evaluations = self.rows[before], self.evaluations[before]
         self.plan, self.event_of = self.plan[before], self.event_of[before]
         ascending, self.order = self.event_of.sort(dim=1, stable=True)  # (R, L) both
-        every = torch.arange(self.capacity + 1).expand(len(before), -1).contiguous()
+        every = torch.arange(self.capacity + 1, device="cpu").expand(len(before), -1).contiguous()
         self.first = torch.searchsorted(ascending, every)  # (R, capacity + 1)
 
         # (E,) of each event to come; none, where all rows have ended some events ago
-        event = torch.arange(self.current, max(self.current, int(self.evaluations.max())))
+        end = max(self.current, int(self.evaluations.max()))
+        event = torch.arange(self.current, end, device="cpu")
         in_use = self.evaluations[:, None] > event  # (R, E)
         revealed = self.first.diff(dim=1)[:, self.current :][:, : len(event)]  # (R, E) positions
         recomputed = torch.zeros_like(event)
