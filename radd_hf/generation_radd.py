@@ -370,20 +370,22 @@ class SamplerState:
     def output(self, schedule: Schedule, ending: Ending | None) -> RaddGenerateOutput:
         """Returns the result; raises a ValueError if some position had no token with a finite score."""
         logprobs, of_network, processed = self.draws[:-1].unbind(dim=1)  # (R L,) each
-        if not bool(processed.isfinite().all()):
-            culprit = "logits_processor" if bool(of_network.isfinite().all()) else "the network"
-            raise ValueError(f"{culprit} left a position where no token has a finite score.")
         reveal_step, logprobs = schedule.plan.to(self.device), logprobs.view_as(self.canvas)  # (R, L) both
         evaluations = torch.minimum(schedule.evaluations.to(self.device), self.ended_after)  # (R,)
         if ending is not None:
             _, padded = ending.find(self.canvas, self.generated)
             reveal_step, logprobs = reveal_step.masked_fill(padded, GIVEN), logprobs.masked_fill(padded, 0)
-        return RaddGenerateOutput(
+        output = RaddGenerateOutput(
             sequences=self.sequences(),
             num_function_evaluations=evaluations[self.place_of_row],
             reveal_step=reveal_step[self.place_of_row],
             token_logprobs=logprobs[self.place_of_row],
         )
+        # The host waits for the device here. Nothing reads the state after that, so that another call may write to it.
+        if not bool(processed.isfinite().all()):
+            culprit = "logits_processor" if bool(of_network.isfinite().all()) else "the network"
+            raise ValueError(f"{culprit} left a position where no token has a finite score.")
+        return output
 
 
 def _each(value: Any, function: Callable[[Tensor, int], Any]) -> Any:
@@ -585,7 +587,7 @@ class RaddGenerationMixin:
                 if time.monotonic() > deadline:
                     state.arrange(schedule.reveal_all(), schedule)
             shape = schedule.next()
-            window = settings.refresh_window if shape.recomputed else 0
+            window = min(settings.refresh_window, state.length) if shape.recomputed else 0
             key = shape, window, state.cache is not None, sampling.key
             programs.run(key, partial(self._run_event, state, shape, window, sampling))
             if sampling.ending is not None and schedule.current % events_between_questions == 0:

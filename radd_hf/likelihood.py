@@ -251,7 +251,9 @@ def nats_of_one_token(model: Any, canvas: Tensor, position: Tensor, token: Tenso
         canvas: (N, L) ids. position: (N, 1) of the token. token: (N, 1) its id. batch_size: rows of a batch.
     """
     capturing = isinstance(model, RaddGenerationMixin)  # no wrapper, which might do more than call the network
-    capturing = capturing and model.model.can_prune() and model.generation_config.cuda_graphs is not False
+    capturing = (
+        capturing and model.model.can_prune() and getattr(model.generation_config, "cuda_graphs", None) is not False
+    )
     layout = "one token", min(batch_size, len(canvas)), canvas.shape[1]
     with programs_of(model, layout, torch.device(model.device), capturing) as programs:
         put = programs.tensors.put

@@ -132,11 +132,11 @@ def recomputed_in(event_of: Tensor, event: Tensor | int, window: int) -> Tensor:
     return widen(event_of == event - 1, window) | (event_of == event)
 
 
-def count_events(event_of: Tensor, events: int) -> Tensor:
-    """Counts each index in 0 .. E - 1 in each row, and leaves out others: (R, n) -> (R, E)."""
+def count_events(event_of: Tensor, events: int, amount: Tensor) -> Tensor:
+    """Adds up amounts (R, n) by their event, 0 .. E - 1, in each row, and leaves out others: (R, n) -> (R, E)."""
     counted = (event_of >= 0) & (event_of < events)
     counts = event_of.new_zeros(len(event_of), events + 1)
-    return counts.scatter_add_(1, event_of.where(counted, events), counted.long())[:, :events]
+    return counts.scatter_add_(1, event_of.where(counted, events), amount)[:, :events]
 
 
 class Schedule:
@@ -216,22 +216,34 @@ class Schedule:
         recomputed = torch.zeros_like(event)
         if self.refresh_interval > 1:
             partial = event % self.refresh_interval > 0
-            recomputed = (self._count_recomputed(len(event)) * in_use).amax(dim=0) * partial  # (E,)
+            recomputed = (self._count_recomputed(ascending, len(event)) * in_use).amax(dim=0) * partial  # (E,)
         sizes = (in_use.sum(dim=0), revealed.amax(dim=0).clamp(min=1), revealed.sum(dim=0), recomputed)
         self.shapes = [Shape(*each) for each in zip(*(size.tolist() for size in sizes), strict=True)]
         if self.captured:
             self.shapes = merge_rare([shape.rounded(*self.event_of.shape) for shape in self.shapes])
         return before
 
-    def _count_recomputed(self, events: int) -> Tensor:
-        """Counts what [`recomputed_in`] chooses for each event to come, all of them at once: (R, E)."""
-        length, window = self.event_of.shape[1], min(self.refresh_window, self.event_of.shape[1])
-        after = torch.where(self.event_of == GIVEN, GIVEN, self.event_of + 1)  # (R, L) the event after that
-        near = pad(after, (window, window), value=GIVEN).unfold(1, length, 1)  # (R, 2w + 1, L)
-        # Sorted, so that a position that an event computes for several reasons counts once.
-        which = torch.cat([self.event_of[:, None], near], dim=1).sort(dim=1).values  # (R, 2w + 2, L)
-        repeated = which.diff(dim=1, prepend=torch.full_like(which[:, :1], GIVEN)) == 0
-        return count_events(which.masked_fill(repeated, GIVEN).flatten(1) - self.current, events)
+    def _count_recomputed(self, ascending: Tensor, events: int) -> Tensor:
+        """Counts what [`recomputed_in`] chooses for each event to come, all of them at once: (R, E).
+
+        ascending: (R, L) the event of each position in `order`.
+        """
+        length, window, position = ascending.shape[1], min(self.refresh_window, ascending.shape[1]), self.order
+        # What the event before wrote, and its neighbours: each token adds those that the one to its left does not.
+        begin, end = (position - window).clamp(min=0), (position + window).clamp(max=length - 1)  # (R, L) both
+        left = pad(end[:, :-1], (1, 0), value=-1)  # (R, L)
+        left = left.where(ascending == pad(ascending[:, :-1], (1, 0), value=GIVEN - 1), -1)
+        added = end - torch.maximum(begin, left + 1) + 1  # (R, L)
+        # What is revealed now, unless it is such a neighbour. `place` ascends with event and position.
+        place = (ascending * length + position).contiguous()  # (R, L)
+        wanted = place - length  # (R, L) the same position in the event before
+        after = torch.searchsorted(place, wanted)  # (R, L)
+        near = torch.zeros_like(ascending, dtype=torch.bool)
+        for index in (after, after - 1):
+            found = place.gather(1, index.clamp(0, length - 1))  # (R, L)
+            near |= (found >= 0) & (found // length == ascending - 1) & ((found - wanted).abs() <= window)
+        counts = count_events(ascending + 1 - self.current, events, added.where(ascending != GIVEN, 0))
+        return counts + count_events(ascending - self.current, events, (~near).long())
 
 
 __all__ = [

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import cached, register_parametrization
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from radd_hf import RaddForMaskedLM, programs_radd
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.plan_radd import FEW_EVENTS, Schedule, Shape, merge_rare, plan_sequence, recomputed_in
-from radd_hf.programs_radd import KEPT, LAYOUTS_KEPT, Programs
+from radd_hf.programs_radd import GRAPHS_KEPT, KEPT, LAYOUTS_KEPT, Programs
 from support.programs import EOS, make_model, padded_batch, random_settings
 from support.programs import LENGTH as L
 from support.programs import MASK as M
@@ -265,6 +265,17 @@ def load_other_weights(model):
     model.load_state_dict(state, assign=True)
 
 
+def patch_a_class(model):
+    up, forward = model.model.layers[0].mlp.up_proj, nn.Linear.forward
+    other = type("Other", (nn.Linear,), {"forward": lambda self, hidden: -forward(self, hidden)})
+    up.__class__ = other
+
+
+def transpose_a_weight(model):
+    weight = model.model.layers[0].self_attn.o_proj.weight
+    weight.data = weight.data.t()
+
+
 def replace_a_module(model):
     model.model.layers[1].mlp.act_fn = nn.ReLU()
 
@@ -280,6 +291,8 @@ CHANGES = {
     "a new parameter": replace_a_weight,
     "new data": replace_the_data,
     "assigned state": load_other_weights,
+    "another class": patch_a_class,
+    "a transposed weight": transpose_a_weight,
     "another activation": replace_a_module,
     "another activation at the same address": replace_a_module_by_one_at_its_address,
     "cast": lambda model: model.double(),
@@ -411,7 +424,7 @@ def test_calls_with_and_without_inference_mode_share_memory(model):
 @pytest.mark.usefixtures("replayed")
 def test_an_exact_likelihood_is_replays_that_see_weights_as_they_are(model, monkeypatch):
     texts = [torch.randint(M, (length,), generator=seeded(length)) for length in (L, L, 5, L)]
-    forwards, forward = [], model.forward
+    forwards = []
     for settings in ({"order": "random", "batch_size": 5}, {"batch_size": 64}):
         for change in (lambda model: None, update_in_place, replace_a_weight):
             change(model)
@@ -421,7 +434,7 @@ def test_an_exact_likelihood_is_replays_that_see_weights_as_they_are(model, monk
             for _ in range(2):
                 found = exact_likelihood(model, texts, **settings)
                 torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    monkeypatch.setattr(type(model), "forward", lambda self, **inputs: forwards.append(1) or forward(**inputs))
+    monkeypatch.setattr("radd_hf.likelihood._evaluate_one_token", lambda *_: forwards.append(1))
     exact_likelihood(model, texts, batch_size=64)
     assert not forwards, "all of it was captured before"
 
@@ -445,11 +458,39 @@ def test_programs_serve_later_calls_and_can_be_switched_off_and_freed(model):
 
 
 @pytest.mark.usefixtures("replayed")
+def test_many_settings_do_not_fill_the_memory(model):
+    for step in range(200):
+        model.generate(method="first_hitting", length=4, temperature=1 + step / 100)
+    (programs,) = KEPT[model].layouts.values()
+    assert len(programs.replays) == GRAPHS_KEPT
+    assert len(programs.calls) <= GRAPHS_KEPT
+
+
+@pytest.mark.usefixtures("replayed")
+def test_odd_attributes_of_a_model_do_no_harm(model):
+    itself: dict = {}
+    itself["itself"] = itself
+    model.registry, model.seen, model.table = itself, [1, {2}], torch.eye(3).to_sparse()
+    assert check_replays(model) > 0
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.free_cuda_graphs()
+    assert check_replays(model) == 0
+
+
+@pytest.mark.parametrize("config", [None, GenerationConfig()])
+def test_a_likelihood_needs_no_generation_config_of_ours(model, config):
+    expected = exact_likelihood(model, [torch.tensor([1, 2, 3])])
+    model.generation_config = config
+    assert torch.equal(exact_likelihood(model, [torch.tensor([1, 2, 3])]), expected)
+
+
+@pytest.mark.usefixtures("replayed")
 def test_a_model_keeps_few_memories_and_a_copy_or_a_dead_model_none(model):
     for length in range(3, 12):
         model.generate(length=length, seed=0)
     assert len(KEPT[model].layouts) == LAYOUTS_KEPT
     assert copy.deepcopy(model) not in KEPT
+    gc.collect()
     before = len(KEPT)
     other = make_model()
     other.generate(seed=0)
@@ -490,13 +531,17 @@ def test_after_an_error_in_between_the_next_call_is_right(model):
 
 def test_what_cannot_be_recorded_is_called_with_a_warning(model, monkeypatch):
     def refuse(function):
-        raise RuntimeError("operation not permitted when stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise AssertionError("the error that torch raises on the way out")
 
     expected = model.generate(seed=0)
     monkeypatch.setitem(programs_radd.CAPTURERS, "cpu", lambda device: refuse)
-    with pytest.warns(UserWarning, match="CUDA graphs are off .*operation not permitted"):
+    with pytest.warns(UserWarning, match="CUDA graphs are off .*stream is capturing"):
         assert torch.equal(model.generate(seed=0), expected)
     assert torch.equal(model.generate(seed=0), expected), "and without another warning"
+    model.generate(length=5), "nor in another shape"
 
 
 @pytest.mark.usefixtures("replayed")
@@ -526,7 +571,7 @@ def test_shapes_are_rounded_up_and_the_rare_take_larger_ones():
 def test_a_schedule_counts_what_its_events_choose():
     masked = torch.rand(5, 20, generator=seeded(0)) < torch.linspace(0, 1, 5)[:, None]
     plan = plan_sequence(masked, torch.rand(5, 20, generator=seeded(1)), steps=7)
-    for interval, window in ((1, 0), (3, 0), (3, 2), (50, 30)):
+    for interval, window in ((1, 0), (3, 0), (3, 1), (3, 2), (4, 5), (50, 3), (50, 30)):
         schedule = Schedule(plan, None, interval, window)
         event = schedule.event_of
         for number, shape in enumerate(schedule.shapes):

@@ -16,7 +16,7 @@ Nothing here is about RADD. `generation_radd.py` makes a program of each shape o
 """
 
 import warnings
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -105,7 +105,7 @@ class Programs:
         self.device, self.capturer = device, capturer
         self.tensors = StaticTensors(device)
         self.objects: dict[str, Any] = {}  # what programs use besides `tensors`
-        self.calls: Counter[Hashable] = Counter()  # of each program, before it is captured
+        self.calls: OrderedDict[Hashable, int] = OrderedDict()  # of each program, before it is captured
         self.replays: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
 
     def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
@@ -123,14 +123,20 @@ class Programs:
         if self.capturer is None:
             return function()
         if key not in self.replays:
-            if self.calls[key] < CALLS_BEFORE_CAPTURE:
-                self.calls[key] += 1
+            calls = self.calls.pop(key, 0)
+            if calls < CALLS_BEFORE_CAPTURE:
+                self.calls[key] = calls + 1
+                if len(self.calls) > GRAPHS_KEPT:
+                    self.calls.popitem(last=False)
                 return function()
             try:
                 with casting_anew(self.device):
                     self.replays[key] = self.capturer(function)
-            except RuntimeError as error:  # for example a module that waits for the card
-                warnings.warn(f"CUDA graphs are off for this size of batch, capture failed: {error}", stacklevel=2)
+            except Exception as error:  # for example a module that waits for the card
+                cause: BaseException = error  # torch raises another error on the way out
+                while cause.__context__ is not None:
+                    cause = cause.__context__
+                warnings.warn(f"CUDA graphs are off for this model, since a capture failed: {cause!r}", stacklevel=2)
                 self.capturer = None
                 return function()
             if len(self.replays) > GRAPHS_KEPT:
@@ -155,9 +161,13 @@ def casting_anew(device: torch.device) -> Iterator[None]:
 
 @dataclass
 class KeptPrograms:
-    """Holds a model's programs by layout, and the fingerprint of the model that they were captured of."""
+    """Holds a model's programs by layout, and the fingerprint of the model that they were captured of.
+
+    failed: whether a capture failed. Another one would fail, too, and might harm what torch knows of its memory.
+    """
 
     fingerprint: list
+    failed: bool = False
     layouts: OrderedDict[Hashable, Programs] = field(default_factory=OrderedDict)
 
 
@@ -186,10 +196,12 @@ def programs_of(model: Any, layout: Hashable, device: torch.device, wanted: bool
         if kept is None or kept.fingerprint != now:
             kept = KEPT[model] = KeptPrograms(now)
         programs = kept.layouts.pop(layout, None)
-    programs = programs or Programs(device, make(device))
+    if programs is None:
+        programs = Programs(device, None if kept.failed else make(device))
     yield programs
     with KEPT_LOCK:
-        if KEPT.get(model) is kept:
+        kept.failed = kept.failed or programs.capturer is None
+        if KEPT.get(model) is kept and not kept.failed:
             kept.layouts[layout] = programs
             while len(kept.layouts) > LAYOUTS_KEPT:
                 kept.layouts.popitem(last=False)
@@ -210,7 +222,8 @@ def is_capturable(model: Any) -> bool:
             continue
         tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         # A parametrization may keep what it computed.
-        special = any(type(each) not in (nn.Parameter, Tensor) for each in tensors) or is_parametrized(module)
+        plain = all(type(each) in (nn.Parameter, Tensor) and each.layout == torch.strided for each in tensors)
+        special = not plain or is_parametrized(module)
         if special or is_hooked(module):
             return False
     return True
@@ -224,25 +237,25 @@ def fingerprint(model: Any) -> list:
     """Returns a list that compares unequal once a module is replaced or set otherwise, or a tensor is moved or cast.
 
     It covers what a capture has fixed: addresses of tensors, and Python values, such as the scale of an adapter or
-    whether it is on.
+    whether it is on. It does not look into objects other than lists, tuples, sets and dictionaries.
     """
     found: list = []
     for module in (*model.modules(), model.config):
-        found.append(type(module))
+        found += [type(module), _comparable(getattr(type(module), "forward", None))]
         found += [(name, _comparable(value)) for name, value in vars(module).items() if name not in BOOKKEEPING]
     return found
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: Any, depth: int = 8) -> Any:
     """Returns what to compare: numbers and words as they are, tensors by address, all else by identity."""
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested:
         return value.data_ptr(), value.dtype, value.device, value.shape, value.stride()
-    if isinstance(value, dict):
-        return [(name, _comparable(each)) for name, each in value.items()]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_comparable(each) for each in value]
+    if isinstance(value, dict) and depth:
+        return [(name, _comparable(each, depth - 1)) for name, each in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset)) and depth:
+        return [_comparable(each, depth - 1) for each in value]
     return Same(value)
 
 
