@@ -529,7 +529,28 @@ def test_after_an_error_in_between_the_next_call_is_right(model):
     check_replays(model)
 
 
-def test_what_cannot_be_recorded_is_called_with_a_warning(model, monkeypatch):
+def test_a_thread_calls_a_program_before_it_captures_it():
+    """A thread has its own handles of CUDA's libraries, which cannot be made during a capture."""
+    done: list[str] = []
+
+    def capture(function):
+        done.append("captured")
+        return lambda: done.append("replayed")
+
+    programs = Programs(torch.device("cpu"), capture)
+
+    def run():
+        programs.run("program", lambda: done.append("called"))
+
+    run()
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(3):
+            other.submit(run).result()
+    run()
+    assert done == ["called", "called", "captured", "replayed", "replayed", "replayed"]
+
+
+def test_what_cannot_be_captured_is_called_with_a_warning(model, monkeypatch):
     def refuse(function):
         try:
             raise RuntimeError("operation not permitted when stream is capturing")

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -34,8 +34,9 @@ from .kernels_radd import is_hooked, is_transformed
 # recently used are dropped first.
 LAYOUTS_KEPT = 4
 GRAPHS_KEPT = 64
-# Calls of a program before it is captured. The first call lets kernels allocate workspaces and compile, and most
-# programs of a short task run only once.
+# Calls of a program by a thread before the thread captures it. The first call makes what must not be made during a
+# capture: handles of libraries, which belong to a thread, workspaces, compiled code. And most programs of a short task
+# run only once.
 CALLS_BEFORE_CAPTURE = 1
 
 CAPTURE_LOCK = Lock()  # torch captures one graph at a time
@@ -105,7 +106,7 @@ class Programs:
         self.device, self.capturer = device, capturer
         self.tensors = StaticTensors(device)
         self.objects: dict[str, Any] = {}  # what programs use besides `tensors`
-        self.calls: OrderedDict[Hashable, int] = OrderedDict()  # of each program, before it is captured
+        self.calls: OrderedDict[Hashable, int] = OrderedDict()  # by each thread of each program, before it is captured
         self.replays: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
 
     def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
@@ -123,9 +124,10 @@ class Programs:
         if self.capturer is None:
             return function()
         if key not in self.replays:
-            calls = self.calls.pop(key, 0)
+            caller = get_ident(), key
+            calls = self.calls.pop(caller, 0)
             if calls < CALLS_BEFORE_CAPTURE:
-                self.calls[key] = calls + 1
+                self.calls[caller] = calls + 1
                 if len(self.calls) > GRAPHS_KEPT:
                     self.calls.popitem(last=False)
                 return function()
