@@ -24,11 +24,18 @@ from radd_hf import RaddForMaskedLM, programs_radd
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.plan_radd import FEW_EVENTS, Schedule, Shape, merge_rare, plan_sequence, recomputed_in
 from radd_hf.programs_radd import GRAPHS_KEPT, KEPT, LAYOUTS_KEPT, Programs
-from support.programs import EOS, make_model, padded_batch, random_settings
+from support.programs import (
+    EOS,
+    assert_same_output,
+    graphs_of,
+    make_model,
+    padded_batch,
+    random_settings,
+)
 from support.programs import LENGTH as L
 from support.programs import MASK as M
 from support.programs import VOCABULARY as V
-from support.tapes import waits
+from support.tapes import memory_of, waits
 from support.toys import FlatNetwork, seeded
 
 
@@ -62,23 +69,19 @@ class Footprint(TorchDispatchMode):
         result = operation(*args, **kwargs)
         literal = name == "aten.lift_fresh"  # a number in Python, which the host fills in
         inputs = [] if literal else [self.describe(each) for each in tree_leaves((args, kwargs))]
-        before = {_place(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        before = {memory_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         for each in tree_leaves(result):
-            if isinstance(each, Tensor) and (literal or _place(each) not in before):
-                self.made[_place(each)] = each
+            if isinstance(each, Tensor) and (literal or memory_of(each) not in before):
+                self.made[memory_of(each)] = each
         self.steps.append((name, *inputs))
         return result
 
     def describe(self, value):
         if not isinstance(value, Tensor):
             return value
-        if _place(value) in self.made:
+        if memory_of(value) in self.made:
             return "made", tuple(value.shape), value.dtype
-        return _place(value), value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
-
-
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+        return memory_of(value), value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
 
 
 CASES = {
@@ -146,13 +149,8 @@ def test_replayed_and_called_events_write_the_same_tokens_for_200_random_setting
     for _ in range(50):
         model, settings = draw.choice(models), random_settings(draw)
         expected, found = (model.generate(**settings, cuda_graphs=graphs) for graphs in (False, True))
-        assert found.keys() == expected.keys()
-        for name in ("sequences", "reveal_step", "num_function_evaluations"):
-            assert torch.equal(found[name], expected[name]), (name, settings)
-        torch.testing.assert_close(found.token_logprobs, expected.token_logprobs, atol=1e-4, rtol=1e-4)
-        for one, other in zip(found.history or (), expected.history or (), strict=True):
-            assert torch.equal(one, other), settings
-        graphs += sum(len(programs.replays) for programs in KEPT[model].layouts.values())
+        assert_same_output(found, expected, settings, tolerance=1e-4)
+        graphs += graphs_of(model)
     assert graphs > 50
 
 
@@ -242,8 +240,7 @@ def check_replays(model, wrap=nullcontext, **settings) -> int:
                 for graphs in (False, True)
             )
         assert torch.equal(expected, found)
-    kept = KEPT.get(model)
-    return sum(len(programs.replays) for programs in kept.layouts.values()) if kept else 0
+    return graphs_of(model)
 
 
 def update_in_place(model):
@@ -570,8 +567,7 @@ def test_the_network_runs_once_a_capture():
     network = FlatNetwork(5, 64)
     for seed in range(5):
         network.generate(seed=seed, num_return_sequences=4)
-    graphs = sum(len(programs.replays) for programs in KEPT[network].layouts.values())
-    assert 2 <= len(network.rows_evaluated) == graphs <= 8
+    assert 2 <= len(network.rows_evaluated) == graphs_of(network) <= 8
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ class Positions(NamedTuple):
 
     indices: (B, K) int64; a row that has fewer than K positions repeats its first, so that no row's computation depends
         on the others.
-    kept: (N,) int64, places in the flattened rectangle, those that are no repetitions; None if all of it is meant. The
-        last of `kept` may repeat the first, where the caller needs a fixed number.
+    kept: (N,) int64, the places in the flattened rectangle that are no repetitions; None keeps all of it. A caller who
+        needs a fixed number may repeat the first at the end.
 
     It is a tuple, so that accelerate moves it along with the other inputs of a layer on another device.
     """
@@ -106,9 +106,8 @@ def make_canvas(
     length: int | None = None,
     attention_mask: Any = None,
     tokenizer: Any = None,
-    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns the canvas (B, L), a copy, and the attention mask (B, L) or None, both on `device`.
+    """Returns the canvas (B, L), a copy, and the attention mask (B, L) or None, both on the CPU.
 
     The arguments are those of `generate`; `length` is needed where `input_ids` is None.
 
@@ -125,11 +124,11 @@ def make_canvas(
             raise ValueError(f"input_ids has rows of lengths {lengths}; a canvas has one length of at least 1.")
         if length not in (None, lengths[0]):
             raise ValueError(f"length={length}, but input_ids, the whole canvas, has length {lengths[0]}.")
-        canvas = torch.tensor(rows, device=device)  # (B, L)
+        canvas = torch.tensor(rows, device="cpu")  # (B, L)
     else:
         if attention_mask is not None:
             raise ValueError("attention_mask describes padding of input_ids: pass it with input_ids only.")
-        canvas = canvas_between(config, prefix, suffix, length or config.max_position_embeddings, tokenizer).to(device)
+        canvas = canvas_between(config, prefix, suffix, length or config.max_position_embeddings, tokenizer)
     return canvas, check_attention_mask(attention_mask, canvas, config.mask_token_id)
 
 

@@ -536,9 +536,8 @@ class RaddGenerationMixin:
             generator = _seeded(seed, generator, batch, copies)
         not_padding = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         uniforms = Uniforms(generator, not_padding, device)
-        caching = settings.refresh_interval > 1
-        if caching:
-            self.model.make_cache()  # raises if the attention cannot take fewer queries than keys
+        # Raises if the attention cannot take fewer queries than keys.
+        cache = self.model.make_cache(len(canvas)) if settings.refresh_interval > 1 else None
 
         # 3. Plan. From here on the generator advances, and no argument is refused any more.
         steps_of_rows = not_padding.sum(dim=1).clamp(min=1)  # (R,)
@@ -557,7 +556,8 @@ class RaddGenerationMixin:
         with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, capturing) as programs:
             captured = programs.capturer is not None
             schedule = Schedule(plan, all_steps, settings.refresh_interval, settings.refresh_window, captured)
-            cache = programs.get_or_make("cache", lambda: self.model.make_cache(len(canvas))) if caching else None
+            if cache is not None:
+                cache = programs.objects.setdefault("cache", cache)  # graphs write to that of the first call
             state = SamplerState(programs.tensors, schedule, canvas, uniform, inputs, cache)
             with packed_weights(0 if captured else len(schedule)):  # a replay would read packed weights of this call
                 output = self._reveal(programs, state, schedule, sampling, settings, streamer)
@@ -663,7 +663,7 @@ class RaddGenerationMixin:
             uniform, plan = uniforms(), masked.long()
             for count in steps.unique().tolist():
                 rows = steps == count
-                reveal = reveal_probabilities(get_noise(self.config), settings.method, count).to(masked.device)
+                reveal = reveal_probabilities(get_noise(self.config), settings.method, count)
                 plan[rows] = plan_grid(masked[rows], reveal, uniform[rows])
             return plan
         if settings.method == "first_hitting":

@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import Lock, get_ident
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -66,10 +66,8 @@ class StaticTensors:
         return self.tensors[name][: len(value)].copy_(value)
 
 
-class Capturer(Protocol):
-    """Captures a function without running it, and returns what replays it."""
-
-    def __call__(self, function: Callable[[], None]) -> Callable[[], None]: ...
+# Captures a function without running it, and returns what replays it.
+Capturer = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class CudaGraphs:
@@ -108,12 +106,6 @@ class Programs:
         self.objects: dict[str, Any] = {}  # what programs use besides `tensors`
         self.calls: OrderedDict[Hashable, int] = OrderedDict()  # by each thread of each program, before it is captured
         self.replays: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
-
-    def get_or_make(self, name: str, make: Callable[[], Any]) -> Any:
-        """Returns the object of that name, which is made at the first call."""
-        if name not in self.objects:
-            self.objects[name] = make()
-        return self.objects[name]
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
         """Calls the function, or replays the capture of an earlier function of the same key.

@@ -6,7 +6,8 @@ import random
 import torch
 from torch import Tensor
 
-from radd_hf import RaddForMaskedLM, RaddGenerationConfig
+from radd_hf import RaddForMaskedLM, RaddGenerateOutput, RaddGenerationConfig
+from radd_hf.programs_radd import KEPT
 from support.toys import random_model
 
 VOCABULARY, MASK, LENGTH, EOS = 40, 39, 12, 7
@@ -16,6 +17,20 @@ def make_model(**settings) -> RaddForMaskedLM:
     model = random_model(vocab_size=VOCABULARY, max_position_embeddings=LENGTH, **settings)
     model.generation_config = RaddGenerationConfig(eos_token_id=EOS, pad_token_id=3)
     return model
+
+
+def graphs_of(model) -> int:
+    """Counts the graphs that a model keeps."""
+    return sum(len(programs.replays) for programs in KEPT[model].layouts.values()) if model in KEPT else 0
+
+
+def assert_same_output(found: RaddGenerateOutput, expected: RaddGenerateOutput, settings: dict, tolerance: float):
+    assert found.keys() == expected.keys()
+    for name in ("sequences", "reveal_step", "num_function_evaluations"):
+        assert torch.equal(found[name], expected[name]), (name, settings)
+    torch.testing.assert_close(found.token_logprobs, expected.token_logprobs, atol=tolerance, rtol=tolerance)
+    for one, other in zip(found.history or (), expected.history or (), strict=True):
+        assert torch.equal(one, other), settings
 
 
 def padded_batch() -> dict[str, Tensor]:

@@ -49,12 +49,12 @@ class Tape(TorchDispatchMode):
         for argument, value in zip(operation._schema.arguments, args, strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
             for each in tree_leaves(value) if written else ():
-                if isinstance(each, Tensor) and _memory(each) not in self.made:
+                if isinstance(each, Tensor) and memory_of(each) not in self.made:
                     self.before.append((each, each.clone()))
         result = operation(*args, **kwargs)
-        inputs = {_memory(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-        fresh = [isinstance(each, Tensor) and _memory(each) not in inputs for each in tree_leaves(result)]
-        self.made |= {_memory(each): each for each, new in zip(tree_leaves(result), fresh, strict=True) if new}
+        inputs = {memory_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        fresh = [isinstance(each, Tensor) and memory_of(each) not in inputs for each in tree_leaves(result)]
+        self.made |= {memory_of(each): each for each, new in zip(tree_leaves(result), fresh, strict=True) if new}
         self.operations.append((operation, args, kwargs, result, fresh))
         return result
 
@@ -74,7 +74,8 @@ class Tape(TorchDispatchMode):
                         there.copy_(now)
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
+    """Returns the address of the memory that a tensor and its views share."""
     return tensor.untyped_storage().data_ptr()
 
 
