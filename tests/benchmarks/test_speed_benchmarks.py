@@ -224,11 +224,10 @@ def test_peak_memory_is_what_tensors_hold_at_once_above_what_was_there():
 
 
 def test_resident_memory_is_that_above_what_was_there_on_entry():
-    with measure.ResidentPeak() as memory:
-        # pages of its own: malloc may answer with free memory of the heap, which is resident already
-        with mmap.mmap(-1, 64_000_000) as pages:  # 64 MB, gone before the end
-            pages.write(bytes(64_000_000))
-            time.sleep(0.1)  # on a busy machine the thread that looks may get no turn before
+    # Pages of its own: malloc may answer with free memory of the heap, which is resident already.
+    with measure.ResidentPeak() as memory, mmap.mmap(-1, 64_000_000) as pages:  # 64 MB, gone before the end
+        pages.write(bytes(64_000_000))
+        time.sleep(0.1)  # on a busy machine the thread that looks may get no turn before
     assert 50e6 < memory.bytes < 150e6
 
 
