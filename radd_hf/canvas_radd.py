@@ -144,26 +144,25 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
                 "text, and special_tokens_in_text=True makes it one: leave it out of the text."
             )
         return ids
-    spelled = special.intersection(ids) - {unknown}
     split = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    left = special.intersection(split) - {unknown}
-    lost = split.count(unknown) > ids.count(unknown)
-    if lost and not spelled:  # "<unk>" in a text, which is as unknown either way
-        return ids
-    if left or lost:
-        token = tokenizer.convert_ids_to_tokens(min(left or spelled))
+    if special.isdisjoint({*ids} - {unknown}) and split.count(unknown) >= ids.count(unknown):
+        return ids  # it spells none, or the unknown token, whose characters are as unknown
+    spelled = {token: tokenizer.convert_ids_to_tokens(token) for token in special.intersection(ids)}
+    read = _without_spaces(_decode(split, tokenizer))  # as WordPiece puts spaces between characters
+    lost = special.intersection(split) | {each for each, word in spelled.items() if _without_spaces(word) not in read}
+    if lost - {unknown}:
+        word = tokenizer.convert_ids_to_tokens(min(lost - {unknown}))
         raise ValueError(
-            f"{name}={text[:60]!r} spells the special token {_place(text, token)}, and the tokenizer, "
+            f"{name}={text[:60]!r} spells the special token {_place(text, word)}, and the tokenizer, "
             f"{type(tokenizer).__name__}, cannot encode that as characters: change it in the text."
         )
-    if split != ids:
-        token = tokenizer.convert_ids_to_tokens(min(special.intersection(ids)))
-        if token not in REPORTED:
-            REPORTED.add(token)
-            logger.warning(
-                f"{name}={text[:60]!r} spells the special token {_place(text, token)}; here and wherever a text "
-                "spells it, its characters are encoded."
-            )
+    word = spelled[min(spelled)]
+    if word not in REPORTED:
+        REPORTED.add(word)
+        logger.warning(
+            f"{name}={text[:60]!r} spells the special token {_place(text, word)}. Here and wherever a text spells it, "
+            "its characters are encoded; in data, special_tokens_in_text=True makes it that token."
+        )
     return split
 
 
@@ -184,9 +183,13 @@ def check_unicode(text: str, name: str) -> None:
         ) from None
 
 
-def _place(text: str, token: str) -> str:
-    found = text.find(token)
-    return f"{token!r}" if found < 0 else f"{token!r} at character {found}"
+def _place(text: str, word: str) -> str:
+    found = text.find(word)
+    return f"{word!r}" if found < 0 else f"{word!r} at character {found}"
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.casefold().split())
 
 
 def encode_after_text(texts: Sequence[str], tokenizer: Any, name: str = "text") -> list[list[int]]:
