@@ -156,12 +156,13 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
             f"{name}={text[:60]!r} spells the special token {_place(text, word)}, and the tokenizer, "
             f"{type(tokenizer).__name__}, cannot encode that as characters: change it in the text."
         )
-    word = spelled[min(spelled)]
-    if word not in REPORTED:
-        REPORTED.add(word)
+    new = set(spelled.values()) - REPORTED
+    if new:
+        REPORTED.update(new)
         logger.warning(
-            f"{name}={text[:60]!r} spells the special token {_place(text, word)}. Here and wherever a text spells it, "
-            "its characters are encoded; in data, special_tokens_in_text=True makes it that token."
+            f"{name}={text[:60]!r} spells {', '.join(_place(text, word) for word in sorted(new))}. Here and wherever a "
+            "text spells a special token, its characters are encoded; in data, special_tokens_in_text=True makes it "
+            "that token."
         )
     return split
 

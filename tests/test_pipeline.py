@@ -203,9 +203,10 @@ def test_the_spelling_of_a_special_token_is_reported_once(tokenizer, monkeypatch
     monkeypatch.setattr(canvas_radd, "REPORTED", set())
     with caplog.at_level("WARNING", logger="radd_hf.canvas_radd"):
         for _ in range(2):
-            encode_text(["no such thing", "an <|endoftext|> here"], tokenizer, "document")
+            encode_text(["no such thing", "an <|endoftext|><|mask|>"], tokenizer, "document")
     (record,) = caplog.records
-    assert "document='an <|endoftext|> here' spells the special token '<|endoftext|>' at character 3" in record.message
+    places = "'<|endoftext|>' at character 3, '<|mask|>' at character 16"
+    assert f"document='an <|endoftext|><|mask|>' spells {places}. Here and wherever" in record.message
 
 
 def test_a_lone_surrogate_is_named_wherever_text_enters(tokenizer, pipe):
