@@ -18,7 +18,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from radd_hf import RaddForMaskedLM, estimate_likelihood
-from radd_hf.data.documents import load_documents
+from radd_hf.data.documents import encode, load_documents
 from radd_hf.hub.loading import load_tokenizer
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 
     tokenizer, length = load_tokenizer(args.model), whole.config.max_position_embeddings
     text = load_documents(args.text, "validation")[0]["text"][: 20 * args.blocks * length]
-    ids = torch.tensor(tokenizer(text)["input_ids"][: args.blocks * length])
+    ids = torch.tensor(encode([text], tokenizer)[0][: args.blocks * length])
     print(f"{'':<12}{'bytes':>12}  nats per token")
     for name, model in (("float32", whole), (f"{args.bits} bits", small)):
         scored = estimate_likelihood(model, list(ids.split(length)), passes=8)

@@ -3,19 +3,31 @@
 
 import inspect
 import json
+import random
+import re
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
-from transformers import AutoTokenizer, pipeline
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
-from radd_hf import RaddForMaskedLM
-from radd_hf.canvas_radd import encode_blanks, encode_with_spans
-from radd_hf.data.documents import load_documents
+from radd_hf import RaddConfig, RaddForMaskedLM, canvas_radd
+from radd_hf.canvas_radd import (
+    decode_span,
+    encode_after_text,
+    encode_blanks,
+    encode_text,
+    encode_with_spans,
+    make_canvas,
+)
+from radd_hf.data.documents import encode, load_documents, train_tokenizer
 from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline
 from support.paths import CHECKPOINT, ROOT
+from support.tokenizer_kinds import KINDS, WORDS
 from support.toys import seeded
 
 MASK = 4095
@@ -79,6 +91,150 @@ def test_blanks_may_touch_begin_end_and_be_the_tokenizers_own_mask(tokenizer):
 def test_a_malformed_blank_is_refused_with_its_place(tokenizer, blank):
     with pytest.raises(ValueError, match=r"at character 7; a blank is written \[MASK\] for one token or \[MASK:n\]"):
         encode_blanks(f"It was {blank}", tokenizer, MASK)
+
+
+def test_a_backslash_makes_a_blank_text_and_two_are_one_before_a_blank(tokenizer):
+    def read(text):
+        return tokenizer.decode(encode_blanks(text, tokenizer, MASK))
+
+    assert read(r"\[Mask of Zorro]") == "[Mask of Zorro]"
+    assert read(r"a \[MASK:3] b") == "a [MASK:3] b"
+    assert read(r"\<|mask|> and [MASK]") == "<|mask|> and<|mask|>"
+    assert read(r"\\[MASK:2]") == "\\<|mask|><|mask|>"
+    assert read(r"\\\[MASK]") == r"\[MASK]"
+    assert read(r"C:\new \[x] \\ \ [MASK]") == "C:\\new \\[x] \\\\ \\<|mask|>"
+    with pytest.raises(ValueError, match=r"at character 2; .* and \\\[ is a bracket that is text"):
+        read(r"\\[Mask of Zorro]")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Text is text, by tokenizers of every kind
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return KINDS[request.param]()
+
+
+def decode(ids, tokenizer) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def is_word_piece(tokenizer) -> bool:
+    return any(token.startswith("##") for token in tokenizer.get_vocab())
+
+
+def test_pieces_around_blanks_read_as_the_text_without_its_blanks(kind):
+    draw, refused = random.Random(0), 0
+    for _ in range(60):
+        text = " ".join(draw.choices(WORDS, k=8)).replace(" ,", ",").replace(" .", ".")
+        cuts = sorted(draw.sample(range(1, len(text) + 1), k=draw.randint(1, 3)))
+        pieces = [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
+        try:
+            ids, spans = encode_with_spans("[MASK:2]".join(pieces), kind, kind.mask_token_id)
+        except ValueError:  # in the middle of a word, where the vocabulary has no piece that fits
+            refused += 1
+            continue
+        assert [end - begin for begin, end in spans] == [2] * len(cuts)
+        whole = "".join(piece.removesuffix(" ") for piece in pieces[:-1]) + pieces[-1]
+        read = decode([token for token in ids if token != kind.mask_token_id], kind)
+        expected = decode(kind(whole)["input_ids"], kind)
+        if is_word_piece(kind):  # a letter after a comma begins a word, and after a blank it need not
+            read, expected = read.replace(" ", ""), expected.replace(" ", "")
+        assert read == expected
+    assert refused <= (40 if is_word_piece(kind) else 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["un[MASK]able", "Emma [MASK:2], and", "It was [MASK] of spring.", "[MASK:2]able and un[MASK]", "[MASK], on"],
+)
+def test_a_text_is_its_pieces_and_what_each_blank_adds(kind, text):
+    ids, spans = encode_with_spans(text, kind, kind.mask_token_id)
+    fills = kind("fine")["input_ids"][-1], encode_after_text(["able"], kind)[0][-1]
+    filled = [fills[place % 2] if token == kind.mask_token_id else token for place, token in enumerate(ids)]
+    pieces = re.split(r" ?\[MASK(?::2)?\]", text)
+    if is_word_piece(kind):
+        pieces = [piece.lower() for piece in pieces]
+    added = [decode_span(filled, *span, kind) for span in spans]
+    rebuilt = pieces[0] + "".join(fill + piece for fill, piece in zip(added, pieces[1:], strict=True))
+    assert decode(filled, kind).removeprefix(" ") == rebuilt.removeprefix(" ")
+
+
+def test_a_prefix_and_a_suffix_are_read_like_the_text_around_a_blank(kind):
+    config = RaddConfig(vocab_size=len(kind), mask_token_id=kind.mask_token_id)
+    for before, after in (("un", "able"), ("Emma", ", and"), ("It was", " of spring."), ("", "able")):
+        expected = encode_blanks(f"{before}[MASK:3]{after}", kind, kind.mask_token_id)
+        canvas, _ = make_canvas(config, prefix=before, suffix=after, length=len(expected), tokenizer=kind)
+        assert canvas.tolist() == [expected]
+
+
+def test_a_text_that_cannot_continue_another_is_refused_by_name():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "un": 2, "able": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    assert encode_blanks("un [MASK] able", tokenizer, 4) == [2, 4, 3]
+    with pytest.raises(ValueError, match=r"text='able' cannot continue a text: .* reads it as 'a able' after 'a'"):
+        encode_blanks("un[MASK]able", tokenizer, 4)
+
+
+def test_what_spells_a_special_token_is_encoded_as_its_characters_or_refused(kind):
+    special = {kind.eos_token_id, kind.mask_token_id, kind.unk_token_id}
+    for literal in ("</s>", "<mask>"):
+        text = f"Emma {literal} was un{literal}able"
+        if special & {*kind(text, split_special_tokens=True)["input_ids"]}:  # as a Unigram model has them for pieces
+            with pytest.raises(ValueError, match=f"text='{text}' spells the special token '{literal}' at character 5"):
+                encode_text([text], kind)
+            continue
+        (ids,) = encode_text([text], kind)
+        assert not special & {*ids}
+        assert decode(ids, kind).replace(" ", "").lower() == text.replace(" ", "").lower()
+
+
+def test_given_text_is_never_filled(tokenizer, pipe):
+    text = "See the <|mask|> here<|endoftext|>"
+    (ids,) = make_canvas(pipe.model.config, prefix=text, length=40, tokenizer=tokenizer)[0]
+    assert tokenizer.decode(ids[ids != MASK]) == text
+    (sample,) = pipe(r"A<|endoftext|>B \<|mask|> [MASK:2]", seed=0)
+    assert sample["text"] == "A<|endoftext|>B <|mask|>" + sample["fills"][0]
+
+
+def test_the_spelling_of_a_special_token_is_reported_once(tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr(canvas_radd, "REPORTED", set())
+    with caplog.at_level("WARNING", logger="radd_hf.canvas_radd"):
+        for _ in range(2):
+            encode_text(["no such thing", "an <|endoftext|><|mask|>"], tokenizer, "document")
+    (record,) = caplog.records
+    places = "'<|endoftext|>' at character 3, '<|mask|>' at character 16"
+    assert f"document='an <|endoftext|><|mask|>' spells {places}. Here and wherever" in record.message
+
+
+def test_a_lone_surrogate_is_named_wherever_text_enters(tokenizer, pipe):
+    config, text = pipe.model.config, "It was \ud800 of"
+    for enter in (
+        lambda: encode_text([text], tokenizer),
+        lambda: encode_blanks(text + " [MASK]", tokenizer, MASK),
+        lambda: make_canvas(config, prefix=text, length=40, tokenizer=tokenizer),
+        lambda: make_canvas(config, suffix=text, length=40, tokenizer=tokenizer),
+        lambda: make_canvas(config, input_ids=text, tokenizer=tokenizer),
+        lambda: pipe(text + " [MASK]"),
+        lambda: encode([text], tokenizer),
+        lambda: train_tokenizer([text], 300),
+    ):
+        with pytest.raises(ValueError, match=r"='It was \\ud800 of.*' has the lone surrogate '\\ud800' at character 7"):
+            enter()
+
+
+def test_the_text_of_input_ids_is_a_text_with_blanks(tokenizer, pipe):
+    (ids,) = make_canvas(pipe.model.config, input_ids=TEXTS[0], tokenizer=tokenizer)[0]
+    assert ids.tolist() == encode_blanks(TEXTS[0], tokenizer, MASK)
+
+
+def test_transformers_own_pipeline_fills_a_mask_with_a_word_and_its_space(tokenizer, pipe):
+    assert encode_blanks("It was a [MASK] day", tokenizer, MASK) == tokenizer("It was a <|mask|> day")["input_ids"]
+    answers = pipeline("fill-mask", model=pipe.model, tokenizer=tokenizer)("It was a <|mask|> day")
+    assert all(answer["token_str"].startswith(" ") for answer in answers)
+    assert {" very", " fine"} <= {answer["token_str"] for answer in answers}
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -451,10 +451,11 @@ class RaddGenerationMixin:
         default named below.
 
         Args:
-            input_ids: (B, L) or (L,) the canvas itself, with the mask id where text is wanted.
+            input_ids: (B, L) or (L,) the canvas itself, with the mask id where text is wanted; or, with `tokenizer`,
+                texts with blanks as in [`encode_blanks`].
             prefix, suffix: instead of `input_ids`, what the text begins and ends with: ids (list, (l,) or (B, l)
-                tensor) or, with `tokenizer`, a text or a list of texts. The suffix ends at `length`. Without any of
-                the three the whole text is generated.
+                tensor) or, with `tokenizer`, a text or a list of texts, in which nothing is a blank. The suffix ends at
+                `length`. Without any of the three the whole text is generated.
             length: L, tokens of the whole text. Default: the model's max_position_embeddings; the model was not
                 trained on longer texts.
             attention_mask: (B, L) 0 at padding of `input_ids`.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Pipeline
 
-from .canvas_radd import encode_with_spans
+from .canvas_radd import decode_span, encode_with_spans
 from .generation_radd import RaddGenerationConfig
 from .randomness_radd import check_seed, sample_generators, text_seed
 from .settings_radd import SETTINGS
@@ -170,7 +170,7 @@ class RaddInfillingPipeline(Pipeline):
             samples.append(
                 {
                     "text": self._decode(ids),
-                    "fills": [self._decode(ids[begin:end]) for begin, end in spans],
+                    "fills": [decode_span(ids.tolist(), *span, self.tokenizer) for span in spans],
                     "fill_scores": scores,
                     "score": sum(scores),
                     "num_function_evaluations": int(evaluations),

@@ -20,6 +20,7 @@ settings of `generate` are read from `settings_radd.py`, which imports nothing e
 
 import argparse
 import json
+import logging
 import re
 import runpy
 import secrets
@@ -58,7 +59,8 @@ examples:
 """
 
 GENERATE_EXAMPLES = """\
-blanks: [MASK] is a blank of one token, [MASK:12] one of twelve; a space before a blank belongs to it.
+blanks: [MASK] is a blank of one token, [MASK:12] one of twelve; a space before a blank belongs to it. A backslash
+makes it text: \\[Mask of Zorro]. The tokenizer's mask token is a blank of TEXT, too; other special tokens are text.
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring" --number 3 --seed 1
@@ -214,7 +216,10 @@ def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
     piped = args.text is None and not ends and args.length is None and not stdin.isatty()
     for name in ("text", "prefix", "suffix"):
         if getattr(args, name) == "-" or (name == "text" and piped):
-            setattr(args, name, stdin.read().removesuffix("\n"))
+            try:
+                setattr(args, name, stdin.read().removesuffix("\n"))
+            except UnicodeDecodeError as error:
+                raise UsageError(f"standard input is not in {error.encoding}: {error}") from error
     if piped and not args.text:
         raise UsageError("standard input is empty: pass a text with blanks, --prefix, --suffix or --length.")
 
@@ -251,6 +256,8 @@ def _write_texts(args: argparse.Namespace) -> None:
     _read_text(args, sys.stdin)
     settings = _check(args)
     model, tokenizer = _load(args)
+    if args.quiet:
+        logging.getLogger("radd_hf.canvas_radd").setLevel(logging.ERROR)
     canvas, spans = _make_canvas(args, settings.pop("length", None), model, tokenizer)  # (L,)
     longest = model.config.max_position_embeddings
     if len(canvas) > longest and not args.quiet:
@@ -330,7 +337,7 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
         if args.text is None:
             ends = {"prefix": args.prefix, "suffix": args.suffix, "length": length or model.generation_config.length}
             return make_canvas(model.config, **ends, tokenizer=tokenizer)[0][0], []
-        ids, spans = encode_with_spans(args.text, tokenizer, model.config.mask_token_id)
+        ids, spans = encode_with_spans(args.text, tokenizer, model.config.mask_token_id, "TEXT")
     except ValueError as error:
         raise UsageError(str(error)) from error
     if not spans:
@@ -345,15 +352,16 @@ def _report(
     args: argparse.Namespace, output: Any, row: int, sample: int, spans: list, tokenizer: Any, seconds: float
 ) -> None:
     """Writes the text in a row of a batch, the `sample`-th of all, to standard output, and about it to the other."""
+    from radd_hf.canvas_radd import decode_span
 
-    def decode(ids: Any) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(begin: int, end: int) -> str:
+        return decode_span(ids, begin, end, tokenizer, skip_special_tokens=True)
 
     ids = output.sequences[row].tolist()
     result = {
         "sample": sample,
-        "text": decode(ids),
-        "fills": [decode(ids[begin:end]) for begin, end in spans],
+        "text": decode(0, len(ids)),
+        "fills": [decode(*span) for span in spans],
         "ids": ids,
         "tokens": int((output.reveal_step[row] >= 0).sum()),
         "nfe": int(output.num_function_evaluations[row]),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..canvas_radd import encode_blanks, make_canvas
+from ..canvas_radd import encode_blanks, encode_text, make_canvas
 from ..generation_radd import RaddGenerateOutput
 from ..hub.loading import load
 from ..likelihood import nats_of_tokens, order_of, order_round
@@ -298,13 +298,10 @@ def write(
 def judge(stop: threading.Event, *, model: str, tokenizer: str, text: str, order: str) -> Iterator[tuple[str, str]]:
     """Yields the heat map of a text, as far as it is known, and a line about it."""
     network, words = load_for_page(model, tokenizer)
-    mask_id = network.config.mask_token_id
-    ids = torch.tensor(words(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)  # (L,)
+    ids = torch.tensor(encode_text([text], words)[0], dtype=torch.int64)  # (L,)
     check_length("the text", len(ids), network.config.max_position_embeddings)
     if len(ids) == 0:
         raise ValueError(f"text={text!r} has no token to score: write something.")
-    if bool((ids == mask_id).any()):
-        raise ValueError(f"text={text!r} holds the mask token, which has no likelihood.")
     heat, line = "", f"0 of {number_of(len(ids), 'token')} scored"
     nll = torch.full(ids.shape, math.nan)
     for nll in score(network, ids, order, stop=stop):

@@ -21,12 +21,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from ..canvas_radd import decode_after_text, decode_span
 from ..noise_radd import expected_evaluations, get_noise
 
 if TYPE_CHECKING:
@@ -113,23 +115,24 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
 
     A character that several tokens spell is the last one's, and the others' strings are empty. Special tokens are, too.
     """
-    pieces = {
-        token: tokenizer.decode([token], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        for token in set(ids)
-    }
+    distinct = list(set(ids))
+    texts_of = partial(decode_after_text, tokenizer=tokenizer, skip_special_tokens=True)
+    pieces = dict(zip(distinct, texts_of([[token] for token in distinct]), strict=True))
     texts: list[str] = []
     pending: list[int] = []  # tokens of a character that is not complete
     for index, token in enumerate(ids):
         piece = pieces[token]
         if pending or "\ufffd" in piece:
             pending.append(token)
-            piece = tokenizer.decode(pending, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            piece = texts_of([pending])[0]
             follows = index + 1 < len(ids) and "\ufffd" in pieces[ids[index + 1]]
             if "\ufffd" in piece and follows:
                 piece = ""
             else:
                 pending = []
         texts.append(piece)
+    if ids:  # no text stands before the first
+        texts[0] = texts[0] and decode_span(ids, 0, 1, tokenizer, skip_special_tokens=True)
     return texts
 
 

@@ -162,7 +162,7 @@ def _add_text(longest: int) -> dict[str, Any]:
         text = gr.Textbox(
             EXAMPLES[0],
             label="Text",
-            info="[MASK:12] is a blank of twelve tokens",
+            info="[MASK:12] is a blank of twelve tokens; a backslash before it makes it text",
             lines=3,
             elem_id="text",
         )

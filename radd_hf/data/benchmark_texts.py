@@ -207,6 +207,7 @@ def load_evaluation_text(
     config: str | None = None,
     text_column: str | None = None,
     workers: int | None = None,
+    special_tokens_in_text: bool = False,
 ) -> EvaluationText:
     """The blocks of a data set under a protocol.
 
@@ -219,6 +220,7 @@ def load_evaluation_text(
             "clean" and "test" under "radd", as in the authors' code.
         config, text_column: of a data set that is not in `EVALUATION_SETS`, as in `load_documents`.
         workers: processes that tokenise, as in `tokenize`; the blocks are the same.
+        special_tokens_in_text: as in `encode`.
 
     Raises:
         ValueError: for an unknown protocol, split or data set; a `config` or `text_column` of a set that has its own;
@@ -243,7 +245,7 @@ def load_evaluation_text(
     if not any(text is None or text.strip() for text in rows["text"]):
         raise ValueError(f"split={split!r} of dataset={dataset!r} has no text: {len(rows)} rows, all empty.")
     documents = _to_documents(rows, known.detokenizer, None if radd else known.join)
-    tokens = tokenize(documents, tokenizer, workers)
+    tokens = tokenize(documents, tokenizer, workers, special_tokens_in_text)
     description: dict[str, str | int | None] = {
         "dataset": dataset,
         "source": known.source,

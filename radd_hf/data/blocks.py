@@ -150,8 +150,10 @@ class StreamedBlocks:
         length: int,
         batch_size: int,
         seed: int,
+        special_tokens_in_text: bool = False,
     ):
         self.source, self.documents, self.tokenizer = source, documents, tokenizer
+        self.special_tokens_in_text = special_tokens_in_text
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.window = -1  # the one in memory
         self.blocks = torch.empty(0, length, dtype=torch.int64)  # (WINDOW B, L)
@@ -178,7 +180,8 @@ class StreamedBlocks:
         wanted = WINDOW * self.batch_size * self.length
         while len(self.rest) < wanted:
             texts = self._next_texts()
-            self.rest += [token for ids in encode(texts, self.tokenizer) for token in ids]
+            rows = encode(texts, self.tokenizer, self.special_tokens_in_text)
+            self.rest += [token for ids in rows for token in ids]
         blocks = torch.tensor(self.rest[:wanted]).view(-1, self.length)  # (WINDOW B, L)
         del self.rest[:wanted]
         generator = torch.Generator().manual_seed(stream_seed(self.seed, "window", self.window))

@@ -18,11 +18,15 @@ from pathlib import Path
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..canvas_radd import check_unicode, encode_text
 
 EOS_TOKEN = "<|endoftext|>"
 MASK_TOKEN = "<|mask|>"
+# lstrip: it takes the space before it, which a token that fills it brings along.
+MASK = AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True)
 
 # Jane Austen's six novels in the order of the shipped file; each begins at the line that is its title.
 NOVELS = ("EMMA", "MANSFIELD PARK", "NORTHANGER ABBEY", "Persuasion", "PRIDE AND PREJUDICE", "SENSE AND SENSIBILITY")
@@ -206,8 +210,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS_TOKEN, mask_token=MASK_TOKEN)
+
+    def checked() -> Iterator[str]:
+        for text in texts:
+            check_unicode(text, "document")
+            yield text
+
+    tokenizer.train_from_iterator(checked(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS_TOKEN, mask_token=MASK)
     if len(fast) != vocab_size:
         raise ValueError(f"vocab_size={vocab_size} is more than this text can fill; it gives {len(fast)} tokens.")
     return fast
@@ -216,36 +226,52 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def add_mask_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Gives a tokenizer a mask token if it has none, and returns its id (50257 for GPT-2)."""
     if tokenizer.mask_token_id is None:
-        tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+        tokenizer.add_special_tokens({"mask_token": MASK})
     return tokenizer.mask_token_id
 
 
-def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of each document, EOS at its end."""
+def encode(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, special_tokens_in_text: bool = False
+) -> list[list[int]]:
+    """Returns the ids of each document, EOS at its end.
+
+    Args:
+        special_tokens_in_text: whether the spelling of a special token stands for that token, for text whose documents
+            were joined by a spelled EOS. Otherwise its characters are encoded, see [`encode_text`].
+
+    Raises:
+        ValueError: for a document that is null; for one that cannot be encoded as it stands, by its first characters.
+    """
     if tokenizer.eos_token_id is None:
         raise ValueError("tokenizer has no eos_token, and documents end in it: set one.")
     if None in texts:
         raise ValueError("a document is null: leave such rows out of the data set.")
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = encode_text(texts, tokenizer, "document", special_tokens_in_text=special_tokens_in_text)
     return [[*row, tokenizer.eos_token_id] for row in ids]
 
 
-def tokenize(documents: Dataset, tokenizer: PreTrainedTokenizerBase, workers: int | None = None) -> Dataset:
+def tokenize(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    workers: int | None = None,
+    special_tokens_in_text: bool = False,
+) -> Dataset:
     """The ids of every document, "input_ids", and the bytes of its text, "n_bytes".
 
     Cached beside the documents under a name made of them and of the tokenizer, so that the same text is tokenised once,
     whoever asks and with however many `workers` (processes; None: this one, with the tokenizer's threads).
+    `special_tokens_in_text` is as in [`encode`].
     """
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer={type(tokenizer).__name__} must be a fast one, of the tokenizers library.")
 
     def encode_batch(batch: dict) -> dict:
-        ids = encode(batch["text"], tokenizer)
+        ids = encode(batch["text"], tokenizer, special_tokens_in_text)
         return {"input_ids": ids, "n_bytes": [len(text.encode()) for text in batch["text"]]}
 
     # Given by hand: `datasets` would name the function, which changes with what the tokenizer was last called for.
     rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    name = Hasher.hash((documents._fingerprint, rules, tokenizer.eos_token_id))
+    name = Hasher.hash((documents._fingerprint, rules, tokenizer.eos_token_id, special_tokens_in_text))
     width = "uint16" if len(tokenizer) <= 2**16 else "int32"
     return documents.map(
         encode_batch,

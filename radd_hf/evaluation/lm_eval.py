@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, RaddGenerationConfig, __version__
+from ..canvas_radd import decode_after_text, encode_text
 from ..hub.loading import check_tokenizer, find_device, load, load_model, load_tokenizer
 from ..likelihood import ESTIMATORS, check_passes, estimate_likelihood
 from ..processes import make_accelerator, run_script
@@ -91,6 +92,8 @@ class RaddLM(TemplateLM):
         max_gen_toks: tokens to generate where the task does not say. Default: 256, or half of max_length if that is
             less.
         method, steps: of `generate`, where the task does not say; see there.
+        special_tokens_in_text: whether the spelling of a special token in a request stands for that token, as after a
+            chat template was applied. Default: for its characters.
         trust_remote_code: taken, as the harness passes it on, and of no effect: this package has the code.
 
     Raises:
@@ -114,6 +117,7 @@ class RaddLM(TemplateLM):
         max_gen_toks: int | None = None,
         method: str | None = None,
         steps: int | None = None,
+        special_tokens_in_text: bool = False,
         trust_remote_code: bool = False,
     ):
         super().__init__()
@@ -128,6 +132,7 @@ class RaddLM(TemplateLM):
         self.likelihood, self.rolling, self.passes, self.seed = likelihood, rolling, passes, seed
         self.batch_size = int(batch_size)
         self.settings = {"method": method, "steps": steps}
+        self.special_tokens_in_text = special_tokens_in_text
 
         self.accelerator = make_accelerator() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
         if self.accelerator is not None:
@@ -173,19 +178,17 @@ class RaddLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """Nothing is added, as in training, where EOS alone parts documents.
+        """Returns the ids of a text as in training: nothing is added, and the text is read by [`encode_text`].
 
         Raises:
-            ValueError: for a text that holds the mask, which stands for a token that is not known.
+            ValueError: as `encode_text`.
         """
-        ids = self.tokenizer(string, add_special_tokens=bool(add_special_tokens), verbose=False)["input_ids"]
-        if self.model.config.mask_token_id in ids:
-            raise ValueError(f"a request holds the mask, {self.tokenizer.mask_token!r}, which is no token of a text.")
-        return ids
+        return encode_text([string], self.tokenizer, "request", special_tokens_in_text=self.special_tokens_in_text)[0]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         if not self.tokenizer.chat_template:
             raise ValueError(f"tokenizer={self.tokenizer.name_or_path!r} has no chat template to apply.")
+        self.special_tokens_in_text = True  # the template spells those that it means
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -359,7 +362,7 @@ class RaddLM(TemplateLM):
     def _text_until(self, ids: list[int], until: list[str]) -> str:
         if self.eot_token_id in ids:
             ids = ids[: ids.index(self.eot_token_id)]
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)  # which may be what ends the text
+        (text,) = decode_after_text([ids], self.tokenizer)  # special tokens stay, as one may be what ends the text
         return text[: min([found for stop in until if stop and (found := text.find(stop)) >= 0], default=len(text))]
 
     # -----------------------------------------------------------------------------------------------------

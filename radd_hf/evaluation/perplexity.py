@@ -47,6 +47,10 @@ class Arguments:
     text_column: str | None = field(default=None, metadata={"help": "of a data set that is not in the list"})
     protocol: str = field(default="clean", metadata={"help": f"how the text is cut and averaged: one of {PROTOCOLS}"})
     tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: the model's"})
+    special_tokens_in_text: bool = field(
+        default=False,
+        metadata={"help": "a special token that the text spells, such as EOS, is that token; default: its characters"},
+    )
     length: int | None = field(default=None, metadata={"help": "tokens in a block; default: the model's"})
     estimator: str = field(default="k_stratified", metadata={"help": f"one of {', '.join(ESTIMATORS)}"})
     passes: int | None = field(
@@ -115,6 +119,7 @@ def load_text(args: Arguments, model: RaddForMaskedLM, tokenizer: PreTrainedToke
         split=args.split,
         config=args.dataset_config,
         text_column=args.text_column,
+        special_tokens_in_text=args.special_tokens_in_text,
     )
 
 

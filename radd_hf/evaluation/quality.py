@@ -42,6 +42,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..canvas_radd import encode_text
 from ..kernels_radd import evaluation_mode
 from ..likelihood import NatsPerToken
 from ..noise_radd import expected_evaluations, get_noise
@@ -192,8 +193,8 @@ def judge(
     """The negative log-likelihood of `texts` under a judge; see [`load_judge`], and the head of this file.
 
     Every scored token counts once, whatever text it is in, and the result does not depend on the batch size. The first
-    token of a text is scored after the tokenizer's BOS; if that has none, it is context only. A special token that is
-    spelled out in a text is one token if the judge's tokenizer has it, else so many characters.
+    token of a text is scored after the tokenizer's BOS; if that has none, it is context only. What spells a special
+    token of the judge is read as its characters.
 
     The standard error is that of the ratio sum of nats / sum of tokens, the texts being independent draws, by the
     delta method: with r_i = nats_i - nats_per_token * tokens_i, the square root of S / (S - 1) * sum r_i^2, divided by
@@ -216,9 +217,7 @@ def judge(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     limit = _limit(model, max_length)
-    if eos_token:
-        texts = [text.replace(eos_token, tokenizer.eos_token or "\n\n") for text in texts]
-    whole = _encode(texts, tokenizer)
+    whole = _encode(texts, tokenizer, eos_token)
     rows = [torch.tensor(ids[:limit]) for ids in whole]
     n_tokens = torch.tensor([len(row) - 1 for row in rows])  # (S,) scored: all but the first id, BOS or context
     nats = torch.zeros(len(rows), dtype=torch.float64)  # (S,)
@@ -249,11 +248,17 @@ def _limit(model: PreTrainedModel, max_length: int | None) -> int | None:
     return max_length
 
 
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos_token: str | None = None) -> list[list[int]]:
     """The judge's ids of each text, BOS before them if its tokenizer has one: at least two."""
     # Some tokenizers add a BOS of themselves, others (GPT-2's) have one and do not.
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [bos + ids for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    rows = []
+    for text in texts:
+        if eos_token and tokenizer.eos_token_id is None:
+            text = text.replace(eos_token, "\n\n")
+        documents = encode_text(text.split(eos_token) if eos_token else [text], tokenizer)
+        row = [token for ids in documents for token in (tokenizer.eos_token_id, *ids)]
+        rows.append([*bos, *row[1:]])  # EOS between documents
     for index, row in enumerate(rows):
         if len(row) < 2:
             reason = "it is empty" if bos or not row else "its only token is context, as the judge has no BOS"

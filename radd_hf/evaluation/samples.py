@@ -56,6 +56,12 @@ class Arguments:
     reference_split: str | None = field(
         default=None, metadata={"help": "of it; default: validation of 'austen' (its held-out novel), else all"}
     )
+    special_tokens_in_text: bool = field(
+        default=False,
+        metadata={
+            "help": "a special token that the reference spells, such as EOS, is that token; default: its characters"
+        },
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
     plot: str | None = field(default=None, metadata={"help": "picture of the result; needs matplotlib"})
 
@@ -230,7 +236,8 @@ def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor
         return None
     args.reference_split = args.reference_split or ("validation" if args.reference == "austen" else "all")
     documents = load_documents(args.reference, args.reference_split)
-    return spread_rows(Blocks(tokenize(documents, tokenizer), length), args.n_samples)
+    tokens = tokenize(documents, tokenizer, special_tokens_in_text=args.special_tokens_in_text)
+    return spread_rows(Blocks(tokens, length), args.n_samples)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -99,6 +99,10 @@ class DataArguments:
         default=None, metadata=help_("name or folder; default: of init_from, or a BPE of the training text")
     )
     vocab_size: int = field(default=2048, metadata=help_("of the BPE, mask included"))
+    special_tokens_in_text: bool = field(
+        default=False,
+        metadata=help_("a special token that the text spells, such as EOS, is that token; default: its characters"),
+    )
     length: int | None = field(default=None, metadata=help_("tokens in a block; default: of init_from, or 1024"))
     tokenizing_workers: int | None = field(default=None, metadata=help_("processes; default: the tokenizer's threads"))
     random_length_fraction: float = field(
@@ -216,11 +220,13 @@ def load_data(
 
     if isinstance(held_out, IterableDataset):
         held_out = Dataset.from_dict({"text": [document["text"] for document in held_out]})
-    validation = Blocks(tokenize(held_out, tokenizer, workers), length, tail=True)
+    spelled = data_args.special_tokens_in_text
+    validation = Blocks(tokenize(held_out, tokenizer, workers, spelled), length, tail=True)
     if isinstance(documents, IterableDataset):
-        stream = StreamedBlocks(data_args.dataset, documents, tokenizer, length, args.batch_size, args.seed)
-        return Data(tokenizer, stream, validation, length, f"stream of {data_args.dataset} {data_args.dataset_config}")
-    blocks = Blocks(tokenize(documents, tokenizer, workers), length)
+        stream = StreamedBlocks(data_args.dataset, documents, tokenizer, length, args.batch_size, args.seed, spelled)
+        identity = f"stream of {data_args.dataset} {data_args.dataset_config}" + " with special tokens" * spelled
+        return Data(tokenizer, stream, validation, length, identity)
+    blocks = Blocks(tokenize(documents, tokenizer, workers, spelled), length)
     logger.info("%s tokens in %s blocks of %s", f"{blocks.n_tokens:,}", f"{len(blocks):,}", length)
     shuffled = ShuffledBlocks(blocks, args.batch_size, args.seed)
     return Data(tokenizer, shuffled, validation, length, blocks.fingerprint())

@@ -100,6 +100,24 @@ def test_a_text_with_blanks_is_written_with_them_filled_and_nothing_else(radd, s
     assert sample["text"] == "It is{} truth, in{} of".format(*sample["fills"])
 
 
+def test_given_text_is_printed_as_it_was_given(radd, samples):
+    (sample,) = samples("A<|endoftext|>B [MASK:2]")
+    assert sample["text"] == "A<|endoftext|>B" + sample["fills"][0]
+    (sample,) = samples("--prefix", "See the <|mask|> here", "--length", "40")
+    assert sample["text"].startswith("See the <|mask|> here")
+    (sample,) = samples(r"\[Mask of Zorro] [MASK:2]")
+    assert sample["text"] == "[Mask of Zorro]" + sample["fills"][0]
+    assert radd("generate", "<|endoftext|> [MASK]", "--quiet").err == ""
+
+
+def test_text_that_is_not_unicode_is_refused_with_its_place(radd):
+    for arguments in (["A\udcff [MASK]"], ["--prefix", "A\udcff", "--length", "9"]):
+        result = radd("generate", *arguments)
+        assert result.code == 2
+        assert "has the lone surrogate '\\udcff' at character 1" in result.err
+    assert radd("generate", stdin="A\udcff [MASK]").code == 2
+
+
 def test_an_object_tells_all_of_a_sample(samples, network, tiny_tokenizer):
     (sample,) = samples(TEXT, "--method", "ordered", "--steps", "3")
     canvas = torch.tensor(encode_blanks(TEXT, tiny_tokenizer, network.config.mask_token_id))
@@ -363,8 +381,23 @@ def test_elsewhere_a_line_for_each_tenth_says_how_far_it_is(radd):
     assert all(re.fullmatch(r"NFE \d+ \u00b7 \d+ of 40 tokens \u00b7 [\d,]+ tokens/s", line) for line in lines)
 
 
+class StandIn:
+    """A tokenizer that decodes by a function of its own."""
+
+    all_special_ids = ()
+
+    def __init__(self, decode):
+        self.text_of = decode
+
+    def __call__(self, texts, **settings):
+        return {"input_ids": [[1]] * len(texts)}
+
+    def decode(self, ids, **settings):
+        return "".join(map(self.text_of, ids))
+
+
 def test_a_canvas_taller_than_the_terminal_shows_where_it_is_written(terminal, capsys):
-    tokenizer = SimpleNamespace(decode=lambda ids, **settings: " token")
+    tokenizer = StandIn(lambda token: " token")
     canvas = [9] * 90
     with cli._LiveCanvas(canvas, tokenizer, mask_token_id=9, pause=0.001, shown=True) as live:
         for position in (0, 60, 89, 30, 1):
@@ -377,7 +410,7 @@ def test_a_canvas_taller_than_the_terminal_shows_where_it_is_written(terminal, c
 
 
 def test_what_the_model_writes_cannot_command_the_terminal(terminal, capsys):
-    tokenizer = SimpleNamespace(decode=lambda ids, **settings: "\x1b[2J\x07\x9b" if 0 in ids else "a")
+    tokenizer = StandIn(lambda token: "a" if token else "\x1b[2J\x07\x9b")
     with cli._LiveCanvas([9, 9], tokenizer, mask_token_id=9, pause=0.0, shown=True) as live:
         live.put_draft(torch.tensor([[0, 1]]))
     written = capsys.readouterr().err

@@ -163,11 +163,17 @@ def test_a_field_that_does_not_fit_is_named(fields, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "text='' has no token"), ("a" * 999, "at most 128"), ("<|mask|>", "holds the mask token")],
+    [("", "text='' has no token"), ("a" * 999, "at most 128"), ("a\ud800", "has the lone surrogate")],
 )
 def test_a_text_that_has_no_likelihood_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         list(judge(threading.Event(), model=AUSTEN, tokenizer="", text=text, order="forward"))
+
+
+def test_what_spells_the_mask_has_a_likelihood_as_any_text():
+    *_, (heat, line) = judge(threading.Event(), model=AUSTEN, tokenizer="", text="a <|mask|>", order="forward")
+    assert "bits per byte" in line
+    assert "radd-mask" not in heat
 
 
 @pytest.mark.parametrize("method", METHODS)

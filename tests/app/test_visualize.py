@@ -30,6 +30,7 @@ from radd_hf.app.visualize import (
     token_texts,
 )
 from radd_hf.noise_radd import expected_evaluations, get_noise
+from support.tokenizer_kinds import KINDS
 from support.toys import random_model
 
 STEPS = 16
@@ -64,6 +65,13 @@ def made_of(*texts: str, steps: list[int] | None = None) -> Denoising:
 # ---------------------------------------------------------------------------------------------------------
 # What happened
 # ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Metaspace always", "Llama", "T5", "byte-level with a space"])
+def test_a_token_of_any_tokenizer_keeps_its_space(kind):
+    tokenizer = KINDS[kind]()
+    ids = tokenizer("Emma was unable, on a day")["input_ids"]
+    assert "".join(token_texts(ids, tokenizer)) == tokenizer.decode(ids)
 
 
 def test_the_texts_of_the_tokens_make_up_the_text(tiny_tokenizer, output):

@@ -23,8 +23,8 @@ def tokens(tiny_tokenizer) -> Dataset:
 def stream(tiny_tokenizer):
     """A stream as a process finds it that has just started."""
 
-    def open_(files: int = 3) -> StreamedBlocks:
-        documents = Dataset.from_dict({"text": TEXTS}).to_iterable_dataset(num_shards=files)
+    def open_(files: int = 3, texts: list[str] = TEXTS) -> StreamedBlocks:
+        documents = Dataset.from_dict({"text": texts}).to_iterable_dataset(num_shards=files)
         return StreamedBlocks("here", documents, tiny_tokenizer, LENGTH, BATCH, seed=0)
 
     return open_
@@ -146,3 +146,9 @@ def test_rows_gathered_at_once_are_the_blocks_one_by_one_also_across_pieces(toke
     blocks = Blocks(tokens, LENGTH)
     chosen = torch.randint(len(blocks), (200,), generator=torch.Generator().manual_seed(0))
     assert torch.equal(blocks.rows(chosen.numpy()), torch.stack([blocks[int(index)] for index in chosen]))
+
+
+def test_what_spells_a_special_token_in_a_stream_is_its_characters(stream, tiny_tokenizer):
+    rows = stream(texts=["a <|mask|> man" for _ in TEXTS]).rows(0, range(BATCH))
+    assert not (rows == tiny_tokenizer.mask_token_id).any()
+    assert any("mask|> man" in tiny_tokenizer.decode(row) for row in rows)

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 
 from radd_hf.data.documents import NOVELS, add_mask_token, encode, load_documents, tokenize, train_tokenizer, unwrap
 from support.texts import TEXTS
+from support.tokenizer_kinds import KINDS
 
 
 def texts_of(documents) -> list[str]:
@@ -144,6 +145,40 @@ def test_a_tokenizer_without_a_mask_token_is_given_one(tiny_tokenizer):
     assert add_mask_token(tiny_tokenizer) == 299
     tiny_tokenizer._special_tokens_map["mask_token"] = None
     assert add_mask_token(tiny_tokenizer) == tiny_tokenizer.mask_token_id == 299
+
+
+def test_the_mask_of_a_tokenizer_takes_the_space_before_it(tiny_tokenizer):
+    ids = tiny_tokenizer("a man <|mask|> want")["input_ids"]
+    assert ids == [*tiny_tokenizer("a man")["input_ids"], 299, *tiny_tokenizer(" want")["input_ids"]]
+
+
+LITERALS = "a <|mask|> of<|endoftext|>a wife"
+
+
+def test_what_spells_a_special_token_in_a_document_is_encoded_as_its_characters(tiny_tokenizer):
+    tokens = tokenize(Dataset.from_dict({"text": [LITERALS]}), tiny_tokenizer)
+    *ids, last = tokens[0]["input_ids"]
+    assert tiny_tokenizer.decode(ids) == LITERALS
+    assert not {tiny_tokenizer.mask_token_id, tiny_tokenizer.eos_token_id} & {*ids}
+    assert last == tiny_tokenizer.eos_token_id
+    assert tokens[0]["n_bytes"] == len(LITERALS)
+
+
+def test_documents_that_were_joined_by_a_spelled_eos_are_parted_by_it_if_that_is_asked_for(tiny_tokenizer):
+    text = "a man<|endoftext|>a wife"
+    documents = Dataset.from_dict({"text": [text]})
+    parted = tokenize(documents, tiny_tokenizer, special_tokens_in_text=True)
+    assert parted[0]["input_ids"] == [*tiny_tokenizer(text)["input_ids"], 0]
+    assert parted[0]["input_ids"].count(0) == 2
+    assert tokenize(documents, tiny_tokenizer)[0]["input_ids"].count(0) == 1, "each is kept under a name of its own"
+    with pytest.raises(ValueError, match=r"document='a <\|mask\|> of.*' spells the mask '<\|mask\|>' at character 2"):
+        encode([LITERALS], tiny_tokenizer, special_tokens_in_text=True)
+
+
+def test_a_document_whose_special_tokens_cannot_be_characters_is_named():
+    tokenizer = KINDS["Unigram"]()
+    with pytest.raises(ValueError, match=r"document='able </s> on' spells the special token '</s>' at character 5"):
+        encode(["Emma was", "able </s> on"], tokenizer)
 
 
 def test_a_null_document_and_a_tokenizer_without_eos_are_refused(tiny_tokenizer):

@@ -192,16 +192,25 @@ def test_a_long_context_loses_its_beginning_and_a_continuation_nothing(make_lm, 
 
 
 @with_harness
-def test_a_continuation_without_a_token_and_a_text_with_the_mask_are_refused(make_lm):
+def test_a_continuation_without_a_token_is_refused(make_lm):
     with pytest.raises(ValueError, match=r"continuation='' adds no token to its context, which ends in 'a man'"):
         loglikelihoods(make_lm(), [("a man", "")])
-    for ask in (
-        lambda: loglikelihoods(make_lm(), [("a man", MASK_TOKEN)]),
-        lambda: rolling(make_lm(), f"a {MASK_TOKEN} man"),
-        lambda: generated(make_lm(), f"a {MASK_TOKEN} man"),
-    ):
-        with pytest.raises(ValueError, match="a request holds the mask"):
-            ask()
+
+
+@with_harness
+def test_what_spells_a_special_token_is_its_characters_but_for_that_of_a_chat_template(
+    make_lm, tiny_tokenizer, monkeypatch
+):
+    lm, text = make_lm(), f"a{EOS_TOKEN}man"
+    assert tiny_tokenizer.decode(lm.tok_encode(text)) == text
+    assert tiny_tokenizer.eos_token_id not in lm.tok_encode(text)
+    assert math.isfinite(loglikelihoods(lm, [("a man", MASK_TOKEN)])[0][0])
+    assert make_lm(special_tokens_in_text=True).tok_encode(text) == tiny_tokenizer(text)["input_ids"]
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ messages[0]['content'] }}" + EOS_TOKEN)
+    templated = lm.apply_chat_template([{"role": "user", "content": "a man"}])
+    assert lm.tok_encode(templated)[-1] == tiny_tokenizer.eos_token_id
+    with pytest.raises(ValueError, match=r"request='a <\|mask\|>' spells the mask"):
+        lm.tok_encode(f"a {MASK_TOKEN}")
 
 
 TEXTS = ["It is a truth universally acknowledged, that a single man must be in want of a wife.\n" * 4, "a wife", ""]

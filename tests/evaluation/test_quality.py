@@ -179,12 +179,18 @@ def test_the_end_of_a_document_is_the_judges_own(gpt2):
     model, tokenizer = gpt2
     n_letters = sum(len(tokenizer.encode(word)) for word in ("single", "truth"))
     result = judge(["single</s>truth"] * 2, model, tokenizer, eos_token="</s>")
-    assert result == judge(["single<|endoftext|>truth"] * 2, model, tokenizer)
+    assert result == judge(["single<|endoftext|>truth"] * 2, model, tokenizer, eos_token="<|endoftext|>")
     assert result.n_tokens == 2 * (n_letters + 1)
     assert judge(["single</s>truth"], model, tokenizer).n_tokens > n_letters + 1
     tokenizer.eos_token = None
     expected = judge(["single\n\ntruth"] * 2, model, tokenizer)
     assert judge(["single</s>truth"] * 2, model, tokenizer, eos_token="</s>") == expected
+
+
+def test_what_spells_a_special_token_of_the_judge_is_its_characters(gpt2):
+    model, tokenizer = gpt2
+    expected = sum(len(tokenizer.encode(part)) for part in ("<|", "endoftext", "|>"))
+    assert judge(["<|endoftext|>"], model, tokenizer).n_tokens == expected > 1
 
 
 def test_neither_batch_size_nor_padding_nor_order_matters(gpt2):
@@ -462,7 +468,7 @@ def test_the_writers_end_of_a_document_becomes_the_judges(gpt2, tiny_tokenizer):
     writer.eos_token = "wife"
     ids = torch.tensor([tiny_tokenizer.encode("a single wife must be in")] * 2)
     figures = text_figures(ids, writer, gpt2)
-    expected = judge(["a single <|endoftext|> must be in"] * 2, *gpt2)
+    expected = judge(["a single <|endoftext|> must be in"] * 2, *gpt2, eos_token="<|endoftext|>")
     assert figures["judgement"]["nats_per_token"] == expected.nats_per_token
 
 

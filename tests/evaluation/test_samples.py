@@ -134,6 +134,14 @@ def test_the_reference_is_the_text_cut_to_the_length_of_the_samples(evaluate, fo
     assert (result["reference"]["text"], result["reference"]["split"]) == (str(tiny_text), "all")
 
 
+def test_a_special_token_that_the_reference_spells_is_its_characters(evaluate, tmp_path):
+    (tmp_path / "text.txt").write_text("<|mask|><|endoftext|>" * 400)
+    settings = {"methods": "first_hitting", "reference": tmp_path / "text.txt"}
+    assert evaluate(**settings)["reference"]["token_entropy"] > 1
+    with pytest.raises(ValueError, match="spells the mask"):
+        evaluate(**settings, special_tokens_in_text=True)
+
+
 def test_the_reference_can_be_what_is_held_out_of_a_text(evaluate, tmp_path):
     (tmp_path / "text.txt").write_text("no " * 6000 + SENTENCES * 12)
     whole = evaluate(methods="first_hitting", reference=tmp_path / "text.txt")["reference"]

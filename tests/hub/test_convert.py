@@ -142,6 +142,12 @@ def test_a_converted_folder_is_complete(tmp_path, words):
     assert {path.name for path in convert(HUB, tmp_path / "bare").iterdir()} == MODEL_FILES
 
 
+def test_the_mask_that_a_tokenizer_is_given_takes_the_space_before_it(tmp_path, words):
+    tokenizer = AutoTokenizer.from_pretrained(convert(HUB, tmp_path / "ours", tokenizer=words))
+    assert AutoTokenizer.from_pretrained(words).mask_token is None
+    assert tokenizer.added_tokens_decoder[96].lstrip
+
+
 def test_converting_twice_gives_the_same_bytes_and_none_names_the_machine(tmp_path, words):
     for source in (HUB, RUN):
         once = contents(convert(source, tmp_path / f"{source.name}-once", tokenizer=words))

@@ -55,6 +55,17 @@ def test_every_loss_trains(run, loss_type):
     assert metrics(folder)[-1]["final_bits_per_byte"] > 0
 
 
+def test_documents_and_held_out_text_that_spell_special_tokens_train_with_finite_losses(run, tmp_path):
+    lines = [json.dumps({"text": f"{number}. <|mask|> {SENTENCES}<|endoftext|>"}) + "\n" for number in range(60)]
+    (tmp_path / "spelled.jsonl").write_text("".join(lines))
+    logged = metrics(run(dataset=tmp_path / "spelled.jsonl", held_out=0.2))
+    figures = [
+        record[name] for record in logged for name in ("nats_per_token", "final_nats_per_token") if name in record
+    ]
+    assert len(figures) > 1
+    assert all(map(math.isfinite, figures))
+
+
 def test_a_checkpoint_is_a_model_with_its_tokenizer_and_evaluates(run, tiny_text, tmp_path, capsys):
     checkpoint = run() / "checkpoints" / "step_8"
     model = RaddForMaskedLM.from_pretrained(checkpoint)
