@@ -726,7 +726,7 @@ class RaddGenerationMixin:
     def _end_and_padding(self, settings: RaddGenerationConfig) -> tuple[list[int], int | None]:
         """Returns the ids that end a row and the one that pads it, of the settings, else of the configuration."""
         eos, padding = (
-            getattr(self.config, name) if getattr(settings, name) is None else getattr(settings, name)
+            getattr(self.config, name, None) if getattr(settings, name) is None else getattr(settings, name)
             for name in ("eos_token_id", "pad_token_id")
         )
         eos = [] if eos is None else [eos] if is_integer(eos) else list(eos)
