@@ -7,13 +7,13 @@ Importing this package registers the classes, so that `AutoModel.from_pretrained
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .canvas_radd import encode_blanks
 from .configuration_radd import RaddConfig
 from .generation_radd import RaddGenerateOutput, RaddGenerationConfig
-from .modeling_radd import RaddForMaskedLM, RaddMaskedLMOutput, RaddModel, RaddPreTrainedModel
+from .modeling_radd import RaddForCausalLM, RaddForMaskedLM, RaddMaskedLMOutput, RaddModel, RaddPreTrainedModel
 from .pipeline_radd import RaddInfillingPipeline
 from .version import __version__
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 AutoConfig.register("radd", RaddConfig, exist_ok=True)
 AutoModel.register(RaddConfig, RaddForMaskedLM, exist_ok=True)
+AutoModelForCausalLM.register(RaddConfig, RaddForCausalLM, exist_ok=True)
 AutoModelForMaskedLM.register(RaddConfig, RaddForMaskedLM, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("radd-infilling", RaddInfillingPipeline, pt_model=AutoModelForMaskedLM)
 

@@ -14,17 +14,18 @@ Shapes: B rows, L length, K most selected positions of any row, N selected posit
 
 import logging
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from .settings_radd import is_integer
+from .settings_radd import is_integer, plain
 
 logger = logging.getLogger(__name__)
 
-# Text, several texts, ids of one row, or rows of ids; text needs a tokenizer.
+# Text, several texts, ids of one row, or rows of ids, in lists, tensors or arrays of NumPy; text needs a tokenizer.
 TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
@@ -255,44 +256,57 @@ def make_canvas(
     prefix: TextOrIds | None = None,
     suffix: TextOrIds | None = None,
     length: int | None = None,
+    max_new_tokens: int | None = None,
     attention_mask: Any = None,
     tokenizer: Any = None,
+    pad_token_id: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the canvas (B, L), a copy, and the attention mask (B, L) or None, both on the CPU.
 
-    The arguments are those of `generate`; `length` is needed where `input_ids` is None.
+    The arguments are those of `generate`; with neither `length` nor `max_new_tokens` a text is as long as the model's
+    longest.
 
     Raises:
         ValueError, TypeError: for arguments that contradict each other, ids outside the vocabulary, and a prefix and a
             suffix that leave no room.
     """
-    if input_ids is not None:
-        if prefix is not None or suffix is not None:
-            raise ValueError("input_ids is the whole canvas: pass it, or prefix and suffix, not both.")
-
-        def encode(texts: Sequence[str], tokenizer: Any, name: str) -> list[list[int]]:
-            return [encode_with_spans(text, tokenizer, config.mask_token_id, name)[0] for text in texts]
-
-        rows = id_rows("input_ids", input_ids, tokenizer, config.vocab_size, encode)
-        lengths = sorted({len(row) for row in rows})
-        if len(lengths) > 1 or lengths[0] == 0:
-            raise ValueError(f"input_ids has rows of lengths {lengths}; a canvas has one length of at least 1.")
-        if length not in (None, lengths[0]):
-            raise ValueError(f"length={length}, but input_ids, the whole canvas, has length {lengths[0]}.")
-        canvas = torch.tensor(rows, device="cpu")  # (B, L)
-    else:
+    if input_ids is None:
         if attention_mask is not None:
             raise ValueError("attention_mask describes padding of input_ids: pass it with input_ids only.")
-        canvas = canvas_between(config, prefix, suffix, length or config.max_position_embeddings, tokenizer)
-    return canvas, check_attention_mask(attention_mask, canvas, config.mask_token_id)
+        if max_new_tokens is None:
+            length = length or config.max_position_embeddings
+        rows = rows_between(config, prefix, suffix, length, max_new_tokens, tokenizer)
+        return pad_left(rows, pad_token_id, config)
+    if prefix is not None or suffix is not None:
+        raise ValueError("input_ids is the whole canvas: pass it, or prefix and suffix, not both.")
+
+    def encode(texts: Sequence[str], tokenizer: Any, name: str) -> list[list[int]]:
+        return [encode_with_spans(text, tokenizer, config.mask_token_id, name)[0] for text in texts]
+
+    rows = id_rows("input_ids", input_ids, tokenizer, config.vocab_size, encode)
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1 or lengths[0] == 0:
+        raise ValueError(f"input_ids has rows of lengths {lengths}; a canvas has one length of at least 1.")
+    if length not in (None, lengths[0]):
+        raise ValueError(f"length={length}, but input_ids, the whole canvas, has length {lengths[0]}.")
+    canvas = torch.tensor(rows, device="cpu")  # (B, L)
+    mask = check_attention_mask(attention_mask, canvas, config.mask_token_id)
+    more = max_new_tokens or 0
+    return pad(canvas, (0, more), value=config.mask_token_id), None if mask is None else pad(mask, (0, more), value=1)
 
 
-def canvas_between(
-    config: Any, prefix: TextOrIds | None, suffix: TextOrIds | None, length: int, tokenizer: Any = None
-) -> Tensor:
-    """Returns ids (B, L): each prefix, masks, and the suffix at the end; a single one of either serves all rows.
+def rows_between(
+    config: Any,
+    prefix: TextOrIds | None,
+    suffix: TextOrIds | None,
+    length: int | None,
+    max_new_tokens: int | None,
+    tokenizer: Any = None,
+) -> list[list[int]]:
+    """Returns rows of ids: each prefix, masks, and the suffix at the end; a single one of either serves all rows.
 
-    The text that is read back is prefix + what is written + suffix.
+    The masks are `max_new_tokens`, or as many as make the row `length` tokens long. The text that is read back is
+    prefix + what is written + suffix.
     """
     before = [[]] if prefix is None else id_rows("prefix", prefix, tokenizer, config.vocab_size)
     after = [[]] if suffix is None else id_rows("suffix", suffix, tokenizer, config.vocab_size, encode_after_text)
@@ -300,17 +314,34 @@ def canvas_between(
         raise ValueError(
             f"prefix has {len(before)} rows and suffix {len(after)}: they must agree, or one of them be single."
         )
-    batch = max(len(before), len(after))
-    canvas = torch.full((batch, length), config.mask_token_id, device="cpu")  # (B, L)
-    for row, head, tail in zip(canvas, before * (batch // len(before)), after * (batch // len(after)), strict=True):
-        if len(head) + len(tail) >= length:
+    batch, rows = max(len(before), len(after)), []
+    for head, tail in zip(before * (batch // len(before)), after * (batch // len(after)), strict=True):
+        given = len(head) + len(tail)
+        if length is not None and given >= length:
             raise ValueError(
                 f"prefix ({len(head)} tokens) + suffix ({len(tail)} tokens) leave nothing to generate in "
-                f"length={length}; pass length > {len(head) + len(tail)} or shorten them."
+                f"length={length}; pass length > {given} or shorten them."
             )
-        row[: len(head)] = canvas.new_tensor(head)
-        row[length - len(tail) :] = canvas.new_tensor(tail)
-    return canvas
+        masks = max_new_tokens if length is None else length - given
+        rows.append([*head, *[config.mask_token_id] * cast(int, masks), *tail])
+    return rows
+
+
+def pad_left(rows: list[list[int]], pad_token_id: int | None, config: Any) -> tuple[Tensor, Tensor | None]:
+    """Returns rows of ids as (B, L), and the attention mask (B, L), which is None where no row needs padding."""
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) == 1:
+        return torch.tensor(rows, device="cpu"), None
+    if pad_token_id is None or pad_token_id == config.mask_token_id:
+        raise ValueError(
+            f"pad_token_id={pad_token_id} must be an id other than the mask's, since max_new_tokens makes rows of "
+            f"lengths {lengths}; pass one, or length."
+        )
+    ((padding,),) = id_rows("pad_token_id", [pad_token_id], None, config.vocab_size)
+    missing = [lengths[-1] - len(row) for row in rows]
+    canvas = [[padding] * count + row for count, row in zip(missing, rows, strict=True)]
+    text = [[0] * count + [1] * len(row) for count, row in zip(missing, rows, strict=True)]
+    return torch.tensor(canvas, device="cpu"), torch.tensor(text, device="cpu")
 
 
 def check_attention_mask(attention_mask: Any, canvas: Tensor, mask_token_id: int) -> Tensor | None:
@@ -328,9 +359,10 @@ def check_attention_mask(attention_mask: Any, canvas: Tensor, mask_token_id: int
     return mask
 
 
-def as_tensor(name: str, value: Any, device: torch.device) -> Tensor:
+def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """Returns a tensor of lists, arrays or tensors of numbers; raises a ValueError that names the argument."""
     try:
-        return torch.as_tensor(value, device=device)
+        return torch.as_tensor(value if isinstance(value, Tensor) else plain(value), device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}={value!r} must be a tensor, or lists of numbers of one length. {error}") from error
 
@@ -343,12 +375,17 @@ def id_rows(
     encode: Callable[[Sequence[str], Any, str], list[list[int]]] = encode_text,
 ) -> list[list[int]]:
     """Returns rows of valid token ids for ids or text in any form that `generate` takes; `encode` reads the text."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.dtype == torch.bool or value.ndim not in (1, 2):
+    if hasattr(value, "shape") and hasattr(value, "dtype"):  # a tensor, or an array of NumPy
+        kind = str(value.dtype)
+        if "float" in kind or "bool" in kind or len(value.shape) not in (1, 2):
             raise ValueError(
-                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; ids are integers, (L,) or (B, L)."
+                f"{name} has shape {tuple(value.shape)} and dtype {kind}; ids are integers, (L,) or (B, L)."
             )
-        value = value.tolist()
+    if isinstance(value, Mapping) and "input_ids" in value:  # what a tokenizer returns
+        raise TypeError(
+            f"{name}={dict(value)!r} must be ids or text: pass its input_ids, and attention_mask with them."
+        )
+    value = plain(value)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)):
         raise TypeError(f"{name}={value!r} must be ids (list or tensor) or text (with tokenizer=).")

@@ -11,9 +11,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 # One entry per auto class. AutoModel, too, gives the model with a head: a diffusion model is used by `.generate`.
+# AutoModelForCausalLM, and `pipeline("text-generation")` by it, gives an error that says what to use.
 AUTO_MAP = {
     "AutoConfig": "configuration_radd.RaddConfig",
     "AutoModel": "modeling_radd.RaddForMaskedLM",
+    "AutoModelForCausalLM": "modeling_radd.RaddForCausalLM",
     "AutoModelForMaskedLM": "modeling_radd.RaddForMaskedLM",
 }
 

@@ -25,12 +25,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from .canvas_radd import as_tensor
 from .generation_radd import RaddGenerationMixin
 from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .programs_radd import programs_of
 from .randomness_radd import stream_seed
+from .settings_radd import plain
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
 ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDERS)
@@ -347,13 +349,24 @@ def _compute(
         yield RoundNats(index, number, drawn.estimate(values[:, scored[index].cpu()]))
 
 
+def _tensors(name: str, values: Sequence[Any]) -> list[Tensor]:
+    """Returns a tensor (L,) for each list, array or tensor of ids or flags."""
+    return [as_tensor(f"{name}[{index}]", value) for index, value in enumerate(values)]
+
+
 def _scored(sequences: Sequence[Tensor], scored: Sequence[Tensor] | None) -> tuple[Sequence[Tensor], Tensor]:
     """Returns where each sequence is scored, (L,) bool, and at how many tokens, (S,)."""
     if len(sequences) == 0:
         raise ValueError("sequences must hold at least one sequence; got none.")
     if scored is None:
         scored = [torch.ones(len(sequence), dtype=torch.bool) for sequence in sequences]
+    scored = _tensors("scored", scored)
     for index, (sequence, where) in enumerate(zip(sequences, scored, strict=True)):
+        if sequence.ndim != 1 or (sequence.is_floating_point() and len(sequence)):
+            raise ValueError(
+                f"sequences[{index}] has shape {tuple(sequence.shape)} and dtype {sequence.dtype}; ids are integers, "
+                "(L,)."
+            )
         if where.shape != sequence.shape or not where.any():
             raise ValueError(
                 f"sequences[{index}], of shape {tuple(sequence.shape)}, must have at least one token to score; "
@@ -411,6 +424,8 @@ class LikelihoodRounds:
         accelerator: Accelerator | None = None,
         known: Mapping[tuple[int, int], float] | None = None,
     ):
+        sequences = _tensors("sequences", sequences)
+        passes, batch_size, target_se = plain(passes), plain(batch_size), plain(target_se)
         check_estimator(estimator)
         check_passes(passes)
         if batch_size < 1:
@@ -519,7 +534,7 @@ def estimate_likelihood(
     weights: Tensor | None = None,
     accelerator: Accelerator | None = None,
 ) -> Likelihood:
-    """Estimates the negative log-likelihood of `sequences`, each an (L,) tensor of ids of its own length.
+    """Estimates the negative log-likelihood of `sequences`, each (L,) ids of its own length: a tensor, array or list.
 
     A round draws from its own generator, seeded by (seed, sequence, round), so that batches and processes do not change
     its masks. They change the result by rounding alone (some 1e-6 of it in float32).
@@ -616,6 +631,8 @@ def mixture(nats: Tensor) -> Tensor:
 
 def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, seed: int) -> Tensor:
     """Computes the nats of each sequence in each of K orders, (S, K) float64."""
+    sequences, orders = _tensors("sequences", sequences), plain(orders)
+    order = order if isinstance(order, str) else torch.as_tensor(order)
     scored, n_scored = _scored(sequences, scored)
 
     def draw(index: int, number: int) -> Round:
@@ -644,7 +661,9 @@ def conditional_likelihood(
     A continuation has a prefix alone, an infill both; any of them may be empty, but not the target.
     """
     nothing = [torch.empty(0, dtype=torch.int64)] * len(targets)
-    parts = list(zip(prefixes or nothing, targets, suffixes or nothing, strict=True))
+    given = {"prefixes": prefixes, "targets": targets, "suffixes": suffixes}
+    rows = [nothing if part is None else _tensors(name, part) or nothing for name, part in given.items()]
+    parts = list(zip(*rows, strict=True))
     sequences = [torch.cat(three) for three in parts]
     scored = [torch.cat([torch.full(each.shape, place == 1) for place, each in enumerate(three)]) for three in parts]
     return exact_likelihood(model, sequences, order, scored=scored, batch_size=batch_size, seed=seed)

@@ -2,12 +2,14 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, TextDiffusionStreamer, TextStreamer
 from transformers.generation import MinPLogitsWarper
 
 from radd_hf import RaddConfig, RaddForMaskedLM, RaddGenerateOutput, RaddGenerationConfig
+from radd_hf.generation_radd import LENGTHS
 from support.toys import random_model, seeded
 
 V, M, L = 300, 299, 12
@@ -55,11 +57,34 @@ def test_any_masked_canvas_is_filled_and_the_callers_tensor_left_alone(model):
     assert (ids != M).all()
 
 
-def test_a_canvas_without_masks_is_returned_without_an_evaluation(model):
-    output = model.generate([1, 2, 3], return_dict_in_generate=True, output_history=True)
-    assert output.sequences.tolist() == [[1, 2, 3]]
-    assert output.num_function_evaluations.tolist() == [0]
-    assert len(output.history) == 1
+def test_a_row_without_masks_is_returned_without_an_evaluation(model):
+    output = model.generate([[1, 2, 3], [1, M, 3]], return_dict_in_generate=True)
+    assert output.sequences[0].tolist() == [1, 2, 3]
+    assert output.num_function_evaluations.tolist() == [0, 1]
+
+
+def test_max_new_tokens_are_the_masks_between_prefix_and_suffix(model):
+    ids = model.generate(prefix=[1, 2], suffix=[7], max_new_tokens=5, generator=seeded())
+    assert torch.equal(ids, model.generate(prefix=[1, 2], suffix=[7], length=8, generator=seeded()))
+    assert model.generate(max_new_tokens=5, generator=seeded()).shape == (1, 5)
+
+
+def test_max_new_tokens_continue_the_ids_that_a_tokenizer_returns(model):
+    given = {"input_ids": torch.tensor([[1, 2], [3, 4]]), "attention_mask": torch.tensor([[1, 1], [0, 1]])}
+    ids = model.generate(**given, max_new_tokens=5, generator=[seeded(1), seeded(2)])
+    assert torch.equal(ids[:, :2], given["input_ids"])
+    assert torch.equal(ids[:1], model.generate(prefix=[1, 2], length=7, generator=seeded(1)))
+    assert torch.equal(ids[1:, 1:], model.generate(prefix=[4], length=6, generator=seeded(2)))
+
+
+def test_prefixes_of_several_lengths_get_the_same_number_of_new_tokens(model):
+    prefixes = [[1], [2, 3, 4]]
+    ids = model.generate(prefix=prefixes, max_new_tokens=5, pad_token_id=9, generator=[seeded(1), seeded(2)])
+    assert ids.shape == (2, 8)
+    assert ids[0, :2].tolist() == [9, 9]
+    for row, prefix, seed in zip(ids, prefixes, (1, 2), strict=True):
+        alone = model.generate(prefix=prefix, max_new_tokens=5, generator=seeded(seed))
+        assert torch.equal(row[-len(prefix) - 5 :], alone[0])
 
 
 def test_padding_is_neither_filled_nor_seen(model):
@@ -341,9 +366,10 @@ def test_keyword_then_argument_then_model_then_default(model, keyword, argument,
     assert output.num_function_evaluations.item() == evaluations
 
 
-def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path):
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path, name):
     settings = {
-        "length": 7,
+        name: 7,
         "steps": 3,
         "method": "euler",
         "order": [0, 1],
@@ -360,7 +386,7 @@ def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path)
         "output_history": True,
         "return_dict_in_generate": True,
     }
-    assert set(settings) == set(RaddGenerationConfig.DEFAULTS)
+    assert {*settings, *LENGTHS} == set(RaddGenerationConfig.DEFAULTS)
     model.generation_config = RaddGenerationConfig(**settings, eos_token_id=3, pad_token_id=4)
     model.save_pretrained(tmp_path)
     loaded = RaddForMaskedLM.from_pretrained(tmp_path).generation_config
@@ -401,6 +427,15 @@ def test_length_defaults_to_the_model_and_may_be_set(model):
     assert model.generate([M, M], length=2, generator=seeded()).shape == (1, 2)
 
 
+@pytest.mark.parametrize("value", LENGTHS)
+@pytest.mark.parametrize("of_the_model", LENGTHS)
+def test_a_length_of_the_call_replaces_either_length_of_the_model(model, value, of_the_model):
+    model.generation_config = RaddGenerationConfig(**{of_the_model: 9})
+    assert model.generate(**{value: 5}, generator=seeded()).shape == (1, 5)
+    assert model.generate(generator=seeded()).shape == (1, 9)
+    assert model.generate([1, M, M], generator=seeded()).shape == (1, 3)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Bad input: refused by name, before any evaluation
 # ---------------------------------------------------------------------------------------------------------
@@ -419,6 +454,36 @@ BAD = {
     "input_ids with another length": ({"input_ids": CANVAS, "length": 9}, "length=9, but input_ids"),
     "ragged input_ids": ({"input_ids": [[1, M], [M]]}, r"input_ids has rows of lengths \[1, 2\]"),
     "empty input_ids": ({"input_ids": []}, "input_ids has rows of lengths"),
+    "input_ids without a mask": (
+        {"input_ids": [[1, 2], [3, 4]]},
+        r"input_ids has no mask \(id 299\), .* generate\(prefix=\.\.\., max_new_tokens=20\)",
+    ),
+    "rows of several lengths without padding": (
+        {"prefix": [[1], [2, 3]], "max_new_tokens": 4},
+        r"pad_token_id=None must be an id .* rows of lengths \[5, 6\]",
+    ),
+    "rows padded with the mask": (
+        {"prefix": [[1], [2, 3]], "max_new_tokens": 4, "pad_token_id": M},
+        "pad_token_id=299 must be an id other than the mask's",
+    ),
+    "rows padded with an id beyond the vocabulary": (
+        {"prefix": [[1], [2, 3]], "max_new_tokens": 4, "pad_token_id": V},
+        "pad_token_id holds the id 300",
+    ),
+    "two lengths": ({"length": 5, "max_new_tokens": 3}, "length=5 and max_new_tokens=3 both say"),
+    "two names of a length": ({"length": 5, "max_length": 5}, "max_length=5 is another name of length=5"),
+    "a bad value under another name": ({"max_length": 0}, "max_length=0 must be an integer of at least 1"),
+    "no new tokens": ({"max_new_tokens": 0}, "max_new_tokens=0 must be an integer of at least 1"),
+    "an array of floats": ({"input_ids": np.ones((1, 4))}, r"input_ids has shape \(1, 4\) and dtype float64"),
+    "an EOS without stop_on_eos": ({"eos_token_id": 1}, "eos_token_id=1 ends a text only with stop_on_eos=True"),
+    "beams": ({"num_beams": 4}, "num_beams=4 is not an argument of RADD's generate: there is no beam search"),
+    "no sampling": ({"do_sample": False}, "do_sample=False .* temperature=0 takes the likeliest token"),
+    "a slip": ({"num_return_sequence": 2}, "num_return_sequence=2 is not .*; did you mean num_return_sequences?"),
+    "an unknown name": ({"zzz": 1}, "zzz=1 is not an argument of RADD's generate; those are attention_mask, "),
+    "another model's generation config": (
+        {"generation_config": GenerationConfig(num_beams=3)},
+        "num_beams=3 is not a setting of RADD's generate",
+    ),
     "float input_ids": ({"input_ids": torch.rand(1, 4)}, r"input_ids has shape \(1, 4\) and dtype torch.float32"),
     "boolean input_ids": ({"input_ids": torch.ones(4, dtype=torch.bool)}, "input_ids has shape"),
     "three-dimensional input_ids": ({"input_ids": torch.zeros(1, 1, 4, dtype=torch.long)}, "input_ids has shape"),
@@ -541,6 +606,10 @@ BAD_TYPES = {
     "fractional ids": ({"prefix": [1, 2.5]}, "prefix holds 2.5"),
     "ids in a dictionary": ({"prefix": {"input_ids": [1]}}, "prefix=.* must be ids"),
     "a number for a prefix": ({"prefix": 7}, "prefix=7 must be ids"),
+    "what a tokenizer returns": (
+        {"input_ids": {"input_ids": [[1]], "attention_mask": [[1]]}},
+        "input_ids=.* must be ids or text: pass its input_ids, and attention_mask with them",
+    ),
     "a tokenizer's name": ({"prefix": "a", "tokenizer": "gpt2"}, "tokenizer='gpt2' must be a tokenizer"),
     "a streamer that cannot put": ({"streamer": print}, "streamer=.* must have the methods put and end"),
     "a logits processor that is none": (
@@ -549,12 +618,6 @@ BAD_TYPES = {
     ),
     "a bare function for a list of processors": ({"logits_processor": lambda _, s: s}, "logits_processor="),
     "the name of a generation config": ({"generation_config": "x"}, "generation_config='x' must be"),
-    "another model's generation config": (
-        {"generation_config": GenerationConfig(max_new_tokens=3)},
-        "(?s)generation_config=.* must be a RaddGenerationConfig",
-    ),
-    "an unknown keyword": ({"num_beams": 4}, "num_beams"),
-    "max_new_tokens": ({"max_new_tokens": 4}, "max_new_tokens"),
 }
 
 

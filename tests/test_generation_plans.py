@@ -112,12 +112,12 @@ def test_a_sequence_method_evaluates_once_an_event(method):
     assert out.num_function_evaluations.tolist() == [min(method.arguments.get("steps") or 2, 2)]
 
 
-def test_a_canvas_without_masks_comes_back_without_an_evaluation():
+def test_a_canvas_without_masks_is_not_evaluated_beside_one_that_has_some():
     network = TableNetwork()
-    out = network.generate(input_ids=[[0, 1, 2], [2, 2, 0]], return_dict_in_generate=True)
-    assert out.sequences.tolist() == [[0, 1, 2], [2, 2, 0]]
-    assert out.num_function_evaluations.tolist() == [0, 0]
-    assert network.rows_evaluated == []
+    out = network.generate(input_ids=[[0, 1, 2], [2, MASK, 0]], return_dict_in_generate=True)
+    assert out.sequences[0].tolist() == [0, 1, 2]
+    assert out.num_function_evaluations.tolist() == [0, 1]
+    assert network.rows_evaluated == [1]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -157,6 +157,25 @@ def test_estimates_given_the_rest_have_the_mean_of_all_orders_of_the_scored_toke
     assert abs(result.nats_per_token - truth / 2) < 4 * result.standard_error
 
 
+def test_arrays_of_numpy_and_lists_are_ids_and_their_numbers_numbers(model):
+    arrays, lists = [np.array(each) for each in SEQUENCES], [each.tolist() for each in SEQUENCES]
+    result = estimate_likelihood(model, SEQUENCES, passes=4, batch_size=3, seed=5)
+    numbers = {"passes": np.int64(4), "batch_size": np.int32(3), "seed": np.int64(5)}
+    assert estimate_likelihood(model, arrays, **numbers) == estimate_likelihood(model, lists, **numbers) == result
+    assert json.loads(json.dumps(estimate_likelihood(model, lists, **numbers).to_dict()))["passes"] == 4
+    order, scored = np.array([1, 0]), [np.array([True, False, True])]
+    one = exact_likelihood(model, SEQUENCES[:1], torch.tensor([1, 0]), scored=[torch.tensor([True, False, True])])
+    assert torch.equal(one, exact_likelihood(model, arrays[:1], order, scored=scored))
+    infill = conditional_likelihood(model, [torch.tensor([0])], prefixes=[torch.tensor([1])])
+    assert torch.equal(infill, conditional_likelihood(model, np.array([[0]]), prefixes=np.array([[1]])))
+
+
+@pytest.mark.parametrize("ids", [[0.5, 1.5], [[1, 0]], ["a"]])
+def test_sequences_that_are_no_ids_are_refused_with_their_place(model, ids):
+    with pytest.raises(ValueError, match=r"sequences\[1\]"):
+        exact_likelihood(model, [SEQUENCES[0], ids])
+
+
 def test_the_chain_rule_joins_a_text_and_its_continuation(model):
     x0 = SEQUENCES[0]
     begun = exact_likelihood(model, [x0], torch.tensor([0, 1, 2])).item()

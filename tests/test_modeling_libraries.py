@@ -109,6 +109,32 @@ def test_the_stock_trainer_saves_what_it_trained(trained):
     assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_stock_trainer_evaluates_and_its_metrics_get_logits_if_they_are_asked_for(tmp_path, asked):
+    from transformers import Trainer, TrainingArguments
+
+    model, ids, seen = make_model(), draw_ids(), []
+    rows = [{"input_ids": row, "labels": labels} for row, labels in zip(ids, draw_labels(ids), strict=True)]
+
+    def collate(rows: list[dict]) -> dict:
+        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return batch | ({"output_logits": True} if asked else {})
+
+    trainer = Trainer(
+        model,
+        TrainingArguments(tmp_path, use_cpu=True, report_to=[], disable_tqdm=True, per_device_eval_batch_size=2),
+        eval_dataset=rows,
+        data_collator=collate,
+        compute_metrics=lambda prediction: seen.append(prediction) or {},
+    )
+    assert trainer.evaluate()["eval_loss"] > 0
+    (prediction,) = seen
+    shapes = [(3, L, V)] if asked else []
+    assert [each.shape for each in prediction.predictions] == [*shapes, (3,), (3, L)]
+    if asked:
+        torch.testing.assert_close(finite(torch.tensor(prediction.predictions[0])), finite(model(ids).logits))
+
+
 def test_the_fill_mask_pipeline_fills_the_mask(trained):
     from transformers import pipeline
 

@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 
-from radd_hf import kernels_radd
+from radd_hf import kernels_radd, modeling_radd
 from support.models import (
     MASK,
     D,
@@ -39,6 +39,19 @@ def test_labels_give_the_cross_entropy_of_the_full_logits_and_its_gradients(flas
     assert output.logits is None
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=1e-5)
     assert_same_gradients(gradients(model), expected_gradients)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_logits_come_with_labels_when_they_are_asked_for(model, monkeypatch, fixed):
+    ids = draw_ids()
+    labels = draw_labels(ids)
+    plain = model(ids, labels=labels)
+    monkeypatch.setattr(modeling_radd, "has_fixed_shapes", lambda *_: fixed)
+    output = model(ids, labels=labels, output_logits=True)
+    assert torch.equal(output.logits, model(ids).logits)
+    torch.testing.assert_close(output.loss, plain.loss)
+    torch.testing.assert_close(output.token_nll, plain.token_nll)
+    assert torch.equal(model(ids, labels=labels, output_logits=True, return_dict=False)[1], output.logits)
 
 
 def test_sequence_nll_and_token_nll_are_the_sums_they_say(model):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from transformers.utils import logging
 
 from radd_hf import RaddForMaskedLM, RaddModel
 from support.models import LAYERS, MASK, D, H, L, V, draw_ids, draw_labels, finite, make_model, padded_batch
@@ -104,3 +105,16 @@ def test_input_ids_is_the_first_argument_and_embeddings_have_their_accessors(cls
     net.set_input_embeddings(fresh)
     assert net.get_input_embeddings() is fresh
     assert net.base_model.embed_tokens is fresh
+
+
+def test_more_tokens_than_the_model_was_trained_on_are_told_once(caplog):
+    logging.warning_once.cache_clear()
+    net = make_model(max_position_embeddings=L)
+    net(draw_ids(length=L))
+    assert not caplog.records
+    for length in (L + 1, L + 2):
+        net(draw_ids(length=length))
+    net.generate(length=L + 1, steps=1)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"more than max_position_embeddings={L} tokens" in record.message

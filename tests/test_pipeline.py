@@ -8,10 +8,11 @@ import re
 import shutil
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, pipeline
 
 from radd_hf import RaddConfig, RaddForMaskedLM, canvas_radd
 from radd_hf.canvas_radd import (
@@ -23,6 +24,7 @@ from radd_hf.canvas_radd import (
     make_canvas,
 )
 from radd_hf.data.documents import encode, load_documents, train_tokenizer
+from radd_hf.generation_radd import LENGTHS
 from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline
@@ -321,18 +323,27 @@ def test_settings_may_be_given_once_for_all_calls(pipe):
 
 def test_every_setting_of_generate_that_says_how_to_draw_is_taken(pipe):
     parameters = set(inspect.signature(RaddForMaskedLM.generate).parameters)
-    canvas = {"self", "input_ids", "prefix", "suffix", "length", "attention_mask", "tokenizer", "streamer"} | {
-        "seed",
-        "generator",
-    }
+    canvas = {"self", "input_ids", "prefix", "suffix", "attention_mask", "tokenizer", "streamer", "others"}
+    canvas |= {"seed", "generator", "eos_token_id", "pad_token_id", *LENGTHS}
     assert parameters - canvas - set(RaddInfillingPipeline.FIXED) == RaddInfillingPipeline.SETTINGS
+
+
+def test_habits_of_transformers_are_taken(pipe):
+    plain = pipe(TEXTS[0], steps=3, seed=5)
+    assert pipe(TEXTS[0], num_inference_steps=3, do_sample=True, num_beams=1, seed=np.int64(5)) == plain
+    assert (
+        pipe(TEXTS[0], generation_config=GenerationConfig(do_sample=True, max_new_tokens=9), steps=3, seed=5) == plain
+    )
 
 
 def test_what_cannot_be_is_refused_by_name(pipe):
     for texts, settings, message in (
         ("no blank", {}, "text='no blank' has no blank; write"),
         ([TEXTS[0], 3], {}, "text=3 must be a string"),
-        (TEXTS[0], {"max_new_tokens": 3}, "max_new_tokens=3 is not a setting of this pipeline"),
+        (TEXTS[0], {"max_new_tokens": 3}, "max_new_tokens=3 is not a setting of this pipeline: each blank says"),
+        (TEXTS[0], {"max_length": 3}, "max_length=3 is not a setting of this pipeline: each blank says"),
+        (TEXTS[0], {"num_beams": 3}, "num_beams=3 is not a setting of this pipeline: there is no beam search"),
+        (TEXTS[0], {"temperatures": 3}, "temperatures=3 is not a setting of this pipeline; did you mean temperature"),
         (TEXTS[0], {"seed": 1, "generator": seeded(1)}, "seed=1 and generator both"),
         (TEXTS[0], {"seed": "x"}, "seed='x' must be an integer"),
         (TEXTS[0], {"generator": [seeded(1)]}, "must be one torch.Generator"),

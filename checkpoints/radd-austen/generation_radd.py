@@ -50,7 +50,7 @@ from .noise_radd import get_noise, reveal_probabilities
 from .plan_radd import GIVEN, Schedule, Shape, events_at_most, plan_grid, plan_sequence, recomputed_in
 from .programs_radd import Programs, StaticTensors, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
-from .settings_radd import GRID_METHODS, SETTINGS, Method, Order, is_integer
+from .settings_radd import GRID_METHODS, SETTINGS, Method, Order, is_integer, own_arguments, plain
 
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
 # few times as much.
@@ -70,7 +70,8 @@ class RaddGenerationConfig(GenerationConfig):
     """Holds settings of [`RaddGenerationMixin.generate`]; saved as generation_config.json.
 
     Its fields are the settings of `settings_radd.py`. None means not set: then the model's generation config decides,
-    else [`RaddGenerationConfig.DEFAULTS`].
+    else [`RaddGenerationConfig.DEFAULTS`]. Names of transformers that mean the same are taken, too (`max_length`), and
+    a setting of transformers that RADD does not have raises a ValueError that says what to use instead.
     """
 
     DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
@@ -83,6 +84,7 @@ class RaddGenerationConfig(GenerationConfig):
         "transformers_version",
     )
     length: int | None
+    max_new_tokens: int | None
     steps: int | None
     method: Method
     order: Order | Sequence[int] | Tensor
@@ -95,27 +97,34 @@ class RaddGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         # Without super().__init__(): most of its fields are for autoregression.
-        for name in (*self.DEFAULTS, *self.METADATA):
-            setattr(self, name, kwargs.pop(name, None))
-        if kwargs:
-            raise ValueError(f"{sorted(kwargs)} are not settings of RADD's generate; they are {sorted(self.DEFAULTS)}.")
+        for name in self.METADATA:
+            setattr(self, name, plain(kwargs.pop(name, None)))
+        settings = own_settings(kwargs)
+        for name in self.DEFAULTS:
+            setattr(self, name, plain(settings.get(name)))
         self.validate()
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
         for name, setting in SETTINGS.items():
             setting.check(name, getattr(self, name))
+        if self.length is not None and self.max_new_tokens is not None:
+            raise ValueError(
+                f"length={self.length} and max_new_tokens={self.max_new_tokens} both say how long a text is; pass one "
+                "of them."
+            )
 
     @classmethod
     def resolve(cls, *sources: Any) -> "RaddGenerationConfig":
         """Makes one complete configuration: each setting from the first source that has it, else the default.
 
-        Sources are dictionaries or configurations, of any class: remote code and the package have different ones.
+        Sources are dictionaries or configurations, of any class: remote code and the package have different ones, and
+        transformers has its own. `length` and `max_new_tokens` count as one setting.
         """
-        values = [source if isinstance(source, dict) else vars(source) for source in sources if source is not None]
-        settings = {}
-        for name, default in cls.DEFAULTS.items():
-            given = [value[name] for value in values if value.get(name) is not None]
-            settings[name] = given[0] if given else default
+        settings = dict(cls.DEFAULTS)
+        for chosen in map(own_settings, reversed([source for source in sources if source is not None])):
+            if not chosen.keys().isdisjoint(LENGTHS):
+                settings |= dict.fromkeys(LENGTHS)
+            settings |= chosen
         return cls(**settings)
 
     @classmethod
@@ -124,6 +133,26 @@ class RaddGenerationConfig(GenerationConfig):
 
     def get_generation_mode(self, *args, **kwargs):
         raise NotImplementedError("RADD's generate has methods, not autoregressive generation modes.")
+
+
+# The settings that say how many tokens a text has.
+LENGTHS = "length", "max_new_tokens"
+
+
+def own_settings(source: Any) -> dict[str, Any]:
+    """Returns the settings of `generate`, and the ids of EOS and padding, that a source has and that are not None.
+
+    Raises:
+        ValueError: for a setting that RADD does not have, see [`own_arguments`]. TypeError: for another source than a
+            dictionary or a GenerationConfig.
+    """
+    if not isinstance(source, (dict, GenerationConfig)):
+        raise TypeError(f"generation_config={source!r} must be a RaddGenerationConfig or a dictionary.")
+    known = (*SETTINGS, "eos_token_id", "pad_token_id")
+    notes = {*RaddGenerationConfig.METADATA}.difference(known)
+    given = source if isinstance(source, dict) else vars(source)
+    given = {name: value for name, value in given.items() if name not in notes and not name.startswith("_")}
+    return own_arguments(given, known, "a setting of RADD's generate")
 
 
 @dataclass
@@ -422,6 +451,7 @@ class RaddGenerationMixin:
         prefix: TextOrIds | None = None,
         suffix: TextOrIds | None = None,
         length: int | None = None,
+        max_new_tokens: int | None = None,
         attention_mask: Tensor | None = None,
         steps: int | None = None,
         method: Method | None = None,
@@ -434,6 +464,8 @@ class RaddGenerationMixin:
         refresh_interval: int | None = None,
         refresh_window: int | None = None,
         stop_on_eos: bool | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
         max_time: float | None = None,
         num_return_sequences: int | None = None,
         seed: int | None = None,
@@ -443,7 +475,8 @@ class RaddGenerationMixin:
         streamer: Any = None,
         output_history: bool | None = None,
         return_dict_in_generate: bool | None = None,
-        generation_config: RaddGenerationConfig | None = None,
+        generation_config: GenerationConfig | dict[str, Any] | None = None,
+        **others: Any,
     ) -> Tensor | RaddGenerateOutput:
         """Fills every mask of a canvas and leaves every other token as it is.
 
@@ -452,12 +485,14 @@ class RaddGenerationMixin:
 
         Args:
             input_ids: (B, L) or (L,) the canvas itself, with the mask id where text is wanted; or, with `tokenizer`,
-                texts with blanks as in [`encode_blanks`].
+                texts with blanks as in [`encode_blanks`]. Some row must have a mask.
             prefix, suffix: instead of `input_ids`, what the text begins and ends with: ids (list, (l,) or (B, l)
                 tensor) or, with `tokenizer`, a text or a list of texts, in which nothing is a blank. The suffix ends at
                 `length`. Without any of the three the whole text is generated.
             length: L, tokens of the whole text. Default: the model's max_position_embeddings; the model was not
                 trained on longer texts.
+            max_new_tokens: instead of `length`, masks that follow each prefix, or are appended to `input_ids`. Texts of
+                several lengths are padded on the left with pad_token_id.
             attention_mask: (B, L) 0 at padding of `input_ids`.
             steps: for "tweedie" and "euler" the number of time intervals; by default as many as the row has tokens,
                 padding left out. For "ordered" the number of events, if fewer than the masks; by default one token an
@@ -481,8 +516,9 @@ class RaddGenerationMixin:
             refresh_window: with `refresh_interval` > 1, neighbours recomputed on each side of a new token, since their
                 keys and values change most. Default 4.
             stop_on_eos: end a row at the first generated EOS with no mask before it: generated positions after it
-                become padding. Needs eos_token_id in the generation config or the configuration; padding is
-                pad_token_id of either, else EOS. Default False.
+                become padding. Needs eos_token_id. Default False.
+            eos_token_id, pad_token_id: the ids that end a row (one or several) and pad it. Default: those of the
+                generation config, else of the configuration; padding without an id is EOS.
             max_time: seconds after which all that is still masked is drawn in one last event. Default: no limit.
             num_return_sequences: R / B, samples for each canvas. Default 1.
             seed: the same seed and settings write the same texts: sample i of canvas b has a generator of its own,
@@ -498,6 +534,10 @@ class RaddGenerationMixin:
             streamer: transformers' TextDiffusionStreamer (one row), or any object with `put`, which gets the final ids,
                 and `end`. One that also has `put_draft` gets the ids after every event.
             output_history, return_dict_in_generate: return a [`RaddGenerateOutput`], with history. Default False.
+            generation_config: settings for this call; a GenerationConfig of transformers is taken as its keywords are.
+            others: arguments of other libraries (`settings_radd.own_arguments`): other names are taken (`inputs`,
+                `max_length`, `num_inference_steps`), values that ask for nothing passed over (`num_beams=1`), and all
+                others refused with what to use instead.
 
         Returns:
             (R, L) ids, or [`RaddGenerateOutput`].
@@ -507,24 +547,36 @@ class RaddGenerationMixin:
             ValueError: after the last evaluation, if no token had a finite score at some position.
         """
         # 1. Settings: the keyword, else the generation configs, else the default.
-        given = {name: value for name, value in locals().items() if name in SETTINGS}
-        generation_config = _check_generation_config(generation_config)
-        settings = RaddGenerationConfig.resolve(given, generation_config, self.generation_config)
+        named = {name: value for name, value in locals().items() if name not in ("self", "others")}
+        arguments = own_arguments(named | others, named, "an argument of RADD's generate")
+        input_ids = arguments.get("input_ids")
+        given = {name: arguments.get(name) for name in (*SETTINGS, "eos_token_id", "pad_token_id")}
+        # What the model's own config says about lengths is meant for texts that do not bring theirs.
+        sources = given, generation_config, self.generation_config
+        settings = RaddGenerationConfig.resolve(*sources)
+        sized = settings if input_ids is None else RaddGenerationConfig.resolve(*sources[:2])
         _check_together(settings, given, streamer, tokenizer)
-        ending = self._ending(generation_config) if settings.stop_on_eos else None
+        ending = self._ending(settings) if settings.stop_on_eos else None
         sampling = _make_sampling(logits_processor, settings, ending)
 
         # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times. It is made on the CPU.
-        length = given["length"] if input_ids is not None else settings.length
         canvas, attention_mask = make_canvas(
             self.config,
             input_ids,
             prefix=prefix,
             suffix=suffix,
-            length=length,
+            length=sized.length,
+            max_new_tokens=sized.max_new_tokens,
             attention_mask=attention_mask,
             tokenizer=tokenizer,
+            pad_token_id=self._end_and_padding(settings)[1],
         )
+        if not bool((canvas == self.config.mask_token_id).any()):
+            raise ValueError(
+                f"input_ids has no mask (id {self.config.mask_token_id}), so that there is nothing to write; to have a "
+                "text continued, pass it as prefix, with length or max_new_tokens: "
+                "generate(prefix=..., max_new_tokens=20)."
+            )
         device = _execution_device(self.model)
         batch, copies = len(canvas), settings.num_return_sequences
         canvas = canvas.repeat_interleave(copies, dim=0)  # (B, L) -> (R, L)
@@ -672,17 +724,21 @@ class RaddGenerationMixin:
         priority = uniforms() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
         return plan_sequence(masked, priority, settings.steps)
 
-    def _ending(self, generation_config: Any) -> Ending:
-        """Returns the ids that end a row and pad it, from the generation configs, else the model's configuration."""
-        sources = [source for source in (generation_config, self.generation_config, self.config) if source is not None]
+    def _end_and_padding(self, settings: RaddGenerationConfig) -> tuple[list[int], int | None]:
+        """Returns the ids that end a row and the one that pads it, of the settings, else of the configuration."""
         eos, padding = (
-            next((value for source in sources if (value := getattr(source, name, None)) is not None), None)
+            getattr(self.config, name, None) if getattr(settings, name) is None else getattr(settings, name)
             for name in ("eos_token_id", "pad_token_id")
         )
-        if eos is None:
-            raise ValueError("stop_on_eos=True needs eos_token_id in the generation config or in the model's.")
-        eos = [eos] if is_integer(eos) else list(eos)
-        ending = Ending(tuple(eos), eos[0] if padding is None else padding, self.config.mask_token_id)
+        eos = [] if eos is None else [eos] if is_integer(eos) else list(eos)
+        return eos, eos[0] if eos and padding is None else padding
+
+    def _ending(self, settings: RaddGenerationConfig) -> Ending:
+        """Returns what ends a row; raises a ValueError for ids that cannot."""
+        eos, padding = self._end_and_padding(settings)
+        if not eos or padding is None:
+            raise ValueError("stop_on_eos=True needs eos_token_id, here, in the generation config or in the model's.")
+        ending = Ending(tuple(eos), padding, self.config.mask_token_id)
         for name, token in (*(("eos_token_id", token) for token in eos), ("pad_token_id", ending.pad_token_id)):
             if not is_integer(token) or not 0 <= token < self.config.vocab_size or token == self.config.mask_token_id:
                 raise ValueError(
@@ -708,9 +764,12 @@ class RaddGenerationMixin:
                 **hub,
             )
             if found is not None:  # the authors' repositories have none: the defaults hold
-                self.generation_config = self.generation_config_class.from_pretrained(
-                    pretrained_model_name_or_path, _from_auto=from_auto_class, _from_pipeline=from_pipeline, **hub
-                )
+                try:
+                    self.generation_config = self.generation_config_class.from_pretrained(
+                        pretrained_model_name_or_path, _from_auto=from_auto_class, _from_pipeline=from_pipeline, **hub
+                    )
+                except ValueError as error:  # of a setting, which does not know where it stands
+                    raise ValueError(f"{found}: {error}") from error
 
 
 def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Generator]:
@@ -735,6 +794,8 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         )
     if given["use_cache"] is False and method not in GRID_METHODS:
         raise ValueError(f"use_cache=False evaluates the empty steps of a grid; method={method!r} has no grid.")
+    if given["eos_token_id"] is not None and not settings.stop_on_eos:
+        raise ValueError(f"eos_token_id={given['eos_token_id']} ends a text only with stop_on_eos=True: pass both.")
     if tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"tokenizer={tokenizer!r} must be a tokenizer of transformers, loaded.")
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
@@ -758,15 +819,6 @@ def _make_sampling(logits_processor: Any, settings: RaddGenerationConfig, ending
     if top_p < 1:
         warpers.append(TopPLogitsWarper(float(top_p)))
     return Sampling(temperature, top_k, top_p, LogitsProcessorList(logits_processor or []), warpers, ending)
-
-
-def _check_generation_config(generation_config: Any) -> Any:
-    """Returns the argument `generation_config`, as a RaddGenerationConfig if it is a dictionary."""
-    if generation_config is None or type(generation_config).__name__ == RaddGenerationConfig.__name__:
-        return generation_config
-    if isinstance(generation_config, dict):
-        return RaddGenerationConfig(**generation_config)
-    raise TypeError(f"generation_config={generation_config!r} must be a RaddGenerationConfig or a dictionary.")
 
 
 def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | None:

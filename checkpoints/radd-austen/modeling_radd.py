@@ -33,7 +33,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -56,6 +56,8 @@ from .kernels_radd import (
     norm_linear,
     token_nll,
 )
+
+logger = logging.get_logger(__name__)
 
 
 class RaddRotaryEmbedding(nn.Module):
@@ -416,6 +418,13 @@ class RaddModel(RaddPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds.")
+        if not torch.compiler.is_compiling():  # which would make a graph for each side of the condition
+            length = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+            if length > self.config.max_position_embeddings:
+                logger.warning_once(
+                    f"Some rows have more than max_position_embeddings={self.config.max_position_embeddings} tokens, "
+                    "the length that the model was trained at; expect worse predictions. This is said once."
+                )
         positions = output_positions
         if isinstance(positions, Tensor):
             positions = Positions.of(positions)
@@ -541,7 +550,8 @@ class RaddMaskedLMOutput(ModelOutput):
     """Holds what the network returns. c is the probability of a label, and a nat is the unit of natural logarithms.
 
     loss: () the mean to minimise, when `labels` are given.
-    logits: (B, L, V), or (N, V) / (B, K, V) at the `output_positions`, mask column -inf; None with `labels`.
+    logits: (B, L, V), or (N, V) / (B, K, V) at the `output_positions`, mask column -inf; None with `labels`, unless
+        `output_logits=True` asks for them.
     sequence_nll: (B,) S, the sum of -log c over the labelled positions of each row, nats per sequence, float32.
     token_nll: (B, L) -log c at each labelled position, nats, 0 elsewhere, float32.
     hidden_states, attentions: one entry a layer, on request.
@@ -616,6 +626,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         loss_weights: Tensor | None = None,
         output_positions: Tensor | Positions | None = None,
         max_targets: int | None = None,
+        output_logits: bool = False,
         **kwargs,
     ) -> RaddMaskedLMOutput:
         """Returns the logits, or the loss at the labels.
@@ -630,6 +641,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
                 None.
             max_targets: at least the number of labels in the batch, where the caller knows it: the host then need not
                 wait for a card to count them. With too small a number the loss is nan; a compiler ignores the number.
+            output_logits: with labels, return the logits of every position, too. They take B L V numbers of memory, and
+                the head is run once more.
 
         Returns:
             [`RaddMaskedLMOutput`]. `loss` is `mean(loss_weights * S)` in nats per sequence with `loss_weights`,
@@ -651,12 +664,13 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
                 f"labels has shape {tuple(labels.shape)}; it must have one for each token, {tuple(given.shape[:2])}."
             )
         fixed = labels is not None and has_fixed_shapes(self.model, labels.device)
+        everywhere = fixed or output_logits
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            output_positions=output_positions if labels is None or fixed else labels != -100,
+            output_positions=output_positions if labels is None or everywhere else labels != -100,
             **kwargs,
         )
         recorded = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
@@ -665,11 +679,11 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
 
         labelled, vocab_size = labels != -100, self.config.vocab_size  # (B, L)
         hidden = outputs.last_hidden_state
-        if fixed:
-            places = label_places(labels, max_targets, vocab_size)  # (N,), unlabelled ones behind
+        logits = self.compute_logits(hidden) if output_logits else None  # (B, L, V)
+        # (N,) both; in a fixed shape unlabelled places stand behind
+        places = label_places(labels, max_targets, vocab_size) if fixed else labelled.flatten().nonzero().squeeze(1)
+        if everywhere:
             hidden = hidden.flatten(0, 1).index_select(0, places)  # (B, L, D) -> (N, D)
-        else:
-            places = labelled.flatten().nonzero().squeeze(1)  # (N,)
         targets, backend = labels.flatten().index_select(0, places), compile_backend(self.model)
         nll = token_nll(self.compute_logits, self.lm_head, hidden, targets, vocab_size, backend)  # (N,)
         of_each_token = nll.new_zeros(labels.numel()).scatter(0, places, nll).view(labels.shape)  # (B, L)
@@ -686,7 +700,30 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             loss = (loss_weights * sequence_nll).mean()
         else:
             loss = sequence_nll.sum() / labelled.sum().clamp(min=1)
-        return RaddMaskedLMOutput(loss=loss, sequence_nll=sequence_nll, token_nll=of_each_token, **recorded)
+        return RaddMaskedLMOutput(
+            loss=loss, logits=logits, sequence_nll=sequence_nll, token_nll=of_each_token, **recorded
+        )
+
+
+class RaddForCausalLM(RaddPreTrainedModel):
+    """Says what to load instead: RADD does not predict a token from those before it alone."""
+
+    INSTEAD = (
+        "RADD fills masks and is not a causal language model; load AutoModelForMaskedLM, and continue a text with "
+        "model.generate(prefix=..., max_new_tokens=..., tokenizer=...), or fill blanks with pipeline('radd-infilling')."
+    )
+
+    def __init__(self, config: RaddConfig, *args, **kwargs):
+        raise LookupError(self.INSTEAD)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Raises a LookupError before any weight is read.
+
+        transformers' pipeline raises one, too, for a task that it does not know. A ValueError would be caught there and
+        come out below two tracebacks.
+        """
+        raise LookupError(f"{pretrained_model_name_or_path}: {cls.INSTEAD}")
 
 
 # The authors' parameter names, so that `from_pretrained` reads their repositories as they are. The anchor ^ keeps the

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import Pipeline
 
 from .canvas_radd import decode_span, encode_with_spans
-from .generation_radd import RaddGenerationConfig
+from .generation_radd import LENGTHS, RaddGenerationConfig, own_settings
 from .randomness_radd import check_seed, sample_generators, text_seed
-from .settings_radd import SETTINGS
+from .settings_radd import SETTINGS, SYNONYMS, own_arguments
 
 # What a saved model's config.json says, so that `pipeline("radd-infilling", ...)` finds the class below.
 CUSTOM_PIPELINES = {
@@ -63,7 +63,7 @@ class RaddInfillingPipeline(Pipeline):
 
     # Those of `generate` that would change what comes back, not how it is drawn.
     FIXED = {"stop_on_eos": False, "output_history": False, "return_dict_in_generate": True}
-    SETTINGS = {*SETTINGS, "generation_config", "logits_processor"} - {"length", *FIXED}
+    SETTINGS = {*SETTINGS, "generation_config", "logits_processor"} - {*LENGTHS, *FIXED}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -93,7 +93,7 @@ class RaddInfillingPipeline(Pipeline):
         if seed is not None:
             if generator is not None:
                 raise ValueError(f"seed={seed} and generator both say where randomness comes from; pass one of them.")
-            check_seed(seed)
+            seed = check_seed(seed)
         if not isinstance(generator, (torch.Generator, type(None))):
             raise ValueError(f"generator={generator!r} must be one torch.Generator; every sample gets its own from it.")
         device = None if generator is None else generator.device
@@ -114,11 +114,15 @@ class RaddInfillingPipeline(Pipeline):
 
     def _sanitize_parameters(self, **settings) -> tuple[dict, dict, dict]:
         for name, value in settings.items():
-            if name not in self.SETTINGS:
+            if SYNONYMS.get(name, name) in LENGTHS and value is not None:
                 raise ValueError(
-                    f"{name}={value!r} is not a setting of this pipeline; they are {sorted(self.SETTINGS)}, "
-                    "batch_size, num_workers, and, of a call, seed or generator."
+                    f"{name}={value!r} is not a setting of this pipeline: each blank says how many tokens it has, "
+                    "[MASK:12]."
                 )
+        settings = own_arguments(settings, self.SETTINGS, "a setting of this pipeline")
+        if "generation_config" in settings:  # whose lengths are for other texts than those with blanks
+            chosen = own_settings(settings["generation_config"])
+            settings["generation_config"] = {name: chosen[name] for name in chosen if name not in LENGTHS}
         return {}, settings, {}
 
     def preprocess(self, input_: dict[str, Any], **preprocess_parameters) -> dict[str, Any]:
@@ -136,7 +140,8 @@ class RaddInfillingPipeline(Pipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **settings) -> Any:
         canvas, attention_mask = input_tensors["input_ids"], input_tensors["attention_mask"]  # (B, L) each
-        sources = settings, settings.get("generation_config"), self.model.generation_config
+        given = {name: value for name, value in settings.items() if name in SETTINGS}
+        sources = given, settings.get("generation_config"), self.model.generation_config
         copies = RaddGenerationConfig.resolve(*sources).num_return_sequences
         output = self.model.generate(
             canvas,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .settings_radd import is_integer
+from .settings_radd import is_integer, plain
 
 
 def stream_seed(seed: int, *stream: str | int) -> int:
@@ -22,7 +22,8 @@ def stream_seed(seed: int, *stream: str | int) -> int:
     It is a hash and not a sum: two generators of the same sum, one for masks and one for dropout, say, would give the
     same numbers.
     """
-    digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
+    # Numbers of NumPy, whose repr is another, give the same stream as Python's.
+    digest = hashlib.sha256(repr((plain(seed), *map(plain, stream))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -42,9 +43,10 @@ def sample_generators(seed_of_text: int, samples: Iterable[int]) -> list[torch.G
 
 def check_seed(seed: int) -> int:
     """Returns the seed, or raises a ValueError if it is not an integer in 0 .. 2^63 - 1."""
+    seed = plain(seed)
     if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r} must be an integer in 0 .. 2^63 - 1.")
-    return int(seed)
+    return seed
 
 
 class Uniforms:

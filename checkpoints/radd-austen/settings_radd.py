@@ -2,12 +2,14 @@
 """Lists the settings of `generate`, each once: its default, the values it takes and a line of help.
 
 `RaddGenerationConfig` checks values by this table. The command line, the web page, the lm-evaluation-harness and
-`eval_generation.py` take names, choices and help from it. The file imports only the standard library, so that
+`eval_generation.py` take names, choices and help from it. A second table knows the arguments of other libraries'
+`generate`: what they are called here, or what to use instead. The file imports only the standard library, so that
 `radd generate --help` need not wait for torch.
 """
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -38,6 +40,13 @@ class Setting(NamedTuple):
         """Raises a ValueError unless the value is valid, or None, which leaves the setting unset."""
         if value is not None and not self.accepts(value):
             raise ValueError(f"{name}={value!r} must be {self.values}.")
+
+
+def plain(value: Any) -> Any:
+    """Returns Python's numbers and lists in place of those of NumPy and torch, also of those within lists."""
+    if hasattr(value, "tolist"):  # a tensor, an array, or a number of NumPy
+        return value.tolist()
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def is_integer(value: Any) -> bool:
@@ -115,6 +124,7 @@ TEXT_SETTINGS: dict[str, Setting] = {
 
 # All settings: also those that decide how the text is computed, how often, and what is returned.
 SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
+    "max_new_tokens": integer_setting(None, 1, "instead of length: tokens to be written, beside those that are given"),
     "use_cache": boolean_setting(True, "False evaluates the network also at steps that reveal nothing"),
     "cuda_graphs": boolean_setting(True, "on a card, record each shape of event once and replay it"),
     "num_return_sequences": integer_setting(1, 1, "texts for each masked sequence"),
@@ -122,4 +132,146 @@ SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
     "return_dict_in_generate": boolean_setting(False, "return a RaddGenerateOutput"),
 }
 
-__all__ = ["GRID_METHODS", "METHODS", "ORDERS", "SETTINGS", "TEXT_SETTINGS", "GridMethod", "Method", "Order", "Setting"]
+
+# ---------------------------------------------------------------------------------------------------------
+# Arguments of other libraries
+# ---------------------------------------------------------------------------------------------------------
+
+# Other names of arguments of `generate`, with exactly their meaning.
+SYNONYMS = {"inputs": "input_ids", "max_length": "length", "num_inference_steps": "steps"}
+
+
+class Foreign(NamedTuple):
+    """Describes arguments of transformers' `generate` that RADD's does not have.
+
+    names: the arguments. instead: what to do here. harmless: values that ask for nothing; None is always one.
+    """
+
+    names: str
+    instead: str
+    harmless: tuple = ()
+
+    def asks_for_nothing(self, value: Any) -> bool:
+        return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in self.harmless)
+
+
+_PROCESSOR = (
+    "pass logits_processor=[...] with a processor of transformers.generation, such as MinPLogitsWarper(0.1), or with "
+    "one of your own; it sees the whole masked sequence, which has text on both sides"
+)
+_FOREIGN = (
+    Foreign(
+        "do_sample",
+        "temperature=0 takes the likeliest token at each draw, and with method='ordered' the text is always the same",
+        (True,),
+    ),
+    Foreign(
+        "num_beams num_beam_groups diversity_penalty length_penalty early_stopping constraints force_words_ids",
+        "there is no beam search; draw num_return_sequences samples, and compare their token_logprobs",
+        (False, 0, 1),
+    ),
+    Foreign(
+        "min_length min_new_tokens exponential_decay_length_penalty",
+        "without stop_on_eos a text has exactly the tokens that length or max_new_tokens says",
+        (0,),
+    ),
+    Foreign(
+        "stopping_criteria stop_strings",
+        "a text is not written from left to right; stop_on_eos ends it at an end-of-text token, max_time after a time",
+        ([],),
+    ),
+    Foreign("bos_token_id decoder_start_token_id forced_bos_token_id", "let the prefix begin with this token"),
+    Foreign("forced_eos_token_id", "let the suffix end with this token"),
+    Foreign("top_h typical_p repetition_penalty encoder_repetition_penalty guidance_scale", _PROCESSOR, (1,)),
+    Foreign("min_p epsilon_cutoff eta_cutoff no_repeat_ngram_size encoder_no_repeat_ngram_size", _PROCESSOR, (0,)),
+    Foreign(
+        "renormalize_logits remove_invalid_values suppress_tokens begin_suppress_tokens bad_words_ids sequence_bias "
+        "watermarking_config prefix_allowed_tokens_fn",
+        _PROCESSOR,
+        (False,),
+    ),
+    Foreign(
+        "negative_prompt_ids negative_prompt_attention_mask encoder_outputs decoder_input_ids",
+        "the text on both sides is all that a text depends on: prefix and suffix, or input_ids",
+    ),
+    Foreign(
+        "output_scores output_logits",
+        "return_dict_in_generate=True gives token_logprobs; model(input_ids).logits are those of one sequence",
+        (False,),
+    ),
+    Foreign(
+        "output_attentions output_hidden_states",
+        "call the model itself with this argument on a masked sequence",
+        (False,),
+    ),
+    Foreign(
+        "cache_implementation cache_config max_cache_len past_key_values prefill_chunk_size low_memory "
+        "continuous_batching_config",
+        "every token attends to both sides, so that no keys and values stay valid; refresh_interval reuses some, which "
+        "is faster and not exact",
+        (False,),
+    ),
+    Foreign(
+        "assistant_model is_assistant num_assistant_tokens num_assistant_tokens_schedule "
+        "assistant_confidence_threshold assistant_early_exit assistant_lookbehind target_lookbehind "
+        "assistant_ensemble_weight speculation_type prompt_lookup_num_tokens max_matching_ngram_size use_mtp "
+        "penalty_alpha dola_layers token_healing custom_generate",
+        "it is a way of writing from left to right; method, steps and order say how RADD writes",
+        (False, 0),
+    ),
+    Foreign("compile_config disable_compile", "cuda_graphs says whether evaluations are captured on a card", (False,)),
+    Foreign("synced_gpus", "each process writes its own texts", (False,)),
+    Foreign("token_type_ids", "RADD has no segments; pass return_token_type_ids=False to the tokenizer"),
+    Foreign("position_ids", "positions are counted from the first token that attention_mask does not hide"),
+    Foreign("inputs_embeds", "masks are found by their id; pass input_ids, or prefix and suffix"),
+)
+FOREIGN: dict[str, Foreign] = {name: foreign for foreign in _FOREIGN for name in foreign.names.split()}
+
+
+def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -> dict[str, Any]:
+    """Returns the arguments that are given, under the names that they have here; those that are None are left out.
+
+    Args:
+        given: values by name, of this library or of another. known: the names to return.
+        what: what the known names are, for messages: "an argument of ...".
+
+    Raises:
+        ValueError: for an argument under two names, and for one that is not known, with what to use instead.
+    """
+    own = {}
+    for name, value in given.items():
+        ours = SYNONYMS.get(name, name)
+        if value is None:
+            continue
+        if ours in known:
+            if ours != name and given.get(ours) is not None:
+                raise ValueError(f"{name}={value!r} is another name of {ours}={given[ours]!r}: pass one of them.")
+            if ours != name and ours in SETTINGS:
+                SETTINGS[ours].check(name, plain(value))
+            own[ours] = value
+        elif ours in FOREIGN:
+            if not FOREIGN[ours].asks_for_nothing(plain(value)):
+                raise ValueError(f"{name}={value!r} is not {what}: {FOREIGN[ours].instead}.")
+        else:
+            names = [*known, *(other for other, ours in SYNONYMS.items() if ours in known)]
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(sorted(known))}."
+            raise ValueError(f"{name}={value!r} is not {what}; {hint}")
+    return own
+
+
+__all__ = [
+    "FOREIGN",
+    "GRID_METHODS",
+    "METHODS",
+    "ORDERS",
+    "SETTINGS",
+    "SYNONYMS",
+    "TEXT_SETTINGS",
+    "GridMethod",
+    "Method",
+    "Order",
+    "Setting",
+    "own_arguments",
+    "plain",
+]

@@ -260,8 +260,10 @@ def _write_texts(args: argparse.Namespace) -> None:
         logging.getLogger("radd_hf.canvas_radd").setLevel(logging.ERROR)
     canvas, spans = _make_canvas(args, settings.pop("length", None), model, tokenizer)  # (L,)
     longest = model.config.max_position_embeddings
-    if len(canvas) > longest and not args.quiet:
-        note(f"{len(canvas)} tokens are more than the {longest} that the model was trained on.")
+    if len(canvas) > longest:
+        logging.getLogger("radd_hf.modeling_radd").setLevel(logging.ERROR)  # the model would say it again
+        if not args.quiet:
+            note(f"{len(canvas)} tokens are more than the {longest} that the model was trained on.")
     if args.seed is None:
         args.seed = secrets.randbelow(2**31)
 
@@ -332,10 +334,12 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
     import torch
 
     from radd_hf.canvas_radd import encode_with_spans, make_canvas
+    from radd_hf.generation_radd import LENGTHS
 
     try:
         if args.text is None:
-            ends = {"prefix": args.prefix, "suffix": args.suffix, "length": length or model.generation_config.length}
+            own = {name: getattr(model.generation_config, name) for name in LENGTHS}
+            ends = {"prefix": args.prefix, "suffix": args.suffix} | ({"length": length} if length else own)
             return make_canvas(model.config, **ends, tokenizer=tokenizer)[0][0], []
         ids, spans = encode_with_spans(args.text, tokenizer, model.config.mask_token_id, "TEXT")
     except ValueError as error:

@@ -8,7 +8,6 @@ metric.compute(predictions=[ids, ...], model=model)["perplexity"]
 from typing import Any
 
 import evaluate
-import torch
 from datasets import Features, List, Value
 
 from ..likelihood import estimate_likelihood
@@ -40,6 +39,4 @@ class DiffusionPerplexity(evaluate.Metric):
         return self._compute(predictions, **settings)
 
     def _compute(self, predictions: Any, *, model: Any, **settings) -> dict:
-        if not all(isinstance(ids, torch.Tensor) for ids in predictions[:1]):
-            predictions = [torch.as_tensor(ids) for ids in predictions]
         return estimate_likelihood(model, predictions, **settings).to_dict()

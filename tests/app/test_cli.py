@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from radd_hf import RaddForMaskedLM, settings_radd
+from radd_hf import RaddForMaskedLM, RaddGenerationConfig, settings_radd
 from radd_hf.app import cli
 from radd_hf.canvas_radd import encode_blanks
 from radd_hf.hub import convert
@@ -211,6 +211,16 @@ def test_a_text_longer_than_the_model_knows_is_written_with_a_remark(radd):
     result = radd("generate", "[MASK:20]")
     assert result.code == 0
     assert "20 tokens are more than the 16 that the model was trained on." in result.err
+
+
+def test_the_length_that_a_model_was_saved_with_holds_until_another_is_given(radd, network, tiny_tokenizer, tmp_path):
+    network.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    RaddGenerationConfig(max_new_tokens=5).save_pretrained(tmp_path)
+    given = len(tiny_tokenizer("It is")["input_ids"])
+    for arguments, length in ([], given + 5), (["--length", "9"], 9):
+        result = radd("generate", "--prefix", "It is", "--json", *arguments, model=str(tmp_path))
+        assert len(json.loads(result.out)["ids"]) == length
 
 
 # ---------------------------------------------------------------------------------------------------------

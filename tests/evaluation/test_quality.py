@@ -327,7 +327,7 @@ def test_a_judge_without_a_head_is_refused(write_judge):
 
 
 def test_a_masked_model_is_no_judge(write_judge):
-    with pytest.raises(ValueError, match=r"judge=.*transformers has no causal language model of type 'radd'"):
+    with pytest.raises(ValueError, match=r"judge=.*RADD fills masks and is not a causal"):
         load_judge(write_judge(random_model(vocab_size=301)))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, pipeline
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import radd_hf
 from radd_hf import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
@@ -83,6 +84,28 @@ def test_importing_the_package_registers_the_classes(folder):
     assert type(AutoConfig.from_pretrained(folder)) is RaddConfig
     for auto in (AutoModel, AutoModelForMaskedLM):
         assert type(auto.from_pretrained(folder)) is RaddForMaskedLM
+
+
+@pytest.mark.parametrize("code", ["the package", "the folder"])
+def test_whoever_asks_for_a_causal_model_is_told_in_one_line_what_to_use(folder, monkeypatch, code):
+    config, settings = AutoConfig.from_pretrained(folder), {}
+    if code == "the folder":
+        settings["trust_remote_code"] = True
+        monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})  # as without the package
+        monkeypatch.setattr(AutoModelForCausalLM._model_mapping, "_extra_content", {})
+        config = AutoConfig.from_pretrained(folder, **settings)
+        assert type(config) is not RaddConfig
+    asked = [
+        lambda: AutoModelForCausalLM.from_pretrained(folder, **settings),
+        lambda: AutoModelForCausalLM.from_config(config, **settings),
+        lambda: pipeline("text-generation", model=str(folder), **settings),
+    ]
+    for call in asked:
+        with pytest.raises(LookupError, match="RADD fills masks and is not a causal language model") as told:
+            call()
+        assert "load AutoModelForMaskedLM" in str(told.value)
+        assert "\n" not in str(told.value)
+        assert "model.generate(prefix=..., max_new_tokens=..." in str(told.value)
 
 
 def test_the_generation_config_travels_with_the_model(folder):

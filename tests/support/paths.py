@@ -26,6 +26,7 @@ SHIPPED = tuple(
 AUTO_MAP = {
     "AutoConfig": "configuration_radd.RaddConfig",
     "AutoModel": "modeling_radd.RaddForMaskedLM",
+    "AutoModelForCausalLM": "modeling_radd.RaddForCausalLM",
     "AutoModelForMaskedLM": "modeling_radd.RaddForMaskedLM",
 }
 
