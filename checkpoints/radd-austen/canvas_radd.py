@@ -113,8 +113,9 @@ def make_canvas(
 
     Raises:
         ValueError, TypeError: for arguments that contradict each other, ids outside the vocabulary, and a prefix and a
-            suffix that leave no room.
+            suffix that leave no room; for a tokenizer whose mask is not the model's.
     """
+    check_mask(tokenizer, config.mask_token_id)
     if input_ids is not None:
         if prefix is not None or suffix is not None:
             raise ValueError("input_ids is the whole canvas: pass it, or prefix and suffix, not both.")
@@ -168,6 +169,16 @@ def check_attention_mask(attention_mask: Any, canvas: Tensor, mask_token_id: int
     if bool(((mask == 0) & (canvas == mask_token_id)).any()):
         raise ValueError(f"attention_mask is 0 at a mask (id {mask_token_id}) of input_ids: pad with another id.")
     return mask
+
+
+def check_mask(tokenizer: Any, mask_token_id: int) -> None:
+    """Raises a ValueError for a tokenizer that has its mask at another id than the model; it may have none."""
+    theirs = getattr(tokenizer, "mask_token_id", None)
+    if theirs is not None and theirs != mask_token_id:
+        raise ValueError(
+            f"tokenizer={tokenizer.name_or_path!r} has its mask {tokenizer.mask_token!r} at id {theirs}, and the model "
+            f"at {mask_token_id}: it must be the tokenizer that the model was trained with."
+        )
 
 
 def as_tensor(name: str, value: Any, device: torch.device) -> Tensor:
@@ -243,6 +254,7 @@ def encode_with_spans(text: str, tokenizer: Any, mask_token_id: int) -> tuple[li
     """Returns what [`encode_blanks`] does, and where in the canvas each blank begins and ends (exclusive)."""
     if not isinstance(text, str):
         raise ValueError(f"text={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
+    check_mask(tokenizer, mask_token_id)
     if tokenizer.mask_token is not None:
         text = text.replace(tokenizer.mask_token, "[MASK]")
     ids: list[int] = []

@@ -4,15 +4,25 @@
 If they cannot be loaded, or do not fit together, a ValueError names the argument and says what would be right.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from ..canvas_radd import check_mask
 from ..configuration_radd import RaddConfig
-from ..modeling_radd import RaddForMaskedLM
+from ..modeling_radd import RaddForMaskedLM, default_frequencies
+from .sources import read_config, weight_files
+
+# The one buffer of the authors' network: d / 2 rotary frequencies, a constant, and the only tensor that tells the
+# number of heads.
+FREQUENCIES = "rotary_emb.inv_freq"
 
 
 def load(
@@ -41,7 +51,7 @@ def load(
     model = load_model(name, dtype=dtype, revision=revision)
     beside = {"revision": revision} if tokenizer is None and revision is not None else {}
     words = load_tokenizer(tokenizer or name, flag, **beside)
-    check_tokenizer(words, model)
+    check_tokenizer(words, cast(RaddConfig, model.config))
     cast(torch.nn.Module, model).to(target)  # in place
     return model.eval(), words
 
@@ -62,21 +72,77 @@ def load_model(
         argument: the user's word for the name, for messages.
 
     Raises:
-        ValueError: for files that cannot be read, weights of another shape, and missing or unknown weights, of which
-            transformers only warns (it gives the missing ones random values).
+        ValueError: where [`load_config`] does; for files that cannot be read; for weights that are missing, unknown or
+            of another shape, of which transformers only warns (it gives the missing ones random values); for weights
+            that are not finite; for another number of heads than the authors' layout says.
     """
+    source = f"{argument}={name!r}"
+    in_folder = load_config(name, revision=revision, argument=argument)
     settings: dict[str, Any] = {} if config is None else {"config": config}
     try:
-        model, report = cast(
-            tuple[RaddForMaskedLM, dict],
-            RaddForMaskedLM.from_pretrained(
-                name, dtype=dtype, revision=revision or "main", output_loading_info=True, **settings
-            ),
+        with _quiet():  # what is amiss is said below, in one line
+            model, report = cast(
+                tuple[RaddForMaskedLM, dict],
+                RaddForMaskedLM.from_pretrained(
+                    name,
+                    dtype=dtype,
+                    revision=revision or "main",
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **settings,
+                ),
+            )
+    except Exception as error:  # absent or damaged files can end in any
+        raise ValueError(f"{source} cannot be loaded: {_why_not(error)}") from error
+    check_weight_names(report["missing_keys"], report["unexpected_keys"], source)
+    for weight, stored, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{source}: the weight {weight} is {tuple(stored)}, and the configuration says {tuple(expected)}."
         )
-    except Exception as error:  # absent, damaged or foreign files can end in any
-        raise ValueError(f"{argument}={name!r} cannot be loaded: {_why_not(error)}") from error
-    check_weight_names(report["missing_keys"], report["unexpected_keys"], f"{argument}={name!r}")
+    check_finite(model, source)
+    check_heads(_stored_frequencies(name, revision), in_folder, source)
     return model
+
+
+def load_config(name: str, *, revision: str | None = None, argument: str = "model") -> RaddConfig:
+    """Reads the configuration of a RADD model, in our layout or the authors'.
+
+    Raises:
+        ValueError: where [`read_config`] and [`config_of`] do.
+    """
+    settings = read_config(name, revision=revision, argument=argument)
+    return config_of(settings, f"{argument}={name!r}")
+
+
+def config_of(settings: Any, source: str) -> RaddConfig:
+    """Makes a configuration of what a file says, flat as ours or nested as the authors'.
+
+    Raises:
+        ValueError: if it is another model's, or values lack or do not fit.
+    """
+    try:
+        if not isinstance(settings, dict) or not ("model_type" in settings or _is_nested(settings)):
+            raise ValueError("it must have 'model' (a mapping) and 'tokens', as the authors', or our 'model_type'.")
+        return RaddConfig.from_dict(settings)
+    except KeyError as error:
+        raise ValueError(f"the configuration of {source} lacks {error}.") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the configuration of {source} is not one of RADD: {reason}") from error
+
+
+def _is_nested(settings: dict) -> bool:
+    return "tokens" in settings and isinstance(settings.get("model"), dict)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _why_not(error: Exception) -> str:
@@ -84,11 +150,20 @@ def _why_not(error: Exception) -> str:
     reason = " ".join(str(error).split())
     if isinstance(error, SafetensorError):
         return f"its weights are damaged or cut short ({reason}); copy them again."
-    if "ignore_mismatched_sizes" in reason:
-        return "its weights have other shapes than its configuration says; the table above names them."
-    if isinstance(error, OSError):
-        return f"{reason} A training run of the authors is first converted: radd convert."
-    return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+    return reason if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {reason}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Whether the weights are those of the network
+# ---------------------------------------------------------------------------------------------------------
+
+# Modules around a network, whose names come into its weights' names, and who puts them there.
+WRAPPERS = {
+    "module.": "torch's DataParallel or DistributedDataParallel puts there",
+    "_orig_mod.": "torch.compile puts there",
+    "_fsdp_wrapped_module.": "torch's FullyShardedDataParallel puts there",
+    "base_layer.": "an adapter of PEFT puts there, which merge_and_unload takes away",
+}
 
 
 def check_weight_names(missing: Collection[str], unexpected: Collection[str], source: str) -> None:
@@ -96,14 +171,70 @@ def check_weight_names(missing: Collection[str], unexpected: Collection[str], so
     if missing or unexpected:
         raise ValueError(
             f"{source} does not hold the weights that its configuration says: missing {first_few(missing)}; "
-            f"unexpected {first_few(unexpected)}."
+            f"unexpected {first_few(unexpected)}.{_about_names(missing, unexpected)}"
         )
+
+
+def _about_names(missing: Collection[str], unexpected: Collection[str]) -> str:
+    """Explains names that differ by what is put before or into them, and says what to do."""
+    for wrapper, whose in WRAPPERS.items():
+        if any(f".{wrapper}" in f".{name}" for name in unexpected):
+            return f" Names hold {wrapper!r}, which {whose}: save the state dict of the network inside, or rename them."
+    if missing:
+        one = min(missing)
+        for name in unexpected:
+            prefix = name.removesuffix(one)
+            if name.endswith(f".{one}") and {prefix + each for each in missing} <= set(unexpected):
+                return f" Every name begins with {prefix!r}: save the state dict of the network inside, or rename them."
+    return ""
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raises a ValueError if a weight is nan or infinite, naming it."""
+    for name, weight in model.named_parameters():
+        if not all(end.isfinite() for end in weight.detach().aminmax()):
+            raise ValueError(
+                f"{source}: the weight {name} holds numbers that are not finite, as {weight.dtype}: its training has "
+                "diverged, or the file is damaged; take an earlier checkpoint."
+            )
+
+
+def check_heads(stored: Tensor | None, config: RaddConfig, source: str) -> None:
+    """Raises a ValueError if the rotary frequencies in a file of the authors are not those of the configuration.
+
+    No other tensor depends on the number of heads, and in our layout there is none.
+    """
+    frequencies = default_frequencies(config)  # (d / 2,)
+    if stored is None or (
+        stored.shape == frequencies.shape and torch.allclose(stored.float(), frequencies, rtol=1e-2)  # bfloat16's
+    ):
+        return
+    raise ValueError(
+        f"{source}: {FREQUENCIES} is for heads {2 * stored.numel()} wide, and n_heads={config.num_attention_heads} "
+        f"in the configuration makes them {2 * frequencies.numel()} wide, with frequencies of base 10000."
+    )
+
+
+def _stored_frequencies(name: str, revision: str | None) -> Tensor | None:
+    for file in weight_files(name, revision):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                if FREQUENCIES in tensors.keys():  # noqa: SIM118, not a dictionary
+                    return tensors.get_tensor(FREQUENCIES)
+        else:
+            return torch.load(file, weights_only=True, map_location="cpu", mmap=True).get(FREQUENCIES)
+    return None
 
 
 def first_few(names: Collection[Any]) -> str:
     """Lists the first three of many names, for a message."""
     shown = sorted(map(str, names))
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tokenizer and device
+# ---------------------------------------------------------------------------------------------------------
 
 
 def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> PreTrainedTokenizerBase:
@@ -116,12 +247,25 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
         raise ValueError(f"tokenizer={name!r} cannot be loaded: {kind}{reason} Pass {flag}.") from error
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: RaddForMaskedLM) -> None:
-    """Raises a ValueError for a tokenizer with more ids than the model has."""
-    if len(tokenizer) > model.config.vocab_size:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> None:
+    """Raises a ValueError for a tokenizer with ids that the model has not, or whose mask is not the model's.
+
+    A tokenizer without a mask fits if none of its tokens has the mask's id, as GPT-2's with the authors' models.
+    """
+    name, mask = tokenizer.name_or_path, cast(int, config.mask_token_id)
+    vocabulary, tokens = tokenizer.get_vocab(), config.num_tokens or config.vocab_size
+    strange = {token: number for token, number in vocabulary.items() if number >= tokens and number != mask}
+    if strange:
         raise ValueError(
-            f"tokenizer={tokenizer.name_or_path!r} has {len(tokenizer)} tokens, more than the model's "
-            f"{model.config.vocab_size}: it is another model's."
+            f"tokenizer={name!r} has ids up to {max(strange.values())}, more than the model's {tokens}: it is another "
+            "model's."
+        )
+    check_mask(tokenizer, mask)
+    if tokenizer.mask_token_id is None and mask in vocabulary.values():
+        token = tokenizer.convert_ids_to_tokens(mask)
+        raise ValueError(
+            f"tokenizer={name!r} has the token {token!r} at id {mask}, where the model has its mask: it is another "
+            "model's."
         )
 
 

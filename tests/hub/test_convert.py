@@ -205,7 +205,7 @@ def test_automodel_loads_a_converted_folder(tmp_path, golden_model):
 
 def test_a_tokenizer_whose_mask_is_not_the_models_is_refused(tmp_path, tiny_tokenizer):
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match=r"has its mask '<\|mask\|>' at id 299, and the model at 96"):
+    with pytest.raises(ValueError, match="has ids up to 299, more than the model's 97: it is another model's"):
         convert(HUB, tmp_path / "ours", tokenizer=tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="tokenizer='nowhere/none' cannot be loaded"):
         convert(HUB, tmp_path / "ours", tokenizer="nowhere/none")
@@ -349,9 +349,9 @@ def test_a_damaged_release_is_refused(tmp_path, hub):
     whole = weights.read_bytes()
     tensors = load(whole)  # not mapped: the file is about to change
     weights.write_bytes(whole[: len(whole) // 2])
-    refuse(hub, tmp_path / "truncated", "model.safetensors is absent or damaged")
+    refuse(hub, tmp_path / "truncated", "its weights are absent or damaged")
     weights.unlink()
-    refuse(hub, tmp_path / "absent", "model.safetensors is absent or damaged")
+    refuse(hub, tmp_path / "absent", "has no weights; one of model.safetensors, .* must be there")
     del tensors["output_layer.linear.bias"]
     save_file(tensors, weights)
     refuse(hub, tmp_path / "incomplete", r"missing output_layer\.linear\.bias; unexpected none")
@@ -365,7 +365,7 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
     weights.write_bytes(whole[: len(whole) // 2])
     refuse(ours, tmp_path / "truncated", "cannot be loaded")
     save_file(tensors | {"model.norm.bias": torch.ones(3)}, weights, metadata={"format": "pt"})
-    refuse(ours, tmp_path / "shape", "cannot be loaded")
+    refuse(ours, tmp_path / "shape", r"the weight model\.norm\.bias is \(3,\), and the configuration says \(64,\)")
     del tensors["model.norm.bias"]
     save_file(tensors, weights, metadata={"format": "pt"})
     refuse(ours, tmp_path / "incomplete", r"missing model\.norm\.bias; unexpected none")
@@ -375,12 +375,14 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
 
 def test_a_source_that_is_nothing_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    refuse(tmp_path / "empty", tmp_path / "targets", "must be a released model or one of ours")
+    refuse(tmp_path / "empty", tmp_path / "targets", "is a folder without a config.json, so not one of a model; nor is it")
     (tmp_path / "empty" / "config.json").write_text("{")
-    refuse(tmp_path / "empty", tmp_path / "broken-targets", "must be a released model or one of ours")
+    refuse(tmp_path / "empty", tmp_path / "broken-targets", "config.json cannot be read")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    refuse(tmp_path / "empty", tmp_path / "strange-targets", "is not one of RADD: it must have 'model'")
     (tmp_path / "empty" / "config.json").write_text("[]")
-    refuse(tmp_path / "empty", tmp_path / "foreign-targets", "is not one of RADD: it must have 'model'")
-    refuse("nobody/nothing", tmp_path / "more-targets", "must be a released model or one of ours")
+    refuse(tmp_path / "empty", tmp_path / "foreign-targets", "config.json must hold an object")
+    refuse("nobody/nothing", tmp_path / "more-targets", "is no folder here, nor a repository|cannot be read")
 
 
 def test_raw_weights_of_what_has_only_one_set_are_refused(tmp_path):
@@ -499,7 +501,7 @@ def test_the_command_line_converts_and_says_that_no_tokenizer_is_there(tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "must be a released model or one of ours"),
+        ([], "is no folder here, nor a repository"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--to-original", "--tokenizer", "gpt2"], "the authors' layout has no place for them"),
     ],
