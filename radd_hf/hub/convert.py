@@ -333,6 +333,7 @@ def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
     """
     constants = {
         "mask_token_id": config.vocab_size - 1,
+        "num_tokens": None,
         "intermediate_size": 4 * config.hidden_size,
         "layer_norm_eps": 1e-5,
     }

@@ -72,36 +72,74 @@ def load_model(
         argument: the user's word for the name, for messages.
 
     Raises:
-        ValueError: where [`load_config`] does; for files that cannot be read; for weights that are missing, unknown or
-            of another shape, of which transformers only warns (it gives the missing ones random values); for weights
-            that are not finite; for another number of heads than the authors' layout says.
+        ValueError: where [`load_config`] and [`load_whole`] do, and for another number of heads than the authors' file
+            of weights says.
     """
     source = f"{argument}={name!r}"
     in_folder = load_config(name, revision=revision, argument=argument)
     settings: dict[str, Any] = {} if config is None else {"config": config}
+    model = load_whole(RaddForMaskedLM, name, source, dtype=dtype, revision=revision or "main", **settings)
+    check_heads(_stored_frequencies(name, revision), in_folder, source)
+    return model
+
+
+def load_whole(
+    kind: Any, name: str, source: str, *, others_may_be_there: bool = False, advice: str = "", **settings: Any
+) -> Any:
+    """Returns `kind.from_pretrained(name, **settings)`, with every weight from the file.
+
+    transformers gives weights that are missing or of another shape random values, and only warns.
+
+    Args:
+        kind: a class of models, or an auto class.
+        source: what the user passed, for messages.
+        others_may_be_there: the files may hold more than the network has, such as buffers of older versions.
+        advice: what would be right, for the message about files that cannot be read.
+
+    Raises:
+        ValueError: for files that cannot be read, and for weights that are missing, unknown, of another shape or not
+            finite.
+    """
     try:
         with _quiet():  # what is amiss is said below, in one line
-            model, report = cast(
-                tuple[RaddForMaskedLM, dict],
-                RaddForMaskedLM.from_pretrained(
-                    name,
-                    dtype=dtype,
-                    revision=revision or "main",
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,
-                    **settings,
-                ),
+            model, report = kind.from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
             )
     except Exception as error:  # absent or damaged files can end in any
-        raise ValueError(f"{source} cannot be loaded: {_why_not(error)}") from error
-    check_weight_names(report["missing_keys"], report["unexpected_keys"], source)
+        raise ValueError(f"{source} cannot be loaded: {_why_not(error)} {advice}".rstrip()) from error
+    if report["missing_keys"] or not others_may_be_there:
+        check_weight_names(report["missing_keys"], report["unexpected_keys"], source)
     for weight, stored, expected in sorted(report["mismatched_keys"]):
         raise ValueError(
             f"{source}: the weight {weight} is {tuple(stored)}, and the configuration says {tuple(expected)}."
         )
     check_finite(model, source)
-    check_heads(_stored_frequencies(name, revision), in_folder, source)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _why_not(error: Exception) -> str:
+    """The error as one line, and what would help."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    reason = " ".join(str(error).split()).rstrip(".: ")
+    if isinstance(error, SafetensorError):
+        return f"its weights are damaged or cut short ({reason}); copy them again."
+    return f"{reason}." if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {reason}."
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Whether the configuration is one of RADD
+# ---------------------------------------------------------------------------------------------------------
 
 
 def load_config(name: str, *, revision: str | None = None, argument: str = "model") -> RaddConfig:
@@ -133,24 +171,6 @@ def config_of(settings: Any, source: str) -> RaddConfig:
 
 def _is_nested(settings: dict) -> bool:
     return "tokens" in settings and isinstance(settings.get("model"), dict)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _why_not(error: Exception) -> str:
-    """The error as one line, and what would help."""
-    reason = " ".join(str(error).split())
-    if isinstance(error, SafetensorError):
-        return f"its weights are damaged or cut short ({reason}); copy them again."
-    return reason if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {reason}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -192,7 +212,11 @@ def _about_names(missing: Collection[str], unexpected: Collection[str]) -> str:
 def check_finite(model: nn.Module, source: str) -> None:
     """Raises a ValueError if a weight is nan or infinite, naming it."""
     for name, weight in model.named_parameters():
-        if not all(end.isfinite() for end in weight.detach().aminmax()):
+        if (
+            weight.is_floating_point()
+            and weight.itemsize > 1
+            and not all(map(torch.isfinite, weight.detach().aminmax()))
+        ):
             raise ValueError(
                 f"{source}: the weight {name} holds numbers that are not finite, as {weight.dtype}: its training has "
                 "diverged, or the file is damaged; take an earlier checkpoint."

@@ -136,7 +136,10 @@ def test_the_authors_checkpoints_are_evaluated_as_they_are(evaluate, golden, che
         ({"dataset": "/no/such/text"}, "dataset='/no/such/text' could not be read"),
         ({"dataset": "austen", "split": "dev"}, "split='dev' must be one of"),
         ({"output": "/no/such/folder/result.json"}, "output='/no/such/folder/result.json' must lie in a folder"),
-        ({"model": GOLDEN / "run"}, r"model='.*golden/run' is a training run of the authors' code: convert it first: radd convert"),
+        (
+            {"model": GOLDEN / "run"},
+            r"model='.*golden/run' is a training run of the authors' code: convert it first: radd convert",
+        ),
         ({"target_se": 1e-9, "passes": 16}, "target_se=1e-09 would take about"),
         ({"length": 0}, "length=0 must be at least 1"),
     ],

@@ -375,7 +375,9 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
 
 def test_a_source_that_is_nothing_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    refuse(tmp_path / "empty", tmp_path / "targets", "is a folder without a config.json, so not one of a model; nor is it")
+    refuse(
+        tmp_path / "empty", tmp_path / "targets", "is a folder without a config.json, so not one of a model; nor is it"
+    )
     (tmp_path / "empty" / "config.json").write_text("{")
     refuse(tmp_path / "empty", tmp_path / "broken-targets", "config.json cannot be read")
     (tmp_path / "empty" / "config.json").write_text("{}")

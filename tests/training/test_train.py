@@ -113,7 +113,11 @@ def tiny_start(tmp_path_factory, tiny_tokenizer) -> str:
 
 
 def test_a_run_starts_from_the_weights_and_the_tokenizer_of_another(run, tiny_start):
-    folder = run(init_from=tiny_start, vocab_size=300, max_steps=1, learning_rate=0.0, weight_decay=0.0) / "checkpoints" / "step_1"
+    folder = (
+        run(init_from=tiny_start, vocab_size=300, max_steps=1, learning_rate=0.0, weight_decay=0.0)
+        / "checkpoints"
+        / "step_1"
+    )
     start, after = load_file(Path(tiny_start) / "model.safetensors"), load_file(folder / "model.safetensors")
     assert all(torch.equal(start[name], after[name]) for name in start)
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == 300
