@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -63,6 +63,8 @@ logger = logging.getLogger("radd_hf.train")
 LOG_FORMAT = "%(asctime)s %(message)s"
 # Those of the model's arguments that its configuration keeps.
 CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
+# Of these, what belongs to the training and not to the weights, and may differ from `init_from`.
+FREE_SETTINGS = ("hidden_dropout", "noise_type")
 VOCAB_SIZE = 2048  # of a BPE that is made of the text
 
 
@@ -173,10 +175,7 @@ def run_training(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator
 ) -> None:
     last = last_checkpoint(Path(args.output_dir))
-    base = None
-    if model_args.init_from is not None:
-        base = load_config(model_args.init_from, argument="init_from")
-        load_model(model_args.init_from, argument="init_from")  # a damaged one is refused before text is read
+    base = None if model_args.init_from is None else load_base(model_args)
     tokenizer = named_tokenizer(model_args, data_args, base, last)
     with accelerator.local_main_process_first():  # it tokenises, and the others find that done
         data = load_data(data_args, args, base, tokenizer)
@@ -193,6 +192,25 @@ def run_training(
     run.log(**{f"final_{name}": value for name, value in figures.items()})
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def load_base(model_args: ModelArguments) -> RaddConfig:
+    """The configuration of `init_from`, whose weights are looked at, too, before text is read.
+
+    Raises:
+        ValueError: for a model that cannot be loaded, or has other sizes than are asked for.
+    """
+    name = cast(str, model_args.init_from)
+    base = load_config(name, argument="init_from")
+    for field_name, value in given_settings(model_args).items():
+        if field_name not in FREE_SETTINGS and value != getattr(base, field_name):
+            raise ValueError(f"{field_name}={value!r} must be {getattr(base, field_name)!r}, as in init_from={name!r}.")
+    load_model(name, argument="init_from")
+    return base
+
+
+def given_settings(model_args: ModelArguments) -> dict[str, Any]:
+    return {name: value for name, value in asdict(model_args).items() if value is not None and name in CONFIG_FIELDS}
 
 
 @dataclass
@@ -336,12 +354,12 @@ def make_config(
     base: RaddConfig | None,
     data: Data,
 ) -> RaddConfig:
-    """The paper's small model with the given changes, or that of `init_from`, which must be as large as is asked."""
+    """The paper's small model with the given changes, or that of `init_from` with those that it allows."""
     if data_args.separate_documents and args.attn_implementation not in ("eager", "sdpa"):
         raise ValueError(
             f"attn_implementation={args.attn_implementation!r} cannot keep documents apart: use eager or sdpa."
         )
-    given = {name: value for name, value in asdict(model_args).items() if value is not None and name in CONFIG_FIELDS}
+    given = given_settings(model_args)
     others = {
         "eos_token_id": data.tokenizer.eos_token_id,
         "max_position_embeddings": data.length,
@@ -351,13 +369,7 @@ def make_config(
         mask = add_mask_token(data.tokenizer)  # of a tokenizer that can have none, the id after all others
         tokens: dict[str, Any] = {"vocab_size": max(vocabulary_size(data.tokenizer), mask + 1), "mask_token_id": mask}
         return RaddConfig(**given, **tokens, **others)
-    free = ("hidden_dropout", "noise_type")  # of the training, not of the weights
-    for name, value in given.items():
-        if name not in free and value != getattr(base, name):
-            raise ValueError(
-                f"{name}={value!r} must be {getattr(base, name)!r}, as in init_from={model_args.init_from!r}."
-            )
-    changes = {name: value for name, value in given.items() if name in free} | others
+    changes = {name: value for name, value in given.items() if name in FREE_SETTINGS} | others
     return RaddConfig.from_dict(base.to_dict() | changes)
 
 

@@ -149,6 +149,19 @@ def test_what_cannot_be_is_refused_by_name(evaluate, settings, message):
         evaluate(**settings)
 
 
+def test_a_likelihood_that_is_not_finite_ends_the_evaluation_and_nothing_is_written(
+    evaluate, checkpoint, tmp_path, monkeypatch
+):
+    model, tokenizer = perplexity.load(checkpoint)
+    monkeypatch.setattr(
+        model, "compute_logits", lambda hidden, *_: hidden.new_full((*hidden.shape[:-1], 300), torch.nan)
+    )
+    monkeypatch.setattr(perplexity, "load", lambda *_, **__: (model, tokenizer))
+    with pytest.raises(FloatingPointError, match="block 0 of the text has nan nats: numbers of the network overflow"):
+        evaluate()
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_to_resume_needs_a_place_where_it_was_left(checkpoint):
     with pytest.raises(ValueError, match="resume=True needs output="):
         perplexity.main(["--model", checkpoint, "--resume", "true"])

@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 import radd_hf.hub.convert
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.hub.convert import convert, main, to_original
+from radd_hf.hub.loading import load_model
 from support.launches import WITHOUT_RADD_HF
 from support.paths import GOLDEN, SHIPPED, contents
 from support.toys import random_model
@@ -85,6 +86,38 @@ def test_a_converted_release_is_the_directly_loaded_one_bit_for_bit(tmp_path, go
     assert converted.config.to_dict() | ignored == golden_model.config.to_dict() | ignored
     names = set(load_file(tmp_path / "ours" / "model.safetensors"))
     assert names == set(golden_model.state_dict())
+
+
+def split_in_two(folder: Path, state: dict, kind: str) -> None:
+    """Writes the weights to two files, which an index names, as their libraries do for large models."""
+    names, files = sorted(state), (f"part-1.{kind}", f"part-2.{kind}")
+    place = {name: files[number % 2] for number, name in enumerate(names)}
+    save = save_file if kind == "safetensors" else torch.save
+    for file in files:
+        save({name: state[name] for name in names if place[name] == file}, folder / file)
+    index = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}[kind]
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": place}))
+
+
+@pytest.mark.parametrize("layout", ["shards", "bin", "shards of bin"])
+def test_the_authors_weights_may_lie_in_several_files_or_in_one_of_torch(tmp_path, hub, layout):
+    state = load((hub / "model.safetensors").read_bytes())
+    (hub / "model.safetensors").unlink()
+    if layout == "bin":
+        torch.save(state, hub / "pytorch_model.bin")
+    else:
+        split_in_two(hub, state, "bin" if "bin" in layout else "safetensors")
+    assert same_files(convert(hub, tmp_path / "ours"), convert(HUB, tmp_path / "expected"))
+    assert same_weights(load_model(str(hub)), load_model(str(HUB)))
+
+
+def test_a_part_that_is_absent_and_a_damaged_index_are_named(tmp_path, hub):
+    split_in_two(hub, load((hub / "model.safetensors").read_bytes()), "safetensors")
+    (hub / "model.safetensors").unlink()
+    (hub / "part-2.safetensors").unlink()
+    refuse(hub, tmp_path / "targets", r"part-2\.safetensors, which model\.safetensors\.index\.json names, is absent")
+    (hub / "model.safetensors.index.json").write_text("{}")
+    refuse(hub, tmp_path / "more-targets", r"model\.safetensors\.index\.json has no 'weight_map'")
 
 
 def test_a_converted_run_gives_the_logits_of_its_moving_average(tmp_path):
@@ -256,6 +289,14 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_its_code_not_run(tmp_pa
     assert not executed.exists()
     torch.load(run / "checkpoints-meta" / "checkpoint.pth", weights_only=False)
     assert executed.exists()  # the payload works: it was refused, not broken
+
+
+def test_weights_of_torch_that_would_run_code_are_refused_and_their_code_not_run(tmp_path, hub):
+    executed = tmp_path / "executed"
+    (hub / "model.safetensors").unlink()
+    torch.save({"vocab_embed.embedding": Payload(executed)}, hub / "pytorch_model.bin")
+    refuse(hub, tmp_path / "targets", r"pytorch_model\.bin is refused: .*opening it would run code")
+    assert not executed.exists()
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])

@@ -12,13 +12,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
     logging,
 )
 
@@ -29,6 +27,7 @@ from radd_hf.hub.convert import convert
 from radd_hf.hub.loading import check_tokenizer, load, load_model
 from radd_hf.training import train
 from support.paths import GOLDEN
+from support.tokenizers import letters
 from support.toys import random_model
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -197,26 +196,19 @@ def test_a_training_run_is_told_to_be_converted_and_ours_to_name_a_checkpoint(tm
 # Tokenizers
 
 
-def letters(ids: dict[str, int], **special) -> PreTrainedTokenizerFast:
-    """A tokenizer of single letters with the given ids."""
-    tokenizer = Tokenizer(models.WordLevel(ids))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
 def config_of(vocab_size: int, **settings) -> RaddConfig:
     return RaddConfig(vocab_size=vocab_size, hidden_size=8, num_attention_heads=2, **settings)
 
 
 def test_a_tokenizer_fits_by_its_highest_id_and_its_mask():
-    with_mask = letters({"a": 0, "b": 1, "#": 2}, mask_token="#")
+    with_mask = letters(range(3), mask_token="c")
     check_tokenizer(with_mask, config_of(3))
     check_tokenizer(with_mask, config_of(64, mask_token_id=2))
-    with pytest.raises(ValueError, match="has its mask '#' at id 2, and the model at 3: it must be the tokenizer"):
+    with pytest.raises(ValueError, match="has its mask 'c' at id 2, and the model at 3: it must be the tokenizer"):
         check_tokenizer(with_mask, config_of(4))
     with pytest.raises(ValueError, match="has ids up to 2, more than the model's 2: it is another model's"):
         check_tokenizer(with_mask, config_of(2))
-    from_one = letters({"a": 1, "b": 2, "c": 3})
+    from_one = letters(range(1, 4))
     with pytest.raises(ValueError, match="has ids up to 3, more than the model's 3"):
         check_tokenizer(from_one, config_of(3))
     with pytest.raises(ValueError, match="has the token 'c' at id 3, where the model has its mask"):
@@ -224,14 +216,14 @@ def test_a_tokenizer_fits_by_its_highest_id_and_its_mask():
 
 
 def test_a_tokenizer_without_a_mask_fits_if_no_token_has_the_masks_id():
-    check_tokenizer(letters({"a": 0, "b": 1}), config_of(3))  # as GPT-2's, with the authors' models
-    check_tokenizer(letters({"a": 0, "b": 5}), config_of(7))
+    check_tokenizer(letters(range(2)), config_of(3))  # as GPT-2's, with the authors' models
+    check_tokenizer(letters([0, 5]), config_of(7))
 
 
 def test_ids_that_pad_the_vocabulary_are_no_tokens():
-    check_tokenizer(letters({"a": 0, "b": 1, "c": 2}), config_of(8, num_tokens=3))
+    check_tokenizer(letters(range(3)), config_of(8, num_tokens=3))
     with pytest.raises(ValueError, match="has ids up to 3, more than the model's 3"):
-        check_tokenizer(letters({"a": 0, "b": 1, "d": 3}), config_of(8, num_tokens=3))
+        check_tokenizer(letters([0, 1, 3]), config_of(8, num_tokens=3))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -239,14 +231,13 @@ def test_ids_that_pad_the_vocabulary_are_no_tokens():
 
 
 @pytest.fixture
-def ways_in(tiny_text, tiny_config, tmp_path):
+def ways_in(tiny_text, tmp_path):
     """Each script and command that takes a model, with the tiny text."""
     output = str(tmp_path / "output")
 
     def train_on(name: str) -> None:
         # The text is not there: the model must be refused before it is looked for.
-        config = tiny_config(dataset="/no/such/text", vocab_size=None)
-        train.main(["--config", config, "--init_from", name, "--output_dir", output])
+        train.main(["--dataset", "/no/such/text", "--init_from", name, "--output_dir", output])
 
     return {
         "eval_ppl": lambda name: perplexity.main(["--model", name, "--dataset", str(tiny_text)]),
