@@ -42,10 +42,12 @@ def _what_else(name: str, revision: str | None, argument: str) -> str:
     """Says what is there where no config.json is, and what to do."""
     folder, adapter = Path(name), read_beside(name, "adapter_config.json", revision=revision, argument=argument)
     if adapter is not None:
-        base = adapter.get("base_model_name_or_path")
+        what = f"is a {adapter.get('peft_type', 'PEFT')} adapter of {adapter.get('base_model_name_or_path')!r}"
+        if (folder.absolute().parent / "config.json").is_file():  # as our training writes it
+            return f"{what}, and the folder around it has the sum: pass that."
         return (
-            f"is a {adapter.get('peft_type', 'PEFT')} adapter of {base!r}, and not a whole model: add it to that model "
-            "with peft's PeftModel.from_pretrained and merge_and_unload, and save the sum with save_pretrained."
+            f"{what}, and not a whole model: add it to that model with peft's PeftModel.from_pretrained and "
+            "merge_and_unload, and save the sum with save_pretrained."
         )
     if any((folder / file).exists() for file in (RUN_CONFIG, RUN_CHECKPOINT)):
         return f"is a training run of the authors' code: convert it first: radd convert {name} FOLDER."

@@ -175,9 +175,12 @@ def test_a_whole_model_of_another_type_is_refused_by_the_class_too(tmp_path, kin
 
 
 def test_an_adapter_is_told_what_it_is_of(tmp_path, whole):
+    adapter = tmp_path / "checkpoint" / "adapter"
     base = load_model(str(whole))
-    get_peft_model(base, LoraConfig(target_modules=["qkv_proj"])).save_pretrained(tmp_path)
-    refuse(tmp_path, rf"is a LORA adapter of '{whole}', and not a whole model: .* merge_and_unload")
+    get_peft_model(base, LoraConfig(target_modules=["qkv_proj"])).save_pretrained(adapter)
+    refuse(adapter, rf"is a LORA adapter of '{whole}', and not a whole model: .* merge_and_unload")
+    shutil.copy(whole / "config.json", adapter.parent)
+    refuse(adapter, rf"is a LORA adapter of '{whole}', and the folder around it has the sum: pass that")
 
 
 def test_a_training_run_is_told_to_be_converted_and_ours_to_name_a_checkpoint(tmp_path, whole):

@@ -2,6 +2,7 @@
 """A run's vocabulary is the tokenizer's, whatever its ids; that of a model to start from must be its own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,13 @@ def test_a_model_without_a_tokenizer_beside_it_needs_one(tmp_path):
 def test_a_vocabulary_that_is_too_small_is_refused_before_text_is_read(run):
     with pytest.raises(ValueError, match="vocab_size=257 must be at least 258"):
         run(vocab_size=257, dataset="/no/such/text")
+
+
+def test_a_padded_model_is_trained_on_alike_with_and_without_a_compiler(run, start):
+    folder, losses = start(), []
+    for settings in ({}, {"compile": True, "compile_backend": "aot_eager"}):
+        checkpoint = run(init_from=folder, hidden_dropout=0.0, **settings)
+        losses.append(json.loads((checkpoint.parents[1] / "metrics.jsonl").read_text().splitlines()[-1]))
+        shutil.rmtree(checkpoint.parents[1])
+    plain, compiled = (entry["final_nats_per_token"] for entry in losses)
+    assert compiled == pytest.approx(plain, rel=1e-4)
