@@ -76,10 +76,12 @@ def load_model(
             of weights says.
     """
     source = f"{argument}={name!r}"
-    in_folder = load_config(name, revision=revision, argument=argument)
+    in_folder = read_config(name, revision=revision, argument=argument)
+    config_in_folder = config_of(in_folder, source)
     settings: dict[str, Any] = {} if config is None else {"config": config}
     model = load_whole(RaddForMaskedLM, name, source, dtype=dtype, revision=revision or "main", **settings)
-    check_heads(_stored_frequencies(name, revision), in_folder, source)
+    if _is_nested(in_folder):  # the authors' layout
+        check_heads(_stored_frequencies(name, revision), config_in_folder, source)
     return model
 
 
