@@ -248,7 +248,9 @@ def _stored_frequencies(name: str, revision: str | None) -> Tensor | None:
                 if FREQUENCIES in tensors.keys():  # noqa: SIM118, not a dictionary
                     return tensors.get_tensor(FREQUENCIES)
         else:
-            return torch.load(file, weights_only=True, map_location="cpu", mmap=True).get(FREQUENCIES)
+            state = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+            if FREQUENCIES in state:
+                return state[FREQUENCIES]
     return None
 
 

@@ -22,6 +22,7 @@ from transformers import (
 
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.app import cli
+from radd_hf.canvas_radd import encode_blanks
 from radd_hf.evaluation import perplexity, samples
 from radd_hf.hub.convert import convert
 from radd_hf.hub.loading import check_tokenizer, load, load_model
@@ -129,7 +130,15 @@ def test_a_weight_that_overflows_in_the_type_that_is_asked_for_is_named(changed)
 def test_another_number_of_heads_is_refused_where_the_file_tells_it(changed):
     nested = json.loads((GOLDEN / "hub" / "config.json").read_text())
     wrong = changed(source=GOLDEN / "hub", model=nested["model"] | {"n_heads": 2})
-    refuse(wrong, r"rotary_emb\.inv_freq is for heads 16 wide, and n_heads=2 in the configuration makes them 32 wide")
+    message = r"rotary_emb\.inv_freq is for heads 16 wide, and n_heads=2 in the configuration makes them 32 wide"
+    refuse(wrong, message)
+    state = load_file(Path(wrong) / "model.safetensors")
+    place = {name: f"part-{int('inv_freq' in name)}.bin" for name in state}  # not in the first of two files
+    for part in set(place.values()):
+        torch.save({name: state[name].clone() for name in state if place[name] == part}, Path(wrong) / part)
+    (Path(wrong) / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
+    (Path(wrong) / "model.safetensors").unlink()
+    refuse(wrong, message)
 
 
 def test_a_refusal_is_one_message_and_nothing_is_logged(changed, capfd):
@@ -269,6 +278,12 @@ def test_generate_refuses_such_a_tokenizer_with_a_text(whole, tiny_tokenizer):
     model = RaddForMaskedLM.from_pretrained(whole, mask_token_id=298)
     with pytest.raises(ValueError, match=r"has its mask '<\|mask\|>' at id 299, and the model at 298"):
         model.generate(prefix="It was", length=12, tokenizer=tiny_tokenizer)
+
+
+def test_blanks_are_not_encoded_by_such_a_tokenizer(tiny_tokenizer):
+    assert encode_blanks("[MASK:2]", tiny_tokenizer, 299) == [299, 299]
+    with pytest.raises(ValueError, match=r"has its mask '<\|mask\|>' at id 299, and the model at 298"):
+        encode_blanks("[MASK:2]", tiny_tokenizer, 298)
 
 
 def test_the_command_line_says_it_in_one_line(changed, capsys):
