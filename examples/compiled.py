@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from radd_hf import RaddForMaskedLM
+from radd_hf.hub.loading import load_model
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(argv)
 
-    model = RaddForMaskedLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+    model = load_model(args.model, dtype=args.dtype).to(args.device).eval()
     length = args.length or model.config.max_position_embeddings
     rows = (args.batch_size, length)
     clean = torch.randint(model.config.mask_token_id, rows, generator=torch.Generator().manual_seed(0)).to(args.device)

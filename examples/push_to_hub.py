@@ -20,9 +20,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import upload_file
 
-from radd_hf.hub.loading import load_tokenizer
+from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.hub.model_card import Origin, model_card, with_results
-from radd_hf.modeling_radd import RaddForMaskedLM
 
 
 def main(argv: list[str]) -> None:
@@ -36,7 +35,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="print the card and upload nothing")
     args = parser.parse_args(argv)
 
-    model = RaddForMaskedLM.from_pretrained(args.folder)  # in the precision of the folder, which is what is published
+    # In the precision of the folder, which is what is published.
+    model = load_model(str(args.folder), dtype="auto", argument="folder")
     tokenizer = load_tokenizer(str(args.folder))
     if (args.folder / "README.md").is_file():
         card = (args.folder / "README.md").read_text(encoding="utf-8")

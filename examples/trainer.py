@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.data.blocks import Blocks
 from radd_hf.data.collator import DiffusionCollator
-from radd_hf.data.documents import load_documents, tokenize
+from radd_hf.data.documents import load_documents, tokenize, vocabulary_size
 from radd_hf.hub.loading import load_tokenizer
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     tokenizer = load_tokenizer(str(CHECKPOINT))
     blocks = Blocks(tokenize(load_documents(args.dataset, "train"), tokenizer), length=128)
     config = RaddConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         hidden_size=args.hidden_size,

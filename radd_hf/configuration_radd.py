@@ -21,6 +21,14 @@ AUTO_MAP = {
 
 NOISE_TYPES = ("loglinear", "geometric")
 
+# Language models by diffusion that are easily taken for RADD, by their `model_type`.
+OTHER_DIFFUSION = {
+    "mdlm": "MDLM, whose layers have the time as an input",
+    "bd3lm": "BD3-LM, block diffusion with the time as an input",
+    "llada": "LLaDA, a Llama that sees both sides",
+    "Dream": "Dream, a Qwen2 that sees both sides",
+}
+
 
 @strict
 class RaddConfig(PreTrainedConfig):
@@ -29,6 +37,8 @@ class RaddConfig(PreTrainedConfig):
     Args:
         vocab_size: V, the number of tokens *including* the mask token (GPT-2's 50257 and the mask).
         mask_token_id: M, the absorbing token; `vocab_size - 1` when None, as in the authors' code.
+        num_tokens: ids from here on pad the vocabulary: they stand for no token and have no probability. None: no
+            padding. `resize_token_embeddings(pad_to_multiple_of=64)` sets it.
         hidden_size, num_hidden_layers, num_attention_heads: width, depth and heads of the transformer.
         intermediate_size: width inside the MLP; `4 * hidden_size` when None.
         max_position_embeddings: L, the length the model was trained at and `generate` defaults to.
@@ -50,6 +60,7 @@ class RaddConfig(PreTrainedConfig):
 
     vocab_size: int = 50258
     mask_token_id: int | None = None
+    num_tokens: int | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -94,6 +105,8 @@ class RaddConfig(PreTrainedConfig):
             )
         if self.mask_token_id is None or not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(f"mask_token_id={self.mask_token_id} must lie in [0, vocab_size={self.vocab_size}).")
+        if self.num_tokens is not None and not 0 < self.num_tokens <= self.vocab_size:
+            raise ValueError(f"num_tokens={self.num_tokens} must lie in 1 .. vocab_size={self.vocab_size}, or be None.")
         if not 0 <= self.hidden_dropout < 1:
             raise ValueError(f"hidden_dropout={self.hidden_dropout} must lie in [0, 1).")
         if self.noise_type not in NOISE_TYPES:
@@ -109,7 +122,18 @@ class RaddConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As transformers', and it also reads the nested config.json of the authors' repositories."""
+        """As transformers', and it also reads the nested config.json of the authors' repositories.
+
+        Raises:
+            ValueError: for the configuration of another model, of which transformers only warns.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            known = f" ({OTHER_DIFFUSION[kind]})" if kind in OTHER_DIFFUSION else ""
+            raise ValueError(
+                f"it is a model of type {kind!r}{known}, not {cls.model_type!r}: its network is "
+                "another, which radd_hf cannot read. Load it with its own code, or name a RADD model."
+            )
         if isinstance(config_dict.get("model"), dict) and "tokens" in config_dict:
             config_dict = _from_authors(config_dict)
         return super().from_dict(config_dict, **kwargs)
@@ -122,7 +146,10 @@ def _from_authors(nested: dict[str, Any]) -> dict[str, Any]:
     """
     model, noise = nested["model"], nested.get("noise", {})
     if model.get("type", "ddit_wot") != "ddit_wot":
-        raise ValueError(f"model.type={model['type']!r} in the configuration must be 'ddit_wot', the network of RADD.")
+        known = "; 'ddit' is SEDD's, which has time as an input" if model["type"] == "ddit" else ""
+        raise ValueError(
+            f"model.type={model['type']!r} in the configuration must be 'ddit_wot', the network of RADD{known}."
+        )
     flat = {
         "vocab_size": nested["tokens"] + 1,
         "hidden_size": model["hidden_size"],

@@ -21,7 +21,12 @@ from support.paths import GOLDEN
 
 
 @pytest.mark.parametrize(
-    "how", [{"new_num_tokens": V + 8}, {"pad_to_multiple_of": 32}, {"new_num_tokens": V + 8, "mean_resizing": False}]
+    "how",
+    [
+        {"new_num_tokens": V + 8},
+        {"new_num_tokens": V + 16, "pad_to_multiple_of": 32},
+        {"new_num_tokens": V + 8, "mean_resizing": False},
+    ],
 )
 def test_a_larger_vocabulary_keeps_the_old_logits_and_the_mask(model, how):
     net, ids = copy.deepcopy(model), draw_ids()
@@ -56,6 +61,40 @@ def test_a_resized_model_survives_saving(model, tmp_path):
     loaded = RaddForMaskedLM.from_pretrained(tmp_path)
     assert (loaded.config.vocab_size, loaded.config.mask_token_id) == (V + 8, MASK)
     assert torch.equal(loaded(ids).logits, net(ids).logits)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_ids_that_pad_the_vocabulary_have_no_probability_and_no_gradient(model, hooked):
+    net, ids = copy.deepcopy(model), draw_ids()
+    with torch.no_grad():
+        expected = net(ids).logits
+    net.resize_token_embeddings(V + 3, pad_to_multiple_of=32)
+    if hooked:
+        net.lm_head.register_full_backward_hook(lambda *_: None)
+    assert (net.config.num_tokens, net.config.vocab_size) == (V + 3, 64)
+    logits = net(ids).logits
+    torch.testing.assert_close(logits[..., :V], expected)
+    assert logits[..., V : V + 3].isfinite().all(), "new tokens have a probability"
+    assert logits[..., V + 3 :].isneginf().all()
+    net(ids, labels=torch.full_like(ids, V + 2)).loss.backward()
+    assert net.lm_head.weight.grad[V + 2].abs().sum() > 0
+    assert net.lm_head.weight.grad[V + 3 :].count_nonzero() == 0
+
+
+def test_padding_begins_where_the_tokens_end_however_often_one_resizes(model, tmp_path):
+    net = copy.deepcopy(model)
+    net.resize_token_embeddings(pad_to_multiple_of=32)
+    assert net.config.num_tokens == V
+    net.resize_token_embeddings(pad_to_multiple_of=128)
+    assert (net.config.num_tokens, net.config.vocab_size) == (V, 128)
+    net.save_pretrained(tmp_path)
+    loaded, ids = RaddForMaskedLM.from_pretrained(tmp_path), draw_ids()
+    assert torch.equal(loaded(ids).logits, net(ids).logits)
+    assert loaded(ids).logits[..., V:].isneginf().all()
+    text = loaded.generate(length=40, temperature=50.0, generator=torch.Generator().manual_seed(0))
+    assert int(text.max()) < V
+    net.resize_token_embeddings(V + 1)
+    assert (net.config.num_tokens, net.config.vocab_size) == (None, V + 1)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -268,8 +268,9 @@ def make_canvas(
 
     Raises:
         ValueError, TypeError: for arguments that contradict each other, ids outside the vocabulary, and a prefix and a
-            suffix that leave no room.
+            suffix that leave no room; for a tokenizer whose mask is not the model's.
     """
+    check_tokenizer_mask(tokenizer, config.mask_token_id)
     if input_ids is None:
         if attention_mask is not None:
             raise ValueError("attention_mask describes padding of input_ids: pass it with input_ids only.")
@@ -357,6 +358,16 @@ def check_attention_mask(attention_mask: Any, canvas: Tensor, mask_token_id: int
     if bool(((mask == 0) & (canvas == mask_token_id)).any()):
         raise ValueError(f"attention_mask is 0 at a mask (id {mask_token_id}) of input_ids: pad with another id.")
     return mask
+
+
+def check_tokenizer_mask(tokenizer: Any, mask_token_id: int) -> None:
+    """Raises a ValueError for a tokenizer that has its mask at another id than the model; it may have none."""
+    theirs = getattr(tokenizer, "mask_token_id", None)
+    if theirs is not None and theirs != mask_token_id:
+        raise ValueError(
+            f"tokenizer={tokenizer.name_or_path!r} has its mask {tokenizer.mask_token!r} at id {theirs}, and the model "
+            f"at {mask_token_id}: it must be the tokenizer that the model was trained with."
+        )
 
 
 def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
@@ -451,6 +462,7 @@ def encode_with_spans(
     """Returns what [`encode_blanks`] does, and where in the canvas each blank begins and ends (exclusive)."""
     if not isinstance(text, str):
         raise ValueError(f"{name}={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
+    check_tokenizer_mask(tokenizer, mask_token_id)
     check_unicode(text, name)
     pieces, sizes = split_at_blanks(text, tokenizer.mask_token, name)
     ids: list[int] = []

@@ -588,13 +588,19 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         self.lm_head = new_embeddings
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """Resizes as transformers does; the mask keeps its id, which must stay in the vocabulary."""
+        """Resizes as transformers does; the mask keeps its id, which must stay in the vocabulary.
+
+        Rows that `pad_to_multiple_of` adds stand for no token: `config.num_tokens` is set to where they begin.
+        """
         if new_num_tokens is not None and new_num_tokens <= self.config.mask_token_id:
             raise ValueError(
                 f"new_num_tokens={new_num_tokens} would cut off the mask, id {self.config.mask_token_id}; "
                 f"it must be at least {self.config.mask_token_id + 1}."
             )
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        tokens = new_num_tokens or self.config.num_tokens or self.config.vocab_size
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.config.num_tokens = tokens if tokens < self.config.vocab_size else None
+        return embeddings
 
     def _apply(self, *args, **kwargs):
         """Moves or casts as torch does, and frees captured events, which use the weights where they were."""
@@ -602,17 +608,22 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         return super()._apply(*args, **kwargs)
 
     def compute_logits(self, hidden_states: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Returns logits that rule out the mask: (..., D) -> (..., V), mask column -inf.
+        """Returns logits that rule out the mask and ids without a token: (..., D) -> (..., V), their columns -inf.
 
-        No other place rules it out. It is done on the head's output, since slicing the head's weight would break
+        No other place rules them out. It is done on the head's output, since slicing the head's weight would break
         resizing, offloading and adapters.
         """
         logits = linear(self.lm_head, hidden_states) if head is None else head(hidden_states)
         logits = logits.to(hidden_states.device)
+        mask, tokens = cast(int, self.config.mask_token_id), self.config.num_tokens
         if has_backward_hooks(self.lm_head):  # which make a view of the logits, to which nothing may be written
-            return logits.index_fill(-1, torch.tensor(self.config.mask_token_id, device=logits.device), -torch.inf)
+            ids = torch.arange(logits.shape[-1], device=logits.device)  # (V,)
+            ruled_out = ids == mask if tokens is None else (ids == mask) | (ids >= tokens)
+            return logits.masked_fill(ruled_out, -torch.inf)
         # Detached, or the backward pass would copy a gradient of this size for nothing: at -inf it is zero.
-        logits.detach().select(-1, self.config.mask_token_id).fill_(-torch.inf)
+        logits.detach().select(-1, mask).fill_(-torch.inf)
+        if tokens is not None:
+            logits.detach()[..., tokens:].fill_(-torch.inf)
         return logits
 
     @can_return_tuple

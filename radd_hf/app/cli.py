@@ -313,7 +313,6 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     import torch
     from transformers.utils import logging
 
-    from radd_hf.hub.facts import read_config
     from radd_hf.hub.loading import find_device, load
 
     logging.disable_progress_bar()
@@ -321,7 +320,6 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
         device = find_device(args.device)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    read_config(args.model)  # the first to fail where there is no such model, and the one to say so
     return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
@@ -27,6 +28,8 @@ EOS_TOKEN = "<|endoftext|>"
 MASK_TOKEN = "<|mask|>"
 # lstrip: it takes the space before it, which a token that fills it brings along.
 MASK = AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True)
+# Tokens of the smallest byte-level BPE: 256 bytes, EOS and the mask.
+LEAST_VOCABULARY = 258
 
 # Jane Austen's six novels in the order of the shipped file; each begins at the line that is its title.
 NOVELS = ("EMMA", "MANSFIELD PARK", "NORTHANGER ABBEY", "Persuasion", "PRIDE AND PREJUDICE", "SENSE AND SENSIBILITY")
@@ -200,7 +203,13 @@ def unwrap(text: str) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `vocab_size` tokens in all; the last id is the mask, the first EOS."""
+    """A byte-level BPE of `vocab_size` tokens in all; the last id is the mask, the first EOS.
+
+    Raises:
+        ValueError: for fewer tokens than `LEAST_VOCABULARY`, and more than the text can fill.
+    """
+    if vocab_size < LEAST_VOCABULARY:
+        raise ValueError(f"vocab_size={vocab_size} must be at least {LEAST_VOCABULARY}: 256 bytes, EOS and the mask.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -223,11 +232,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return fast
 
 
-def add_mask_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Gives a tokenizer a mask token if it has none, and returns its id (50257 for GPT-2)."""
-    if tokenizer.mask_token_id is None:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the highest id + 1, which is more than `len(tokenizer)` where ids have holes or do not start at 0."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def add_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None = None) -> int:
+    """Gives a tokenizer a mask token if it has none, and returns the id of the mask (50257 for GPT-2).
+
+    The mask comes after all other ids. Where ids have holes, a new token would take the id of another: such a tokenizer
+    stays without a mask, and the model alone has one.
+
+    Args:
+        mask_token_id: of a model that there is already; a tokenizer that cannot have its mask there stays without.
+    """
+    if tokenizer.mask_token_id is not None:
+        return tokenizer.mask_token_id
+    size = vocabulary_size(tokenizer)
+    if size == len(tokenizer) and mask_token_id in (None, size):
         tokenizer.add_special_tokens({"mask_token": MASK})
-    return tokenizer.mask_token_id
+        return cast(int, tokenizer.mask_token_id)
+    return size if mask_token_id is None else mask_token_id
 
 
 def encode(
@@ -272,7 +297,7 @@ def tokenize(
     # Given by hand: `datasets` would name the function, which changes with what the tokenizer was last called for.
     rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     name = Hasher.hash((documents._fingerprint, rules, tokenizer.eos_token_id, special_tokens_in_text))
-    width = "uint16" if len(tokenizer) <= 2**16 else "int32"
+    width = "uint16" if vocabulary_size(tokenizer) <= 2**16 else "int32"
     return documents.map(
         encode_batch,
         batched=True,

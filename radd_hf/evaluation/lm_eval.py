@@ -453,8 +453,8 @@ def _device_of(name: str | None) -> torch.device:
     return find_device(None if name == "cuda:0" and not torch.cuda.is_available() else name)
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: RaddForMaskedLM) -> None:
-    check_tokenizer(tokenizer, model)
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    check_tokenizer(tokenizer, model.config)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer={tokenizer.name_or_path!r} has no eos_token, which parts documents: set one.")
 

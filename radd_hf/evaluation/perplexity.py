@@ -10,6 +10,7 @@ cuts and averages as the authors' code does. With `--output`, `--resume` continu
 
 import hashlib
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -172,6 +173,11 @@ def score(
             show(sequence, nats)
     with bar, accelerator.autocast(), packed_weights():
         for found in work:
+            if not math.isfinite(found.nats):
+                raise FloatingPointError(
+                    f"block {found.sequence} of the text has {found.nats} nats: numbers of the network overflow under "
+                    f"mixed_precision={args.mixed_precision!r}; bf16 and no have a wider range than fp16."
+                )
             if kept is not None:
                 kept.add(*found)
             show(found.sequence, found.nats)

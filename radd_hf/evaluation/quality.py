@@ -43,6 +43,7 @@ from transformers import (
 )
 
 from ..canvas_radd import encode_text
+from ..hub.loading import load_whole
 from ..kernels_radd import evaluation_mode
 from ..likelihood import NatsPerToken
 from ..noise_radd import expected_evaluations, get_noise
@@ -130,6 +131,12 @@ class Judgement(NatsPerToken):
         return asdict(self) | {"perplexity": self.perplexity, "perplexity_error": self.perplexity_error}
 
 
+JUDGES = (
+    "It must be a folder with a causal language model and its tokenizer, the name of one on the Hub, or a .gguf file "
+    "in either."
+)
+
+
 def load_judge(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, in float32 on the CPU, and its tokenizer.
 
@@ -138,8 +145,8 @@ def load_judge(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             are expanded, and which takes the package gguf. Code that it brings along is not run.
 
     Raises:
-        ValueError: for what cannot be loaded, lacks weights, or predicts a token from later ones (as BERT does, which
-            `AutoModelForCausalLM` accepts with a warning).
+        ValueError: for what cannot be loaded, weights that are missing or not finite, and a model that predicts a token
+            from later ones (as BERT does, which `AutoModelForCausalLM` accepts with a warning).
     """
     source, settings = name, dict[str, Any](trust_remote_code=False)
     if name.endswith(".gguf"):
@@ -149,19 +156,12 @@ def load_judge(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(f"transformers has no causal language model of type {config.model_type!r}")
         tokenizer = AutoTokenizer.from_pretrained(source, **settings)
-        model, report = cast(
-            tuple[PreTrainedModel, dict],
-            AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True, **settings
-            ),
-        )
     except Exception as error:  # absent, damaged or foreign files can end in any
-        raise ValueError(
-            f"judge={name!r} cannot be loaded: {_root_cause(error)} It must be a folder with a causal language model "
-            "and its tokenizer, the name of one on the Hub, or a .gguf file in either."
-        ) from error
-    if report["missing_keys"]:  # transformers only warns, and goes on with random numbers
-        raise ValueError(f"judge={name!r} lacks weights of {type(model).__name__}: {sorted(report['missing_keys'])}.")
+        raise ValueError(f"judge={name!r} cannot be loaded: {_root_cause(error)} {JUDGES}") from error
+    settings |= {"config": config, "dtype": torch.float32}
+    model = load_whole(
+        AutoModelForCausalLM, source, f"judge={name!r}", others_may_be_there=True, advice=JUDGES, **settings
+    )
     if not _is_causal(model.eval()):
         raise ValueError(f"judge={name!r} is no causal language model: its predictions depend on the tokens after.")
     return model, tokenizer

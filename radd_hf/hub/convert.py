@@ -7,7 +7,7 @@
 
 A source is one of three layouts, told apart by the files it holds:
 
-    released   config.json (nested) and model.safetensors, a folder or a repository of the authors
+    released   config.json (nested) and model.safetensors, or its parts, or pytorch_model.bin: a folder or a repository
     run        .hydra/config.yaml and checkpoints-meta/checkpoint.pth, a training run of the authors' code; or one
                `.pth` file of such a run
     ours       what `save_pretrained` of this package writes, a folder or a repository
@@ -24,40 +24,41 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
-from transformers.utils import cached_file, extract_commit_hash
+from transformers.utils import extract_commit_hash
 
 from ..configuration_radd import RaddConfig
 from ..data.documents import add_mask_token
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
-from .loading import check_weight_names, first_few, load_model, load_tokenizer
+from .loading import (
+    FREQUENCIES,
+    check_finite,
+    check_heads,
+    check_tokenizer,
+    check_weight_names,
+    config_of,
+    first_few,
+    load_model,
+    load_tokenizer,
+)
 from .model_card import Origin, model_card
+from .sources import RUN_CHECKPOINT, RUN_CONFIG, WEIGHTS, find_beside, read_config, weight_files
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 # The table of names is modeling_radd.py's; read backwards it gives the authors' names.
 TO_OURS = get_checkpoint_conversion_mapping(RaddConfig.model_type)
 TO_THEIRS = [rule.reverse_transform() for rule in reversed(TO_OURS)]
-
-WEIGHTS = "model.safetensors"
-# Files of a training run, relative to its folder.
-RUN_CONFIG = ".hydra/config.yaml"
-RUN_CHECKPOINT = "checkpoints-meta/checkpoint.pth"
-
-# The one buffer of the authors' network: d / 2 rotary frequencies, a constant, and the only tensor that tells the
-# number of heads.
-FREQUENCIES = "rotary_emb.inv_freq"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def convert(
         source: folder, repository or `.pth` file in one of the layouts that the module describes.
         target: folder to make; it must not exist, or be empty.
         tokenizer: name or folder of the tokenizer to put beside the model. If it has no mask token it is given one,
-            whose id must be the model's. None writes no tokenizer, and downloads nothing.
+            if its id is then the model's. None writes no tokenizer, and downloads nothing.
         use_ema: from a run, take the moving average of the weights (what the authors evaluate) or the raw ones.
         dtype: "float32", "bfloat16" or "float16"; None keeps the source's.
         license: identifier of the weights' license, such as "apache-2.0", for the model card; None names none.
@@ -137,7 +138,7 @@ def to_original(
     state[FREQUENCIES] = default_frequencies(config)
     with _complete_or_absent(target) as folder:
         (folder / "config.json").write_text(json.dumps(nested, indent=2) + "\n", encoding="utf-8")
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
     if push_to_hub is not None:
         _push(target, push_to_hub)
     return target
@@ -156,40 +157,42 @@ def _load(source: str | Path, *, use_ema: bool, dtype: str | None) -> tuple[Radd
         return _load_run(path, use_ema, dtype)
     if not use_ema:
         raise ValueError(f"use_ema=False: only a training run holds raw weights beside their average, not {source}.")
-    try:
-        file = cached_file(source, "config.json")
-        if file is None:  # so for a local folder, where other files raise
-            raise FileNotFoundError("There is no config.json.")
-        settings = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"source={str(source)!r} must be a released model or one of ours (with config.json), a training run (with "
-            f"{RUN_CONFIG}) or a `.pth` file of one. {error}"
-        ) from error
+    settings = read_config(str(source), argument="source")
     # Whatever else is read of a repository is then of the same commit.
-    revision = extract_commit_hash(file, None)
+    revision = extract_commit_hash(str(find_beside(str(source), "config.json")), None)
     name = path.resolve().name if path.is_dir() else str(source)
-    if isinstance(settings, dict) and "model_type" in settings:
-        model = _load_ours(str(source), settings["model_type"], revision, dtype)
+    if "model_type" in settings:
+        model = load_model(str(source), revision=revision, dtype=dtype or "auto", argument="source")
         return model, Origin(name, not path.is_dir(), "a radd_hf model", revision)
     model = _load_released(str(source), settings, revision, dtype)
     return model, Origin(name, not path.is_dir(), "the authors' layout", revision)
 
 
-def _load_ours(source: str, model_type: str, revision: str | None, dtype: str | None) -> RaddForMaskedLM:
-    if model_type != RaddConfig.model_type:
-        raise ValueError(f"source={source!r} is a model of type {model_type!r}, not {RaddConfig.model_type!r}.")
-    return load_model(source, revision=revision, dtype=dtype or "auto", argument="source")
-
-
-def _load_released(source: str, settings: Any, revision: str | None, dtype: str | None) -> RaddForMaskedLM:
-    config = _read_config(settings, source)
-    try:
-        state = load_file(cast(str, cached_file(source, WEIGHTS, revision=revision)))
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"source={source!r}: {WEIGHTS} is absent or damaged. {error}") from error
+def _load_released(source: str, settings: dict, revision: str | None, dtype: str | None) -> RaddForMaskedLM:
+    config, state = config_of(settings, source), _read_weights(source, revision)
     _check_state(state, config, source)
-    return _build(config, state, dtype)
+    return _build(config, state, dtype, source)
+
+
+def _read_weights(source: str, revision: str | None) -> dict[str, Tensor]:
+    """The weights of a model by name, in one file or several, of safetensors or of torch."""
+    state: dict[str, Tensor] = {}
+    try:
+        for file in weight_files(source, revision):
+            state |= load_file(file) if file.suffix == ".safetensors" else _read_pth(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"source={source!r}: its weights are absent or damaged. {error}") from error
+    if not state:
+        raise ValueError(f"source={source!r} has no weights; one of {', '.join(WEIGHTS)} must be there.")
+    if not _is_state(state):
+        raise ValueError(
+            f"source={source!r}: its weights must be named tensors; they have the keys {first_few(state)}."
+        )
+    return state
+
+
+def _is_state(value: Any) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
@@ -201,11 +204,11 @@ def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMask
         settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"source={str(path)!r}: {RUN_CONFIG} of its run cannot be read. {error}") from error
-    config = _read_config(settings, name)
+    config = config_of(settings, name)
 
     checkpoint = _read_pth(file)
     state, step = checkpoint.get("model"), checkpoint.get("step")
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not _is_state(state):
         raise ValueError(
             f"{file.name} has the keys {first_few(checkpoint)}; 'model' must be there and hold named tensors."
         )
@@ -216,19 +219,7 @@ def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMask
         weights = "exponential moving average"
     step = step if isinstance(step, int) else None
     origin = Origin(name, False, "a training run of the authors' code", weights=weights, step=step)
-    return _build(config, state, dtype), origin
-
-
-def _read_config(settings: Any, source: str) -> RaddConfig:
-    """The authors' nested settings as a [`RaddConfig`]."""
-    try:
-        if not isinstance(settings, dict) or not isinstance(settings.get("model"), dict) or "tokens" not in settings:
-            raise ValueError("it must have 'model' (a mapping) and 'tokens'.")
-        return RaddConfig.from_dict(settings)
-    except KeyError as error:
-        raise ValueError(f"the configuration of {source} lacks {error}.") from error
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise ValueError(f"the configuration of {source} is not one of RADD: {error}") from error
+    return _build(config, state, dtype, file.name), origin
 
 
 def _read_pth(file: Path) -> dict:
@@ -303,21 +294,16 @@ def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> N
         name, tensor = found[ours]
         if tensor.shape != shape:
             raise ValueError(f"{source}: {name} is {tuple(tensor.shape)}, and the configuration says {tuple(shape)}.")
-    frequencies = default_frequencies(config)
-    stored = state.get(FREQUENCIES, frequencies).float()
-    # No other shape depends on the number of heads. The tolerance is bfloat16's.
-    if stored.shape != frequencies.shape or not torch.allclose(stored, frequencies, rtol=1e-2):
-        raise ValueError(
-            f"{source}: {FREQUENCIES} is for heads {2 * stored.numel()} wide, and n_heads={config.num_attention_heads} "
-            f"in the configuration makes them {2 * frequencies.numel()} wide, with frequencies of base 10000."
-        )
+    check_heads(state.get(FREQUENCIES), config, source)
 
 
-def _build(config: RaddConfig, state: dict[str, Tensor], dtype: str | None) -> RaddForMaskedLM:
+def _build(config: RaddConfig, state: dict[str, Tensor], dtype: str | None, source: str) -> RaddForMaskedLM:
     """The way of `from_pretrained`, so that the weights are those of a direct load, down to the last bit."""
     # The frequencies stay float32 where the weights are not, and "auto" must not take their type for the model's.
     state = {name: tensor for name, tensor in state.items() if name != FREQUENCIES}
-    return RaddForMaskedLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype or "auto")
+    model = RaddForMaskedLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype or "auto")
+    check_finite(model, source)
+    return model
 
 
 def _expected_shapes(config: RaddConfig) -> dict[str, torch.Size]:
@@ -347,6 +333,7 @@ def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
     """
     constants = {
         "mask_token_id": config.vocab_size - 1,
+        "num_tokens": None,
         "intermediate_size": 4 * config.hidden_size,
         "layer_norm_eps": 1e-5,
     }
@@ -383,16 +370,8 @@ def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 def _load_tokenizer(name: str | Path, config: RaddConfig) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(str(name))
-    mask = add_mask_token(tokenizer)
-    if mask != config.mask_token_id:
-        raise ValueError(
-            f"tokenizer={str(name)!r} has its mask {tokenizer.mask_token!r} at id {mask}, and the model at "
-            f"{config.mask_token_id}; it must be the tokenizer that the model was trained with."
-        )
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"tokenizer={str(name)!r} has {len(tokenizer)} tokens, and the model a vocabulary of {config.vocab_size}."
-        )
+    add_mask_token(tokenizer, config.mask_token_id)
+    check_tokenizer(tokenizer, config)
     return tokenizer
 
 

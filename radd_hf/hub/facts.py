@@ -7,26 +7,23 @@ really ran; importing this file adds the products of `kernels_radd.py` to those 
 Symbols as in modeling_radd.py: D hidden size, I width inside the MLP, H heads, L length, V vocabulary, n layers.
 """
 
-import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import nn
 from torch.utils.flop_counter import register_flop_formula
-from transformers.utils import cached_file
 
 from ..configuration_radd import RaddConfig
 from ..kernels_radd import ONEDNN_LINEAR
 from ..modeling_radd import RaddForMaskedLM
 from ..settings_radd import SETTINGS
-from .loading import load_tokenizer
+from .loading import load_config, load_tokenizer
 from .model_card import RECIPE
+from .sources import read_beside, read_config
 
 
 @dataclass
@@ -97,8 +94,7 @@ def model_facts(name: str) -> dict[str, Any]:
     Raises:
         ValueError: if there is no RADD model.
     """
-    settings = read_config(name)
-    config = RaddConfig.from_dict(settings)
+    settings, config = read_config(name), load_config(name)
     length = config.max_position_embeddings
     whole, one = (forward_flops(config, masked=masked, queries=masked) for masked in (length, 1))
     facts: dict[str, Any] = {
@@ -144,42 +140,3 @@ def model_facts(name: str) -> dict[str, Any]:
 
 # The rows of a card by `model_card.py` that tell where a model came from.
 CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
-
-
-def read_config(name: str) -> dict[str, Any]:
-    """Reads the config.json of a RADD model.
-
-    Raises:
-        ValueError: if there is none, or it is another model's.
-    """
-    settings = read_beside(name, "config.json")
-    if settings is None:
-        if Path(name).is_dir():
-            raise ValueError(f"model={name!r} is a folder without a config.json, so not one of a model.")
-        raise ValueError(f"model={name!r} is no folder here, nor a repository with a config.json that can be reached.")
-    if settings.get("model_type", "radd") != "radd":
-        raise ValueError(f"model={name!r} is a model of type {settings['model_type']!r}, not 'radd'.")
-    return settings
-
-
-def read_beside(name: str, file: str) -> Any:
-    """Reads a file beside a model: a dictionary from JSON or YAML, else text; None if there is no such file.
-
-    Raises:
-        ValueError: for a repository that cannot be reached, or a damaged file.
-    """
-    path: str | Path | None = Path(name) / file
-    parsers: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load}
-    parse = parsers.get(Path(file).suffix)
-    try:
-        if not Path(name).is_dir():
-            path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-        if path is None or not Path(path).is_file():
-            return None
-        text = Path(path).read_text(encoding="utf-8")
-        content = text if parse is None else parse(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"model={name!r}: {file} cannot be read. {error}") from error
-    if parse is not None and not isinstance(content, dict):
-        raise ValueError(f"model={name!r}: {file} must hold an object; it holds {str(content)[:60]!r}.")
-    return content

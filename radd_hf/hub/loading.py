@@ -4,15 +4,25 @@
 If they cannot be loaded, or do not fit together, a ValueError names the argument and says what would be right.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from ..canvas_radd import check_tokenizer_mask
 from ..configuration_radd import RaddConfig
-from ..modeling_radd import RaddForMaskedLM
+from ..modeling_radd import RaddForMaskedLM, default_frequencies
+from .sources import read_config, weight_files
+
+# The one buffer of the authors' network: d / 2 rotary frequencies, a constant, and the only tensor that tells the
+# number of heads.
+FREQUENCIES = "rotary_emb.inv_freq"
 
 
 def load(
@@ -41,7 +51,7 @@ def load(
     model = load_model(name, dtype=dtype, revision=revision)
     beside = {"revision": revision} if tokenizer is None and revision is not None else {}
     words = load_tokenizer(tokenizer or name, flag, **beside)
-    check_tokenizer(words, model)
+    check_tokenizer(words, cast(RaddConfig, model.config))
     cast(torch.nn.Module, model).to(target)  # in place
     return model.eval(), words
 
@@ -62,33 +72,120 @@ def load_model(
         argument: the user's word for the name, for messages.
 
     Raises:
-        ValueError: for files that cannot be read, weights of another shape, and missing or unknown weights, of which
-            transformers only warns (it gives the missing ones random values).
+        ValueError: where [`load_config`] and [`load_whole`] do, and for another number of heads than the authors' file
+            of weights says.
     """
+    source = f"{argument}={name!r}"
+    in_folder = read_config(name, revision=revision, argument=argument)
+    config_in_folder = config_of(in_folder, source)
     settings: dict[str, Any] = {} if config is None else {"config": config}
-    try:
-        model, report = cast(
-            tuple[RaddForMaskedLM, dict],
-            RaddForMaskedLM.from_pretrained(
-                name, dtype=dtype, revision=revision or "main", output_loading_info=True, **settings
-            ),
-        )
-    except Exception as error:  # absent, damaged or foreign files can end in any
-        raise ValueError(f"{argument}={name!r} cannot be loaded: {_why_not(error)}") from error
-    check_weight_names(report["missing_keys"], report["unexpected_keys"], f"{argument}={name!r}")
+    model = load_whole(RaddForMaskedLM, name, source, dtype=dtype, revision=revision or "main", **settings)
+    if _is_nested(in_folder):  # the authors' layout
+        check_heads(_stored_frequencies(name, revision), config_in_folder, source)
     return model
+
+
+def load_whole(
+    kind: Any, name: str, source: str, *, others_may_be_there: bool = False, advice: str = "", **settings: Any
+) -> Any:
+    """Returns `kind.from_pretrained(name, **settings)`, with every weight from the file.
+
+    transformers gives weights that are missing or of another shape random values, and only warns.
+
+    Args:
+        kind: a class of models, or an auto class.
+        source: what the user passed, for messages.
+        others_may_be_there: the files may hold more than the network has, such as buffers of older versions.
+        advice: what would be right, for the message about files that cannot be read.
+
+    Raises:
+        ValueError: for files that cannot be read, and for weights that are missing, unknown, of another shape or not
+            finite.
+    """
+    try:
+        with _quiet():  # what is amiss is said below, in one line
+            model, report = kind.from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            )
+    except Exception as error:  # absent or damaged files can end in any
+        raise ValueError(f"{source} cannot be loaded: {_why_not(error)} {advice}".rstrip()) from error
+    if report["missing_keys"] or not others_may_be_there:
+        check_weight_names(report["missing_keys"], report["unexpected_keys"], source)
+    for weight, stored, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{source}: the weight {weight} is {tuple(stored)}, and the configuration says {tuple(expected)}."
+        )
+    check_finite(model, source)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _why_not(error: Exception) -> str:
     """The error as one line, and what would help."""
-    reason = " ".join(str(error).split())
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    reason = " ".join(str(error).split()).rstrip(".: ")
     if isinstance(error, SafetensorError):
         return f"its weights are damaged or cut short ({reason}); copy them again."
-    if "ignore_mismatched_sizes" in reason:
-        return "its weights have other shapes than its configuration says; the table above names them."
-    if isinstance(error, OSError):
-        return f"{reason} A training run of the authors is first converted: radd convert."
-    return reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+    return f"{reason}." if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {reason}."
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Whether the configuration is one of RADD
+# ---------------------------------------------------------------------------------------------------------
+
+
+def load_config(name: str, *, revision: str | None = None, argument: str = "model") -> RaddConfig:
+    """Reads the configuration of a RADD model, in our layout or the authors'.
+
+    Raises:
+        ValueError: where [`read_config`] and [`config_of`] do.
+    """
+    settings = read_config(name, revision=revision, argument=argument)
+    return config_of(settings, f"{argument}={name!r}")
+
+
+def config_of(settings: Any, source: str) -> RaddConfig:
+    """Makes a configuration of what a file says, flat as ours or nested as the authors'.
+
+    Raises:
+        ValueError: if it is another model's, or values lack or do not fit.
+    """
+    try:
+        if not isinstance(settings, dict) or not ("model_type" in settings or _is_nested(settings)):
+            raise ValueError("it must have 'model' (a mapping) and 'tokens', as the authors', or our 'model_type'.")
+        return RaddConfig.from_dict(settings)
+    except KeyError as error:
+        raise ValueError(f"the configuration of {source} lacks {error}.") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the configuration of {source} is not one of RADD: {reason}") from error
+
+
+def _is_nested(settings: dict) -> bool:
+    return "tokens" in settings and isinstance(settings.get("model"), dict)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Whether the weights are those of the network
+# ---------------------------------------------------------------------------------------------------------
+
+# Modules around a network, whose names come into its weights' names, and who puts them there.
+WRAPPERS = {
+    "module.": "torch's DataParallel or DistributedDataParallel puts there",
+    "_orig_mod.": "torch.compile puts there",
+    "_fsdp_wrapped_module.": "torch's FullyShardedDataParallel puts there",
+    "base_layer.": "an adapter of PEFT puts there, which merge_and_unload takes away",
+}
 
 
 def check_weight_names(missing: Collection[str], unexpected: Collection[str], source: str) -> None:
@@ -96,14 +193,76 @@ def check_weight_names(missing: Collection[str], unexpected: Collection[str], so
     if missing or unexpected:
         raise ValueError(
             f"{source} does not hold the weights that its configuration says: missing {first_few(missing)}; "
-            f"unexpected {first_few(unexpected)}."
+            f"unexpected {first_few(unexpected)}.{_about_names(missing, unexpected)}"
         )
+
+
+def _about_names(missing: Collection[str], unexpected: Collection[str]) -> str:
+    """Explains names that differ by what is put before or into them, and says what to do."""
+    for wrapper, whose in WRAPPERS.items():
+        if any(f".{wrapper}" in f".{name}" for name in unexpected):
+            return f" Names hold {wrapper!r}, which {whose}: save the state dict of the network inside, or rename them."
+    if missing:
+        one = min(missing)
+        for name in unexpected:
+            prefix = name.removesuffix(one)
+            if name.endswith(f".{one}") and {prefix + each for each in missing} <= set(unexpected):
+                return f" Every name begins with {prefix!r}: save the state dict of the network inside, or rename them."
+    return ""
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raises a ValueError if a weight is nan or infinite, naming it."""
+    for name, weight in model.named_parameters():
+        if (
+            weight.is_floating_point()
+            and weight.itemsize > 1
+            and not all(map(torch.isfinite, weight.detach().aminmax()))
+        ):
+            raise ValueError(
+                f"{source}: the weight {name} holds numbers that are not finite, as {weight.dtype}: its training has "
+                "diverged, or the file is damaged; take an earlier checkpoint."
+            )
+
+
+def check_heads(stored: Tensor | None, config: RaddConfig, source: str) -> None:
+    """Raises a ValueError if the rotary frequencies in a file of the authors are not those of the configuration.
+
+    No other tensor depends on the number of heads, and in our layout there is none.
+    """
+    frequencies = default_frequencies(config)  # (d / 2,)
+    if stored is None or (
+        stored.shape == frequencies.shape and torch.allclose(stored.float(), frequencies, rtol=1e-2)  # bfloat16's
+    ):
+        return
+    raise ValueError(
+        f"{source}: {FREQUENCIES} is for heads {2 * stored.numel()} wide, and n_heads={config.num_attention_heads} "
+        f"in the configuration makes them {2 * frequencies.numel()} wide, with frequencies of base 10000."
+    )
+
+
+def _stored_frequencies(name: str, revision: str | None) -> Tensor | None:
+    for file in weight_files(name, revision):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                if FREQUENCIES in tensors.keys():  # noqa: SIM118, not a dictionary
+                    return tensors.get_tensor(FREQUENCIES)
+        else:
+            state = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+            if FREQUENCIES in state:
+                return state[FREQUENCIES]
+    return None
 
 
 def first_few(names: Collection[Any]) -> str:
     """Lists the first three of many names, for a message."""
     shown = sorted(map(str, names))
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tokenizer and device
+# ---------------------------------------------------------------------------------------------------------
 
 
 def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> PreTrainedTokenizerBase:
@@ -116,12 +275,25 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
         raise ValueError(f"tokenizer={name!r} cannot be loaded: {kind}{reason} Pass {flag}.") from error
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: RaddForMaskedLM) -> None:
-    """Raises a ValueError for a tokenizer with more ids than the model has."""
-    if len(tokenizer) > model.config.vocab_size:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> None:
+    """Raises a ValueError for a tokenizer with ids that the model has not, or whose mask is not the model's.
+
+    A tokenizer without a mask fits if none of its tokens has the mask's id, as GPT-2's with the authors' models.
+    """
+    name, mask = tokenizer.name_or_path, cast(int, config.mask_token_id)
+    vocabulary, tokens = tokenizer.get_vocab(), config.num_tokens or config.vocab_size
+    strange = {token: number for token, number in vocabulary.items() if number >= tokens and number != mask}
+    if strange:
         raise ValueError(
-            f"tokenizer={tokenizer.name_or_path!r} has {len(tokenizer)} tokens, more than the model's "
-            f"{model.config.vocab_size}: it is another model's."
+            f"tokenizer={name!r} has ids up to {max(strange.values())}, more than the model's {tokens}: it is another "
+            "model's."
+        )
+    check_tokenizer_mask(tokenizer, mask)
+    if tokenizer.mask_token_id is None and mask in vocabulary.values():
+        token = tokenizer.convert_ids_to_tokens(mask)
+        raise ValueError(
+            f"tokenizer={name!r} has the token {token!r} at id {mask}, where the model has its mask: it is another "
+            "model's."
         )
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -36,9 +36,16 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 from .. import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks
 from ..data.collator import DiffusionCollator
-from ..data.documents import add_mask_token, load_documents, tokenize, train_tokenizer
+from ..data.documents import (
+    LEAST_VOCABULARY,
+    add_mask_token,
+    load_documents,
+    tokenize,
+    train_tokenizer,
+    vocabulary_size,
+)
 from ..evaluation.quality import load_judge
-from ..hub.loading import load_model, load_tokenizer
+from ..hub.loading import check_tokenizer, load_config, load_model, load_tokenizer
 from ..kernels_radd import compile_trunk
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
@@ -56,6 +63,9 @@ logger = logging.getLogger("radd_hf.train")
 LOG_FORMAT = "%(asctime)s %(message)s"
 # Those of the model's arguments that its configuration keeps.
 CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
+# Of these, what belongs to the training and not to the weights, and may differ from `init_from`.
+FREE_SETTINGS = ("hidden_dropout", "noise_type")
+VOCAB_SIZE = 2048  # of a BPE that is made of the text
 
 
 def help_(text: str) -> dict:
@@ -98,7 +108,9 @@ class DataArguments:
     tokenizer: str | None = field(
         default=None, metadata=help_("name or folder; default: of init_from, or a BPE of the training text")
     )
-    vocab_size: int = field(default=2048, metadata=help_("of the BPE, mask included"))
+    vocab_size: int | None = field(
+        default=None, metadata=help_(f"of the BPE, mask included; default: {VOCAB_SIZE} (without a tokenizer)")
+    )
     special_tokens_in_text: bool = field(
         default=False,
         metadata=help_("a special token that the text spells, such as EOS, is that token; default: its characters"),
@@ -167,9 +179,10 @@ def run_training(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator
 ) -> None:
     last = last_checkpoint(Path(args.output_dir))
-    base = None if model_args.init_from is None else RaddConfig.from_pretrained(model_args.init_from)
+    base = None if model_args.init_from is None else load_base(model_args)
+    tokenizer = named_tokenizer(model_args, data_args, base, last)
     with accelerator.local_main_process_first():  # it tokenises, and the others find that done
-        data = load_data(model_args, data_args, args, base, last)
+        data = load_data(data_args, args, base, tokenizer)
     run = build(model_args, data_args, args, base, data, accelerator)
     if last is not None:
         run.resume(last)
@@ -185,6 +198,25 @@ def run_training(
         tracker.finish()
 
 
+def load_base(model_args: ModelArguments) -> RaddConfig:
+    """The configuration of `init_from`, whose weights are looked at, too, before text is read.
+
+    Raises:
+        ValueError: for a model that cannot be loaded, or has other sizes than are asked for.
+    """
+    name = cast(str, model_args.init_from)
+    base = load_config(name, argument="init_from")
+    for field_name, value in given_settings(model_args).items():
+        if field_name not in FREE_SETTINGS and value != getattr(base, field_name):
+            raise ValueError(f"{field_name}={value!r} must be {getattr(base, field_name)!r}, as in init_from={name!r}.")
+    load_model(name, argument="init_from")
+    return base
+
+
+def given_settings(model_args: ModelArguments) -> dict[str, Any]:
+    return {name: value for name, value in asdict(model_args).items() if value is not None and name in CONFIG_FIELDS}
+
+
 @dataclass
 class Data:
     tokenizer: PreTrainedTokenizerBase
@@ -195,13 +227,12 @@ class Data:
 
 
 def load_data(
-    model_args: ModelArguments,
     data_args: DataArguments,
     args: TrainingArguments,
     base: RaddConfig | None,
-    last: Path | None,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Data:
-    """Text to blocks, with the tokenizer of the last checkpoint when a run goes on."""
+    """Text to blocks, with a tokenizer of the text if there is none."""
     column, workers = data_args.text_column, data_args.tokenizing_workers
     source: dict[str, Any] = {
         "config": data_args.dataset_config,
@@ -215,7 +246,9 @@ def load_data(
         documents = load_documents(data_args.dataset, "train", held_out=0, **source)
         config = data_args.validation_config
         held_out = load_documents(data_args.validation_dataset, "validation", config=config, text_column=column)
-    tokenizer = make_tokenizer(model_args, data_args, documents, last)
+    if tokenizer is None:
+        texts = (text for batch in documents.iter(1000) for text in batch["text"])
+        tokenizer = train_tokenizer(texts, data_args.vocab_size or VOCAB_SIZE)
     length = (base or RaddConfig()).max_position_embeddings if data_args.length is None else data_args.length
 
     if isinstance(held_out, IterableDataset):
@@ -232,17 +265,31 @@ def load_data(
     return Data(tokenizer, shuffled, validation, length, blocks.fingerprint())
 
 
-def make_tokenizer(
-    model_args: ModelArguments, data_args: DataArguments, documents: Dataset | IterableDataset, last: Path | None
-) -> PreTrainedTokenizerBase:
+def named_tokenizer(
+    model_args: ModelArguments, data_args: DataArguments, base: RaddConfig | None, last: Path | None
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the last checkpoint when a run goes on, else that which is named; None: one is made of the text.
+
+    Raises:
+        ValueError: for one that does not fit `init_from`, and a `vocab_size` that is not its own.
+    """
     name = last or data_args.tokenizer or model_args.init_from
-    if name is not None:
-        tokenizer = load_tokenizer(str(name))
-        add_mask_token(tokenizer)
-        return tokenizer
-    if isinstance(documents, IterableDataset):
-        raise ValueError("streaming=True needs a tokenizer=: a stream is not read to make one.")
-    return train_tokenizer((text for batch in documents.iter(1000) for text in batch["text"]), data_args.vocab_size)
+    if name is None:
+        if data_args.streaming:
+            raise ValueError("streaming=True needs a tokenizer=: a stream is not read to make one.")
+        return None
+    tokenizer = load_tokenizer(str(name))
+    mask = add_mask_token(tokenizer, None if base is None else base.mask_token_id)
+    size = max(vocabulary_size(tokenizer), mask + 1)
+    if base is not None:
+        check_tokenizer(tokenizer, base)
+        size = base.vocab_size
+    if last is None and data_args.vocab_size not in (None, size):
+        raise ValueError(
+            f"vocab_size={data_args.vocab_size} is that of a BPE which is made of the text, and {str(name)!r} says "
+            f"the tokenizer, with a vocabulary of {size}: leave vocab_size out, or let it be {size}."
+        )
+    return tokenizer
 
 
 def build(
@@ -281,7 +328,7 @@ def build(
         "model": settings,
         "lora": [model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout],
         "data": data.identity,
-        "tokenizer": data_args.tokenizer or data_args.vocab_size,
+        "tokenizer": data_args.tokenizer or data_args.vocab_size or VOCAB_SIZE,
         "loss_type": args.loss_type,
         "batch_size": args.batch_size,
         "seed": args.seed,
@@ -313,28 +360,22 @@ def make_config(
     base: RaddConfig | None,
     data: Data,
 ) -> RaddConfig:
-    """The paper's small model with the given changes, or that of `init_from`, which must be as large as is asked."""
+    """The paper's small model with the given changes, or that of `init_from` with those that it allows."""
     if data_args.separate_documents and args.attn_implementation not in ("eager", "sdpa"):
         raise ValueError(
             f"attn_implementation={args.attn_implementation!r} cannot keep documents apart: use eager or sdpa."
         )
-    given = {name: value for name, value in asdict(model_args).items() if value is not None and name in CONFIG_FIELDS}
-    tokens = {"vocab_size": len(data.tokenizer), "mask_token_id": data.tokenizer.mask_token_id}
+    given = given_settings(model_args)
     others = {
         "eos_token_id": data.tokenizer.eos_token_id,
         "max_position_embeddings": data.length,
         "attn_implementation": args.attn_implementation,
     }
     if base is None:
+        mask = add_mask_token(data.tokenizer)  # of a tokenizer that can have none, the id after all others
+        tokens: dict[str, Any] = {"vocab_size": max(vocabulary_size(data.tokenizer), mask + 1), "mask_token_id": mask}
         return RaddConfig(**given, **tokens, **others)
-    free = ("hidden_dropout", "noise_type")  # of the training, not of the weights
-    for name, value in (given | tokens).items():
-        if name not in free and value != getattr(base, name):
-            raise ValueError(
-                f"{name}={value!r} must be {getattr(base, name)!r}, as in init_from={model_args.init_from!r}"
-                f"{', for which this is not the tokenizer' if name in tokens else ''}."
-            )
-    changes = {name: value for name, value in given.items() if name in free} | others
+    changes = {name: value for name, value in given.items() if name in FREE_SETTINGS} | others
     return RaddConfig.from_dict(base.to_dict() | changes)
 
 
@@ -592,9 +633,9 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     model_args, data_args, args = parser.parse(flags + rest)
     steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
     least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)
-    least |= {"n_samples": 0, "lora_rank": 0}
-    for name, value in (asdict(model_args) | asdict(args)).items():
-        if name in least and value < least[name]:
+    least |= {"n_samples": 0, "lora_rank": 0, "vocab_size": LEAST_VOCABULARY}
+    for name, value in (asdict(model_args) | asdict(data_args) | asdict(args)).items():
+        if name in least and value is not None and value < least[name]:
             raise ValueError(f"{name}={value} must be at least {least[name]}.")
     check_loss_type(args.loss_type)
     check_passes(args.eval_passes)

@@ -7,9 +7,19 @@ import re
 import pytest
 from datasets import Dataset, IterableDataset
 
-from radd_hf.data.documents import NOVELS, add_mask_token, encode, load_documents, tokenize, train_tokenizer, unwrap
+from radd_hf.data.documents import (
+    NOVELS,
+    add_mask_token,
+    encode,
+    load_documents,
+    tokenize,
+    train_tokenizer,
+    unwrap,
+    vocabulary_size,
+)
 from support.texts import TEXTS
 from support.tokenizer_kinds import KINDS
+from support.tokenizers import letters
 
 
 def texts_of(documents) -> list[str]:
@@ -139,6 +149,36 @@ def test_a_trained_tokenizer_has_the_size_asked_for_and_the_mask_last(tiny_token
 def test_a_tokenizer_cannot_be_larger_than_its_text_allows():
     with pytest.raises(ValueError, match="vocab_size=4000 is more than this text can fill"):
         train_tokenizer(["too little text"], 4000)
+
+
+def test_a_tokenizer_has_all_bytes_eos_and_the_mask_at_least():
+    assert len(train_tokenizer(TEXTS, 258)) == 258
+    with pytest.raises(ValueError, match="vocab_size=257 must be at least 258: 256 bytes, EOS and the mask"):
+        train_tokenizer(TEXTS, 257)
+
+
+@pytest.mark.parametrize("ids", [range(26), range(1, 27), range(0, 78, 3), range(70_000, 70_026)])
+def test_a_mask_is_never_a_letter_and_comes_after_all_ids(ids):
+    tokenizer = letters(ids)
+    size = vocabulary_size(tokenizer)
+    assert size == max(ids) + 1
+    assert add_mask_token(tokenizer) == size
+    assert tokenizer.mask_token_id in (None, size)
+    assert tokenizer("cab", add_special_tokens=False)["input_ids"] == [ids[2], ids[0], ids[1]]
+    assert tokenizer.decode([ids[25]]) == "z"
+
+
+def test_a_mask_is_added_only_where_the_model_has_it():
+    for mask, token in ((26, "<|mask|>"), (63, None)):
+        tokenizer = letters(range(26))
+        assert add_mask_token(tokenizer, mask) == mask
+        assert tokenizer.mask_token == token
+
+
+def test_ids_above_65535_are_kept_though_the_tokens_are_few(tmp_path):
+    path = str(write(tmp_path, ".jsonl", ["abc"]))
+    tokens = tokenize(load_documents(path, "all"), letters(range(70_000, 70_026)))
+    assert tokens[0]["input_ids"] == [70_000, 70_001, 70_002, 70_025]
 
 
 def test_a_tokenizer_without_a_mask_token_is_given_one(tiny_tokenizer):

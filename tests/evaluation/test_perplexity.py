@@ -123,7 +123,7 @@ def test_two_processes_share_what_does_not_divide_and_get_the_figure_of_one(eval
 def test_the_authors_checkpoints_are_evaluated_as_they_are(evaluate, golden, checkpoint):
     with pytest.raises(ValueError, match=r"(?s)tokenizer='.*hub' cannot be loaded: .* Pass --tokenizer"):
         evaluate(model=golden / "hub")
-    with pytest.raises(ValueError, match=r"has 300 tokens, more than the model's 97"):
+    with pytest.raises(ValueError, match=r"has ids up to 299, more than the model's 97"):
         evaluate(model=golden / "hub", tokenizer=checkpoint)
 
 
@@ -136,7 +136,10 @@ def test_the_authors_checkpoints_are_evaluated_as_they_are(evaluate, golden, che
         ({"dataset": "/no/such/text"}, "dataset='/no/such/text' could not be read"),
         ({"dataset": "austen", "split": "dev"}, "split='dev' must be one of"),
         ({"output": "/no/such/folder/result.json"}, "output='/no/such/folder/result.json' must lie in a folder"),
-        ({"model": GOLDEN / "run"}, r"model='.*golden/run' cannot be loaded: .*radd convert"),
+        (
+            {"model": GOLDEN / "run"},
+            r"model='.*golden/run' is a training run of the authors' code: convert it first: radd convert",
+        ),
         ({"target_se": 1e-9, "passes": 16}, "target_se=1e-09 would take about"),
         ({"length": 0}, "length=0 must be at least 1"),
     ],
@@ -144,6 +147,19 @@ def test_the_authors_checkpoints_are_evaluated_as_they_are(evaluate, golden, che
 def test_what_cannot_be_is_refused_by_name(evaluate, settings, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**settings)
+
+
+def test_a_likelihood_that_is_not_finite_ends_the_evaluation_and_nothing_is_written(
+    evaluate, checkpoint, tmp_path, monkeypatch
+):
+    model, tokenizer = perplexity.load(checkpoint)
+    monkeypatch.setattr(
+        model, "compute_logits", lambda hidden, *_: hidden.new_full((*hidden.shape[:-1], 300), torch.nan)
+    )
+    monkeypatch.setattr(perplexity, "load", lambda *_, **__: (model, tokenizer))
+    with pytest.raises(FloatingPointError, match="block 0 of the text has nan nats: numbers of the network overflow"):
+        evaluate()
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_to_resume_needs_a_place_where_it_was_left(checkpoint):

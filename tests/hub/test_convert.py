@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 import radd_hf.hub.convert
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.hub.convert import convert, main, to_original
+from radd_hf.hub.loading import load_model
 from support.launches import WITHOUT_RADD_HF
 from support.paths import GOLDEN, SHIPPED, contents
 from support.toys import random_model
@@ -85,6 +86,38 @@ def test_a_converted_release_is_the_directly_loaded_one_bit_for_bit(tmp_path, go
     assert converted.config.to_dict() | ignored == golden_model.config.to_dict() | ignored
     names = set(load_file(tmp_path / "ours" / "model.safetensors"))
     assert names == set(golden_model.state_dict())
+
+
+def split_in_two(folder: Path, state: dict, kind: str) -> None:
+    """Writes the weights to two files, which an index names, as their libraries do for large models."""
+    names, files = sorted(state), (f"part-1.{kind}", f"part-2.{kind}")
+    place = {name: files[number % 2] for number, name in enumerate(names)}
+    save = save_file if kind == "safetensors" else torch.save
+    for file in files:
+        save({name: state[name] for name in names if place[name] == file}, folder / file)
+    index = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}[kind]
+    (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": place}))
+
+
+@pytest.mark.parametrize("layout", ["shards", "bin", "shards of bin"])
+def test_the_authors_weights_may_lie_in_several_files_or_in_one_of_torch(tmp_path, hub, layout):
+    state = load((hub / "model.safetensors").read_bytes())
+    (hub / "model.safetensors").unlink()
+    if layout == "bin":
+        torch.save(state, hub / "pytorch_model.bin")
+    else:
+        split_in_two(hub, state, "bin" if "bin" in layout else "safetensors")
+    assert same_files(convert(hub, tmp_path / "ours"), convert(HUB, tmp_path / "expected"))
+    assert same_weights(load_model(str(hub)), load_model(str(HUB)))
+
+
+def test_a_part_that_is_absent_and_a_damaged_index_are_named(tmp_path, hub):
+    split_in_two(hub, load((hub / "model.safetensors").read_bytes()), "safetensors")
+    (hub / "model.safetensors").unlink()
+    (hub / "part-2.safetensors").unlink()
+    refuse(hub, tmp_path / "targets", r"part-2\.safetensors, which model\.safetensors\.index\.json names, is absent")
+    (hub / "model.safetensors.index.json").write_text("{}")
+    refuse(hub, tmp_path / "more-targets", r"model\.safetensors\.index\.json has no 'weight_map'")
 
 
 def test_a_converted_run_gives_the_logits_of_its_moving_average(tmp_path):
@@ -211,7 +244,7 @@ def test_automodel_loads_a_converted_folder(tmp_path, golden_model):
 
 def test_a_tokenizer_whose_mask_is_not_the_models_is_refused(tmp_path, tiny_tokenizer):
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match=r"has its mask '<\|mask\|>' at id 299, and the model at 96"):
+    with pytest.raises(ValueError, match="has ids up to 299, more than the model's 97: it is another model's"):
         convert(HUB, tmp_path / "ours", tokenizer=tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="tokenizer='nowhere/none' cannot be loaded"):
         convert(HUB, tmp_path / "ours", tokenizer="nowhere/none")
@@ -262,6 +295,14 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_its_code_not_run(tmp_pa
     assert not executed.exists()
     torch.load(run / "checkpoints-meta" / "checkpoint.pth", weights_only=False)
     assert executed.exists()  # the payload works: it was refused, not broken
+
+
+def test_weights_of_torch_that_would_run_code_are_refused_and_their_code_not_run(tmp_path, hub):
+    executed = tmp_path / "executed"
+    (hub / "model.safetensors").unlink()
+    torch.save({"vocab_embed.embedding": Payload(executed)}, hub / "pytorch_model.bin")
+    refuse(hub, tmp_path / "targets", r"pytorch_model\.bin is refused: .*opening it would run code")
+    assert not executed.exists()
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
@@ -355,9 +396,9 @@ def test_a_damaged_release_is_refused(tmp_path, hub):
     whole = weights.read_bytes()
     tensors = load(whole)  # not mapped: the file is about to change
     weights.write_bytes(whole[: len(whole) // 2])
-    refuse(hub, tmp_path / "truncated", "model.safetensors is absent or damaged")
+    refuse(hub, tmp_path / "truncated", "its weights are absent or damaged")
     weights.unlink()
-    refuse(hub, tmp_path / "absent", "model.safetensors is absent or damaged")
+    refuse(hub, tmp_path / "absent", "has no weights; one of model.safetensors, .* must be there")
     del tensors["output_layer.linear.bias"]
     save_file(tensors, weights)
     refuse(hub, tmp_path / "incomplete", r"missing output_layer\.linear\.bias; unexpected none")
@@ -371,7 +412,7 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
     weights.write_bytes(whole[: len(whole) // 2])
     refuse(ours, tmp_path / "truncated", "cannot be loaded")
     save_file(tensors | {"model.norm.bias": torch.ones(3)}, weights, metadata={"format": "pt"})
-    refuse(ours, tmp_path / "shape", "cannot be loaded")
+    refuse(ours, tmp_path / "shape", r"the weight model\.norm\.bias is \(3,\), and the configuration says \(64,\)")
     del tensors["model.norm.bias"]
     save_file(tensors, weights, metadata={"format": "pt"})
     refuse(ours, tmp_path / "incomplete", r"missing model\.norm\.bias; unexpected none")
@@ -381,12 +422,16 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
 
 def test_a_source_that_is_nothing_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    refuse(tmp_path / "empty", tmp_path / "targets", "must be a released model or one of ours")
+    refuse(
+        tmp_path / "empty", tmp_path / "targets", "is a folder without a config.json, so not one of a model; nor is it"
+    )
     (tmp_path / "empty" / "config.json").write_text("{")
-    refuse(tmp_path / "empty", tmp_path / "broken-targets", "must be a released model or one of ours")
+    refuse(tmp_path / "empty", tmp_path / "broken-targets", "config.json cannot be read")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    refuse(tmp_path / "empty", tmp_path / "strange-targets", "is not one of RADD: it must have 'model'")
     (tmp_path / "empty" / "config.json").write_text("[]")
-    refuse(tmp_path / "empty", tmp_path / "foreign-targets", "is not one of RADD: it must have 'model'")
-    refuse("nobody/nothing", tmp_path / "more-targets", "must be a released model or one of ours")
+    refuse(tmp_path / "empty", tmp_path / "foreign-targets", "config.json must hold an object")
+    refuse("nobody/nothing", tmp_path / "more-targets", "is no folder here, nor a repository|cannot be read")
 
 
 def test_raw_weights_of_what_has_only_one_set_are_refused(tmp_path):
@@ -505,7 +550,7 @@ def test_the_command_line_converts_and_says_that_no_tokenizer_is_there(tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "must be a released model or one of ours"),
+        ([], "is no folder here, nor a repository"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--to-original", "--tokenizer", "gpt2"], "the authors' layout has no place for them"),
     ],
