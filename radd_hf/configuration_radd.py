@@ -9,6 +9,9 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from .settings_radd import is_number
 
 # One entry per auto class. AutoModel, too, gives the model with a head: a diffusion model is used by `.generate`.
 # AutoModelForCausalLM, and `pipeline("text-generation")` by it, gives an error that says what to use.
@@ -29,6 +32,26 @@ OTHER_DIFFUSION = {
     "Dream": "Dream, a Qwen2 that sees both sides",
 }
 
+# What each type of `rope_parameters` needs beside "rope_theta".
+ROPE_NEEDS: dict[str, tuple[str, ...]] = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+ROPE_LISTS = ("short_factor", "long_factor")
+# Numbers for which transformers has a default where they are None.
+ROPE_OPTIONAL = (
+    "factor",
+    "partial_rotary_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+)
+
 
 @strict
 class RaddConfig(PreTrainedConfig):
@@ -44,7 +67,8 @@ class RaddConfig(PreTrainedConfig):
         max_position_embeddings: L, the length the model was trained at and `generate` defaults to.
         hidden_dropout: dropout on both residual branches while training.
         layer_norm_eps: epsilon of every LayerNorm.
-        rope_parameters: rotary settings in transformers' form, e.g. `{"rope_type": "default", "rope_theta": 10000.0}`.
+        rope_parameters: rotary settings in transformers' form, e.g. `{"rope_type": "default", "rope_theta": 10000.0}`;
+            all types of transformers. `partial_rotary_factor` is for "proportional" only: others turn whole heads.
         noise_type: "loglinear" or "geometric", the schedule of `noise_radd.py`.
         noise_eps: eps of the log-linear schedule; the mask probability at t = 1 is `1 - noise_eps`.
         sigma_min, sigma_max: total noise of the geometric schedule at t = 0 and t = 1.
@@ -89,9 +113,10 @@ class RaddConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         super().__post_init__(**kwargs)
-        self._check()
+        self.check()
 
-    def _check(self):
+    def check(self) -> None:
+        """Raises a ValueError for values that do not fit. A model calls it, too, since fields may be set afterwards."""
         # Not one of `@strict`'s `validate_*` methods: those turn a ValueError into an error of another class.
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
@@ -119,6 +144,38 @@ class RaddConfig(PreTrainedConfig):
             raise ValueError(f"embedding_std={self.embedding_std} must be positive, or None for the paper's choice.")
         if self.tie_word_embeddings:
             raise ValueError("tie_word_embeddings=True is not RADD: its output layer has its own weight and a bias.")
+
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        self.convert_rope_params_to_dict()  # completes what has been set since the configuration was made
+        rope: dict[str, Any] = self.rope_parameters or {}
+        kind, types = rope["rope_type"], ("default", *ROPE_INIT_FUNCTIONS)
+        if kind not in types:
+            raise ValueError(f"rope_type={kind!r} of rope_parameters must be one of {types}.")
+        pairs: int = self.hidden_size // self.num_attention_heads // 2
+        needed = ("rope_theta", *ROPE_NEEDS.get(kind, ()))
+        for name in (*needed, *(name for name in ROPE_OPTIONAL if rope.get(name) is not None)):
+            value: Any = rope.get(name)
+            listed = name in ROPE_LISTS
+            numbers = value if listed and isinstance(value, (list, tuple)) else [value]
+            right = all(is_number(each) and each > 0 for each in numbers) and len(numbers) == (pairs if listed else 1)
+            if not right:
+                wanted = f"a list of {pairs} positive numbers, one for each pair" if listed else "a positive number"
+                raise ValueError(f"{name}={value!r} of rope_parameters must be {wanted} for rope_type={kind!r}.")
+        part = rope.get("partial_rotary_factor") or 1
+        if part > 1 or (part < 1 and kind != "proportional"):
+            raise ValueError(
+                f"partial_rotary_factor={part} of rope_parameters must be 1 for rope_type={kind!r}: only "
+                "'proportional' turns a part of each head, in (0, 1]."
+            )
+        if kind == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+            raise ValueError(
+                f"low_freq_factor={rope['low_freq_factor']} of rope_parameters must be less than "
+                f"high_freq_factor={rope['high_freq_factor']}."
+            )
+        if kind == "dynamic" and pairs == 1:
+            raise ValueError("rope_type='dynamic' of rope_parameters needs heads of width 4 or more; they have 2.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

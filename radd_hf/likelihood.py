@@ -25,14 +25,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .canvas_radd import as_tensor
+from .canvas_radd import as_tensor, shown
 from .generation_radd import RaddGenerationMixin
 from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .programs_radd import programs_of
 from .randomness_radd import stream_seed
-from .settings_radd import plain
+from .settings_radd import is_integer, plain
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
 ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDERS)
@@ -104,9 +104,10 @@ def stratified_round(n: int, rows: int, generator: torch.Generator) -> Round:
     return Round(masked, masked, width * n / k, controlled=True)
 
 
-def order_of(order: str | Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+def order_of(order: str | Tensor | Sequence[int], n: int, generator: torch.Generator | None = None) -> Tensor:
     """Returns (n,) the places of the tokens in the order in which they are filled."""
-    if isinstance(order, Tensor):
+    if not isinstance(order, str):
+        order = as_tensor("order", order)
         if sorted(order.tolist()) != list(range(n)):
             raise ValueError(f"order={order.tolist()} must name each of the {n} scored places exactly once.")
         return order
@@ -337,7 +338,7 @@ def _compute(
 
     def spread(index: int, chosen: Tensor) -> Tensor:
         """Places (R, n) over the scored tokens into (R, L) over all tokens."""
-        where = scored[index].cpu().expand(len(chosen), -1)
+        where = scored[index].expand(len(chosen), -1)
         return torch.zeros(where.shape, dtype=torch.bool).masked_scatter(where, chosen)
 
     x0 = torch.cat([sequences[index].expand(len(drawn.weight), -1) for index, _, drawn in rounds])  # (N, L)
@@ -346,33 +347,55 @@ def _compute(
     nll = torch.cat(list(nats_of_tokens(model, x0, masked, of_these, batch_size)))  # (N, L)
     rows = nll.split([len(drawn.weight) for _, _, drawn in rounds])  # (R, L) each
     for (index, number, drawn), values in zip(rounds, rows, strict=True):
-        yield RoundNats(index, number, drawn.estimate(values[:, scored[index].cpu()]))
+        yield RoundNats(index, number, drawn.estimate(values[:, scored[index]]))
 
 
-def _tensors(name: str, values: Sequence[Any]) -> list[Tensor]:
-    """Returns a tensor (L,) for each list, array or tensor of ids or flags."""
-    return [as_tensor(f"{name}[{index}]", value) for index, value in enumerate(values)]
+class Texts(NamedTuple):
+    """Holds checked sequences, on the CPU."""
+
+    sequences: list[Tensor]  # (L,) int64 each
+    scored: list[Tensor]  # (L,) bool each
+    n_scored: Tensor  # (S,) float64
 
 
-def _scored(sequences: Sequence[Tensor], scored: Sequence[Tensor] | None) -> tuple[Sequence[Tensor], Tensor]:
-    """Returns where each sequence is scored, (L,) bool, and at how many tokens, (S,)."""
+def check_texts(config: Any, sequences: Sequence[Tensor], scored: Sequence[Tensor] | None = None) -> Texts:
+    """Returns the sequences and where they are scored; raises a ValueError for no sequences, and what is no text."""
     if len(sequences) == 0:
         raise ValueError("sequences must hold at least one sequence; got none.")
+    sequences = [check_ids(config, f"sequences[{index}]", sequence) for index, sequence in enumerate(sequences)]
     if scored is None:
-        scored = [torch.ones(len(sequence), dtype=torch.bool) for sequence in sequences]
-    scored = _tensors("scored", scored)
+        scored = [torch.ones_like(sequence, dtype=torch.bool) for sequence in sequences]
+    if len(scored) != len(sequences):
+        raise ValueError(f"scored must hold one mask for each of the {len(sequences)} sequences; it has {len(scored)}.")
+    scored = [as_tensor(f"scored[{index}]", where).cpu() for index, where in enumerate(scored)]
     for index, (sequence, where) in enumerate(zip(sequences, scored, strict=True)):
-        if sequence.ndim != 1 or (sequence.is_floating_point() and len(sequence)):
-            raise ValueError(
-                f"sequences[{index}] has shape {tuple(sequence.shape)} and dtype {sequence.dtype}; ids are integers, "
-                "(L,)."
-            )
-        if where.shape != sequence.shape or not where.any():
-            raise ValueError(
-                f"sequences[{index}], of shape {tuple(sequence.shape)}, must have at least one token to score; "
-                f"scored has {int(where.sum())} of {tuple(where.shape)}."
-            )
-    return scored, torch.tensor([int(where.sum()) for where in scored], dtype=torch.float64)
+        if where.dtype != torch.bool or where.shape != sequence.shape:
+            raise ValueError(f"scored[{index}]{shown(where)}; it must be boolean, {tuple(sequence.shape)}.")
+        if not where.any():
+            raise ValueError(f"sequences[{index}], of {len(where)} tokens, must have at least one token to score.")
+    return Texts(sequences, scored, torch.tensor([int(where.sum()) for where in scored], dtype=torch.float64))
+
+
+def check_ids(config: Any, name: str, value: Any) -> Tensor:
+    """Returns the ids of a text, (L,) int64 on the CPU; raises a ValueError for what is none."""
+    ids = as_tensor(name, value)
+    integers = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if ids.ndim != 1 or not (integers or ids.numel() == 0):  # an empty list makes floats
+        raise ValueError(f"{name}{shown(ids)}; it must hold the ids of a text, (L,) integers.")
+    ids = ids.cpu().long()
+    wrong = (ids < 0) | (ids >= config.vocab_size) | (ids == config.mask_token_id)
+    if wrong.any():
+        place = int(wrong.int().argmax())
+        raise ValueError(
+            f"{name} holds {int(ids[place])} at position {place}; the ids of a text lie in "
+            f"0 .. {config.vocab_size - 1} and are not the mask, {config.mask_token_id}."
+        )
+    return ids
+
+
+def check_batch_size(batch_size: int) -> None:
+    if not is_integer(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be an integer of at least 1.")
 
 
 def _check_weights(weights: Tensor, sequences: Sequence[Tensor]) -> Tensor:
@@ -424,18 +447,16 @@ class LikelihoodRounds:
         accelerator: Accelerator | None = None,
         known: Mapping[tuple[int, int], float] | None = None,
     ):
-        sequences = _tensors("sequences", sequences)
         passes, batch_size, target_se = plain(passes), plain(batch_size), plain(target_se)
         check_estimator(estimator)
         check_passes(passes)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        check_batch_size(batch_size)
         if target_se is not None and not 0 < target_se < math.inf:
             raise ValueError(f"target_se={target_se} must be a positive number of nats per token.")
-        self.model, self.sequences, self.estimator, self.passes = model, sequences, estimator, passes
+        self.model, self.estimator, self.passes = model, estimator, passes
         self.target_se, self.batch_size, self.seed = target_se, batch_size, seed
         self.accelerator, self.known = accelerator, known or {}
-        self.scored, self.n_scored = _scored(sequences, scored)
+        self.sequences, self.scored, self.n_scored = check_texts(model.config, sequences, scored)
         # (S,) how much each sequence's nats per token count in the mean
         self.share = self.n_scored / self.n_scored.sum() if weights is None else _check_weights(weights, sequences)
         self.rows, self.first_rounds, self.most_rounds = plan_rounds(estimator, passes, target_se)
@@ -553,8 +574,8 @@ def estimate_likelihood(
         accelerator: its processes, all of which must call, share the sequences; each gets the same result.
 
     Raises:
-        ValueError: for no sequences, one without a scored token, odd `passes`, an unknown estimator, a `target_se` that
-            `passes` cannot reach.
+        ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, odd `passes`,
+            an unknown estimator, a `target_se` that `passes` cannot reach.
     """
     rounds = LikelihoodRounds(
         model,
@@ -600,7 +621,8 @@ def exact_likelihood(
         scored: for each sequence, (L,) bool: the tokens whose likelihood is computed, given all others. Default: all.
 
     Raises:
-        ValueError: for no sequences, one without a scored token, an unknown order or one that is no permutation.
+        ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, an unknown
+            order or one that is no permutation.
     """
     return _in_orders(model, sequences, order, 1, scored, batch_size, seed)[:, 0]
 
@@ -619,8 +641,8 @@ def mixture_likelihood(
     Its expectation is above -log E[p], where E is over all orders, and falls as K grows. It is never above the mean
     over the same orders (Jensen's inequality). One order gives `exact_likelihood`.
     """
-    if orders < 1:
-        raise ValueError(f"orders={orders} must be at least 1.")
+    if not is_integer(orders) or orders < 1:
+        raise ValueError(f"orders={orders!r} must be an integer of at least 1.")
     return mixture(_in_orders(model, sequences, "random", orders, scored, batch_size, seed))
 
 
@@ -631,9 +653,11 @@ def mixture(nats: Tensor) -> Tensor:
 
 def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, seed: int) -> Tensor:
     """Computes the nats of each sequence in each of K orders, (S, K) float64."""
-    sequences, orders = _tensors("sequences", sequences), plain(orders)
-    order = order if isinstance(order, str) else torch.as_tensor(order)
-    scored, n_scored = _scored(sequences, scored)
+    orders, batch_size = plain(orders), plain(batch_size)
+    check_batch_size(batch_size)
+    sequences, scored, n_scored = check_texts(model.config, sequences, scored)
+    for n in set(n_scored.tolist()):
+        order_of(order, int(n), torch.Generator())  # raises, before any work, if it does not fit
 
     def draw(index: int, number: int) -> Round:
         return order_round(order_of(order, int(n_scored[index]), _generator(seed, index, number)))
@@ -661,9 +685,16 @@ def conditional_likelihood(
     A continuation has a prefix alone, an infill both; any of them may be empty, but not the target.
     """
     nothing = [torch.empty(0, dtype=torch.int64)] * len(targets)
-    given = {"prefixes": prefixes, "targets": targets, "suffixes": suffixes}
-    rows = [nothing if part is None else _tensors(name, part) or nothing for name, part in given.items()]
-    parts = list(zip(*rows, strict=True))
+    columns = []  # prefixes, targets and suffixes
+    for name, given in (("prefixes", prefixes), ("targets", targets), ("suffixes", suffixes)):
+        texts = nothing if given is None else given
+        if len(texts) != len(targets):
+            raise ValueError(f"{name} must hold one for each of the {len(targets)} targets; it has {len(texts)}.")
+        columns.append([check_ids(model.config, f"{name}[{index}]", text) for index, text in enumerate(texts)])
+    for index, target in enumerate(columns[1]):
+        if not len(target):
+            raise ValueError(f"targets[{index}] is empty; it must have at least one token.")
+    parts = list(zip(*columns, strict=True))
     sequences = [torch.cat(three) for three in parts]
     scored = [torch.cat([torch.full(each.shape, place == 1) for place, each in enumerate(three)]) for three in parts]
     return exact_likelihood(model, sequences, order, scored=scored, batch_size=batch_size, seed=seed)
@@ -680,5 +711,5 @@ def check_estimator(estimator: str) -> None:
 
 
 def check_passes(passes: int) -> None:
-    if passes < ROUNDS or passes % ROUNDS:
-        raise ValueError(f"passes={passes} must be a positive multiple of {ROUNDS}: so many rounds give the error.")
+    if not is_integer(passes) or passes < ROUNDS or passes % ROUNDS:
+        raise ValueError(f"passes={passes!r} must be a positive multiple of {ROUNDS}: so many rounds give the error.")

@@ -37,7 +37,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .canvas_radd import Positions
+from .canvas_radd import Positions, check_inputs, check_keywords, check_labels
 from .configuration_radd import AUTO_MAP, RaddConfig
 from .generation_radd import RaddGenerationConfig, RaddGenerationMixin
 from .kernels_radd import (
@@ -53,8 +53,10 @@ from .kernels_radd import (
     is_faster_by_products,
     label_places,
     linear,
+    masked_softmax,
     norm_linear,
     token_nll,
+    zero_without_keys,
 )
 
 logger = logging.get_logger(__name__)
@@ -73,15 +75,33 @@ class RaddRotaryEmbedding(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines: (B or 1, L) -> (B or 1, L, d) each, on the device of the hidden states x."""
-        rope, position_ids = cast(dict, self.config.rope_parameters), position_ids.to(x.device)
-        if rope["rope_type"] == "default":
-            frequencies, scaling = default_frequencies(self.config, x.device), 1.0  # (d / 2,)
-        else:
-            initialise = ROPE_INIT_FUNCTIONS[rope["rope_type"]]
-            frequencies, scaling = initialise(self.config, x.device, seq_len=position_ids.shape[-1])
+        position_ids = position_ids.to(x.device)
+        frequencies, scaling = rotary_frequencies(self.config, position_ids)  # (d / 2,), or (B or 1, 1, d / 2)
         angles = position_ids[..., None].float() * frequencies  # (B or 1, L, d / 2)
         angles = torch.cat((angles, angles), dim=-1)  # (B or 1, L, d)
         return angles.cos() * scaling, angles.sin() * scaling
+
+
+def rotary_frequencies(config: RaddConfig, position_ids: Tensor) -> tuple[Tensor, float]:
+    """Returns each pair's angle per position, (d / 2,) or (B or 1, 1, d / 2), and a factor for cosines and sines.
+
+    "dynamic" and "longrope" depend on the length of a row, which is its own: what pads the others changes nothing.
+
+    Args:
+        position_ids: (B or 1, L).
+    """
+    rope, device = cast(dict, config.rope_parameters), position_ids.device
+    kind = rope["rope_type"]
+    if kind == "default":
+        return default_frequencies(config, device), 1.0
+    initialise = ROPE_INIT_FUNCTIONS[kind]
+    lengths = position_ids.amax(dim=-1, keepdim=True)[..., None] + 1  # (B or 1, 1, 1)
+    if kind == "longrope":
+        most = rope["original_max_position_embeddings"]
+        short, scaling = initialise(config, device, seq_len=most)
+        long, _ = initialise(config, device, seq_len=most + 1)
+        return torch.where(lengths > most, long, short), scaling
+    return initialise(config, device, seq_len=cast(int, lengths))  # tensors are taken as well
 
 
 def default_frequencies(config: RaddConfig, device: torch.device | None = None) -> Tensor:
@@ -154,11 +174,10 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """Computes softmax(q k^T / sqrt(d)) v plainly: the reference, which can also return the attention weights."""
-    weights = query @ key.transpose(2, 3) * scaling  # (B, H, L, L)
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights  # (B, L, H, d)
+    scores = query @ key.transpose(2, 3) * scaling  # (B, H, L, L)
+    weights = masked_softmax(scores, attention_mask, dtype=torch.float32).to(query.dtype)
+    output = zero_without_keys(weights @ value, attention_mask)
+    return output.transpose(1, 2).contiguous(), weights  # (B, L, H, d)
 
 
 class RaddAttention(nn.Module):
@@ -217,6 +236,8 @@ class RaddAttention(nn.Module):
             value = value.contiguous()  # a saved view would keep all of qkv in memory
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value, partial)
+        if isinstance(attention_mask, Tensor) and attention_mask.is_floating_point():
+            attention_mask = attention_mask.to(query.dtype)  # which autocast may have chosen
 
         output, weights = self._attention_function(query)(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
@@ -344,6 +365,7 @@ class RaddModel(RaddPreTrainedModel):
 
     def __init__(self, config: RaddConfig):
         super().__init__(config)
+        config.check()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary_emb = RaddRotaryEmbedding(config)
         self.layers = nn.ModuleList([RaddLayer(config, index) for index in range(config.num_hidden_layers)])
@@ -362,10 +384,11 @@ class RaddModel(RaddPreTrainedModel):
         # torch does not see hooks that are added to what it has compiled. Those of the embedding are outside of it.
         if other_shapes or has_hooks_inside(self.layers) or has_hooks_inside(self.norm):
             return super().__call__(*args, **kwargs)
-        ids, embedded = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        if not args and (ids is None) != (embedded is None):
+        if not args:
+            check_inputs(self.config, **kwargs)  # here, since a compiler sees no values
             # A compiler would compute the tables anew in every kernel that reads them, and add up the gradient of the
             # embedding in an order that changes from run to run.
+            ids, embedded = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
             embedded = self.embed_tokens(ids) if embedded is None else embedded  # (B, L, D)
             mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
             tables = self.position_embeddings(embedded, mask, position_ids)
@@ -398,7 +421,11 @@ class RaddModel(RaddPreTrainedModel):
 
         Args:
             input_ids: (B, L) token ids, masks among them; or `inputs_embeds` (B, L, D) in their place.
-            attention_mask: (B, L), 0 at padding, on either side; or (B, 1, L, L) as transformers prepares it.
+            attention_mask: (B, L), 1 at text and 0 at padding, on either side, in any dtype. Or, with eager or sdpa
+                attention, (B, 1, L, L): which keys each query attends to, in booleans or as the integers 1 and 0; or,
+                in a floating-point dtype, what is added to the scores, where -inf and the dtype's lowest number exclude
+                a key. 1 row, H heads and 1 query are taken, too. A query that attends to nothing gets zeros. Flex
+                attention takes its own BlockMask in place of (B, 1, L, L).
             position_ids: (B or 1, L); by default each row counts from its first token that is not padding.
             output_positions: the positions to return, as a boolean mask (B, L), as indices (B, K) or as [`Positions`];
                 all when None.
@@ -406,6 +433,9 @@ class RaddModel(RaddPreTrainedModel):
             partial: C positions of each row, the `output_positions` among them: only these are computed, with the
                 keys and values that the `cache` has of all others. It is approximate if others have changed.
             position_embeddings: those of the method of this name, which are computed where they are not given.
+            kwargs: `output_hidden_states`, `output_attentions` and `return_dict`, as in transformers; with flash
+                attention those of packed rows (`cu_seq_lens_q` and so on). `use_cache`, `past_key_values`,
+                `cache_position` and `is_causal` may be None or False, `token_type_ids` zero.
 
         Returns:
             `last_hidden_state` (B, L, D). At `output_positions` it is (N, D), row after row, for a mask or the
@@ -413,11 +443,12 @@ class RaddModel(RaddPreTrainedModel):
             position.
 
         Raises:
-            ValueError: for both or none of `input_ids` and `inputs_embeds`, and for a `partial` evaluation without
-                `cache` or `output_positions`.
+            ValueError: for both or none of `input_ids` and `inputs_embeds`, for arguments of another shape or dtype,
+                and for a `partial` evaluation without `cache` or `output_positions`. Values are checked on a CPU only.
+            TypeError: for an unknown keyword.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass exactly one of input_ids and inputs_embeds.")
+        kwargs = check_keywords(self.config, RaddModel.forward, kwargs)
+        check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, output_positions)
         if not torch.compiler.is_compiling():  # which would make a graph for each side of the condition
             length = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             if length > self.config.max_position_embeddings:
@@ -472,9 +503,7 @@ class RaddModel(RaddPreTrainedModel):
         # transformers makes a mask even of None under a compiler, or while a stream is captured. torch's fastest
         # attention takes none.
         if attention_mask is not None:
-            mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask
-            )
+            mask = self.prepare_mask(attention_mask, inputs_embeds)
         hidden_states = inputs_embeds
         if partial is not None:
             hidden_states = partial.select(inputs_embeds)  # (B, L, D) -> (B, C, D)
@@ -496,6 +525,23 @@ class RaddModel(RaddPreTrainedModel):
         # Layers may live on several devices; the caller's positions and labels are where the embedding is.
         return BaseModelOutput(last_hidden_state=self.norm(hidden_states).to(inputs_embeds.device))
 
+    def prepare_mask(self, attention_mask: Any, inputs_embeds: Tensor) -> Any:
+        """Returns the mask of `forward` in the form that attention takes, for embeddings (B, L, D).
+
+        For eager and sdpa that is (B or 1, 1 or H, L or 1, L), True where a query attends, or in a floating-point dtype
+        what is added to the scores, with -inf where it does not. It is None where nothing is excluded.
+        """
+        if getattr(attention_mask, "ndim", None) == 4:
+            mask = attention_mask.to(inputs_embeds.device)
+            if not mask.is_floating_point():
+                return mask.bool()
+            # The lowest number, which transformers writes for -inf, excludes nothing where a query has no other.
+            return mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        if mask is None or self.config._attn_implementation != "eager":
+            return mask
+        return mask == 0  # for eager transformers writes the lowest number, too
+
     def fixed_inputs(self, canvas: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
         """Returns those arguments of `forward` that stay the same while a canvas is filled.
 
@@ -509,8 +555,7 @@ class RaddModel(RaddPreTrainedModel):
         mask = attention_mask
         if mask is not None and self.config._attn_implementation in ("eager", "sdpa"):
             of_this_shape = canvas.new_empty(*canvas.shape, 1, dtype=self.dtype)
-            found = create_bidirectional_mask(config=self.config, inputs_embeds=of_this_shape, attention_mask=mask)
-            mask = cast(Tensor | None, found)  # (B, 1, L, L), or None
+            mask = self.prepare_mask(mask, of_this_shape)  # (B, 1, L, L), or None
         return {"attention_mask": mask, "position_embeddings": tables}
 
     def make_cache(self, rows: int | None = None) -> CanvasCache:
@@ -540,7 +585,7 @@ class RaddModel(RaddPreTrainedModel):
 
 def default_position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Counts positions from each row's first token, (B or 1, L), so that left padding does not change the angles."""
-    if attention_mask is not None and attention_mask.ndim == 2:
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     return torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
 
@@ -638,42 +683,54 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         output_positions: Tensor | Positions | None = None,
         max_targets: int | None = None,
         output_logits: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs,
     ) -> RaddMaskedLMOutput:
         """Returns the logits, or the loss at the labels.
 
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds: see [`RaddModel`].
-            labels: (B, L) clean ids where a loss is wanted, -100 elsewhere; never the mask, which has probability 0 and
-                would give an infinite loss. With labels, the head runs at the labelled positions only, in chunks, with
-                the softmax in float32, and `logits` is None.
+            labels: (B, L) clean ids where a loss is wanted, -100 elsewhere; never the mask, which has probability 0.
+                With labels, the head runs at the labelled positions only, in chunks, with the softmax in float32, and
+                `logits` is None.
             loss_weights: (B,) w of the diffusion objectives, which are all mean(w S); see `losses.py`.
             output_positions: where logits are wanted, boolean (B, L), indices (B, K) or [`Positions`]; everywhere when
                 None.
             max_targets: at least the number of labels in the batch, where the caller knows it: the host then need not
-                wait for a card to count them. With too small a number the loss is nan; a compiler ignores the number.
+                wait for a card to count them. With too small a number the loss is nan on a card; a compiler ignores the
+                number.
             output_logits: with labels, return the logits of every position, too. They take B L V numbers of memory, and
                 the head is run once more.
+            num_items_in_batch: what the sum over labelled tokens is divided by, as in transformers; their number when
+                None.
+            kwargs: those of [`RaddModel`].
 
         Returns:
             [`RaddMaskedLMOutput`]. `loss` is `mean(loss_weights * S)` in nats per sequence with `loss_weights`,
             else the mean over the labelled tokens in nats per token, the ordinary masked-LM loss.
 
         Raises:
-            ValueError: for `loss_weights` without `labels` or of another shape than (B,), and for `labels` with
-                `output_positions`.
+            ValueError: for `loss_weights` without `labels`, for `labels` with `output_positions`, and for arguments of
+                another shape, dtype or device. On a CPU also for labels that are the mask or no ids, and for too small
+                a `max_targets`: on a card the host would have to wait for their values.
+            TypeError: for an unknown keyword.
         """
+        kwargs = check_keywords(self.config, RaddForMaskedLM.forward, kwargs)
         if labels is None and loss_weights is not None:
             raise ValueError("loss_weights are weights of a loss: pass labels with them.")
         if labels is not None and output_positions is not None:
             raise ValueError(
                 "labels already say which positions are computed: pass labels or output_positions, not both."
             )
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if labels is not None and given is not None and labels.shape != given.shape[:2]:
+        if loss_weights is not None and num_items_in_batch is not None:
             raise ValueError(
-                f"labels has shape {tuple(labels.shape)}; it must have one for each token, {tuple(given.shape[:2])}."
+                "num_items_in_batch divides a sum over tokens, loss_weights are for a mean over rows: pass one."
             )
+        check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, output_positions)
+        if labels is not None:
+            given = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
+            check_labels(self.config, given, labels, loss_weights, max_targets)
+            labels = labels.long()
         fixed = labels is not None and has_fixed_shapes(self.model, labels.device)
         everywhere = fixed or output_logits
         outputs = self.model(
@@ -703,14 +760,10 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             of_each_token = of_each_token + torch.where(labelled.sum() > max_targets, torch.nan, 0.0)
         sequence_nll = of_each_token.sum(dim=1)  # (B,)
         if loss_weights is not None:
-            if loss_weights.shape != sequence_nll.shape:
-                raise ValueError(
-                    f"loss_weights has shape {tuple(loss_weights.shape)}; it must hold one weight a row, "
-                    f"{tuple(sequence_nll.shape)}."
-                )
             loss = (loss_weights * sequence_nll).mean()
         else:
-            loss = sequence_nll.sum() / labelled.sum().clamp(min=1)
+            number = labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            loss = sequence_nll.sum() / number
         return RaddMaskedLMOutput(
             loss=loss, logits=logits, sequence_nll=sequence_nll, token_nll=of_each_token, **recorded
         )

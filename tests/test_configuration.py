@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from radd_hf import RaddConfig
+from radd_hf import RaddConfig, RaddForMaskedLM
+from support.paths import CHECKPOINT
+
+
+def rope(kind: str, **parameters) -> dict:
+    return {"rope_parameters": {"rope_type": kind} | parameters}
 
 
 def test_the_defaults_are_the_small_model():
@@ -43,11 +48,42 @@ def test_a_configuration_survives_saving(tmp_path):
         ({"sigma_min": 30.0}, "sigma_min=30.0 and sigma_max=20.0"),
         ({"embedding_std": 0}, "embedding_std=0 must be positive"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings=True is not RADD"),
+        (
+            {"partial_rotary_factor": 0.5},
+            "partial_rotary_factor=0.5 of rope_parameters must be 1 for rope_type='default'",
+        ),
+        (rope("nonsense"), r"rope_type='nonsense' of rope_parameters must be one of \('default', 'linear'"),
+        (rope("linear"), "factor=None of rope_parameters must be a positive number for rope_type='linear'"),
+        (rope("linear", factor="2"), "factor='2' of rope_parameters"),
+        (rope("linear", factor=-2), "factor=-2 of rope_parameters"),
+        (rope("default", rope_theta=0), "rope_theta=0 of rope_parameters must be a positive number"),
+        (rope("dynamic", factor=2.0, partial_rotary_factor=0.5), "partial_rotary_factor=0.5 .* rope_type='dynamic'"),
+        (rope("dynamic", factor=2.0) | {"hidden_size": 24}, "rope_type='dynamic' .* needs heads of width 4 or more"),
+        (rope("proportional", partial_rotary_factor=2.0), "partial_rotary_factor=2.0"),
+        (rope("yarn", factor=2.0, beta_fast="x"), "beta_fast='x' of rope_parameters"),
+        (rope("llama3", factor=2.0, low_freq_factor=4, high_freq_factor=4), "low_freq_factor=4 .* less than high_freq"),
+        (rope("llama3", factor=2.0, low_freq_factor=1), "high_freq_factor=None"),
+        (rope("longrope", short_factor=[1.0] * 32, long_factor=[1.0]), "long_factor=.* a list of 32 positive numbers"),
+        (rope("longrope", short_factor=2.0, long_factor=[1.0] * 32), "short_factor=2.0 .* must be a list"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
         RaddConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [(rope("nonsense"), "rope_type='nonsense'"), ({"hidden_dropout": 5.0}, "hidden_dropout=5.0")],
+)
+def test_values_that_are_set_while_loading_are_validated_too(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RaddForMaskedLM.from_pretrained(CHECKPOINT, **settings)
+
+
+def test_a_rope_that_is_set_while_loading_keeps_its_base():
+    model = RaddForMaskedLM.from_pretrained(CHECKPOINT, **rope("linear", factor=2.0))
+    assert model.config.rope_parameters == {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 
 
 def test_another_network_of_the_authors_framework_is_refused():

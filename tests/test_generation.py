@@ -573,7 +573,7 @@ BAD = {
     "attention_mask of words": ({"input_ids": CANVAS, "attention_mask": "x"}, "attention_mask='x' must be a tensor"),
     "attention_mask of other numbers": (
         {"input_ids": CANVAS, "attention_mask": torch.tensor([[1, 1, 5, 1]])},
-        "attention_mask=.* must hold 1 at text and 0 at padding",
+        r"attention_mask holds 5 at \(0, 2\); it must be 1 at text and 0 at padding",
     ),
     # orders
     "order of words": ({"method": "ordered", "order": ["a"] * L}, "order=.* must be a tensor, or lists of numbers"),

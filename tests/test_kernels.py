@@ -392,7 +392,7 @@ def test_weights_are_packed_while_it_lasts_and_no_longer(network):
             pass
         assert len(packs()) == number_of_layers(network)  # they belong to the outer one
     assert PACKED.get() is None
-    with pytest.raises(RuntimeError, match="must match the size"), packed_weights():
+    with pytest.raises(ValueError, match="attention_mask has shape"), packed_weights():
         network(input_ids=torch.tensor([[1, 2]]), attention_mask=torch.ones(2, 3))
     assert PACKED.get() is None
     with packed_weights(EVALUATIONS_TO_PACK - 1):

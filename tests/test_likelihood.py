@@ -25,6 +25,7 @@ from support.toys import random_model
 
 SEQUENCES = [torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]), torch.tensor([1, 0])]
 N_TOKENS = sum(map(len, SEQUENCES))
+ALL = torch.ones(3, dtype=torch.bool)
 MASK = 2
 
 
@@ -290,7 +291,14 @@ def test_intervals_are_students(degrees):
         ({"passes": 0}, "passes=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"estimator": "nll"}, "estimator='nll' must be one of"),
-        ({"scored": [torch.zeros(3), torch.ones(3), torch.ones(2)]}, r"sequences\[0\].* must have at least one token"),
+        ({"batch_size": 1.5}, r"batch_size=1\.5 must be an integer"),
+        ({"scored": [ALL, ALL]}, "scored must hold one mask for each of the 3 sequences; it has 2"),
+        ({"scored": [~ALL, ALL, ALL[:2]]}, r"sequences\[0\], of 3 tokens, must have at least one token to score"),
+        (
+            {"scored": [ALL.int(), ALL, ALL[:2]]},
+            r"scored\[0\] has shape \(3,\) and dtype torch\.int32; it must be boolean",
+        ),
+        ({"scored": [ALL, ALL, ALL]}, r"scored\[2\] has shape \(3,\) .*; it must be boolean, \(2,\)"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(model, arguments, message):
@@ -298,10 +306,67 @@ def test_bad_arguments_are_refused_by_name(model, arguments, message):
         estimate_likelihood(model, SEQUENCES, **arguments)
 
 
-@pytest.mark.parametrize("order", ["sideways", torch.tensor([0, 0, 1])])
+@pytest.mark.parametrize("order", ["sideways", torch.tensor([0, 0, 1]), [0, 1], None])
 def test_an_order_that_is_none_is_refused(model, order):
     with pytest.raises(ValueError, match="order="):
         exact_likelihood(model, SEQUENCES[:1], order)
+
+
+def test_an_order_that_fits_some_sequences_only_is_refused_before_any_is_computed(model, monkeypatch):
+    monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("computed"))
+    with pytest.raises(ValueError, match=r"order=\[2, 0, 1\] must name each of the 2 scored places"):
+        exact_likelihood(model, [*SEQUENCES[:1] * 3, SEQUENCES[2]], [2, 0, 1], batch_size=1)
+
+
+IDS_OF_EVERY_KIND = {
+    "int16": lambda x: x.short(),
+    "uint8": lambda x: x.to(torch.uint8),
+    "int32": lambda x: x.int(),
+    "list": lambda x: x.tolist(),
+    "numpy": lambda x: x.numpy().astype("uint16"),
+}
+
+
+@pytest.mark.parametrize("kind", IDS_OF_EVERY_KIND)
+@pytest.mark.parametrize("estimator", ["k_stratified", "ar_forward"])
+def test_ids_may_be_integers_of_any_kind(model, estimator, kind):
+    sequences = [IDS_OF_EVERY_KIND[kind](x0) for x0 in SEQUENCES]
+    found, expected = (estimate_likelihood(model, texts, estimator=estimator) for texts in (sequences, SEQUENCES))
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (torch.tensor([0, -100, 1]), r"sequences\[1\] holds -100 at position 1; the ids of a text lie in 0 \.\. 2"),
+        (torch.tensor([0, 1, 3]), r"sequences\[1\] holds 3 at position 2"),
+        (torch.tensor([MASK, 1]), r"sequences\[1\] holds 2 at position 0; .* are not the mask, 2"),
+        (torch.tensor([0.0, 1.0]), r"sequences\[1\] has shape \(2,\) and dtype torch\.float32; it must hold the ids"),
+        (torch.tensor([[0, 1]]), r"sequences\[1\] has shape \(1, 2\)"),
+        ("01", r"sequences\[1\]='01' must be a tensor"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_name_before_any_work(model, monkeypatch, sequence, message):
+    monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("computed"))
+    for function in (estimate_likelihood, exact_likelihood):
+        with pytest.raises(ValueError, match=message):
+            function(model, [SEQUENCES[0], sequence])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": []}, "sequences must hold at least one sequence"),
+        ({"targets": [torch.tensor([], dtype=torch.int64)], "prefixes": [[1]]}, r"targets\[0\] is empty"),
+        ({"targets": [[1]], "prefixes": [[0], [1]]}, "prefixes must hold one for each of the 1 targets; it has 2"),
+        ({"targets": [[1]], "suffixes": []}, "suffixes must hold one for each of the 1 targets; it has 0"),
+        ({"targets": [[1]], "suffixes": [[MASK]]}, r"suffixes\[0\] holds 2 at position 0"),
+        ({"targets": [[1]], "batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_what_a_conditional_likelihood_cannot_take_is_refused_by_name(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        conditional_likelihood(model, **arguments)
 
 
 @pytest.mark.parametrize("sequences", [[], [torch.tensor([], dtype=torch.long)]])

@@ -5,6 +5,7 @@ Shapes: B rows, L length, V vocabulary with the mask, D width, H heads, K positi
 """
 
 import copy
+import re
 
 import pytest
 import torch
@@ -149,6 +150,79 @@ def test_a_batch_without_labels_has_loss_zero_and_zero_gradients(flash_calls, at
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, f"{name} has no gradient: distributed training would hang"
             assert not parameter.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": (1, 4, MASK)}, "labels holds 47 at row 1, position 4, the mask, which has probability 0"),
+        (
+            {"labels": (0, 0, -1)},
+            "labels holds -1 at row 0, position 0; it must be the id of a token, in 0 .. 47 and not",
+        ),
+        ({"labels": (2, 11, V)}, "labels holds 48 at row 2, position 11"),
+        (
+            {"labels": torch.float32},
+            "labels has shape (3, 12) and dtype torch.float32; it must have one for each token",
+        ),
+        ({"labels": torch.bool}, "labels has shape (3, 12) and dtype torch.bool"),
+        ({"labels": torch.int16}, "labels has shape (3, 12) and dtype torch.int16"),
+        ({"labels": "meta"}, "labels is on the device 'meta'; it must be where the inputs are, 'cpu'"),
+        ({"labels": [[3] * L] * 3}, "labels=[[3, 3, "),
+        (
+            {"loss_weights": torch.ones(2)},
+            "loss_weights has shape (2,) and dtype torch.float32; it must hold one weight a",
+        ),
+        ({"loss_weights": torch.ones(3, 1)}, "loss_weights has shape (3, 1)"),
+        ({"loss_weights": torch.ones(3, dtype=torch.bool)}, "loss_weights has shape (3,) and dtype torch.bool"),
+        ({"loss_weights": torch.ones(3, device="meta")}, "loss_weights is on the device 'meta'"),
+        ({"loss_weights": [1.0, 1.0, 1.0]}, "loss_weights=[1.0, 1.0, 1.0] is no tensor"),
+        ({"max_targets": 2}, "max_targets=2 must be an integer, at least the number of labels, "),
+        ({"max_targets": "all"}, "max_targets='all' must be an integer"),
+    ],
+    ids=str,
+)
+def test_what_is_no_label_or_weight_is_refused_by_name_before_any_work(model, monkeypatch, change, message):
+    ids = draw_ids()
+    arguments, (name, value) = {"labels": draw_labels(ids)}, *change.items()
+    if isinstance(value, tuple):
+        arguments["labels"][value[:2]] = value[2]
+    else:
+        arguments[name] = (
+            arguments["labels"].to(value) if isinstance(value, (str, torch.dtype)) and name == "labels" else value
+        )
+    monkeypatch.setattr(model.model, "forward", lambda *_, **__: pytest.fail("computed"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(ids, **arguments)
+
+
+def test_labels_are_not_looked_at_where_the_host_would_have_to_wait():
+    with torch.device("meta"):
+        model, ids = make_model(), torch.zeros(3, L, dtype=torch.long)
+        assert model(ids, labels=ids, max_targets=3 * L).loss.shape == ()
+
+
+def test_int32_labels_and_ids_give_the_loss_and_gradients_of_int64(model):
+    ids = draw_ids()
+    labels, found = draw_labels(ids), []
+    for dtype in (torch.int64, torch.int32):
+        model.zero_grad()
+        output = model(ids.to(dtype), labels=labels.to(dtype))
+        output.loss.backward()
+        found.append((output.loss.detach(), gradients(model)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert_same_gradients(found[0][1], found[1][1])
+    model.zero_grad()
+
+
+def test_num_items_in_batch_divides_the_sum_over_tokens_as_in_transformers(model):
+    ids = draw_ids()
+    output = model(ids, labels=draw_labels(ids))
+    for number in (7, torch.tensor(7)):
+        loss = model(ids, labels=draw_labels(ids), num_items_in_batch=number).loss
+        torch.testing.assert_close(loss, output.sequence_nll.sum() / 7)
+    with pytest.raises(ValueError, match="num_items_in_batch"):
+        model(ids, labels=draw_labels(ids), num_items_in_batch=7, loss_weights=torch.ones(3))
 
 
 def test_contradictory_arguments_are_refused(model):

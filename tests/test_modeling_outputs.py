@@ -97,6 +97,94 @@ def test_evaluation_is_deterministic_and_training_has_dropout():
 
 
 @pytest.mark.parametrize("cls", [RaddForMaskedLM, RaddModel])
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("atention_mask", "attention_mask"),
+        ("output_position", "output_positions"),
+        ("output_hiden_states", "output_hidden_states"),
+        ("position_id", "position_ids"),
+    ],
+)
+def test_a_misspelt_keyword_is_refused_with_the_nearest_name(cls, name, nearest):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'. Did you mean '{nearest}'"):
+        make_model(cls)(draw_ids(), **{name: None})
+
+
+def test_a_misspelt_label_is_refused_with_the_nearest_name_and_another_word_without(model):
+    ids = draw_ids()
+    with pytest.raises(TypeError, match=r"'label'\. Did you mean 'labels'"):
+        model(ids, label=ids)
+    for name in ("head_mask", "logits_to_keep", "xyz"):
+        with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'\.$"):
+            model(ids, **{name: 1})
+
+
+def test_keywords_of_tools_that_ask_for_nothing_are_taken(model):
+    ids, expected = draw_ids(), model(draw_ids()).logits
+    for name, value in (
+        ("use_cache", False),
+        ("use_cache", None),
+        ("past_key_values", None),
+        ("is_causal", False),
+        ("token_type_ids", torch.zeros_like(ids)),
+        ("token_type_ids", None),
+        ("return_dict", True),
+        ("output_attentions", False),
+    ):
+        assert torch.equal(model(ids, **{name: value}).logits, expected), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"use_cache": True}, "use_cache=True must be None or False"),
+        ({"past_key_values": ((1, 2),)}, r"past_key_values=\(\(1, 2\),\) must be None or False"),
+        ({"cache_position": torch.arange(L)}, "cache_position=tensor.* must be None or False"),
+        ({"is_causal": True}, "is_causal=True must be None or False: every token attends to every other"),
+        ({"token_type_ids": torch.ones(3, L, dtype=torch.long)}, "token_type_ids holds 1; it must be 0"),
+    ],
+)
+def test_keywords_that_ask_for_what_the_network_does_not_have_are_refused(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model(draw_ids(), **arguments)
+
+
+@pytest.mark.parametrize("cls", [RaddForMaskedLM, RaddModel])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"input_ids": draw_ids()[0]},
+            r"input_ids has shape \(12,\) and dtype torch.int64; it must hold ids, \(B, L\)",
+        ),
+        ({"input_ids": draw_ids().short()}, r"input_ids has shape \(3, 12\) and dtype torch.int16"),
+        ({"input_ids": draw_ids().tolist()}, r"input_ids=\[\[.* is no tensor"),
+        ({"input_ids": draw_ids()[:0]}, r"input_ids has shape \(0, 12\)"),
+        ({"input_ids": draw_ids()[:, :0]}, r"input_ids has shape \(3, 0\)"),
+        ({"inputs_embeds": torch.zeros(3, D)}, r"inputs_embeds has shape \(3, 32\)"),
+        ({"inputs_embeds": torch.zeros(3, L, D).long()}, "inputs_embeds has .* dtype torch.int64"),
+        ({"inputs_embeds": torch.zeros(3, L, D + 1)}, r"inputs_embeds has shape \(3, 12, 33\)"),
+        ({"position_ids": torch.arange(5)[None]}, r"position_ids has shape \(1, 5\)"),
+        (
+            {"position_ids": torch.arange(L)},
+            r"position_ids has shape \(12,\) .*; it must hold numbers, \(3, 12\) or \(1,",
+        ),
+        ({"position_ids": torch.ones(3, L, dtype=torch.bool)}, "position_ids has .* dtype torch.bool"),
+        ({"output_positions": torch.zeros(3)}, r"output_positions has shape \(3,\) and dtype torch.float32"),
+        ({"output_positions": torch.zeros(3).long()}, r"output_positions has shape \(3,\) and dtype torch.int64"),
+        ({"output_positions": torch.zeros(2, 1).long()}, r"output_positions has shape \(2, 1\)"),
+        ({"output_positions": torch.ones(3, 5).bool()}, r"output_positions has shape \(3, 5\) and dtype torch.bool"),
+        ({"output_positions": 3}, "output_positions=3 is no tensor"),
+    ],
+)
+def test_arguments_of_another_shape_or_dtype_are_refused_by_name(cls, arguments, message):
+    given = arguments if arguments.keys() & {"input_ids", "inputs_embeds"} else arguments | {"input_ids": draw_ids()}
+    with pytest.raises(ValueError, match=message):
+        make_model(cls)(**given)
+
+
+@pytest.mark.parametrize("cls", [RaddForMaskedLM, RaddModel])
 def test_input_ids_is_the_first_argument_and_embeddings_have_their_accessors(cls):
     net, ids = make_model(cls), draw_ids()
     assert net.main_input_name == "input_ids"

@@ -17,6 +17,7 @@ from support.models import (
     draw_ids,
     draw_labels,
     finite,
+    make_model,
     padded_batch,
 )
 
@@ -62,6 +63,26 @@ def test_a_padded_row_has_the_likelihood_of_the_row_alone(model, flash_calls, at
         for row, alone in enumerate(rows):
             expected = model(alone[None], labels=labels[row][mask[row].bool()][None])
             torch.testing.assert_close(together.sequence_nll[row], expected.sequence_nll[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_a_padded_row_equals_the_row_alone_where_the_rotary_embedding_depends_on_the_length(rope, side):
+    """Of 12, 7 and 1 tokens in a model of 8, so that the rows have tables of their own."""
+    net = make_model(max_position_embeddings=8, rope_parameters=rope)
+    rows, ids, mask = padded_batch(side)
+    with torch.no_grad():
+        together = net(ids, attention_mask=mask).logits
+        for row, alone in enumerate(rows):
+            expected = net(alone[None]).logits[0]
+            torch.testing.assert_close(finite(together[row][mask[row].bool()]), finite(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

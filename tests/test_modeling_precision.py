@@ -5,10 +5,12 @@ Shapes: B rows, L length, V vocabulary with the mask, D width, H heads, K positi
 """
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from radd_hf import RaddForMaskedLM
 from support.models import DTYPE_TOLERANCE, LAYERS, MASK, D, H, draw_ids, finite, make_model
@@ -58,6 +60,71 @@ def test_other_kinds_of_rotary_embedding_run(model, rope, tmp_path):
     if rope["rope_type"] == "linear":
         halved = model(ids, position_ids=torch.arange(60)[None] / 2).logits
         torch.testing.assert_close(finite(logits), finite(halved), rtol=1e-3, atol=1e-3)
+
+
+WIDTH, BASE, FACTOR, MOST = D // H, 100.0, 4.0, 16  # of a head; of the rotary embedding; its scaling; tokens
+PAIRS = [2 * pair / WIDTH for pair in range(WIDTH // 2)]
+PLAIN = [BASE**-exponent for exponent in PAIRS]  # angle per position of each pair
+
+
+def dynamic(length):
+    """Another base for longer rows (NTK-aware)."""
+    base = BASE * (FACTOR * max(length, MOST) / MOST - (FACTOR - 1)) ** (WIDTH / (WIDTH - 2))
+    return [base**-exponent for exponent in PAIRS]
+
+
+def llama3(length, low=1.0, high=4.0):
+    """Pairs that turn rarely within the context are slowed down, those between gradually."""
+    found = []
+    for angle in PLAIN:
+        turns = MOST * angle / (2 * math.pi)
+        smooth = min(max((turns - low) / (high - low), 0), 1)
+        found.append((1 - smooth) * angle / FACTOR + smooth * angle)
+    return found
+
+
+def yarn(length, fast=32, slow=1):
+    """As llama3, with a ramp over the number of the pair (arXiv:2309.00071)."""
+    first, last = (WIDTH * math.log(MOST / (turns * 2 * math.pi)) / (2 * math.log(BASE)) for turns in (fast, slow))
+    first, last = max(math.floor(first), 0), min(math.ceil(last), WIDTH - 1)
+    ramps = [min(max((pair - first) / (last - first), 0), 1) for pair in range(WIDTH // 2)]
+    return [ramp * angle / FACTOR + (1 - ramp) * angle for ramp, angle in zip(ramps, PLAIN, strict=True)]
+
+
+SHORT, LONG = [1.0, 1.5, 2.0, 2.5], [2.0, 3.0, 4.0, 5.0]
+# Settings, angles of a row of some length, and what cosines and sines are multiplied by.
+ROPES = {
+    "default": ({}, lambda length: PLAIN, 1.0),
+    "linear": ({"factor": FACTOR}, lambda length: [angle / FACTOR for angle in PLAIN], 1.0),
+    "dynamic": ({"factor": FACTOR}, dynamic, 1.0),
+    "yarn": ({"factor": FACTOR}, yarn, 0.1 * math.log(FACTOR) + 1),
+    "llama3": ({"factor": FACTOR, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, llama3, 1.0),
+    "longrope": (
+        {"factor": FACTOR, "short_factor": SHORT, "long_factor": LONG},
+        lambda length: [a / f for a, f in zip(PLAIN, LONG if length > MOST else SHORT, strict=True)],
+        math.sqrt(1 + math.log(FACTOR) / math.log(MOST)),
+    ),
+    "proportional": ({"partial_rotary_factor": 0.5}, lambda length: [*PLAIN[:2], 0.0, 0.0], 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ROPES if kind in ("default", *ROPE_INIT_FUNCTIONS)])
+def test_every_kind_of_rotary_embedding_is_its_formula_for_each_row(kind):
+    settings, angles, scaling = ROPES[kind]
+    rope = {"rope_type": kind, "rope_theta": BASE} | settings
+    trunk = make_model(max_position_embeddings=MOST, rope_parameters=rope).model
+    mask = torch.zeros(2, 40, dtype=torch.long)
+    mask[0, :10], mask[1] = 1, 1
+    found = trunk.rotary_emb(torch.zeros(2, 40, D), (mask.cumsum(dim=1) - 1).clamp(min=0))
+    for row, length in enumerate((10, 40)):
+        expected = torch.arange(length)[:, None].double() * torch.tensor(angles(length)).double()  # (l, d / 2)
+        for table, function in zip(found, (torch.cos, torch.sin), strict=True):
+            for half in table[min(row, len(table) - 1), :length].chunk(2, dim=-1):
+                torch.testing.assert_close(half.double(), scaling * function(expected), rtol=0, atol=1e-4)
+
+
+def test_every_kind_of_rotary_embedding_of_transformers_is_tried():
+    assert ROPES.keys() >= {*ROPE_INIT_FUNCTIONS}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -131,7 +131,8 @@ def test_what_is_computed_anew_on_an_unchanged_canvas_is_what_was_there(network,
     positions = torch.tensor([[2, 7, 4], [0, 1, 2], [11, 3, 5]])
     cache = network.model.make_cache()
     whole = network.model(input_ids=ids, output_positions=positions, cache=cache).last_hidden_state
-    again = network.model(input_ids=ids, output_positions=positions[:, :2], cache=cache, recompute=positions)
+    some = {"output_positions": positions[:, :2], "partial": Positions(positions)}
+    again = network.model(input_ids=ids, cache=cache, **some)
     torch.testing.assert_close(again.last_hidden_state, whole[:, :2])
 
 

@@ -8,6 +8,7 @@ network in `modeling_radd.py` calls the function in place of that line:
     norm_linear             norm and layer; the backward pass recomputes the norm
     feed_forward            norm, layer, activation, layer; the backward pass recomputes what is cheap
     attention_by_products   attention in bfloat16 on a CPU
+    masked_softmax          weights of attention; `zero_without_keys` is for queries that have none
     Dropout                 dropout
     token_nll               the loss of each token, without the logits of all tokens at once
     evaluation_mode         a context for many evaluations: no dropout, and weights packed if that is faster
@@ -215,6 +216,15 @@ def is_transformed() -> bool:
     return in_function_transform() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether the host can look at the values: it waits for no card, and no compiler or transform follows the tensor.
+
+    A check of values is made only where this holds.
+    """
+    followed = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not followed
+
+
 def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """Multiplies without gradients, in the dtype of `hidden`: (..., D_in), (D_out, D_in), (D_out,) -> (..., D_out)."""
     weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
@@ -355,6 +365,30 @@ def is_faster_by_products(implementation: str | None, query: Tensor) -> bool:
     return implementation == "sdpa" and query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
+def masked_softmax(scores: Tensor, mask: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+    """Computes softmax(scores + mask) over keys: (B, H, K, L) -> (B, H, K, L), in `dtype` if one is given.
+
+    It is finite where a query attends to nothing, too; see [`zero_without_keys`].
+
+    Args:
+        mask: (B or 1, H or 1, K or 1, L), True where a query attends; or what is added, -inf where it does not.
+    """
+    if mask is None:
+        return scores.softmax(dim=-1, dtype=dtype)
+    if mask.dtype == torch.bool:  # to add takes a fraction of the time of masked_fill on all heads
+        mask = scores.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    lowest = torch.finfo(scores.dtype).min / 2  # half, since a score is added
+    return (scores + mask.clamp(min=lowest)).softmax(dim=-1, dtype=dtype)
+
+
+def zero_without_keys(output: Tensor, mask: Tensor | None) -> Tensor:
+    """Gives zeros to a query that attends to nothing, as scaled_dot_product_attention does: output (B, H, K, d)."""
+    if mask is None:
+        return output
+    excluded = ~mask if mask.dtype == torch.bool else mask.isneginf()
+    return output.masked_fill(excluded.all(dim=-1, keepdim=True), 0.0)
+
+
 def attention_by_products(
     module: nn.Module,
     query: Tensor,
@@ -371,22 +405,20 @@ def attention_by_products(
     """
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        weights = (query * scaling) @ key.transpose(2, 3)  # (B, H, 256, L)
-        if mask is not None and mask.dtype == torch.bool:
-            weights = weights.masked_fill(~mask, torch.finfo(weights.dtype).min)
-        elif mask is not None:
-            weights = weights + mask
-        return weights.softmax(dim=-1) @ value  # softmax computes in float32 and rounds once
+        scores = (query * scaling) @ key.transpose(2, 3)  # (B, H, 256, L)
+        return masked_softmax(scores, mask) @ value  # softmax computes in float32 and rounds once
 
     key, value = key.contiguous(), value.contiguous()  # or every product would copy them
     queries = query.split(QUERIES_AT_ONCE, dim=2)
-    masks = [None] * len(queries) if attention_mask is None else attention_mask.split(QUERIES_AT_ONCE, dim=2)
+    masks: Any = [None] * len(queries)
+    if attention_mask is not None:  # (B, 1, L or 1, L)
+        masks = attention_mask.expand(-1, -1, query.shape[2], -1).split(QUERIES_AT_ONCE, dim=2)
     # The scores of a row that short are no larger than what its MLP keeps; those of a longer row grow with L^2.
     keep = len(queries) == 1 and keeps_steps(query)
     run = attend if keep else partial(recomputed, attend)
     parts = [run(part, key, value, mask) for part, mask in zip(queries, masks, strict=True)]
     output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (B, H, L, d)
-    return output.transpose(1, 2), None  # (B, L, H, d)
+    return zero_without_keys(output, attention_mask).transpose(1, 2), None  # (B, L, H, d)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -631,10 +663,13 @@ __all__ = [
     "has_backward_hooks",
     "has_fixed_shapes",
     "has_hooks_inside",
+    "has_values",
     "is_faster_by_products",
     "label_places",
     "linear",
+    "masked_softmax",
     "norm_linear",
     "packed_weights",
     "token_nll",
+    "zero_without_keys",
 ]

@@ -17,6 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..canvas_radd import shown
 from ..configuration_radd import RaddConfig
 from ..losses import check_loss_type, draw_step_masks
 from ..noise_radd import get_noise
@@ -32,10 +33,11 @@ class DiffusionCollator:
         seed: of all draws.
         random_length_fraction: of rows are cut to a length uniform in 1 .. L and padded, so that short texts are seen.
         separate_documents: a token attends to those of its own document alone; a document ends with its EOS, which
-            `config.eos_token_id` names. Needs eager or sdpa attention.
+            `config.eos_token_id` names, or any of them if it is a list. Needs eager or sdpa attention.
 
     Raises:
-        ValueError: for an unknown loss, a fraction outside [0, 1], or documents to be separated without an EOS.
+        ValueError: for an unknown loss, a fraction outside [0, 1], or documents to be separated without an EOS; in a
+            call for blocks of several lengths, or with ids that are the mask or outside the vocabulary.
     """
 
     def __init__(
@@ -49,10 +51,14 @@ class DiffusionCollator:
         check_loss_type(loss_type)
         if not 0 <= random_length_fraction <= 1:
             raise ValueError(f"random_length_fraction={random_length_fraction} must lie in [0, 1].")
-        if separate_documents and config.eos_token_id is None:
-            raise ValueError("separate_documents needs config.eos_token_id, with which every document ends.")
+        eos = config.eos_token_id
+        self.eos_token_ids = list(eos) if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
+        if separate_documents and not self.eos_token_ids:
+            raise ValueError(
+                f"separate_documents needs config.eos_token_id, with which every document ends; it is {eos!r}."
+            )
         self.noise = get_noise(config)
-        self.mask_token_id, self.eos_token_id = cast(int, config.mask_token_id), config.eos_token_id
+        self.mask_token_id, self.vocab_size = cast(int, config.mask_token_id), config.vocab_size
         self.loss_type, self.seed = loss_type, seed
         self.random_length_fraction, self.separate_documents = random_length_fraction, separate_documents
         self.calls = 0
@@ -62,19 +68,32 @@ class DiffusionCollator:
         return self._rows(self.seed, x0, step, rows, n_rows)
 
     def _rows(self, seed: int, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
-        length = x0.shape[1]
+        self._check(x0)
+        x0, length = x0.long(), x0.shape[1]
         lengths = self._lengths(seed, step, length, n_rows)[rows.start : rows.stop]  # (b,)
         masks = draw_step_masks(self.loss_type, seed, step, rows, n_rows, lengths, length, self.noise)
         inputs = masks.apply(x0, self.mask_token_id)
         visible = torch.arange(length) < lengths[:, None]  # (b, L)
         if self.separate_documents:
-            ends = torch.eq(x0, cast(int, self.eos_token_id)).long()
+            ends = torch.isin(x0, torch.tensor(self.eos_token_ids)).long()
             document = (ends.cumsum(dim=1) - ends).masked_fill(~visible, -1)  # (b, L); an EOS is of what it ends
-            apart = document[:, :, None] != document[:, None, :]
-            inputs["attention_mask"] = torch.zeros(apart.shape).masked_fill(apart, -torch.inf)[:, None]  # (b, 1, L, L)
+            # In booleans, which serve a model of any dtype: (b, 1, L, L).
+            inputs["attention_mask"] = document[:, None, :, None] == document[:, None, None, :]
         elif self.random_length_fraction > 0:  # also where no row is short: one shape of inputs for a compiler
             inputs["attention_mask"] = visible.long()
         return inputs
+
+    def _check(self, x0: Tensor) -> None:
+        """Raises a ValueError for clean ids (b, L) that are none. A model on a card cannot look without waiting."""
+        if x0.is_floating_point() or x0.dtype == torch.bool:
+            raise ValueError(f"input_ids{shown(x0)}; it must hold clean ids, integers.")
+        wrong = (x0 < 0) | (x0 >= self.vocab_size) | (x0 == self.mask_token_id)
+        if bool(wrong.any()):
+            row, position = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"input_ids holds {int(x0[row, position])} at row {row}, position {position}; clean ids lie in "
+                f"0 .. {self.vocab_size - 1} and are not the mask, {self.mask_token_id}."
+            )
 
     def n_tokens(self, step: int, length: int, n_rows: int) -> int:
         """Tokens of all rows of a step, padding left out: what a loss per token is per."""
@@ -85,7 +104,7 @@ class DiffusionCollator:
         lengths = torch.full((n_rows,), length)
         if self.random_length_fraction > 0:
             generator = torch.Generator().manual_seed(stream_seed(seed, "lengths", step))
-            short = torch.rand(n_rows, generator=generator) < self.random_length_fraction
+            short = torch.rand(n_rows, generator=generator, dtype=torch.float32) < self.random_length_fraction
             lengths = torch.where(short, torch.randint(1, length + 1, (n_rows,), generator=generator), lengths)
         return lengths
 

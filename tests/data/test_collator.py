@@ -48,19 +48,58 @@ def test_workers_draw_from_streams_of_their_own():
     assert len(set(torch.cat(epochs).tolist())) == 32
 
 
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def default_dtype(request):
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("eos", [0, [0, 8]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_separated_documents_are_scored_as_each_alone(attention):
-    model = random_model(vocab_size=12, max_position_embeddings=8, eos_token_id=0, attn_implementation=attention)
-    x0 = torch.tensor([[1, 2, 3, 0, 4, 5, 6, 7]])
+@pytest.mark.usefixtures("default_dtype")
+def test_separated_documents_are_scored_as_each_alone(attention, dtype, eos):
+    model = random_model(vocab_size=12, max_position_embeddings=8, eos_token_id=eos, attn_implementation=attention)
+    model, ends = model.to(dtype), [4, 6] if isinstance(eos, list) else [4]
+    x0 = torch.tensor([[1, 2, 3, 0, 4, 8, 6, 7]])
     inputs = DiffusionCollator(model.config, "k_DCE", seed=1, separate_documents=True).rows(x0, 0, range(1), 1)
+    assert inputs["attention_mask"].dtype == torch.bool
     with torch.no_grad():
         packed = model(**inputs).token_nll
         alone = [
-            model(inputs["input_ids"][:, part], labels=inputs["labels"][:, part]).token_nll
-            for part in (slice(0, 4), slice(4, 8))
+            model(inputs["input_ids"][:, begin:end], labels=inputs["labels"][:, begin:end]).token_nll
+            for begin, end in zip([0, *ends], [*ends, 8], strict=True)
         ]
-    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-6)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=tolerance, atol=tolerance)
     assert (packed > 0).any()
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_lengths_do_not_depend_on_the_default_dtype():
+    assert DiffusionCollator(CONFIG, seed=1, random_length_fraction=0.5).n_tokens(3, 800, 1000) == 598_190
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1, 2, 11], r"input_ids holds 11 at row 1, position 2; clean ids lie in 0 \.\. 11 and are not the mask, 11"),
+        ([1, -100, 2], "input_ids holds -100 at row 1, position 1"),
+        ([1, 2, 12], "input_ids holds 12 at row 1, position 2"),
+        ([0.5, 1.0, 2.0], "input_ids has .* dtype torch.float32; it must hold clean ids"),
+    ],
+)
+def test_ids_that_are_the_mask_or_none_are_refused_with_their_place(ids, message):
+    """On a card the model could not tell without waiting, and its loss would be infinite."""
+    features = [{"input_ids": torch.zeros(3, dtype=torch.tensor(ids).dtype)}, {"input_ids": torch.tensor(ids)}]
+    with pytest.raises(ValueError, match=message):
+        DiffusionCollator(CONFIG)(features)
+
+
+def test_ids_of_few_bits_are_ids():
+    found, expected = (DiffusionCollator(CONFIG, seed=1)(list(x0)) for x0 in (blocks().to(torch.uint8), blocks()))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_short_rows_are_uniform_in_length_and_count_as_many_tokens():
@@ -89,8 +128,9 @@ def test_settings_that_cannot_be_are_refused_by_name(settings, message):
 
 
 def test_documents_without_an_end_and_blocks_of_several_lengths_are_refused():
-    with pytest.raises(ValueError, match="separate_documents needs"):
-        DiffusionCollator(RaddConfig(vocab_size=12), separate_documents=True)
+    for eos in (None, []):
+        with pytest.raises(ValueError, match=r"separate_documents needs config\.eos_token_id"):
+            DiffusionCollator(RaddConfig(vocab_size=12, eos_token_id=eos), separate_documents=True)
     with pytest.raises(ValueError, match=r"blocks of one length; got lengths \[3, 4\]"):
         DiffusionCollator(CONFIG)([{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2, 3, 4]}])
 
