@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .canvas_radd import encode_blanks
 from .configuration_radd import RaddConfig
 from .generation_radd import RaddGenerateOutput, RaddGenerationConfig
 from .modeling_radd import RaddForCausalLM, RaddForMaskedLM, RaddMaskedLMOutput, RaddModel, RaddPreTrainedModel
 from .pipeline_radd import RaddInfillingPipeline
+from .text_radd import encode_blanks
 from .version import __version__
 
 if TYPE_CHECKING:

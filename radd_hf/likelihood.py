@@ -25,8 +25,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .canvas_radd import as_tensor, shown
 from .generation_radd import RaddGenerationMixin
+from .inputs_radd import as_tensor, shown
 from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise

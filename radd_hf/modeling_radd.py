@@ -37,9 +37,10 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .canvas_radd import Positions, check_inputs, check_keywords, check_labels
+from .canvas_radd import Positions
 from .configuration_radd import AUTO_MAP, RaddConfig
 from .generation_radd import RaddGenerationConfig, RaddGenerationMixin
+from .inputs_radd import check_inputs, check_keywords, check_labels
 from .kernels_radd import (
     Dropout,
     attention_by_products,

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import Pipeline
 
-from .canvas_radd import decode_span, encode_with_spans
 from .generation_radd import LENGTHS, RaddGenerationConfig, own_settings
 from .randomness_radd import check_seed, sample_generators, text_seed
 from .settings_radd import SETTINGS, SYNONYMS, own_arguments
+from .text_radd import decode_span, encode_with_spans
 
 # What a saved model's config.json says, so that `pipeline("radd-infilling", ...)` finds the class below.
 CUSTOM_PIPELINES = {

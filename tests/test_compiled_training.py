@@ -17,7 +17,7 @@ from torch._inductor.decomposition import select_decomp_table
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.training_cost import layer_bytes
-from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM, canvas_radd, kernels_radd, modeling_radd
+from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM, inputs_radd, kernels_radd, modeling_radd
 from radd_hf.kernels_radd import aligned, compile_backend, compile_trunk, label_places, padded, token_nll
 from radd_hf.likelihood import estimate_likelihood
 from radd_hf.losses import LOSS_TYPES
@@ -181,7 +181,7 @@ def test_an_upper_bound_of_the_labels_is_enough_and_too_small_a_one_is_refused_o
             each(**too_small)
         with monkeypatch.context() as patch:
             patch.setattr(
-                canvas_radd, "has_values", lambda tensor: False
+                inputs_radd, "has_values", lambda tensor: False
             )  # as on a card, where nobody waits for values
             assert each(**too_small).loss.isnan()
 

@@ -46,7 +46,7 @@ def test_no_test_file_is_too_long():
 ORDER = (
     ("settings_radd", "randomness_radd", "version", "endings"),
     ("configuration_radd", "noise_radd"),
-    ("canvas_radd", "kernels_radd"),
+    ("text_radd", "kernels_radd", "inputs_radd", "canvas_radd"),
     ("programs_radd", "plan_radd"),
     ("generation_radd",),
     ("pipeline_radd",),

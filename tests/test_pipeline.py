@@ -14,20 +14,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, pipeline
 
-from radd_hf import RaddConfig, RaddForMaskedLM, canvas_radd
-from radd_hf.canvas_radd import (
-    decode_span,
-    encode_after_text,
-    encode_blanks,
-    encode_text,
-    encode_with_spans,
-    make_canvas,
-)
+from radd_hf import RaddConfig, RaddForMaskedLM, text_radd
+from radd_hf.canvas_radd import make_canvas
 from radd_hf.data.documents import encode, load_documents, train_tokenizer
 from radd_hf.generation_radd import LENGTHS
 from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline
+from radd_hf.text_radd import decode_span, encode_after_text, encode_blanks, encode_text, encode_with_spans
 from support.paths import CHECKPOINT, ROOT
 from support.tokenizer_kinds import KINDS, WORDS
 from support.toys import seeded
@@ -202,8 +196,8 @@ def test_given_text_is_never_filled(tokenizer, pipe):
 
 
 def test_the_spelling_of_a_special_token_is_reported_once(tokenizer, monkeypatch, caplog):
-    monkeypatch.setattr(canvas_radd, "REPORTED", set())
-    with caplog.at_level("WARNING", logger="radd_hf.canvas_radd"):
+    monkeypatch.setattr(text_radd, "REPORTED", set())
+    with caplog.at_level("WARNING", logger="radd_hf.text_radd"):
         for _ in range(2):
             encode_text(["no such thing", "an <|endoftext|><|mask|>"], tokenizer, "document")
     (record,) = caplog.records

@@ -44,7 +44,8 @@ from transformers.generation import (
 from transformers.generation.streamers import TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
-from .canvas_radd import Positions, TextOrIds, as_tensor, make_canvas, padded_nonzero
+from .canvas_radd import Positions, TextOrIds, make_canvas, padded_nonzero
+from .inputs_radd import as_tensor
 from .kernels_radd import evaluation_mode, packed_weights
 from .noise_radd import get_noise, reveal_probabilities
 from .plan_radd import GIVEN, Schedule, Shape, events_at_most, plan_grid, plan_sequence, recomputed_in

@@ -331,8 +331,9 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
     """
     import torch
 
-    from radd_hf.canvas_radd import encode_with_spans, make_canvas
+    from radd_hf.canvas_radd import make_canvas
     from radd_hf.generation_radd import LENGTHS
+    from radd_hf.text_radd import encode_with_spans
 
     try:
         if args.text is None:
@@ -354,7 +355,7 @@ def _report(
     args: argparse.Namespace, output: Any, row: int, sample: int, spans: list, tokenizer: Any, seconds: float
 ) -> None:
     """Writes the text in a row of a batch, the `sample`-th of all, to standard output, and about it to the other."""
-    from radd_hf.canvas_radd import decode_span
+    from radd_hf.text_radd import decode_span
 
     def decode(begin: int, end: int) -> str:
         return decode_span(ids, begin, end, tokenizer, skip_special_tokens=True)

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..canvas_radd import encode_blanks, encode_text, make_canvas
+from ..canvas_radd import make_canvas
 from ..generation_radd import RaddGenerateOutput
 from ..hub.loading import load
 from ..likelihood import nats_of_tokens, order_of, order_round
 from ..modeling_radd import RaddForMaskedLM
 from ..randomness_radd import check_seed
+from ..text_radd import encode_blanks, encode_text
 from .visualize import RETURN, token_texts
 
 BLANKS, ENDS = FORMS = ("text with blanks", "beginning and end")

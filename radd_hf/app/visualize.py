@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from ..canvas_radd import decode_after_text, decode_span
 from ..noise_radd import expected_evaluations, get_noise
+from ..text_radd import decode_after_text, decode_span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,8 +17,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..canvas_radd import shown
 from ..configuration_radd import RaddConfig
+from ..inputs_radd import shown
 from ..losses import check_loss_type, draw_step_masks
 from ..noise_radd import get_noise
 from ..randomness_radd import stream_seed

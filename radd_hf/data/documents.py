@@ -22,7 +22,7 @@ from datasets.fingerprint import Hasher
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..canvas_radd import check_unicode, encode_text
+from ..text_radd import check_unicode, encode_text
 
 EOS_TOKEN = "<|endoftext|>"
 MASK_TOKEN = "<|mask|>"

@@ -25,12 +25,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, RaddGenerationConfig, __version__
-from ..canvas_radd import decode_after_text, encode_text
 from ..hub.loading import check_tokenizer, find_device, load, load_model, load_tokenizer
 from ..likelihood import ESTIMATORS, check_passes, estimate_likelihood
 from ..processes import make_accelerator, run_script
 from ..randomness_radd import stream_seed
 from ..settings_radd import TEXT_SETTINGS
+from ..text_radd import decode_after_text, encode_text
 
 try:
     from lm_eval.__main__ import cli_evaluate

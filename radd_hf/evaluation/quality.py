@@ -42,13 +42,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..canvas_radd import encode_text
 from ..hub.loading import load_whole
 from ..kernels_radd import evaluation_mode
 from ..likelihood import NatsPerToken
 from ..noise_radd import expected_evaluations, get_noise
 from ..randomness_radd import sample_generators, text_seed
 from ..settings_radd import GRID_METHODS, METHODS
+from ..text_radd import encode_text
 
 # The n of the distinct n-grams that are reported.
 N_GRAMS = (1, 2, 3)

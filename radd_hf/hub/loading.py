@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..canvas_radd import check_tokenizer_mask
 from ..configuration_radd import RaddConfig
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
+from ..text_radd import check_tokenizer_mask
 from .sources import read_config, weight_files
 
 # The one buffer of the authors' network: d / 2 rotary frequencies, a constant, and the only tensor that tells the

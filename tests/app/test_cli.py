@@ -16,9 +16,9 @@ import torch
 
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig, settings_radd
 from radd_hf.app import cli
-from radd_hf.canvas_radd import encode_blanks
 from radd_hf.hub import convert
 from radd_hf.hub.facts import forward_flops
+from radd_hf.text_radd import encode_blanks
 from radd_hf.version import __version__
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 from support.toys import random_model

@@ -22,10 +22,10 @@ from transformers import (
 
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.app import cli
-from radd_hf.canvas_radd import encode_blanks
 from radd_hf.evaluation import perplexity, samples
 from radd_hf.hub.convert import convert
 from radd_hf.hub.loading import check_tokenizer, load, load_model
+from radd_hf.text_radd import encode_blanks
 from radd_hf.training import train
 from support.paths import GOLDEN
 from support.tokenizers import letters

@@ -1,0 +1,269 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""From text to token ids, and back.
+
+    "It was [MASK:4] of spring."  ->  ids, masks in the blank  (encode_blanks)
+
+Text is text: where it spells a special token, its characters are encoded ([`encode_text`]). Text behind other text has
+the ids that it would have there, whatever the tokenizer does at the beginning of a text ([`encode_after_text`]).
+
+Shapes: L tokens, K blanks.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# Stand before a text that continues another; several, since the text's first token must not swallow them.
+BEFORE = ("a", "0", ".")
+# Special tokens whose spelling in a text was reported.
+REPORTED: set[str] = set()
+
+
+def encode_text(
+    texts: Sequence[str], tokenizer: Any, name: str = "text", *, special_tokens_in_text: bool = False
+) -> list[list[int]]:
+    """Returns the ids of each text: nothing is added, and what spells a special token is encoded as its characters.
+
+    Args:
+        name: what a text is, for messages.
+        special_tokens_in_text: whether the spelling of a special token stands for that token. The mask's never does.
+
+    Raises:
+        ValueError: for a text with a lone surrogate; for one that spells a special token whose characters the tokenizer
+            cannot encode.
+    """
+    for text in texts:
+        check_unicode(text, name)
+    if not texts:
+        return []
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    special = special_ids(tokenizer)
+    return [
+        # Most texts spell none, and are encoded once.
+        ids if special.isdisjoint(ids) else _encode_spelled(text, ids, tokenizer, name, special_tokens_in_text)
+        for text, ids in zip(texts, rows, strict=True)
+    ]
+
+
+def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, special_tokens_in_text: bool) -> list[int]:
+    """Returns the ids of a text whose `ids` hold special tokens, which it spells or which stand for unknown text."""
+    unknown, special = tokenizer.unk_token_id, special_ids(tokenizer)
+    if special_tokens_in_text:
+        if tokenizer.mask_token_id in ids:
+            raise ValueError(
+                f"{name}={text[:60]!r} spells the mask {_place(text, tokenizer.mask_token)}, which is no token of a "
+                "text, and special_tokens_in_text=True makes it one: leave it out of the text."
+            )
+        return ids
+    split = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    if special.isdisjoint({*ids} - {unknown}) and split.count(unknown) >= ids.count(unknown):
+        return ids  # it spells none, or the unknown token, whose characters are as unknown
+    spelled = {token: tokenizer.convert_ids_to_tokens(token) for token in special.intersection(ids)}
+    read = _without_spaces(_decode(split, tokenizer))  # as WordPiece puts spaces between characters
+    lost = special.intersection(split) | {each for each, word in spelled.items() if _without_spaces(word) not in read}
+    if lost - {unknown}:
+        word = tokenizer.convert_ids_to_tokens(min(lost - {unknown}))
+        raise ValueError(
+            f"{name}={text[:60]!r} spells the special token {_place(text, word)}, and the tokenizer, "
+            f"{type(tokenizer).__name__}, cannot encode that as characters: change it in the text."
+        )
+    new = set(spelled.values()) - REPORTED
+    if new:
+        REPORTED.update(new)
+        logger.warning(
+            f"{name}={text[:60]!r} spells {', '.join(_place(text, word) for word in sorted(new))}. Here and wherever a "
+            "text spells a special token, its characters are encoded; in data, special_tokens_in_text=True makes it "
+            "that token."
+        )
+    return split
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Returns the ids that stand for no characters of a text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})  # has reserved tokens, which have no role
+    return {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raises a ValueError for a text with a lone surrogate, which Python makes of bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}={text[:60]!r} has the lone surrogate {text[error.start]!r} at character {error.start}, which is "
+            "no character of Unicode: decode the text from its true encoding."
+        ) from None
+
+
+def _place(text: str, word: str) -> str:
+    found = text.find(word)
+    return f"{word!r}" if found < 0 else f"{word!r} at character {found}"
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.casefold().split())
+
+
+def encode_after_text(texts: Sequence[str], tokenizer: Any, name: str = "text") -> list[list[int]]:
+    """Returns the ids of each text as they are where other text stands before it.
+
+    Alone, a text begins with a space for a tokenizer of SentencePiece's habit, and with a word for WordPiece. Where it
+    would read so, it is encoded behind a character whose tokens are then cut off.
+
+    Raises:
+        ValueError: as [`encode_text`], and for a text that the tokenizer cannot continue another with.
+    """
+    rows = encode_text(texts, tokenizer, name)
+    return [_encode_after_text(text, ids, tokenizer, name) for text, ids in zip(texts, rows, strict=True)]
+
+
+def _encode_after_text(text: str, alone: list[int], tokenizer: Any, name: str) -> list[int]:
+    """`alone`: the ids of the text by itself."""
+    heads = encode_text(BEFORE, tokenizer)
+    wholes = encode_text([before + text for before in BEFORE], tokenizer, name)
+    rests = [whole[len(head) :] for head, whole in zip(heads, wholes, strict=True) if whole[: len(head)] == head]
+    wanted = _decode(wholes[0], tokenizer)
+    for ids in (alone, *rests):
+        if _decode(heads[0] + ids, tokenizer) == wanted:
+            return ids
+    raise ValueError(
+        f"{name}={text[:60]!r} cannot continue a text: the tokenizer, {type(tokenizer).__name__}, reads it as "
+        f"{_decode(heads[0] + alone, tokenizer)[:60]!r} after {BEFORE[0]!r}. Leave a space before it."
+    )
+
+
+def decode_after_text(rows: Sequence[Sequence[int]], tokenizer: Any, **settings: Any) -> list[str]:
+    """Returns the text of each row of ids as it is where other text stands before it: a word keeps its space.
+
+    Args:
+        settings: for `tokenizer.decode`.
+    """
+    (head,) = encode_text(BEFORE[:1], tokenizer)
+    before = _decode(head, tokenizer)
+    return [_decode([*head, *ids], tokenizer, **settings).removeprefix(before) for ids in rows]
+
+
+def decode_span(ids: Sequence[int], begin: int, end: int, tokenizer: Any, **settings: Any) -> str:
+    """Returns what the ids from `begin` to `end` (exclusive) add to the text of all ids."""
+    if begin == 0:
+        return _decode(ids[:end], tokenizer, **settings)
+    return decode_after_text([ids[begin:end]], tokenizer, **settings)[0]
+
+
+def _decode(ids: Sequence[int], tokenizer: Any, **settings: Any) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False, **settings)
+
+
+def check_tokenizer_mask(tokenizer: Any, mask_token_id: int) -> None:
+    """Raises a ValueError for a tokenizer that has its mask at another id than the model; it may have none."""
+    theirs = getattr(tokenizer, "mask_token_id", None)
+    if theirs is not None and theirs != mask_token_id:
+        raise ValueError(
+            f"tokenizer={tokenizer.name_or_path!r} has its mask {tokenizer.mask_token!r} at id {theirs}, and the model "
+            f"at {mask_token_id}: it must be the tokenizer that the model was trained with."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# From text with blanks
+# ---------------------------------------------------------------------------------------------------------
+
+# Finds the beginning of a blank in any spelling, so that a slip is an error and not text.
+BLANK_BEGINS = r"\[(?i:MASK)"
+BLANK = re.compile(r"\[MASK(?::([0-9]{1,9}))?\]")
+# Longer than any model's text: a typing error must not fill the memory.
+MAX_BLANK = 2**16
+
+
+def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
+    """Returns the canvas of a text with blanks: its token ids, with `mask_token_id` where text is wanted.
+
+    `[MASK]`, or the tokenizer's own mask token, is a blank of one token, `[MASK:n]` one of n tokens. The text between
+    is tokenised without special tokens: what spells one is encoded as its characters.
+
+    A backslash before a blank makes it text: "\\[Mask of Zorro]" is the text "[Mask of Zorro]". Two are a backslash and
+    a blank. Before anything else a backslash is text.
+
+    One space before a blank belongs to the blank, since a token begins with the space before its word: "It was [MASK]
+    of" is the canvas of "It was cold of" with " cold" masked. Other white space stays text. The text that is read back
+    is the given one with its blanks filled, also by tokenizers that put a space before all that they are given.
+
+    Args:
+        text: with any number of blanks, or none.
+        tokenizer: of transformers.
+        mask_token_id: the model's `config.mask_token_id`.
+
+    Returns:
+        L ids.
+
+    Raises:
+        ValueError: for a blank that is malformed, empty or of more than `MAX_BLANK` tokens, and for text that the
+            tokenizer cannot encode as it stands (see [`encode_text`] and [`encode_after_text`]).
+    """
+    return encode_with_spans(text, tokenizer, mask_token_id)[0]
+
+
+def encode_with_spans(
+    text: str, tokenizer: Any, mask_token_id: int, name: str = "text"
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Returns what [`encode_blanks`] does, and where in the canvas each blank begins and ends (exclusive)."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name}={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
+    check_tokenizer_mask(tokenizer, mask_token_id)
+    check_unicode(text, name)
+    pieces, sizes = split_at_blanks(text, tokenizer.mask_token, name)
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for piece, size in zip(pieces, [*sizes, 0], strict=True):
+        if size:
+            piece = piece.removesuffix(" ")
+        if piece:
+            encode = encode_after_text if ids else encode_text
+            ids += encode([piece], tokenizer, name)[0]
+        if size:
+            spans.append((len(ids), len(ids) + size))
+            ids += [mask_token_id] * size
+    return ids, spans
+
+
+def split_at_blanks(text: str, mask_token: str | None, name: str = "text") -> tuple[list[str], list[int]]:
+    """Returns the K + 1 pieces of text around the K blanks, and the tokens of each blank."""
+    blank_begins = re.compile(r"(\\*)(?:" + BLANK_BEGINS + (f"|{re.escape(mask_token)}" if mask_token else "") + ")")
+    pieces, sizes = [""], list[int]()
+    end = 0  # of what has been read of the text
+    for found in blank_begins.finditer(text):
+        begin, escapes = found.end(1), len(found[1])
+        pieces[-1] += text[end : found.start()] + "\\" * (escapes // 2)
+        end = begin
+        if escapes % 2:  # what looks like a blank is text
+            continue
+        if mask_token and text.startswith(mask_token, begin):
+            size, end = 1, begin + len(mask_token)
+        else:
+            blank = BLANK.match(text, begin)
+            size = int(blank[1] or 1) if blank else 0
+            if blank is None or not 1 <= size <= MAX_BLANK:
+                raise ValueError(
+                    f"{name} has {text[begin : begin + 16]!r} at character {begin}; a blank is written [MASK] for one "
+                    f"token or [MASK:n] for n tokens, n from 1 to {MAX_BLANK}, and \\[ is a bracket that is text."
+                )
+            end = blank.end()
+        sizes.append(size)
+        pieces.append("")
+    pieces[-1] += text[end:]
+    return pieces, sizes
+
+
+__all__ = [
+    "check_tokenizer_mask",
+    "check_unicode",
+    "decode_after_text",
+    "decode_span",
+    "encode_after_text",
+    "encode_blanks",
+    "encode_text",
+    "encode_with_spans",
+]

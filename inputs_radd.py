@@ -1,0 +1,1 @@
+radd_hf/inputs_radd.py

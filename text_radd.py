@@ -1,0 +1,1 @@
+radd_hf/text_radd.py
