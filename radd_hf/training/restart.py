@@ -126,10 +126,10 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
         ValueError: for any that has changed.
     """
     now = json.loads(json.dumps(now))
-    before, after = saved["model"] | {"model": None}, now["model"] | {"model": None}
+    before, after = saved["model"], now["model"]
     model = {name: (before.get(name), after.get(name)) for name in before | after}
     others = {"the fingerprint of dataset": "data", "the sharding": "sharding"}
-    rest = {name: (saved[key], now[key]) for name, key in others.items()}
+    rest = {name: (saved.get(key, now[key]), now[key]) for name, key in others.items()}
     refuse_changes(checkpoint, {name: pair for name, pair in (model | rest).items() if pair[0] != pair[1]})
 
 

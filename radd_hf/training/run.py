@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import SCALER_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -111,11 +112,11 @@ class Run:
         self.tokenizer.save_pretrained(folder)
         progress = {
             "updates": self.ema.updates,
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": {"last_epoch": self.scheduler.last_epoch},
             "blocks": self.blocks_state,
             "nats": nats,
             "tokens": self.tokens,
-            "settings": self.settings,
+            "settings": {name: value for name, value in self.settings.items() if name != "output_dir"},
             "identity": self.identity,
         }
         (folder / "state" / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
@@ -138,7 +139,7 @@ class Run:
     def _restore(self, checkpoint: Path, progress: dict) -> None:
         given = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         scaler = self.accelerator.scaler  # that of fp16; a run under another precision has left none
-        self.accelerator.scaler = scaler if (checkpoint / "state" / "scaler.pt").exists() else None
+        self.accelerator.scaler = scaler if (checkpoint / "state" / SCALER_NAME).exists() else None
         self.accelerator.load_state(str(checkpoint / "state"))
         self.accelerator.scaler = scaler
         self.accelerator.step = 0  # forwards since the last step of the optimizer: accumulation may differ now

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 
@@ -174,10 +175,22 @@ def test_the_norm_to_which_gradients_are_clipped_is_applied(folder, tiny_text, m
     assert norms == [0.5]
 
 
+def test_a_run_may_go_on_in_fp16_whose_scaler_the_checkpoint_has_not(restarted, monkeypatch):
+    scaler, make = torch.amp.GradScaler("cpu", init_scale=8.0), train.accelerator_for
+
+    def with_scaler(args) -> Accelerator:
+        accelerator = make(args)
+        accelerator.scaler = scaler  # as Accelerate does on a graphics card
+        return accelerator
+
+    monkeypatch.setattr(train, "accelerator_for", with_scaler)
+    assert restarted().accelerator.scaler is scaler
+
+
 def test_the_rest_may_change_freely(finished):
     saved = json.loads((last_checkpoint(finished) / "state/progress.json").read_text())["settings"]
     free = {name: "another" for name, rule in RULES.items() if rule == FREE}
-    assert saved.keys() == RULES.keys()
+    assert saved.keys() == RULES.keys() - {"output_dir"}
     check_settings(last_checkpoint(finished), saved | free)
 
 
@@ -246,5 +259,5 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(tmp_path, caplog):
 def test_arguments_are_saved_as_they_take_effect(finished):
     saved = json.loads((last_checkpoint(finished) / "state/progress.json").read_text())["settings"]
     model_args, data_args, args = train.parse_arguments(["--config", str(finished / "config.yaml")])
-    assert asdict(model_args) | asdict(data_args) | asdict(args) == saved
+    assert asdict(model_args) | asdict(data_args) | asdict(args) == saved | {"output_dir": args.output_dir}
     assert (saved["accumulation"], saved["max_grad_norm"], saved["mixed_precision"]) == (1, 1.0, "no")
