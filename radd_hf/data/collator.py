@@ -46,14 +46,17 @@ class LoaderPass:
     def of(cls, loader: Any) -> "LoaderPass":
         sampler = loader.batch_sampler
         skipped = sampler.skip_batches if isinstance(sampler, SkipBatchSampler) else 0
-        return cls(loader.iteration, skipped, None if isinstance(loader.dataset, IterableDataset) else len(loader))
+        # One that deals out batches to processes is shorter than the loader in it, which asks for all of them.
+        batches = None if isinstance(loader.dataset, IterableDataset) else len(loader.base_dataloader)
+        return cls(loader.iteration, skipped, batches)
 
     def next(self) -> tuple[int, int]:
         """The epoch of the batch that is asked for, and its number in the epoch."""
         worker, calls, epoch = get_worker_info(), self.calls, self.epoch
         self.calls += 1
         first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)  # a loader's workers take turns
-        if self.batches is not None:  # a worker that is kept for several epochs is not told where they begin
+        if worker is not None and self.batches is not None:
+            # One that is kept for several epochs is not told where they begin.
             later, calls = divmod(calls, len(range(first, self.batches, workers)))
             epoch += later
         return epoch, self.skipped + first + calls * workers

@@ -244,7 +244,7 @@ def drop_later_metrics(file: Path, step: int) -> None:
 
 
 def all_checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; whatever else lies among them is no business of ours."""
+    """The checkpoints of a run, oldest first; what else lies among them is left alone."""
     folders = (output / "checkpoints").glob("step_*")
     return sorted((path for path in folders if re.fullmatch(r"step_\d+", path.name) and path.is_dir()), key=step_of)
 
