@@ -13,7 +13,7 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import HfArgumentParser
 
@@ -22,24 +22,71 @@ from .endings import status_of
 # Timeout of the process group, long because the others wait while the first process tokenises.
 GROUP_TIMEOUT = timedelta(hours=12)
 
+PRECISIONS = ("no", "bf16", "fp16")
 
-def make_accelerator(**settings) -> Accelerator:
-    """Makes an Accelerator; for several processes without a GPU it sets `cpu`, which Accelerate does not do by itself.
+
+def launcher_setting(name: str, given: Any, variable: str, kind: Callable[[str], Any], unasked: tuple[str, ...]) -> Any:
+    """Returns the script's own setting or, where it was given none, the one that the launcher was asked for.
+
+    Args:
+        name, given: the script's argument, None where it was not given.
+        variable: in which `accelerate launch` hands its setting to the script, from a flag or from its configuration.
+        kind: makes a value of the variable's text.
+        unasked: what the launcher writes, or Accelerate assumes, where nobody asked; the script's own then holds.
 
     Raises:
-        ValueError: if a launcher started more processes than Accelerate finds, since each would work alone.
+        ValueError: if both are given and differ, or the launcher's is no such value.
+    """
+    text = os.environ.get(variable, unasked[0]).lower()
+    if text in unasked:
+        return given
+    try:
+        asked = kind(text)
+    except ValueError:
+        raise ValueError(f"{variable}={text!r} of the launcher is no value of {name}.") from None
+    if given is not None and given != asked:
+        raise ValueError(
+            f"{name}={given!r} must be {asked!r}, which the launcher was asked for ({variable}): leave out one of them."
+        )
+    return asked
+
+
+def launched_precision(given: str | None) -> str:
+    """Returns the precision of the script or the launcher, "no" if neither names one.
+
+    Raises:
+        ValueError: if they contradict each other, or name one that the scripts do not have.
+    """
+    precision = launcher_setting("mixed_precision", given, "ACCELERATE_MIXED_PRECISION", str, ("no",)) or "no"
+    if precision not in PRECISIONS:
+        raise ValueError(f"mixed_precision={precision!r} must be one of {PRECISIONS}.")
+    return precision
+
+
+def make_accelerator(accumulation: int = 1, **settings) -> Accelerator:
+    """Makes an Accelerator of these settings alone, whatever the launcher's variables say.
+
+    For several processes without a GPU it sets `cpu`, which Accelerate does not do by itself.
+
+    Raises:
+        ValueError: if a launcher started more processes than Accelerate finds, since each would work alone; for fp16 on
+            a CPU, which Accelerate would leave out.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     accelerator = Accelerator(
         cpu=launched > 1 and not torch.accelerator.is_available() and not by_deepspeed,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+        dynamo_backend="no",  # a script compiles by itself what is worth it
         **settings,
     )
     if accelerator.num_processes != launched:
         raise ValueError(
             f"WORLD_SIZE={launched}, but Accelerate runs {accelerator.num_processes} processes: each would work alone."
         )
+    if settings.get("mixed_precision") == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision='fp16' needs a graphics card: on a CPU it must be 'no' or 'bf16'.")
     return accelerator
 
 

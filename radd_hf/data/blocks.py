@@ -160,8 +160,9 @@ class StreamedBlocks:
         self.rest: list[int] = []  # ids that are read and in no block yet
         self.passes = 0  # over the documents, ended
         self.reader: Iterator[dict] = iter(())
-        self._open(None)
-        self.start = {"window": 0, "rest": [], "passes": 0, "stream": documents.state_dict()}  # of the one in memory
+        self.opened_at: dict | None = None
+        self._open(documents.state_dict())
+        self.start = {"window": 0, "rest": [], "passes": 0, "stream": self.opened_at}  # of the one in memory
 
     def rows(self, step: int, rows: range) -> Tensor:
         """Blocks (b, L) of some rows of a step; steps must not go back by a window."""
@@ -175,7 +176,8 @@ class StreamedBlocks:
 
     def _read_window(self) -> None:
         self.window += 1
-        stream = self.documents.state_dict()
+        # `datasets` applies a state at the first read: until then its own `state_dict` is that of the beginning.
+        stream = self.documents.state_dict() if self.opened_at is None else self.opened_at
         self.start = {"window": self.window, "rest": list(self.rest), "passes": self.passes, "stream": stream}
         wanted = WINDOW * self.batch_size * self.length
         while len(self.rest) < wanted:
@@ -192,7 +194,7 @@ class StreamedBlocks:
             with readable(self.source):
                 texts = [document["text"] for document in islice(self.reader, DOCUMENTS_AT_ONCE)]
             if texts:
-                self.untouched = False
+                self.opened_at, self.untouched = None, False
                 return texts
             if self.untouched:  # the next pass would be as empty, and the one after it
                 raise ValueError(f"dataset={self.source!r} has no documents, or none but those held out.")
@@ -201,6 +203,7 @@ class StreamedBlocks:
 
     def _open(self, stream: dict | None) -> None:
         self.documents.set_epoch(self.passes)  # a state that was loaded holds for its own pass alone
+        self.opened_at = stream  # until something is read; None at the beginning of a later pass
         self.untouched = stream is None
         if stream is not None:
             self.documents.load_state_dict(stream)

@@ -6,22 +6,61 @@
     collator = DiffusionCollator(model.config, loss_type="lambda_DCE", seed=0)
     trainer = Trainer(model, TrainingArguments("runs/mine", ...), train_dataset=blocks, data_collator=collator)
 
-Both get the same draws for the same seed, step and rows.
+Both get the same draws for the same seed, step and rows. Under the Trainer a step is a batch of an epoch, which the
+loaders of Accelerate number: a resumed run draws what it would have drawn, and evaluating in between changes nothing.
 
 Shapes: B rows of a step, b rows of them in one forward, L length.
 """
 
 import os
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.data_loader import SkipBatchSampler
+from accelerate.state import GradientState
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ..configuration_radd import RaddConfig
 from ..inputs_radd import shown
 from ..losses import check_loss_type, draw_step_masks
 from ..noise_radd import get_noise
 from ..randomness_radd import stream_seed
+
+
+@dataclass
+class LoaderPass:
+    """Counts the batches that one loader of Accelerate's, and so of the Trainer's, has asked for.
+
+    epoch: of its present pass over the data. skipped: batches that a resumed run leaves out at the beginning.
+    batches: of a pass, the skipped ones left out; None where that is unknown. calls: so far, in this process.
+    """
+
+    epoch: int
+    skipped: int
+    batches: int | None
+    calls: int = 0
+
+    @classmethod
+    def of(cls, loader: Any) -> "LoaderPass":
+        sampler = loader.batch_sampler
+        skipped = sampler.skip_batches if isinstance(sampler, SkipBatchSampler) else 0
+        # One that deals out batches to processes is shorter than the loader in it, which asks for all of them.
+        batches = None if isinstance(loader.dataset, IterableDataset) else len(loader.base_dataloader)
+        return cls(loader.iteration, skipped, batches)
+
+    def next(self) -> tuple[int, int]:
+        """The epoch of the batch that is asked for, and its number in the epoch."""
+        worker, calls, epoch = get_worker_info(), self.calls, self.epoch
+        self.calls += 1
+        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)  # a loader's workers take turns
+        if worker is not None and self.batches is not None:
+            # One that is kept for several epochs is not told where they begin.
+            later, calls = divmod(calls, len(range(first, self.batches, workers)))
+            epoch += later
+        return epoch, self.skipped + first + calls * workers
 
 
 class DiffusionCollator:
@@ -61,7 +100,27 @@ class DiffusionCollator:
         self.mask_token_id, self.vocab_size = cast(int, config.mask_token_id), config.vocab_size
         self.loss_type, self.seed = loss_type, seed
         self.random_length_fraction, self.separate_documents = random_length_fraction, separate_documents
-        self.calls = 0
+        self.calls = 0  # of loops without a loader of Accelerate's
+        self.passes: WeakKeyDictionary[Any, LoaderPass] = WeakKeyDictionary()
+        self.inherited: LoaderPass | None = None  # of a worker to which the collator was sent
+
+    def __getstate__(self) -> dict:
+        """Sends along which loader asks: a worker that is not forked knows of none."""
+        state = self.__dict__ | {"inherited": self._loader_pass()}
+        del state["passes"]
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        self.passes = WeakKeyDictionary()
+
+    def _loader_pass(self) -> LoaderPass | None:
+        loader = GradientState().active_dataloader
+        if loader is None or not hasattr(loader, "iteration"):
+            return self.inherited
+        if loader not in self.passes or (get_worker_info() is None and self.passes[loader].epoch != loader.iteration):
+            self.passes[loader] = LoaderPass.of(loader)
+        return self.passes[loader]
 
     def rows(self, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
         """The arguments of a forward on `rows` of the `n_rows` of a step, whose clean ids are x0 (b, L); on the CPU."""
@@ -109,20 +168,25 @@ class DiffusionCollator:
         return lengths
 
     def __call__(self, features: list) -> dict[str, Tensor]:
-        """A batch of blocks, or of examples with "input_ids", of one length: the next step, of which every process has
-        its rows.
+        """A batch of blocks, or of examples with "input_ids", of one length; every process has its rows of the batch.
 
-        A worker of a DataLoader draws from a stream of its own, anew each time it is started.
+        Draws belong to (seed, epoch, batch of the epoch, row) under a loader of Accelerate's, which the Trainer's are.
+        The first epoch's are those of the script's steps. In a loop without one they belong to the number of the call,
+        and a worker of a DataLoader draws from a stream of its own, anew each time it is started.
         """
         blocks = [torch.as_tensor(each["input_ids"] if isinstance(each, dict) else each) for each in features]
         if len({len(block) for block in blocks}) != 1:
             raise ValueError(f"examples must be blocks of one length; got lengths {sorted({len(b) for b in blocks})}.")
         rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        worker, seed = torch.utils.data.get_worker_info(), self.seed
-        if worker is not None:
-            # worker.seed differs between processes too, which then do not share a stratified sample.
-            seed, rank, processes = stream_seed(self.seed, "worker", worker.seed), 0, 1
+        worker, seed, of_loader = get_worker_info(), self.seed, self._loader_pass()
+        if of_loader is not None:
+            epoch, step = of_loader.next()
+            seed = stream_seed(seed, "pass", epoch) if epoch else seed
+        else:
+            step, self.calls = self.calls, self.calls + 1
+            if worker is not None:
+                # worker.seed differs between processes too, which then do not share a stratified sample.
+                seed, rank, processes = stream_seed(seed, "worker", worker.seed), 0, 1
         first = rank * len(blocks)
-        step, self.calls = self.calls, self.calls + 1
         rows = range(first, first + len(blocks))
         return self._rows(seed, torch.stack(blocks), step, rows, processes * len(blocks))

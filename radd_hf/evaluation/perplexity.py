@@ -28,7 +28,7 @@ from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, l
 from ..hub.loading import load
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
-from ..processes import make_accelerator, script_parser, silence_progress_bars
+from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
 from .rounds import RoundsFile, RunningEstimate
 
 MOST_PASSES = 1024  # with --target_se, if --passes does not say
@@ -60,7 +60,9 @@ class Arguments:
     target_se: float | None = field(default=None, metadata={"help": "standard error to reach, in nats per token"})
     batch_size: int = 32
     seed: int = 0
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16"})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no"}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
     resume: bool = field(
         default=False, metadata={"help": "go on with what an interrupted evaluation left beside output"}
@@ -104,6 +106,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     if args.passes is None:
         args.passes = 16 if args.target_se is None else MOST_PASSES
     check_passes(args.passes)
+    args.mixed_precision = launched_precision(args.mixed_precision)
     if args.resume and args.output is None:
         raise ValueError("resume=True needs output=, beside which an interrupted evaluation keeps its rounds.")
     if args.output is not None and not Path(args.output).parent.is_dir():

@@ -25,7 +25,7 @@ from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
 from ..hub.loading import load
-from ..processes import make_accelerator, script_parser
+from ..processes import launched_precision, make_accelerator, script_parser
 from ..settings_radd import GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS
 from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
 
@@ -45,7 +45,9 @@ class Arguments:
     n_samples: int = field(default=64, metadata={"help": "written for each row of the table; at least 2"})
     batch_size: int = field(default=32, metadata={"help": "samples written together in each process"})
     seed: int = 0
-    mixed_precision: str = field(default="no", metadata={"help": "no, bf16 or fp16, of the model"})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, bf16 or fp16, of the model; default: the launcher's, or no"}
+    )
     judge: str | None = field(
         default=None, metadata={"help": "causal model for the generative perplexity: name, folder or .gguf file"}
     )
@@ -184,6 +186,7 @@ def write(
 def parse_arguments(argv: list[str]) -> tuple[Arguments, dict[str, Any]]:
     """Returns the arguments, and the settings of `generate` that all rows of the table share."""
     args, drawing = script_parser(__doc__, Arguments, SamplingArguments).parse(argv)
+    args.mixed_precision = launched_precision(args.mixed_precision)
     return args, asdict(drawing)
 
 

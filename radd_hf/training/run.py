@@ -17,21 +17,24 @@ Shapes: L length.
 import copy
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import SCALER_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
 from ..data.blocks import ShuffledBlocks, StreamedBlocks
@@ -41,6 +44,7 @@ from ..evaluation.quality import judge, token_entropy, write_samples
 from ..randomness_radd import stream_seed
 from .adapters import has_adapters, merged
 from .averages import Ema
+from .restart import check_identity, read_progress, restored_schedule, restoring, step_of
 from .sharding import gather_whole
 
 logger = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ class Run:
     accelerator: Accelerator
     model: torch.nn.Module
     optimizer: AcceleratedOptimizer
-    scheduler: LRScheduler
+    scheduler: LambdaLR
     ema: Ema
     blank: torch.nn.Module | None  # of a sharded model: its modules without weights
     blocks: ShuffledBlocks | StreamedBlocks
@@ -63,7 +67,8 @@ class Run:
     tokenizer: PreTrainedTokenizerBase
     output: Path
     seed: int
-    identity: dict  # what must be the same for a run to go on
+    settings: dict  # all arguments; see restart.py
+    identity: dict  # what they gave, which must be the same for a run to go on
     step: int = 0
     blocks_state: dict = field(default_factory=dict)  # where the blocks stand after `step`; they are read ahead
     nats: float = 0.0  # of this process since the last log
@@ -74,7 +79,9 @@ class Run:
         partial = target.with_name(f"partial_{self.step}")
         main = self.accelerator.is_main_process
         if main:
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            set_aside(partial)
             partial.mkdir()
         self.accelerator.wait_for_everyone()
         try:
@@ -84,9 +91,10 @@ class Run:
             raise OSError(f"{partial} could not be written ({reason}); the checkpoints before it are whole.") from error
         self.accelerator.wait_for_everyone()  # every process has written its part
         if main:
+            set_aside(target)
             partial.replace(target)
             for old in all_checkpoints(self.output)[:-keep_last]:
-                shutil.rmtree(old)
+                remove(old)
 
     def _write(self, folder: Path) -> None:
         """The averaged model as a folder for the Hub, and under `state/` what a restart needs."""
@@ -104,33 +112,47 @@ class Run:
         self.tokenizer.save_pretrained(folder)
         progress = {
             "updates": self.ema.updates,
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": {"last_epoch": self.scheduler.last_epoch},
             "blocks": self.blocks_state,
             "nats": nats,
             "tokens": self.tokens,
+            "settings": {name: value for name, value in self.settings.items() if name != "output_dir"},
             "identity": self.identity,
         }
-        (folder / "state" / "progress.json").write_text(json.dumps(progress))
+        (folder / "state" / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
 
     def resume(self, checkpoint: Path) -> None:
-        """Raises ValueError when the checkpoint is of another model, data set, objective or seed."""
-        progress = json.loads((checkpoint / "state" / "progress.json").read_text())
-        saved, now = progress["identity"], json.loads(json.dumps(self.identity))
-        changed = {name: (saved.get(name), now[name]) for name in now if saved.get(name) != now[name]}
-        if changed:
-            raise ValueError(f"output_dir={self.output} holds another run; (saved, now) differ in {changed}.")
+        """Restores the run at a checkpoint; the arguments replace the settings of optimizer and schedule in it.
+
+        Raises:
+            ValueError: when the checkpoint is of another model, text or kind of sharding, or is damaged.
+        """
+        with restoring(checkpoint):
+            progress = read_progress(checkpoint)
+            identity = progress["identity"]
+        check_identity(checkpoint, identity, self.identity)
+        with restoring(checkpoint):
+            self._restore(checkpoint, progress)
+        self.step = step_of(checkpoint)
+        logger.info("resumed from %s", checkpoint)
+
+    def _restore(self, checkpoint: Path, progress: dict) -> None:
+        given = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        scaler = self.accelerator.scaler  # that of fp16; a run under another precision has left none
+        self.accelerator.scaler = scaler if (checkpoint / "state" / SCALER_NAME).exists() else None
         self.accelerator.load_state(str(checkpoint / "state"))
+        self.accelerator.scaler = scaler
         self.accelerator.step = 0  # forwards since the last step of the optimizer: accumulation may differ now
+        for group, settings in zip(self.optimizer.param_groups, given, strict=True):
+            group.update(settings)
+        self.scheduler = restored_schedule(self.scheduler, progress["scheduler"]["last_epoch"])
         self.ema.load_state_dict(load_file(checkpoint / "state" / "ema.safetensors"), progress["updates"])
-        self.scheduler.load_state_dict(progress["scheduler"])
         self.blocks.load_state_dict(progress["blocks"])
         self.blocks_state = progress["blocks"]
         nats, process = progress["nats"], self.accelerator.process_index
         if len(nats) != self.accelerator.num_processes:  # started again with more or fewer
             nats = [sum(nats)] + [0.0] * (self.accelerator.num_processes - 1)
         self.nats, self.tokens = nats[process], progress["tokens"]
-        self.step = int(checkpoint.name.removeprefix("step_"))
-        logger.info("resumed from %s", checkpoint)
 
     def nats_of_each_process(self) -> list[float]:
         if self.accelerator.num_processes == 1:  # on any device, float64 or not
@@ -222,9 +244,27 @@ def drop_later_metrics(file: Path, step: int) -> None:
 
 
 def all_checkpoints(output: Path) -> list[Path]:
-    return sorted((output / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    """The checkpoints of a run, oldest first; what else lies among them is left alone."""
+    folders = (output / "checkpoints").glob("step_*")
+    return sorted((path for path in folders if re.fullmatch(r"step_\d+", path.name) and path.is_dir()), key=step_of)
 
 
 def last_checkpoint(output: Path) -> Path | None:
     checkpoints = all_checkpoints(output)
     return checkpoints[-1] if checkpoints else None
+
+
+def set_aside(path: Path) -> None:
+    """Renames what stands where a checkpoint is to be written, so that it neither ends the run nor is lost."""
+    if path.exists() or path.is_symlink():
+        aside = next(free for n in count(1) if not (free := path.with_name(f"{path.name}_before_{n}")).exists())
+        path.rename(aside)
+        logger.warning("%s was in the way of a checkpoint and is now %s", path, aside)
+
+
+def remove(checkpoint: Path) -> None:
+    """Deletes an old checkpoint; one that cannot be deleted, a link for instance, does not end the run."""
+    try:
+        shutil.rmtree(checkpoint)
+    except OSError as error:
+        logger.warning("%s could not be deleted: %s", checkpoint, error)

@@ -70,6 +70,21 @@ def prepare_deepspeed(
             f"mixed_precision={accelerator.mixed_precision!r} of Accelerate must be 'no' under DeepSpeed, whose "
             "torch_autocast takes --mixed_precision bf16."
         )
+    if mixed_precision == "fp16":
+        raise ValueError("mixed_precision='fp16' must be 'no' or 'bf16' under DeepSpeed.")
+    ours = {
+        "train_micro_batch_size_per_gpu": ("batch_size", rows_of_a_forward),
+        "train_batch_size": ("batch_size", rows_of_a_forward * accumulation * accelerator.num_processes),
+        "gradient_accumulation_steps": ("accumulation", accumulation),
+        "gradient_clipping": ("max_grad_norm", max_grad_norm),
+    }
+    unasked = {"gradient_accumulation_steps": ("auto", 1)}  # Accelerate writes 1 where the file says nothing
+    for key, (argument, value) in ours.items():
+        asked = plugin.deepspeed_config.get(key, "auto")
+        if asked != value and asked not in unasked.get(key, ("auto",)):
+            raise ValueError(
+                f"{key}={asked!r} of DeepSpeed's configuration must be 'auto' or {value!r}, as {argument} gives it."
+            )
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": rows_of_a_forward,
         "gradient_accumulation_steps": accumulation,

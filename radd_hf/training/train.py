@@ -16,11 +16,13 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType
+from typing import Any, cast, get_args
 
 import torch
 import yaml
@@ -50,11 +52,19 @@ from ..kernels_radd import compile_trunk
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
 from ..modeling_radd import RaddLayer, RaddModel
-from ..processes import make_accelerator, on_terminal, script_parser, silence_progress_bars
+from ..processes import (
+    launched_precision,
+    launcher_setting,
+    make_accelerator,
+    on_terminal,
+    script_parser,
+    silence_progress_bars,
+)
 from ..randomness_radd import stream_seed
 from .adapters import add_adapters
 from .averages import Ema
 from .prepare import Preparation, Step, to_device
+from .restart import check_settings, restoring
 from .run import Run, drop_later_metrics, last_checkpoint
 from .sharding import fsdp_skeleton, prepare_sharding, sharding_of
 
@@ -66,6 +76,18 @@ CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
 # Of these, what belongs to the training and not to the weights, and may differ from `init_from`.
 FREE_SETTINGS = ("hidden_dropout", "noise_type")
 VOCAB_SIZE = 2048  # of a BPE that is made of the text
+
+
+# transformers' schedules that are a function of the number of updates alone, and need no arguments of their own.
+SCHEDULES = (
+    "constant_with_warmup",
+    "constant",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+)
 
 
 def help_(text: str) -> dict:
@@ -131,19 +153,24 @@ class TrainingArguments:
     loss_type: str = field(default="lambda_DCE", metadata=help_(f"one of {LOSS_TYPES}"))
     max_steps: int = 400_000
     batch_size: int = field(default=512, metadata=help_("sequences in one optimizer step, of all processes"))
-    accumulation: int = field(default=1, metadata=help_("forwards of each process in one optimizer step"))
+    accumulation: int | None = field(
+        default=None, metadata=help_("forwards of each process in one optimizer step; default: the launcher's, or 1")
+    )
     learning_rate: float = 3e-4
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
-    lr_schedule: str = field(
-        default="constant_with_warmup", metadata=help_("one of transformers' schedules, e.g. linear")
-    )
+    lr_schedule: str = field(default="constant_with_warmup", metadata=help_(f"one of {SCHEDULES}"))
     warmup_steps: int = 2500
-    max_grad_norm: float = field(default=1.0, metadata=help_("of the loss in nats per sequence, as in the paper"))
+    max_grad_norm: float | None = field(
+        default=None,
+        metadata=help_("of the loss in nats per sequence; default: the launcher's, or 1.0 as in the paper"),
+    )
     ema_decay: float = 0.9999
-    mixed_precision: str = field(default="no", metadata=help_("no, bf16 or fp16"))
+    mixed_precision: str | None = field(
+        default=None, metadata=help_("no, bf16 or fp16; default: the launcher's, or no")
+    )
     attn_implementation: str = field(default="sdpa", metadata=help_("eager, sdpa, flash_attention_2, flex_attention"))
     gradient_checkpointing: bool = field(default=False, metadata=help_("compute activations twice, keep few"))
     compile: bool | None = field(
@@ -179,15 +206,20 @@ def run_training(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator
 ) -> None:
     last = last_checkpoint(Path(args.output_dir))
-    base = None if model_args.init_from is None else load_base(model_args)
+    base = None if model_args.init_from is None else load_config(model_args.init_from, argument="init_from")
+    settings = resolved_settings(model_args, data_args, args, base)
+    if last is not None:
+        check_settings(last, settings)
+    if base is not None:
+        check_base(model_args, base)
     tokenizer = named_tokenizer(model_args, data_args, base, last)
     with accelerator.local_main_process_first():  # it tokenises, and the others find that done
         data = load_data(data_args, args, base, tokenizer)
-    run = build(model_args, data_args, args, base, data, accelerator)
+    run = build(model_args, data_args, args, base, data, accelerator, settings)
     if last is not None:
         run.resume(last)
     judge = None if args.judge is None or not accelerator.is_main_process else load_judge(args.judge)
-    begin(run, asdict(model_args) | asdict(data_args) | asdict(args))
+    begin(run)
     if args.judge is None and args.n_samples:
         logger.info("no --judge: the samples get a token entropy and no generative perplexity")
     with deterministic(True) if args.deterministic else nullcontext():
@@ -198,23 +230,35 @@ def run_training(
         tracker.finish()
 
 
-def load_base(model_args: ModelArguments) -> RaddConfig:
-    """The configuration of `init_from`, whose weights are looked at, too, before text is read.
+def check_base(model_args: ModelArguments, base: RaddConfig) -> None:
+    """Raises a ValueError for an `init_from` of other sizes than are asked for, or with weights that cannot be loaded.
 
-    Raises:
-        ValueError: for a model that cannot be loaded, or has other sizes than are asked for.
+    The weights are read for that and forgotten: text is read next, which may take long.
     """
-    name = cast(str, model_args.init_from)
-    base = load_config(name, argument="init_from")
-    for field_name, value in given_settings(model_args).items():
-        if field_name not in FREE_SETTINGS and value != getattr(base, field_name):
-            raise ValueError(f"{field_name}={value!r} must be {getattr(base, field_name)!r}, as in init_from={name!r}.")
-    load_model(name, argument="init_from")
-    return base
+    for name, value in given_settings(model_args).items():
+        if name not in FREE_SETTINGS and value != getattr(base, name):
+            raise ValueError(
+                f"{name}={value!r} must be {getattr(base, name)!r}, as in init_from={model_args.init_from!r}."
+            )
+    load_model(cast(str, model_args.init_from), argument="init_from")
 
 
 def given_settings(model_args: ModelArguments) -> dict[str, Any]:
     return {name: value for name, value in asdict(model_args).items() if value is not None and name in CONFIG_FIELDS}
+
+
+def resolved_settings(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, base: RaddConfig | None
+) -> dict[str, Any]:
+    """Every argument; of the model those that are left out have the values of `init_from` or of the paper's model."""
+    settings = asdict(model_args) | asdict(data_args) | asdict(args)
+    config = base or RaddConfig()
+    said = {name: getattr(config, name) for name in CONFIG_FIELDS & settings.keys() if settings[name] is None}
+    if data_args.length is None:
+        said["length"] = config.max_position_embeddings
+    if base is None and data_args.vocab_size is None:  # that of the named tokenizer, else of the one that is made
+        said["vocab_size"] = VOCAB_SIZE if data_args.tokenizer is None else None
+    return settings | said
 
 
 @dataclass
@@ -273,21 +317,24 @@ def named_tokenizer(
     Raises:
         ValueError: for one that does not fit `init_from`, and a `vocab_size` that is not its own.
     """
-    name = last or data_args.tokenizer or model_args.init_from
+    if last is not None:
+        with restoring(last):
+            return load_tokenizer(str(last))
+    name = data_args.tokenizer or model_args.init_from
     if name is None:
         if data_args.streaming:
             raise ValueError("streaming=True needs a tokenizer=: a stream is not read to make one.")
         return None
-    tokenizer = load_tokenizer(str(name))
+    tokenizer = load_tokenizer(name)
     mask = add_mask_token(tokenizer, None if base is None else base.mask_token_id)
     size = max(vocabulary_size(tokenizer), mask + 1)
     if base is not None:
         check_tokenizer(tokenizer, base)
         size = base.vocab_size
-    if last is None and data_args.vocab_size not in (None, size):
+    if data_args.vocab_size not in (None, size):
         raise ValueError(
-            f"vocab_size={data_args.vocab_size} is that of a BPE which is made of the text, and {str(name)!r} says "
-            f"the tokenizer, with a vocabulary of {size}: leave vocab_size out, or let it be {size}."
+            f"vocab_size={data_args.vocab_size} is that of a BPE which is made of the text, and {name!r} says the "
+            f"tokenizer, with a vocabulary of {size}: leave vocab_size out, or let it be {size}."
         )
     return tokenizer
 
@@ -299,6 +346,7 @@ def build(
     base: RaddConfig | None,
     data: Data,
     accelerator: Accelerator,
+    settings: dict[str, Any],
 ) -> Run:
     """Network, draws, optimizer, schedule and average."""
     config = make_config(model_args, data_args, args, base, data)
@@ -323,17 +371,9 @@ def build(
     model, optimizer = accelerator.prepare(model, optimizer)
     # After `prepare`, so that the averages lie where the weights do.
     ema = Ema(accelerator.unwrap_model(model), args.ema_decay)
-    settings = {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
     identity = {
-        "model": settings,
-        "lora": [model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout],
+        "model": {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"},
         "data": data.identity,
-        "tokenizer": data_args.tokenizer or data_args.vocab_size or VOCAB_SIZE,
-        "loss_type": args.loss_type,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-        "random_length_fraction": data_args.random_length_fraction,
-        "separate_documents": data_args.separate_documents,
         # Of whose parts the state of a checkpoint is: a run goes on under the same.
         "sharding": sharding_of(accelerator),
     }
@@ -349,6 +389,7 @@ def build(
         tokenizer=data.tokenizer,
         output=Path(args.output_dir),
         seed=args.seed,
+        settings=settings,
         identity=identity,
     )
 
@@ -411,17 +452,20 @@ def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accele
             module.compile(backend=backend)
 
 
-def begin(run: Run, settings: dict) -> None:
+def begin(run: Run) -> None:
     """The run folder as a run finds it that is at `run.step`."""
+    settings = run.settings
     if run.accelerator.is_main_process:
         drop_later_metrics(run.output / "metrics.jsonl", run.step)
-        (run.output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        (run.output / "config.yaml").write_text(
+            yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
     run.accelerator.init_trackers("radd", {name: value for name, value in settings.items() if value is not None})
 
 
 def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) -> None:
     process, processes = run.accelerator.process_index, run.accelerator.num_processes
-    parts = forwards_of_a_step(args.batch_size, processes, args.accumulation, process)
+    parts = forwards_of_a_step(args.batch_size, processes, cast(int, args.accumulation), process)
     sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
     started, first, seconds, tokens_seen = time.monotonic(), run.step, 0.0, 0
     device, losses = run.accelerator.device, LateLosses(run, parts)
@@ -553,18 +597,19 @@ def progress_bar(run: Run, args: TrainingArguments) -> Iterator[tqdm]:
 def accelerator_for(args: TrainingArguments) -> Accelerator:
     if args.deterministic:  # cuBLAS reads it when the card is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    accumulation = cast(int, args.accumulation)
     accelerator = make_accelerator(
         mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.accumulation,
+        accumulation=accumulation,
         log_with=trackers(args.log_with) or None,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / "trackers")),
     )
     prepare_sharding(
         accelerator,
-        rows_of_a_forward=args.batch_size // (accelerator.num_processes * args.accumulation),
-        accumulation=args.accumulation,
-        max_grad_norm=args.max_grad_norm,
-        mixed_precision=args.mixed_precision,
+        rows_of_a_forward=args.batch_size // (accelerator.num_processes * accumulation),
+        accumulation=accumulation,
+        max_grad_norm=cast(float, args.max_grad_norm),
+        mixed_precision=cast(str, args.mixed_precision),
     )
     return accelerator
 
@@ -619,24 +664,22 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(argv)
-    flags: list[str] = []
-    if known.config is not None:
-        settings = yaml.safe_load(find_config(known.config).read_text())
-        if not isinstance(settings, dict):
-            raise ValueError(f"config={known.config} must hold fields and values, such as those in configs/.")
-        flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
+    flags = [] if known.config is None else flags_of_file(known.config)
     epilog = (
         "--config NAME: a YAML file of these fields, which flags override; one of yours, or "
         f"{', '.join(shipped_configs())}."
     )
     parser = script_parser(__doc__, ModelArguments, DataArguments, TrainingArguments, epilog=epilog)
     model_args, data_args, args = parser.parse(flags + rest)
+    take_from_launcher(args)
     steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
     least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)
     least |= {"n_samples": 0, "lora_rank": 0, "vocab_size": LEAST_VOCABULARY}
     for name, value in (asdict(model_args) | asdict(data_args) | asdict(args)).items():
         if name in least and value is not None and value < least[name]:
             raise ValueError(f"{name}={value} must be at least {least[name]}.")
+    if args.lr_schedule not in SCHEDULES:
+        raise ValueError(f"lr_schedule={args.lr_schedule!r} must be one of {SCHEDULES}.")
     check_loss_type(args.loss_type)
     check_passes(args.eval_passes)
     RaddGenerationConfig(
@@ -644,3 +687,76 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     )  # raises on what generate does not take
     trackers(args.log_with)
     return model_args, data_args, args
+
+
+def flags_of_file(name: str) -> list[str]:
+    """The fields of a YAML file as flags.
+
+    Raises:
+        ValueError: for a file that is none, or a field that is unknown or of another type, such as a bare `no`, which
+            is false in YAML, where text is meant.
+    """
+    try:
+        settings = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config={name} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"config={name} must hold fields and values, such as those in configs/.")
+    kinds = {
+        entry.name: entry.type for kind in (ModelArguments, DataArguments, TrainingArguments) for entry in fields(kind)
+    }
+    flags = []
+    for field_name, value in settings.items():
+        if field_name not in kinds:
+            near = get_close_matches(str(field_name), kinds, n=1)
+            meant = f"; did you mean {near[0]}?" if near else " (--help lists what there is)."
+            raise ValueError(f"config={name}: {field_name} is none of the fields{meant}")
+        if value is not None:
+            flags += [f"--{field_name}", text_of(name, field_name, value, kinds[field_name])]
+    return flags
+
+
+def text_of(file: str, name: str, value: Any, kind: Any) -> str:
+    """The value of a field of a file as its flag takes it."""
+    wanted = next((part for part in get_args(kind) if part is not NoneType), kind)
+    if name == "mixed_precision" and value is False:
+        return "no"
+    if wanted is str and isinstance(value, str):
+        return value
+    if wanted is bool and isinstance(value, bool):
+        return str(value)
+    if wanted in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):  # YAML reads 1e-4, without a point, as text
+            number = float(value) if isinstance(value, str) and not value.isdecimal() else value
+            if wanted is float or int(number) == number:
+                return str(wanted(number))
+    must = {bool: "true or false", int: "a whole number", float: "a number", str: "text: put it in quotes"}[wanted]
+    raise ValueError(f"config={file}: {name}={value!r} must be {must}.")
+
+
+def take_from_launcher(args: TrainingArguments) -> None:
+    """Settles what `accelerate launch` can be asked for as well as the script.
+
+    Raises:
+        ValueError: where both were asked, and for different things.
+    """
+    args.mixed_precision = launched_precision(args.mixed_precision)
+    several = launcher_setting(
+        "accumulation", args.accumulation, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", int, ("1", "auto")
+    )
+    args.accumulation = 1 if several is None else several
+    norm = launcher_setting("max_grad_norm", args.max_grad_norm, "ACCELERATE_GRADIENT_CLIPPING", float, ("auto",))
+    args.max_grad_norm = 1.0 if norm is None else norm
+    backend = launcher_setting("compile_backend", args.compile_backend, "ACCELERATE_DYNAMO_BACKEND", str, ("no",))
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        if args.compile is False:
+            raise ValueError(
+                f"compile=False contradicts the launcher, which was asked for {backend} (ACCELERATE_DYNAMO_BACKEND): "
+                "leave out one of them."
+            )
+        for setting, ours in {"MODE": "default", "USE_DYNAMIC": "false", "USE_REGIONAL_COMPILATION": "false"}.items():
+            asked = os.environ.get(f"ACCELERATE_DYNAMO_{setting}", ours)
+            if asked.lower() != ours:
+                raise ValueError(f"ACCELERATE_DYNAMO_{setting}={asked} of the launcher must be {ours}, or left out.")
+        args.compile = True
+    args.compile_backend = backend

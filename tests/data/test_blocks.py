@@ -1,6 +1,9 @@
 """Token ids to the rows of a step: nothing lost, every block once an epoch, a stream goes on where it was left."""
 
+import gzip
 import json
+import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +124,58 @@ def test_a_stream_goes_on_where_it_was_left(stream, stop):
     resumed.load_state_dict(json.loads(json.dumps(left.state_dict())))
     for step in range(stop, steps):
         assert torch.equal(resumed.rows(step, range(3, BATCH)), expected[step][3:])
+
+
+def write_jsonl(file: Path, texts: list[str]) -> None:
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def write_compressed(file: Path, texts: list[str]) -> None:
+    with gzip.open(file, "wt") as opened:
+        opened.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+def write_parquet(file: Path, texts: list[str]) -> None:
+    Dataset.from_dict({"text": texts}).to_parquet(str(file), batch_size=7)
+
+
+# ending: how a file of texts is written, and how many files there are
+SOURCES = {
+    "jsonl": (write_jsonl, 1),
+    "shards.jsonl": (write_jsonl, 3),
+    "jsonl.gz": (write_compressed, 2),
+    "parquet": (write_parquet, 3),
+    "txt": (lambda file, texts: file.write_text(" ".join(texts)), 40),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("held_out", [0, 3])
+def test_a_stream_that_is_restarted_again_and_again_is_one_that_was_not(tmp_path, tiny_tokenizer, kind, held_out):
+    write, n_files = SOURCES[kind]
+    for number in range(n_files):
+        write(tmp_path / f"{number:02}.{kind}", TEXTS[number::n_files])
+
+    def start(state: str | None = None) -> StreamedBlocks:
+        documents = load_documents(str(tmp_path), "train", streaming=True, held_out=held_out)
+        blocks = StreamedBlocks(str(tmp_path), documents, tiny_tokenizer, LENGTH, BATCH, seed=0)
+        if state is not None:
+            blocks.load_state_dict(json.loads(state))
+        return blocks
+
+    chance, steps, whole = random.Random(0), 12 * WINDOW, start()
+    expected = [whole.rows(step, range(BATCH)).clone() for step in range(steps)]
+    assert whole.passes >= 2
+    anywhere = chance.sample(range(steps), 5)
+    window = chance.randrange(1, 11) * WINDOW
+    within_a_window = [window + place for place in chance.sample(range(1, WINDOW), 5)]
+    for stops in (anywhere, within_a_window):
+        blocks = start()
+        for step in range(steps):
+            if step in stops:
+                blocks = start(json.dumps(blocks.state_dict()))
+            for rows in (range(3), range(3, BATCH)):  # as of two processes
+                assert torch.equal(blocks.rows(step, rows), expected[step][rows.start : rows.stop])
 
 
 def test_a_stream_that_breaks_off_says_which_and_why(tmp_path, tiny_tokenizer):

@@ -1,13 +1,16 @@
 """The collator: the stock Trainer trains as the script does, documents and padding stay apart."""
 
+import pickle
+
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from radd_hf import RaddConfig, RaddForMaskedLM
-from radd_hf.data.collator import DiffusionCollator
+from radd_hf.data.collator import DiffusionCollator, LoaderPass
 from radd_hf.losses import LOSS_TYPES
-from radd_hf.training import train
+from radd_hf.training import train as script
 from support.launches import TINY, metrics
 from support.toys import random_model
 
@@ -46,6 +49,96 @@ def test_workers_draw_from_streams_of_their_own():
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=collator, num_workers=2)
     epochs = [torch.cat([batch["loss_weights"] for batch in loader]) for _ in range(2)]
     assert len(set(torch.cat(epochs).tolist())) == 32
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Trains with the stock Trainer, two epochs of 11 batches; returns weights, draws and losses of evaluation."""
+
+    def run(name: str, resume_from: str | None = None, dropout: float = 0.0, **settings) -> dict:
+        draws = []
+
+        class Recorded(Trainer):
+            def training_step(self, model, inputs, *rest):
+                draws.append(inputs["loss_weights"].tolist())
+                return super().training_step(model, inputs, *rest)
+
+        torch.manual_seed(0)
+        model = RaddForMaskedLM(RaddConfig(**CONFIG.to_diff_dict() | {"hidden_dropout": dropout}))
+        arguments = TrainingArguments(
+            str(tmp_path / name),
+            per_device_train_batch_size=4,
+            max_steps=22 // settings.get("gradient_accumulation_steps", 1),
+            save_steps=4,
+            eval_steps=3,
+            learning_rate=1e-2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            **settings,
+        )
+        examples = [{"input_ids": row} for row in blocks(44)]
+        trainer = Recorded(
+            model,
+            arguments,
+            train_dataset=examples,
+            eval_dataset=examples[:10],
+            data_collator=DiffusionCollator(CONFIG, seed=3),
+        )
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(tmp_path / resume_from))
+        losses = {record["step"]: record["eval_loss"] for record in trainer.state.log_history if "eval_loss" in record}
+        return {"weights": model.state_dict(), "draws": draws, "losses": losses}
+
+    return run
+
+
+def same_weights(one: dict, other: dict) -> bool:
+    return all(torch.equal(one["weights"][name], weight) for name, weight in other["weights"].items())
+
+
+@pytest.mark.parametrize(
+    "loading",
+    [
+        {},
+        {"dataloader_num_workers": 2},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+        {"gradient_accumulation_steps": 2},
+    ],
+    ids=["one process", "workers", "workers that stay", "accumulation"],
+)
+def test_the_stock_trainer_draws_by_seed_epoch_and_batch_resumed_or_evaluated_in_between_or_not(train, loading):
+    whole = train("whole", **loading)
+    evaluated = train("evaluated", eval_strategy="steps", **loading)
+    assert same_weights(whole, evaluated)
+    weights = [weight for batch in whole["draws"] for weight in batch]
+    assert len(set(weights)) == len(weights), "new masks in every step of every epoch"
+    steps = len(whole["draws"]) // loading.get("gradient_accumulation_steps", 1)
+    for step in (4, 4 * -(-steps // 8)):  # in the first epoch and in the second
+        resumed = train("resumed", f"evaluated/checkpoint-{step}", eval_strategy="steps", **loading)
+        assert same_weights(whole, resumed)
+        assert resumed["draws"] == whole["draws"][-len(resumed["draws"]) :]
+
+
+def test_a_resumed_run_of_the_stock_trainer_has_the_dropout_and_the_evaluations_of_one_that_was_not(train):
+    whole = train("whole", dropout=0.1, eval_strategy="steps")
+    resumed = train("resumed", "whole/checkpoint-8", dropout=0.1, eval_strategy="steps")
+    assert same_weights(whole, resumed)
+    assert resumed["losses"] == whole["losses"]
+
+
+def test_workers_of_the_trainer_draw_what_one_process_draws(train):
+    assert train("one")["draws"] == train("workers", dataloader_num_workers=2)["draws"]
+
+
+def test_a_collator_that_is_sent_to_a_worker_knows_which_loader_asks():
+    """As where workers are spawned, which know nothing of the process that started them."""
+    data, collator = list(blocks(12)), DiffusionCollator(CONFIG, seed=3)
+    loader = Accelerator(cpu=True).prepare(torch.utils.data.DataLoader(data, batch_size=4, collate_fn=collator))
+    loader.set_epoch(2)
+    batches = iter(loader)
+    next(batches)
+    sent = pickle.loads(pickle.dumps(collator))
+    assert sent.inherited == LoaderPass(epoch=2, skipped=0, batches=3, calls=2)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
@@ -140,13 +233,13 @@ def test_the_stock_trainer_has_the_losses_of_the_script(tmp_path, tiny_text, los
     """Same blocks, seed and AdamW: the loss of every step agrees, so draws, weights and clipping do."""
     settings = TINY | {"dataset": str(tiny_text), "hidden_dropout": 0.0, "log_steps": 1, "loss_type": loss_type}
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    train.main([*flags, "--output_dir", str(tmp_path / "script")])
+    script.main([*flags, "--output_dir", str(tmp_path / "script")])
     expected = [record["nats_per_token"] for record in metrics(tmp_path / "script") if "nats_per_token" in record]
 
-    model_args, data_args, args = train.parse_arguments(flags)
-    data = train.load_data(model_args, data_args, args, None, None)
+    model_args, data_args, args = script.parse_arguments(flags)
+    data = script.load_data(data_args, args, None, None)
     torch.manual_seed(args.seed)
-    model = RaddForMaskedLM(train.make_config(model_args, data_args, args, None, data))
+    model = RaddForMaskedLM(script.make_config(model_args, data_args, args, None, data))
     losses: list[float] = []
 
     class Losses(TrainerCallback):

@@ -207,18 +207,6 @@ def test_a_run_may_go_on_with_another_accumulation_from_any_step(run, tmp_path):
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_is_not_continued_with_another_model(run):
-    run()
-    with pytest.raises(ValueError, match=r"holds another run; .*'hidden_size': 32.*'hidden_size': 64"):
-        run(hidden_size=64)
-    with pytest.raises(ValueError, match=r"differ in \{'batch_size': \(8, 4\)\}"):
-        run(batch_size=4)
-    with pytest.raises(ValueError, match=r"differ in \{'tokenizer': \(320, 400\)\}"):
-        run(vocab_size=400)
-    with pytest.raises(ValueError, match=r"differ in .*'data': \('\w{12}', '\w{12}'\)"):
-        run(held_out=0.1)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,0 +1,170 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Says what a run that is started again takes from its checkpoint, and what from its arguments.
+
+`RULES` has a rule for every argument of training:
+
+    FIXED     a change would make it another run, and is refused
+    APPLIED   the checkpoint holds a value, too, and the argument replaces it from the next step on
+    FREE      the checkpoint holds nothing of it
+
+So `config.yaml`, which is written again at every start, tells how the run goes on.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
+from torch.optim.lr_scheduler import LambdaLR
+
+logger = logging.getLogger(__name__)
+
+FIXED, APPLIED, FREE = "fixed", "applied", "free"
+
+RULES = {
+    # The model: the checkpoint's weights are of this one.
+    "init_from": FIXED,
+    "hidden_size": FIXED,
+    "num_hidden_layers": FIXED,
+    "num_attention_heads": FIXED,
+    "hidden_dropout": FIXED,
+    "noise_type": FIXED,
+    "embedding_std": FIXED,
+    "zero_init_residual": FIXED,
+    "lora_rank": FIXED,
+    "lora_alpha": FIXED,
+    "lora_dropout": FIXED,
+    # The text: a step's rows are places in it. It may have moved to another folder, so that `dataset` is compared by
+    # the fingerprint of what it gives.
+    "dataset": FIXED,
+    "dataset_config": FIXED,
+    "text_column": FIXED,
+    "streaming": FIXED,
+    "held_out": FIXED,
+    "tokenizer": FIXED,
+    "vocab_size": FIXED,
+    "special_tokens_in_text": FIXED,
+    "length": FIXED,
+    "random_length_fraction": FIXED,
+    "separate_documents": FIXED,
+    "validation_dataset": FREE,
+    "validation_config": FREE,
+    "tokenizing_workers": FREE,
+    # What is minimised, and every draw.
+    "loss_type": FIXED,
+    "batch_size": FIXED,
+    "seed": FIXED,
+    # How it is minimised: in the state of the optimizer, the schedule and the average.
+    "learning_rate": APPLIED,
+    "adam_beta1": APPLIED,
+    "adam_beta2": APPLIED,
+    "adam_epsilon": APPLIED,
+    "weight_decay": APPLIED,
+    "lr_schedule": APPLIED,
+    "warmup_steps": APPLIED,
+    "max_steps": APPLIED,
+    "max_grad_norm": APPLIED,
+    "ema_decay": APPLIED,
+    # How it is computed.
+    "accumulation": FREE,
+    "mixed_precision": FREE,
+    "attn_implementation": FREE,
+    "gradient_checkpointing": FREE,
+    "compile": FREE,
+    "compile_backend": FREE,
+    "deterministic": FREE,
+    # What is looked at and kept.
+    "output_dir": FREE,
+    "log_steps": FREE,
+    "save_steps": FREE,
+    "eval_steps": FREE,
+    "sample_steps": FREE,
+    "eval_sequences": FREE,
+    "eval_passes": FREE,
+    "n_samples": FREE,
+    "sampling_method": FREE,
+    "sampling_steps": FREE,
+    "judge": FREE,
+    "keep_last": FREE,
+    "log_with": FREE,
+}
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """Compares the settings of a run with those that its last checkpoint was trained with, and logs the changed ones.
+
+    Raises:
+        ValueError: for a fixed setting that has changed, fewer steps than were done, or a checkpoint that is damaged.
+    """
+    with restoring(checkpoint):
+        saved = read_progress(checkpoint).get("settings", {})  # of older runs nothing is known
+        changed = {name: (saved[name], now) for name, now in settings.items() if saved.get(name, now) != now}
+    fixed = {name: pair for name, pair in changed.items() if RULES[name] == FIXED and name != "dataset"}
+    refuse_changes(checkpoint, fixed)
+    if settings["max_steps"] < step_of(checkpoint):
+        raise ValueError(
+            f"max_steps={settings['max_steps']} must be at least {step_of(checkpoint)}, at which {checkpoint} stands."
+        )
+    said = [f"{name}={now!r} (was {was!r})" for name, (was, now) in changed.items() if RULES[name] != FIXED]
+    if said:
+        logger.info("from step %s on: %s", step_of(checkpoint), ", ".join(said))
+
+
+def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares what the settings gave: the model's configuration, the text, the kind of sharding.
+
+    Raises:
+        ValueError: for any that has changed.
+    """
+    now = json.loads(json.dumps(now))
+    before, after = saved["model"], now["model"]
+    model = {name: (before.get(name), after.get(name)) for name in before | after}
+    others = {"the fingerprint of dataset": "data", "the sharding": "sharding"}
+    rest = {name: (saved.get(key, now[key]), now[key]) for name, key in others.items()}
+    refuse_changes(checkpoint, {name: pair for name, pair in (model | rest).items() if pair[0] != pair[1]})
+
+
+def refuse_changes(checkpoint: Path, changed: dict[str, tuple]) -> None:
+    if changed:
+        wanted = ", ".join(f"{name}={now!r} must be {saved!r}" for name, (saved, now) in changed.items())
+        raise ValueError(
+            f"output_dir={str(checkpoint.parents[1])!r} holds another run: {wanted}, as in {checkpoint.name}. "
+            "Or choose another output_dir."
+        )
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "state" / "progress.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def restoring(checkpoint: Path) -> Iterator[None]:
+    """Whatever a missing or damaged file of a checkpoint raises is a ValueError that names the folder."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
+        *(SafetensorError, UnpicklingError, CheckpointException),
+    ) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"{checkpoint} cannot be restored ({reason}). If it is damaged, delete that folder, and the run goes on "
+            "from the checkpoint before it, or from the beginning where there is none."
+        ) from error
+
+
+def restored_schedule(scheduler: LambdaLR, updates: int) -> LambdaLR:
+    """Returns the same schedule after that many updates; the learning rate of the optimizer is set by it."""
+    return LambdaLR(scheduler.optimizer, scheduler.lr_lambdas, last_epoch=updates - 1)
