@@ -56,6 +56,7 @@ class Arguments:
     reference_split: str | None = field(
         default=None, metadata={"help": "of it; default: validation of 'austen' (its held-out novel), else all"}
     )
+    text_column: str = field(default="text", metadata={"help": "of the reference, if it has columns"})
     output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
     plot: str | None = field(default=None, metadata={"help": "picture of the result; needs matplotlib"})
 
@@ -229,7 +230,7 @@ def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor
     if args.reference is None:
         return None
     args.reference_split = args.reference_split or ("validation" if args.reference == "austen" else "all")
-    documents = load_documents(args.reference, args.reference_split)
+    documents = load_documents(args.reference, args.reference_split, text_column=args.text_column, argument="reference")
     return spread_rows(Blocks(tokenize(documents, tokenizer), length), args.n_samples)
 
 

@@ -36,7 +36,7 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 from .. import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks
 from ..data.collator import DiffusionCollator
-from ..data.documents import add_mask_token, load_documents, tokenize, train_tokenizer
+from ..data.documents import add_mask_token, check_text, load_documents, load_validation, tokenize, train_tokenizer
 from ..evaluation.quality import load_judge
 from ..hub.loading import load_model, load_tokenizer
 from ..kernels_radd import compile_trunk
@@ -87,13 +87,15 @@ class DataArguments:
             "'austen', a data set of the Hub, or local .txt, .jsonl, .json or .parquet: file, folder, pattern"
         ),
     )
-    dataset_config: str | None = field(default=None, metadata=help_("of a data set of the Hub"))
+    dataset_config: str | None = field(default=None, metadata=help_("of a data set of the Hub; of a folder, one in it"))
     text_column: str = "text"
     streaming: bool = field(default=False, metadata=help_("read while training, without a copy on the disk"))
     held_out: float = field(
         default=0.05, metadata=help_("for validation, if the data has no such split: fraction or number of documents")
     )
-    validation_dataset: str | None = field(default=None, metadata=help_("whose validation split is scored instead"))
+    validation_dataset: str | None = field(
+        default=None, metadata=help_("that is scored instead: its split validation, else test, else all of it")
+    )
     validation_config: str | None = None
     tokenizer: str | None = field(
         default=None, metadata=help_("name or folder; default: of init_from, or a BPE of the training text")
@@ -209,13 +211,18 @@ def load_data(
         held_out = load_documents(data_args.dataset, "validation", held_out=data_args.held_out, **source)
     else:
         documents = load_documents(data_args.dataset, "train", held_out=0, **source)
-        config = data_args.validation_config
-        held_out = load_documents(data_args.validation_dataset, "validation", config=config, text_column=column)
+        held_out = load_validation(
+            data_args.validation_dataset,
+            config=data_args.validation_config,
+            text_column=column,
+            argument="validation_dataset",
+        )
     tokenizer = make_tokenizer(model_args, data_args, documents, last)
     length = (base or RaddConfig()).max_position_embeddings if data_args.length is None else data_args.length
 
     if isinstance(held_out, IterableDataset):
-        held_out = Dataset.from_dict({"text": [document["text"] for document in held_out]})
+        read = Dataset.from_dict({"text": [document["text"] for document in held_out]})
+        held_out = check_text(read, f"what is held out of dataset={data_args.dataset!r}")
     validation = Blocks(tokenize(held_out, tokenizer, workers), length, tail=True)
     if isinstance(documents, IterableDataset):
         stream = StreamedBlocks(data_args.dataset, documents, tokenizer, length, args.batch_size, args.seed)

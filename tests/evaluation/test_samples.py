@@ -222,7 +222,7 @@ def test_the_page_shows_the_table_of_the_recorded_result():
         ({"top_p": 2}, "top_p=2"),
         ({"output": "no/such/folder/result.json"}, "output='no/such/folder/result.json': there is no folder"),
         ({"judge": "no/such/judge"}, "judge='no/such/judge' cannot be loaded"),
-        ({"reference": "no/such/text"}, "dataset='no/such/text' could not be read"),
+        ({"reference": "no/such/text"}, "reference='no/such/text' could not be read"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_by_name_before_anything_is_written(evaluate, monkeypatch, flags, message):
