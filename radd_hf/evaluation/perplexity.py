@@ -43,9 +43,7 @@ class Arguments:
         },
     )
     split: str | None = field(default=None, metadata={"help": "default: the data set's usual one; of local text all"})
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "of another data set; of a folder, one in it"}
-    )
+    dataset_config: str | None = field(default=None, metadata={"help": "of another data set; of a folder, one in it"})
     text_column: str | None = field(default=None, metadata={"help": "of another data set"})
     protocol: str = field(default="clean", metadata={"help": f"how the text is cut and averaged: one of {PROTOCOLS}"})
     tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: the model's"})

@@ -11,6 +11,7 @@ processes changes its random numbers. The first process scores them all under th
 
 import importlib.util
 import json
+import math
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -273,6 +274,8 @@ def table(result: dict) -> str:
     judgements = [row["judgement"] for row in [*result["rows"], result["reference"]] if row and row["judgement"]]
     if any(judgement["n_truncated"] for judgement in judgements):
         notes.append("some texts were longer than the context of the judge, which read their beginnings")
+    if n_empty := sum(judgement.get("n_empty", 0) for judgement in judgements):
+        notes.append(f"{n_empty} texts were empty and are left out of the perplexity")
     notes.append("entropy: of the tokens of a sample, in nats; +- is one standard error, of the choice of samples")
     body = [
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
@@ -346,6 +349,8 @@ def plot(result: dict, path: str) -> None:
 
 def height(panel: str, figures: dict) -> tuple[float, float]:
     """Returns the value of a point of the plot, and its standard error."""
+    if panel == "generative perplexity" and figures["judgement"] is None:  # all samples are empty
+        return math.nan, math.nan
     if panel == "generative perplexity":
         return figures["judgement"]["perplexity"], figures["judgement"]["perplexity_error"]
     return figures["token_entropy"], figures["token_entropy_error"]

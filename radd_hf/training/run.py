@@ -190,7 +190,10 @@ class Run:
         figures = {"sample_token_entropy": token_entropy(rows)}
         if judged_by is not None:
             judgement = judge(texts, *judged_by, eos_token=self.tokenizer.eos_token)
-            figures["sample_perplexity"] = judgement.perplexity
+            if judgement is not None:
+                figures["sample_perplexity"] = judgement.perplexity
+            if n_empty := count if judgement is None else judgement.n_empty:
+                figures["sample_empty_texts"] = n_empty  # which the judge left out
         return figures
 
     def log(self, note: str = "", **figures) -> None:

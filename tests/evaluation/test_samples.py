@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
 from radd_hf.evaluation import samples
@@ -159,6 +159,24 @@ def test_texts_that_the_judge_read_in_part_are_mentioned(evaluate, folders, caps
     result = evaluate(methods="first_hitting", judge=folders.judge, length=LIMIT + 4)
     assert result["rows"][0]["judgement"]["n_truncated"] == 6
     assert "longer than the context of the judge" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("n_empty", [2, 6])
+def test_empty_texts_do_not_end_the_evaluation_but_are_counted(
+    evaluate, folders, monkeypatch, tmp_path, capsys, n_empty
+):
+    pytest.importorskip("matplotlib")
+    decode = PreTrainedTokenizerBase.batch_decode
+    monkeypatch.setattr(
+        PreTrainedTokenizerBase, "batch_decode", lambda *a, **k: [""] * n_empty + decode(*a, **k)[n_empty:]
+    )
+    result = evaluate(methods="first_hitting", judge=folders.judge, plot=tmp_path / "picture.png")
+    judgement, out = result["rows"][0]["judgement"], capsys.readouterr().out
+    if n_empty == 6:
+        assert judgement is None, "there is nothing to judge"
+    else:
+        assert (judgement["n_empty"], judgement["n_texts"]) == (2, 4)
+        assert "2 texts were empty and are left out of the perplexity" in out
 
 
 def test_two_processes_write_and_measure_what_one_does(evaluate, folders, tmp_path):
