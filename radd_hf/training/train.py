@@ -47,6 +47,7 @@ from ..processes import make_accelerator, on_terminal, script_parser, silence_pr
 from ..randomness_radd import stream_seed
 from .adapters import add_adapters
 from .averages import Ema
+from .memory import check_memory
 from .prepare import Preparation, Step, to_device
 from .run import Run, drop_later_metrics, last_checkpoint
 from .sharding import fsdp_skeleton, prepare_sharding, sharding_of
@@ -136,6 +137,7 @@ class TrainingArguments:
         default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
     )
     compile_backend: str | None = field(default=None, metadata=help_("of torch.compile; inductor if none is named"))
+    force: bool = field(default=False, metadata=help_("train although a step needs more memory than there is"))
     deterministic: bool = field(
         default=False, metadata=help_("the same bits in every run on the same card, also after a restart; slower there")
     )
@@ -166,6 +168,7 @@ def run_training(
 ) -> None:
     last = last_checkpoint(Path(args.output_dir))
     base = None if model_args.init_from is None else RaddConfig.from_pretrained(model_args.init_from)
+    check_memory_of_a_step(model_args, data_args, args, base, last, accelerator)
     with accelerator.local_main_process_first():  # it tokenises, and the others find that done
         data = load_data(model_args, data_args, args, base, last)
     run = build(model_args, data_args, args, base, data, accelerator)
@@ -181,6 +184,41 @@ def run_training(
     run.log(**{f"final_{name}": value for name, value in figures.items()})
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def check_memory_of_a_step(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    base: RaddConfig | None,
+    last: Path | None,
+    accelerator: Accelerator,
+) -> None:
+    """Refuses what cannot fit before any text is read; of a sharded model, whose parts are elsewhere, nothing."""
+    if args.force or sharding_of(accelerator) != "none":
+        return
+    start = base or RaddConfig()
+    name = last or data_args.tokenizer or model_args.init_from
+    vocab_size = data_args.vocab_size if name is None else len(load_tokenizer(str(name)))
+    given = {name: value for name, value in asdict(model_args).items() if value is not None and name in CONFIG_FIELDS}
+    config = RaddConfig.from_dict(
+        start.to_dict()
+        | {"vocab_size": vocab_size, "mask_token_id": None}
+        | {"max_position_embeddings": data_args.length or start.max_position_embeddings}
+        | {"intermediate_size": None if "hidden_size" in given else start.intermediate_size}
+        | given
+    )
+    config._attn_implementation = args.attn_implementation
+    check_memory(
+        config,
+        batch_size=args.batch_size,
+        accumulation=args.accumulation,
+        processes=accelerator.num_processes,
+        checkpointing=args.gradient_checkpointing,
+        half=accelerator.mixed_precision != "no",
+        adapters=model_args.lora_rank > 0,
+        device=accelerator.device,
+    )
 
 
 @dataclass
