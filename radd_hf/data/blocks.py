@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..randomness_radd import stream_seed
 from .documents import DOCUMENTS_AT_ONCE, encode, readable
+from .long_documents import encode_documents
 
 # A data set of more tokens than this is told by as many of them, in stretches evenly spread.
 FINGERPRINT_TOKENS = 2**24
@@ -178,7 +179,8 @@ class StreamedBlocks:
         wanted = WINDOW * self.batch_size * self.length
         while len(self.rest) < wanted:
             texts = self._next_texts()
-            self.rest += [token for ids in encode(texts, self.tokenizer) for token in ids]
+            for ids in encode_documents(texts, self.tokenizer, encode):
+                self.rest += ids.tolist()
         blocks = torch.tensor(self.rest[:wanted]).view(-1, self.length)  # (WINDOW B, L)
         del self.rest[:wanted]
         generator = torch.Generator().manual_seed(stream_seed(self.seed, "window", self.window))

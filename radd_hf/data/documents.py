@@ -33,6 +33,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .files import ENDINGS, KINDS, TEXT, Refused, Unreadable, ending_of, find_files, looks_local, read_files
+from .long_documents import encode_documents
 
 EOS_TOKEN = "<|endoftext|>"
 MASK_TOKEN = "<|mask|>"
@@ -50,6 +51,8 @@ BUILDERS: dict[str, tuple[str, dict]] = {
 
 # Documents tokenised together: enough for the tokenizer's threads, few enough to be held even if they are books.
 DOCUMENTS_AT_ONCE = 128
+# Fewer if they are longer than half a megabyte: bytes of so many documents of mean length.
+TEXT_AT_ONCE = 2**26
 
 
 def load_documents(
@@ -324,7 +327,7 @@ def tokenize(documents: Dataset, tokenizer: PreTrainedTokenizerBase, workers: in
         raise ValueError(f"tokenizer={type(tokenizer).__name__} must be a fast one, of the tokenizers library.")
 
     def encode_batch(batch: dict) -> dict:
-        ids = encode(batch["text"], tokenizer)
+        ids = encode_documents(batch["text"], tokenizer, encode)
         return {"input_ids": ids, "n_bytes": [len(text.encode()) for text in batch["text"]]}
 
     # Given by hand: `datasets` would name the function, which changes with what the tokenizer was last called for.
@@ -334,7 +337,7 @@ def tokenize(documents: Dataset, tokenizer: PreTrainedTokenizerBase, workers: in
     return documents.map(
         encode_batch,
         batched=True,
-        batch_size=DOCUMENTS_AT_ONCE,
+        batch_size=max(min(DOCUMENTS_AT_ONCE, TEXT_AT_ONCE * len(documents.data) // max(documents.data.nbytes, 1)), 1),
         remove_columns=documents.column_names,
         features=Features({"input_ids": List(Value(width)), "n_bytes": Value("int64")}),
         new_fingerprint=name,

@@ -31,7 +31,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedTokenizerBase, SchedulerType, get_scheduler
 
 from .. import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks
@@ -168,6 +168,8 @@ def run_training(
 ) -> None:
     last = last_checkpoint(Path(args.output_dir))
     base = None if model_args.init_from is None else RaddConfig.from_pretrained(model_args.init_from)
+    if args.attn_implementation == "flex_attention" and accelerator.device.type == "cpu":
+        raise ValueError("attn_implementation='flex_attention' does not train on a processor: use sdpa or eager.")
     check_memory_of_a_step(model_args, data_args, args, base, last, accelerator)
     with accelerator.local_main_process_first():  # it tokenises, and the others find that done
         data = load_data(model_args, data_args, args, base, last)
@@ -409,6 +411,17 @@ def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accele
             module.compile(backend=backend)
 
 
+def check_compilation(args: TrainingArguments) -> None:
+    """Refuses a backend that torch does not have, or that nothing would be compiled by."""
+    if args.compile_backend is None:
+        return
+    if args.compile is False:
+        raise ValueError(f"compile_backend={args.compile_backend!r} is of compile=True, and compile=False was given.")
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if args.compile_backend not in backends:
+        raise ValueError(f"compile_backend={args.compile_backend!r} must be one of {backends}.")
+
+
 def begin(run: Run, settings: dict) -> None:
     """The run folder as a run finds it that is at `run.step`."""
     if run.accelerator.is_main_process:
@@ -631,10 +644,17 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     model_args, data_args, args = parser.parse(flags + rest)
     steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
     least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)
-    least |= {"n_samples": 0, "lora_rank": 0}
+    least |= dict.fromkeys(("n_samples", "lora_rank", "learning_rate", "weight_decay", "warmup_steps"), 0)
+    fractions = ("adam_beta1", "adam_beta2", "ema_decay", "lora_dropout")
     for name, value in (asdict(model_args) | asdict(args)).items():
-        if name in least and value < least[name]:
+        if name in least and not value >= least[name]:
             raise ValueError(f"{name}={value} must be at least {least[name]}.")
+        if name in fractions and not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must lie in [0, 1).")
+    schedules = [schedule.value for schedule in SchedulerType]
+    if args.lr_schedule not in schedules:
+        raise ValueError(f"lr_schedule={args.lr_schedule!r} must be one of {schedules}.")
+    check_compilation(args)
     check_loss_type(args.loss_type)
     check_passes(args.eval_passes)
     RaddGenerationConfig(

@@ -221,6 +221,12 @@ def test_a_run_is_not_continued_with_another_model(run):
         ({"judge": "/no/such/model"}, "judge='/no/such/model' cannot be loaded"),
         ({"streaming": True, "held_out": 1}, "streaming=True needs a tokenizer"),
         ({"lora_rank": -1}, "lora_rank=-1 must be at least 0"),
+        ({"learning_rate": -1}, r"learning_rate=-1\.0 must be at least 0"),
+        ({"adam_beta2": 1}, r"adam_beta2=1\.0 must lie in \[0, 1\)"),
+        ({"lr_schedule": "steep"}, r"lr_schedule='steep' must be one of \['linear', "),
+        ({"compile": True, "compile_backend": "none"}, r"compile_backend='none' must be one of \['aot_eager', "),
+        ({"compile": False, "compile_backend": "eager"}, "compile_backend='eager' is of compile=True"),
+        ({"attn_implementation": "flex_attention"}, "attn_implementation='flex_attention' does not train on a proc"),
         ({"length": 10**6}, "length=1000000 must be at least 1 and at most the data"),
     ],
 )
