@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json is not None:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         report = {"machine": machine, "settings": settings, "cases": [case.as_dict() for case in cases], **points}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if args.plots is not None:
         from .plots import PLOTS  # matplotlib is not among the requirements
 

@@ -75,7 +75,7 @@ def table(result: dict) -> str:
 
 def main() -> None:
     result = measure()
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{PASSAGES} gaps of {GAP} tokens between {BEFORE} and {AFTER}; nats per token of what the author wrote\n")
     print(table(result))
 

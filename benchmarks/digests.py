@@ -125,7 +125,9 @@ def trainings() -> Iterator[tuple[str, str]]:
     """Trains with each loss by the script, on a text that is made here, and digests weights and averages."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
-        text.write_text("".join(f"{n}. She read the letter {n % 7} times before supper.\n" for n in range(400)))
+        text.write_text(
+            "".join(f"{n}. She read the letter {n % 7} times before supper.\n" for n in range(400)), encoding="utf-8"
+        )
         for loss in LOSSES:
             run = Path(folder) / loss
             flags = TRAINING | {"dataset": text, "output_dir": run, "loss_type": loss}

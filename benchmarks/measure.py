@@ -292,7 +292,7 @@ def describe_card() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:  # noqa: PTH123, not a path of anybody's
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123, not a path of anybody's
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

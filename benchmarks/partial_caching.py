@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
         settings["model"] = Path(args.model).name  # where it lay means nothing elsewhere
         report = {"machine": machine, "settings": settings, "outcomes": [asdict(outcome) for outcome in outcomes]}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if args.plot is not None:
         plot(outcomes, args.plot)
 

@@ -102,7 +102,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version")
 
     def __call__(self, parser, *args, **kwargs):
-        found = re.search(r'__version__ = "(.+)"', PACKAGE.joinpath("version.py").read_text())
+        found = re.search(r'__version__ = "(.+)"', PACKAGE.joinpath("version.py").read_text(encoding="utf-8"))
         print(f"radd_hf {found[1] if found else 'of unknown version'}")
         parser.exit()
 

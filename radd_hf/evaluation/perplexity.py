@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
     if args.output is not None and kept is not None:
         versions = {"radd_hf": __version__} | {name: version(name) for name in ("torch", "transformers", "datasets")}
         result = identity | figures | {"versions": versions}
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+        Path(args.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         kept.remove()
 
 

@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
         result["reference"] = text | figures_of(reference, f"text of {args.reference}")
     print(table(result))
     if args.output is not None:
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+        Path(args.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if args.plot is not None:
         plot(result, args.plot)
 

@@ -110,11 +110,11 @@ class Run:
             "tokens": self.tokens,
             "identity": self.identity,
         }
-        (folder / "state" / "progress.json").write_text(json.dumps(progress))
+        (folder / "state" / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
 
     def resume(self, checkpoint: Path) -> None:
         """Raises ValueError when the checkpoint is of another model, data set, objective or seed."""
-        progress = json.loads((checkpoint / "state" / "progress.json").read_text())
+        progress = json.loads((checkpoint / "state" / "progress.json").read_text(encoding="utf-8"))
         saved, now = progress["identity"], json.loads(json.dumps(self.identity))
         changed = {name: (saved.get(name), now[name]) for name in now if saved.get(name) != now[name]}
         if changed:
@@ -186,7 +186,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         texts = self.tokenizer.batch_decode(rows)
         for index, text in enumerate(texts):
-            (folder / f"{index}.txt").write_text(text)
+            (folder / f"{index}.txt").write_text(text, encoding="utf-8")
         figures = {"sample_token_entropy": token_entropy(rows)}
         if judged_by is not None:
             judgement = judge(texts, *judged_by, eos_token=self.tokenizer.eos_token)
@@ -200,7 +200,7 @@ class Run:
         """To metrics.jsonl, the trackers and, with a note, the log; by the first process."""
         if not self.accelerator.is_main_process:
             return
-        with (self.output / "metrics.jsonl").open("a") as file:
+        with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **figures}) + "\n")
         self.accelerator.log({k: v for k, v in figures.items() if isinstance(v, (int, float))}, step=self.step)
         line = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in figures.items())
@@ -212,7 +212,7 @@ def drop_later_metrics(file: Path, step: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -220,7 +220,7 @@ def drop_later_metrics(file: Path, step: int) -> None:
         if record["step"] <= step and not any(name.startswith("final_") for name in record):
             kept.append(line + "\n")
     beside = file.with_suffix(".partial")
-    beside.write_text("".join(kept))
+    beside.write_text("".join(kept), encoding="utf-8")
     beside.replace(file)
 
 

@@ -426,7 +426,7 @@ def begin(run: Run, settings: dict) -> None:
     """The run folder as a run finds it that is at `run.step`."""
     if run.accelerator.is_main_process:
         drop_later_metrics(run.output / "metrics.jsonl", run.step)
-        (run.output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        (run.output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     run.accelerator.init_trackers("radd", {name: value for name, value in settings.items() if value is not None})
 
 
@@ -596,7 +596,7 @@ def logging_to(output: Path, accelerator: Accelerator) -> Iterator[None]:
     shown: list[logging.Handler] = [logging.NullHandler()]
     if accelerator.is_main_process:
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-        shown, handlers = [logging.StreamHandler()], [logging.FileHandler(output / "train.log")]
+        shown, handlers = [logging.StreamHandler()], [logging.FileHandler(output / "train.log", encoding="utf-8")]
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=shown)  # nothing where there are handlers
     for handler in handlers:
         handler.setFormatter(logging.Formatter(LOG_FORMAT))
@@ -632,7 +632,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     known, rest = first.parse_known_args(argv)
     flags: list[str] = []
     if known.config is not None:
-        settings = yaml.safe_load(find_config(known.config).read_text())
+        settings = yaml.safe_load(find_config(known.config).read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError(f"config={known.config} must hold fields and values, such as those in configs/.")
         flags = [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
