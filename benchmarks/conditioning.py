@@ -15,6 +15,7 @@ from torch import Tensor
 
 from radd_hf.data.blocks import Blocks
 from radd_hf.data.documents import load_documents, tokenize
+from radd_hf.endings import run_program
 from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.likelihood import conditional_likelihood, mean_and_error
 
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(lambda _: main(), "python -m benchmarks.conditioning")

@@ -11,6 +11,7 @@ positions, as the model does, which is 1/144 of the layers' products in the smal
 Shapes: B rows, L length.
 """
 
+import argparse
 import gc
 import os
 import platform
@@ -201,6 +202,13 @@ def training_flops(config: RaddConfig, masked: Tensor) -> float:
 
 # What tells the peak, for the table.
 PEAKS = {"cpu": "torch's memory profiler", "cuda": "torch's allocator on the card"}
+
+
+def positive(text: str) -> int:
+    """The type of an argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 def peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:

@@ -9,8 +9,11 @@ Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L leng
 import argparse
 
 from radd_hf import RaddConfig
+from radd_hf.endings import run_program
 from radd_hf.hub.facts import count_parameters, forward_flops
 from radd_hf.training.memory import MASKED, activation_bytes, gradient_bytes, state_bytes
+
+from .measure import positive
 
 CONFIGS = {
     "small": RaddConfig(),
@@ -81,11 +84,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config", nargs="+", default=list(CONFIGS), help="small, medium, or folders with a config.json"
     )
-    parser.add_argument("--processes", type=int, default=8, help="GPUs")
+    parser.add_argument("--processes", type=positive, default=8, help="GPUs")
     parser.add_argument("--memory", type=float, default=80, help="of a GPU, GB")
     parser.add_argument("--reserve", type=float, default=0.1, help="fraction of the memory that stays free")
-    parser.add_argument("--batch_size", type=int, default=512, help="rows of an optimizer step")
-    parser.add_argument("--steps", type=int, default=400_000, help="optimizer steps")
+    parser.add_argument("--batch_size", type=positive, default=512, help="rows of an optimizer step")
+    parser.add_argument("--steps", type=positive, default=400_000, help="optimizer steps")
     parser.add_argument("--flops_per_second", type=float, default=989e12, help="peak of one GPU")
     parser.add_argument("--utilisation", type=float, default=0.30, help="fraction of the peak")
     return parser.parse_args(argv)
@@ -106,4 +109,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.training_cost")

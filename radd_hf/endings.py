@@ -12,6 +12,7 @@ It imports the standard library alone, since the command `radd` runs this file b
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UsageError(Exception):
@@ -24,7 +25,13 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def status_of(run: Callable[[], None], name: str, debug: bool = False) -> int:
+def run_program(main: Callable[[list[str]], object], name: str) -> NoReturn:
+    """Runs a `main` on the command line of the process, of which `--debug` is taken, and ends the process."""
+    argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.exit(status_of(lambda: main(argv), name, debug="--debug" in sys.argv[1:]))
+
+
+def status_of(run: Callable[[], object], name: str, debug: bool = False) -> int:
     """Runs a command and returns its exit status; a failure is one line, or with `debug` its traceback."""
     try:
         run()

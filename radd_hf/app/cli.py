@@ -534,8 +534,8 @@ def _figure(value: Any) -> str:
 def convert(argv: Sequence[str]) -> int:
     from radd_hf.hub.convert import main as convert_main
 
-    convert_main(list(argv))
-    return 0
+    rest = [argument for argument in argv if argument != "--debug"]
+    return _status_of(lambda: convert_main(rest), debug="--debug" in argv)
 
 
 def demo(argv: Sequence[str]) -> int:

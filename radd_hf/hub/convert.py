@@ -19,7 +19,6 @@ authors' released layout (`to_original`). A target appears complete or not at al
 import argparse
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ from transformers.utils import cached_file, extract_commit_hash
 
 from ..configuration_radd import RaddConfig
 from ..data.documents import add_mask_token
+from ..endings import run_program
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
 from .loading import check_weight_names, first_few, load_model, load_tokenizer
 from .model_card import Origin, model_card
@@ -469,4 +469,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, "radd convert")
