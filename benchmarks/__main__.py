@@ -23,7 +23,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
-from radd_hf.endings import run_program
+from radd_hf.endings import check_output, run_program
 
 from .commands import COMMANDS
 from .measure import Case, describe_machine, positive, sides_of
@@ -174,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("python -m benchmarks: --device cuda: torch finds no card")
+    check_output("json", args.json)
     machine = describe_machine(args.device)
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)
     print(f"medians of {args.repeats} repeats, the sides taking turns; random weights, random tokens\n")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddForMaskedLM
-from radd_hf.endings import run_program
+from radd_hf.endings import check_output, run_program
 from radd_hf.evaluation.quality import token_entropy
 from radd_hf.likelihood import ROUNDS, LikelihoodRounds, exact_likelihood, mean_and_error
 from radd_hf.plan_radd import Schedule
@@ -174,6 +174,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args(argv)
+    check_output("json", args.json)
+    check_output("plot", args.plot)
     model = RaddForMaskedLM.from_pretrained(args.model, dtype=torch.float32)
     machine = describe_machine()
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value))

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
+from ..endings import check_output
 from ..hub.loading import load
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
@@ -101,8 +102,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     check_passes(args.passes)
     if args.resume and args.output is None:
         raise ValueError("resume=True needs output=, beside which an interrupted evaluation keeps its rounds.")
-    if args.output is not None and not Path(args.output).parent.is_dir():
-        raise ValueError(f"output={args.output!r} must lie in a folder that exists.")
+    check_output("output", args.output)
     return args
 
 

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
+from ..endings import check_output
 from ..hub.loading import load
 from ..processes import make_accelerator, script_parser
 from ..settings_radd import GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS
@@ -194,13 +195,22 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
         if getattr(args, name) < least:
             raise ValueError(f"{name}={getattr(args, name)} must be at least {least}.")
     RaddGenerationConfig(**drawing)
-    for name in ("output", "plot"):
-        path = getattr(args, name)
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{name}={path!r}: there is no folder {str(Path(path).parent)!r}.")
-    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(f"plot={args.plot!r} needs matplotlib, which is not installed: pip install matplotlib")
+    check_output("output", args.output)
+    check_output("plot", args.plot)
+    if args.plot is not None:
+        check_plot(args.plot)
     return methods, orders, steps
+
+
+def check_plot(path: str) -> None:
+    """Refuses what cannot be drawn in the end."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"plot={path!r} needs matplotlib, which is not installed: pip install matplotlib")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = sorted(FigureCanvasBase.get_supported_filetypes())
+    if Path(path).suffix.removeprefix(".").lower() not in endings:
+        raise ValueError(f"plot={path!r} must end in one of {endings}.")
 
 
 def parse_list(name: str, value: str, allowed: Sequence[str] | None = None) -> list[str]:

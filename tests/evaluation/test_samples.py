@@ -239,6 +239,8 @@ def test_the_page_shows_the_table_of_the_recorded_result():
         ({"temperature": -1}, "temperature=-1"),
         ({"top_p": 2}, "top_p=2"),
         ({"output": "no/such/folder/result.json"}, "output='no/such/folder/result.json': there is no folder"),
+        ({"output": "/"}, "output='/' must be a file, and is a folder"),
+        ({"plot": "picture.nope"}, r"plot='picture\.nope' must end in one of \["),
         ({"judge": "no/such/judge"}, "judge='no/such/judge' cannot be loaded"),
         ({"reference": "no/such/text"}, "reference='no/such/text' could not be read"),
     ],

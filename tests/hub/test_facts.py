@@ -6,9 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks import training_cost as cost
-from radd_hf.training import memory
 from radd_hf import RaddConfig, RaddForMaskedLM, kernels_radd, modeling_radd
 from radd_hf.hub.facts import count_parameters, forward_flops
+from radd_hf.training import memory
 from support.paths import CHECKPOINT, ROOT
 
 BATCH, LENGTH = 3, 16
