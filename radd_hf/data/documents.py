@@ -32,7 +32,7 @@ from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .files import ENDINGS, KINDS, TEXT, Refused, Unreadable, ending_of, find_files, looks_local, read_files
+from .files import ENDINGS, KINDS, Refused, Unreadable, ending_of, find_files, looks_local, read_files, table_of
 from .long_documents import encode_documents
 
 EOS_TOKEN = "<|endoftext|>"
@@ -255,7 +255,7 @@ def _hold_out(name: str, documents: Any, held_out: float) -> dict:
         parts = {"train": text[:boundary], "validation": text[boundary:]}
         if text.strip() and not all(part.strip() for part in parts.values()):
             raise ValueError(f"held_out={held_out} of the {len(text)} characters of {name} leaves an empty part.")
-        return {split: Dataset.from_dict({"text": [part]}, features=TEXT) for split, part in parts.items()}
+        return {split: Dataset(table_of([part])) for split, part in parts.items()}
     count = int(held_out) if held_out >= 1 else max(round(len(documents) * held_out), 1)
     if count >= len(documents):
         raise ValueError(f"held_out={held_out} of the {len(documents)} documents of {name} leaves none.")

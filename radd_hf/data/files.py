@@ -24,14 +24,25 @@ import lzma
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import (
+    ArrowBasedBuilder,
+    BuilderConfig,
+    Dataset,
+    DatasetInfo,
+    Features,
+    IterableDataset,
+    SplitGenerator,
+    Value,
+)
 from datasets.fingerprint import Hasher
 
 logger = logging.getLogger(__name__)
@@ -54,8 +65,8 @@ ABOUT = ("readme", "license", "licence", "copying", "dataset_info", "dataset_inf
 # Text has no limit of 2 GB, as it has in the type "string".
 TEXT = Features({"text": Value("large_string")})
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# What is written to the cache at once, at most: documents, and bytes of text files.
-DOCUMENTS, BYTES = 128, 2**26
+# What is written to the cache at once: at most so many documents, and no more of them after so many characters.
+DOCUMENTS, CHARACTERS = 128, 2**26
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 Columns = TypeVar("Columns", bound=Collection[str])
@@ -198,21 +209,60 @@ def read_files(kind: str, files: Sequence[Path], column: str, streaming: bool) -
     stamps = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     given: dict[str, Any] = {"files": stamps, "kind": kind, "column": column}
     # A wrong column, or a stream's first fault, is told at once. A text is not read twice for that.
-    if (kind != "text" or streaming) and next(_documents(**given), None) is None:
+    with closing(_documents(**given)) as documents:
+        none = (kind != "text" or streaming) and next(documents, None) is None
+    if none:
         raise Unreadable(f"there is no document in {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}.")
     if streaming:
         return IterableDataset.from_generator(_documents, features=TEXT, gen_kwargs=given)
-    largest = max(size for _, size, _ in stamps) if kind == "text" else 1
-    return Dataset.from_generator(
-        _documents,
-        features=TEXT,
-        gen_kwargs=given,
-        fingerprint=Hasher.hash((given, inspect.getsource(sys.modules[__name__]))),
-        writer_batch_size=min(DOCUMENTS, BYTES // max(largest, 1) + 1),
-    )
+    name = Hasher.hash((given, inspect.getsource(sys.modules[__name__])))
+    longest = max(size for _, size, _ in stamps) if kind == "text" else 1
+    builder = _Reader(config_id=name, writer_batch_size=min(DOCUMENTS, CHARACTERS // max(longest, 1) + 1), **given)
+    builder.download_and_prepare()
+    return builder.as_dataset(split="train")
 
 
-def _documents(files: Sequence[tuple[str, int, int]], kind: str, column: str) -> Iterator[dict[str, str]]:
+@dataclass
+class _ReaderConfig(BuilderConfig):
+    files: Sequence[tuple[str, int, int]] = ()
+    kind: str = "text"
+    column: str = "text"
+
+
+class _Reader(ArrowBasedBuilder):
+    """Writes documents to the cache of `datasets`, a table of a few at a time.
+
+    `Dataset.from_generator` would make a "string" of each before it is the type that is asked for, and fail at 2 GB.
+    """
+
+    BUILDER_CONFIG_CLASS = _ReaderConfig
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo(features=TEXT)
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        config = self.config
+        given = {"files": list(config.files), "kind": config.kind, "column": config.column}
+        return [SplitGenerator(name="train", gen_kwargs=given)]
+
+    def _generate_tables(self, **given: Any) -> Iterator[tuple[int, pa.Table]]:
+        texts, size, number = list[str](), 0, 0
+        for document in _documents(**given):
+            texts.append(document["text"])
+            size += len(texts[-1])
+            if len(texts) == DOCUMENTS or size > CHARACTERS:
+                yield number, table_of(texts)
+                texts, size, number = [], 0, number + 1
+        if texts:
+            yield number, table_of(texts)
+
+
+def table_of(texts: list[str]) -> pa.Table:
+    """Texts as a column "text" of any size; `Dataset.from_dict` would make a "string" of each on the way."""
+    return pa.table({"text": pa.array(texts, type=pa.large_string())})
+
+
+def _documents(files: Sequence[tuple[str, int, int]], kind: str, column: str) -> Generator[dict[str, str], None, None]:
     for name, _, _ in files:
         file = Path(name)
         try:

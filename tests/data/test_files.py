@@ -138,6 +138,14 @@ def test_line_ends_of_windows_and_a_byte_order_mark_are_taken_off_and_that_is_sa
     assert texts(tmp_path / "w.jsonl") == ["one\r\n"], "what JSON says is kept"
 
 
+@pytest.mark.parametrize("split", ["all", "train", "validation"])
+def test_a_text_may_be_larger_than_a_string_of_arrow(tmp_path, split):
+    lay_out(tmp_path, **{"a.txt": "0123456789" * 40})
+    documents = load_documents(str(tmp_path), split)
+    assert documents.features["text"].dtype == "large_string"
+    assert documents.data.schema.field("text").type == "large_string"
+
+
 def test_a_file_that_changed_is_read_anew(tmp_path):
     assert texts(lay_out(tmp_path, **{"a.txt": "before"}) / "a.txt") == ["before"]
     assert texts(lay_out(tmp_path, **{"a.txt": "after it"}) / "a.txt") == ["after it"]
