@@ -141,7 +141,8 @@ def _files_of_folder(folder: Path, name: str) -> LocalText:
             f"give a pattern, such as {str(folder / '**' / ('*' + ending_of(file)))!r}."
         )
     endings = " and ".join(sorted({ending_of(file) for file in read}))
-    _say(f"{name}: {len(read)} files are read, ending in {endings}", f"; left out: {others}" if others else "")
+    number = "1 file is" if len(read) == 1 else f"{len(read)} files are"
+    _say(f"{name}: {number} read, ending in {endings}", f"; left out: {others}" if others else "")
     splits = {"train": unnamed, **by_split} if unnamed else by_split
     return LocalText(kind, {split: splits[split] for split in ("train", "validation", "test") if split in splits})
 
