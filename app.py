@@ -7,10 +7,16 @@
 It needs gradio (`pip install 'radd_hf[demo]'`). A Space of the Hub runs this file as it is.
 """
 
-import sys
 from pathlib import Path
 
-from radd_hf.app.web import main
+from radd_hf.endings import run_program
+
+
+def main(argv: list[str]) -> None:
+    from radd_hf.app.web import main as web_main  # here, so that it is one line if gradio is missing
+
+    web_main(argv, model=str(Path(__file__).parent / "checkpoints" / "radd-austen"))
+
 
 if __name__ == "__main__":
-    main(sys.argv[1:], model=str(Path(__file__).parent / "checkpoints" / "radd-austen"))
+    run_program(main, "app.py")

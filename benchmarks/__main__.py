@@ -23,8 +23,10 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
+from radd_hf.endings import check_output, run_program
+
 from .commands import COMMANDS
-from .measure import Case, describe_machine, sides_of
+from .measure import Case, describe_machine, positive, sides_of
 
 # Of what differs between devices: a card is given more work at once.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -89,19 +91,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=list(DEFAULTS), default="cpu")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
     parser.add_argument("--plots", type=Path, help="folder for nfe.png, time.png and memory.png")
-    parser.add_argument("--repeats", type=int, default=3, help="of every time, the sides taking turns")
+    parser.add_argument("--repeats", type=positive, default=3, help="of every time, the sides taking turns")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--timed_steps", type=int, help="most steps of the baseline, tokens of an order, that are timed"
+        "--timed_steps", type=positive, help="most steps of the baseline, tokens of an order, that are timed"
     )
-    parser.add_argument("--refresh_interval", type=int, default=16, help="of the approximate sampler")
-    parser.add_argument("--matmul_size", type=int, help="of the product that gives the device's rate")
+    parser.add_argument("--refresh_interval", type=positive, default=16, help="of the approximate sampler")
+    parser.add_argument("--matmul_size", type=positive, help="of the product that gives the device's rate")
 
     model = parser.add_argument_group("model, by default the paper's small one")
-    model.add_argument("--vocab_size", type=int, default=50258, help="V, with the mask")
-    model.add_argument("--hidden_size", type=int, default=768)
-    model.add_argument("--layers", type=int, default=12)
-    model.add_argument("--heads", type=int, default=12)
+    model.add_argument("--vocab_size", type=positive, default=50258, help="V, with the mask")
+    model.add_argument("--hidden_size", type=positive, default=768)
+    model.add_argument("--layers", type=positive, default=12)
+    model.add_argument("--heads", type=positive, default=12)
 
     sizes = parser.add_argument_group("sizes: rows x length x steps")
     sizes.add_argument("--evaluation", type=size(3), nargs="*", default=[(1, 256, 64), (1, 1024, 64)])
@@ -111,18 +113,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     sizes.add_argument("--ordered_top_p", type=size(2), nargs="*", help="with top-p 0.8")
     sizes.add_argument("--ordered_partial", type=size(2), nargs="*", help="by refresh_interval")
     sizes.add_argument("--infill", type=size(2), nargs="*", help="length x masks, of the shipped checkpoint")
-    sizes.add_argument("--nfe_steps", type=int, nargs="+", default=[2**power for power in range(3, 13)])
-    sizes.add_argument("--sweep_batches", type=int, nargs="+", default=[1, 2, 4, 8])
-    sizes.add_argument("--sweep_length", type=int, default=128, help="length for these batches")
-    sizes.add_argument("--sweep_lengths", type=int, nargs="+", default=[64, 128, 256, 512, 1024], help="of one row")
-    sizes.add_argument("--sweep_steps", type=int, default=64)
+    sizes.add_argument("--nfe_steps", type=positive, nargs="+", default=[2**power for power in range(3, 13)])
+    sizes.add_argument("--sweep_batches", type=positive, nargs="+", default=[1, 2, 4, 8])
+    sizes.add_argument("--sweep_length", type=positive, default=128, help="length for these batches")
+    sizes.add_argument(
+        "--sweep_lengths", type=positive, nargs="+", default=[64, 128, 256, 512, 1024], help="of one row"
+    )
+    sizes.add_argument("--sweep_steps", type=positive, default=64)
     sizes.add_argument("--training", type=size(2), nargs="*", help="rows x length, as are the next three")
     sizes.add_argument("--training_medium", type=size(2), nargs="*", help="of the paper's medium model")
     sizes.add_argument("--training_tiny", type=size(2), nargs="*", help="of a model of 6.3 million parameters")
     sizes.add_argument("--likelihood", type=size(2), nargs="*")
-    sizes.add_argument("--loading", type=int, default=256, help="length of the first forward")
+    sizes.add_argument("--loading", type=positive, default=256, help="length of the first forward")
     sizes.add_argument("--memory", type=size(3), default=(4, 256, 64))
-    sizes.add_argument("--vocabularies", type=int, nargs="+", default=[1024, 4096, 16384, 50258])
+    sizes.add_argument("--vocabularies", type=positive, nargs="+", default=[1024, 4096, 16384, 50258])
     sizes.add_argument(
         "--preparation",
         type=size(3),
@@ -130,15 +134,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=[(512, 1024, 350_000), (1024, 82, 2_000_000)],
         help="rows x length x tokens that training takes in a second",
     )
-    sizes.add_argument("--preparation_repeats", type=int, default=7, help="of the times of each loss")
+    sizes.add_argument("--preparation_repeats", type=positive, default=7, help="of the times of each loss")
 
     training = parser.add_argument_group("training, by default on a card as train_accelerate.py trains")
     training.add_argument("--compile", action=argparse.BooleanOptionalAction, help="the network and its loss, of ours")
-    training.add_argument("--compile_backend", default="inductor", help="of torch.compile")
+    training.add_argument("--compile_backend", help="of torch.compile; default: inductor")
     training.add_argument(
         "--script_step", action=argparse.BooleanOptionalAction, help="ours prepares batches ahead, averages weights"
     )
-    training.add_argument("--training_steps", type=int, help="that are timed as one")
+    training.add_argument("--training_steps", type=positive, help="that are timed as one")
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.device].items():
         if getattr(args, name) is None:
@@ -146,6 +150,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for command in args.commands:
         if command not in COMMANDS:
             parser.error(f"{command!r} must be one of {', '.join(COMMANDS)}")
+    if args.compile_backend is not None and not args.compile:
+        parser.error(f"--compile_backend {args.compile_backend}: nothing is compiled; pass --compile, too")
+    args.compile_backend = args.compile_backend or "inductor"
     args.commands = args.commands or list(COMMANDS)
     return args
 
@@ -167,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("python -m benchmarks: --device cuda: torch finds no card")
+    check_output("json", args.json)
     machine = describe_machine(args.device)
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)
     print(f"medians of {args.repeats} repeats, the sides taking turns; random weights, random tokens\n")
@@ -194,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json is not None:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         report = {"machine": machine, "settings": settings, "cases": [case.as_dict() for case in cases], **points}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if args.plots is not None:
         from .plots import PLOTS  # matplotlib is not among the requirements
 
@@ -204,4 +212,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks")

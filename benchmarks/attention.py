@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from radd_hf.endings import run_program
 from radd_hf.kernels_radd import attention_by_products
 
-from .measure import alternate, seconds
+from .measure import alternate, positive, seconds
 
 SIZES = [(1, 256), (1, 1024), (8, 128)]
 
@@ -26,9 +27,9 @@ SIZES = [(1, 256), (1, 1024), (8, 128)]
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--heads", type=positive, default=12)
+    parser.add_argument("--width", type=positive, default=64)
+    parser.add_argument("--repeats", type=positive, default=9)
     args = parser.parse_args(argv)
     generator = torch.Generator().manual_seed(0)
     print("| rows | length | torch, ms | products, ms | times as fast | torch off by | products off by |")
@@ -54,4 +55,4 @@ def relative_error(got: Tensor, reference: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.attention")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from radd_hf.data.blocks import Blocks
 from radd_hf.data.documents import load_documents, tokenize
+from radd_hf.endings import run_program
 from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.likelihood import conditional_likelihood, mean_and_error
 
@@ -75,10 +76,10 @@ def table(result: dict) -> str:
 
 def main() -> None:
     result = measure()
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{PASSAGES} gaps of {GAP} tokens between {BEFORE} and {AFTER}; nats per token of what the author wrote\n")
     print(table(result))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(lambda _: main(), "python -m benchmarks.conditioning")

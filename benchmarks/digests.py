@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from radd_hf import RaddForMaskedLM
+from radd_hf.endings import run_program
 
 # The checkout whose package is imported, which need not be this file's.
 ROOT = Path(importlib.import_module("radd_hf").__file__ or "").parents[1]
@@ -125,7 +126,9 @@ def trainings() -> Iterator[tuple[str, str]]:
     """Trains with each loss by the script, on a text that is made here, and digests weights and averages."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
-        text.write_text("".join(f"{n}. She read the letter {n % 7} times before supper.\n" for n in range(400)))
+        text.write_text(
+            "".join(f"{n}. She read the letter {n % 7} times before supper.\n" for n in range(400)), encoding="utf-8"
+        )
         for loss in LOSSES:
             run = Path(folder) / loss
             flags = TRAINING | {"dataset": text, "output_dir": run, "loss_type": loss}
@@ -157,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(lambda _: main(), "python -m benchmarks.digests")

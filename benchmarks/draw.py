@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddConfig
+from radd_hf.endings import run_program
 from radd_hf.generation_radd import draw_tokens
 from radd_hf.programs_radd import CAPTURERS, Programs
 
 from .commands import make_model
-from .measure import alternate, repeated, seconds, seeded
+from .measure import alternate, positive, repeated, seconds, seeded
 
 CALLS = 20  # timed as one
 
@@ -61,13 +62,13 @@ def runner_of(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64], help="positions that are drawn at once")
-    parser.add_argument("--vocab_size", type=int, default=50258)
-    parser.add_argument("--length", type=int, default=1024, help="of the row that is evaluated")
-    parser.add_argument("--hidden_size", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rows", type=positive, nargs="+", default=[1, 8, 64], help="positions that are drawn at once")
+    parser.add_argument("--vocab_size", type=positive, default=50258)
+    parser.add_argument("--length", type=positive, default=1024, help="of the row that is evaluated")
+    parser.add_argument("--hidden_size", type=positive, default=768)
+    parser.add_argument("--layers", type=positive, default=12)
+    parser.add_argument("--heads", type=positive, default=12)
+    parser.add_argument("--repeats", type=positive, default=7)
     return parser.parse_args(argv)
 
 
@@ -104,4 +105,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.draw")

@@ -17,31 +17,35 @@ from transformers import AutoTokenizer
 from radd_hf import RaddForMaskedLM
 from radd_hf import likelihood as estimators
 from radd_hf.data.benchmark_texts import load_evaluation_text
+from radd_hf.endings import run_program
 from radd_hf.likelihood import Likelihood, LikelihoodRounds, estimate_likelihood, mixture
 from radd_hf.losses import FIRST_TIME, masks_at
 from radd_hf.noise_radd import get_noise
 from radd_hf.randomness_radd import stream_seed
 
 from .commands import spread
+from .measure import positive
 
 GROUP = 4  # blocks that the authors' code scores together
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     agreement = commands.add_parser("agreement")
-    agreement.add_argument("--blocks", type=int, default=16)
-    agreement.add_argument("--passes", type=int, default=64, help="of the estimators")
-    agreement.add_argument("--orders", type=int, default=4, help="random orders, exact at L forwards of a row each")
+    agreement.add_argument("--blocks", type=positive, default=16)
+    agreement.add_argument("--passes", type=positive, default=64, help="of the estimators")
+    agreement.add_argument(
+        "--orders", type=positive, default=4, help="random orders, exact at L forwards of a row each"
+    )
     efficiency = commands.add_parser("efficiency")
-    efficiency.add_argument("--blocks", type=int, default=16)
-    efficiency.add_argument("--passes", type=int, default=16)
-    efficiency.add_argument("--reference", type=int, default=512, help="passes of the long run")
-    efficiency.add_argument("--repeats", type=int, default=64)
-    args = parser.parse_args()
+    efficiency.add_argument("--blocks", type=positive, default=16)
+    efficiency.add_argument("--passes", type=positive, default=16)
+    efficiency.add_argument("--reference", type=positive, default=512, help="passes of the long run")
+    efficiency.add_argument("--repeats", type=positive, default=64)
+    args = parser.parse_args(argv)
 
     model = RaddForMaskedLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
     length = model.config.max_position_embeddings
@@ -151,4 +155,4 @@ def authors_estimate(model, blocks: list[Tensor], passes: int, seed: int) -> Ten
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.estimators")

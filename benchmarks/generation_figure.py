@@ -13,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from transformers import AutoModel, AutoTokenizer
 
+from radd_hf.endings import run_program
 from radd_hf.noise_radd import expected_evaluations, get_noise
 
 from .commands import ROOT
@@ -105,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(lambda _: main(), "python -m benchmarks.generation_figure")

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from radd_hf import kernels_radd
+from radd_hf.endings import run_program
 from radd_hf.kernels_radd import token_nll
 
-from .measure import alternate, peak_bytes, seconds, seeded
+from .measure import alternate, peak_bytes, positive, seconds, seeded
 
 LIGER = "liger_kernel.ops.fused_linear_cross_entropy"
 
@@ -70,10 +71,10 @@ def ways(head: nn.Linear, target: Tensor, backend: str | None) -> dict[str, Call
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rows", type=int, default=16384)
-    parser.add_argument("--hidden_size", type=int, default=768)
-    parser.add_argument("--vocab_size", type=int, default=50258)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rows", type=positive, default=16384)
+    parser.add_argument("--hidden_size", type=positive, default=768)
+    parser.add_argument("--vocab_size", type=positive, default=50258)
+    parser.add_argument("--repeats", type=positive, default=7)
     args = parser.parse_args(argv)
     return args
 
@@ -112,4 +113,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.head")

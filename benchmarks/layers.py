@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from radd_hf.endings import run_program
 from radd_hf.kernels_radd import ONEDNN_LINEAR, ONEDNN_PACK, Dropout, linear, onednn_linear, packed_weights
 
-from .measure import alternate, seconds
+from .measure import alternate, positive, seconds
 
 WEIGHTS = 4  # of a layer
 
@@ -28,10 +29,10 @@ WEIGHTS = 4  # of a layer
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--hidden_size", type=int, default=768)
-    parser.add_argument("--vocab_size", type=int, default=50258)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256, 1024])
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--hidden_size", type=positive, default=768)
+    parser.add_argument("--vocab_size", type=positive, default=50258)
+    parser.add_argument("--rows", type=positive, nargs="+", default=[1, 16, 256, 1024])
+    parser.add_argument("--repeats", type=positive, default=9)
     args = parser.parse_args(argv)
     if ONEDNN_LINEAR is None or ONEDNN_PACK is None:
         parser.exit(1, "this torch was built without oneDNN: there is nothing to compare\n")
@@ -123,4 +124,4 @@ def comparisons(name: str, rows: int, d_in: int, d_out: int) -> list[tuple[str, 
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.layers")

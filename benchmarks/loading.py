@@ -17,8 +17,9 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.endings import run_program
 
-from .measure import ResidentPeak, peak_bytes, seconds
+from .measure import ResidentPeak, peak_bytes, positive, seconds
 
 WEIGHTS = "weights.pth"  # of the naive way, beside the files of `save_pretrained`
 
@@ -31,14 +32,14 @@ def load(way: str, folder: Path, dtype: torch.dtype) -> RaddForMaskedLM:
     return model.eval()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("way", choices=["naive", "ours"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("dtype", choices=["float32", "float16", "bfloat16"])
-    parser.add_argument("length", type=int)
+    parser.add_argument("length", type=positive)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     disable_progress_bar()
     ids = torch.zeros(1, args.length, dtype=torch.int64, device=args.device)  # which starts the card
@@ -64,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.loading")

@@ -11,6 +11,7 @@ positions, as the model does, which is 1/144 of the layers' products in the smal
 Shapes: B rows, L length.
 """
 
+import argparse
 import gc
 import os
 import platform
@@ -203,6 +204,13 @@ def training_flops(config: RaddConfig, masked: Tensor) -> float:
 PEAKS = {"cpu": "torch's memory profiler", "cuda": "torch's allocator on the card"}
 
 
+def positive(text: str) -> int:
+    """The type of an argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
     """The most that tensors on the device held at once while it ran, above what they held before."""
     return peak_bytes_of_card(function) if device == "cuda" else peak_bytes_of_processor(function)
@@ -292,7 +300,7 @@ def describe_card() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:  # noqa: PTH123, not a path of anybody's
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123, not a path of anybody's
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

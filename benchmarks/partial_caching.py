@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddForMaskedLM
+from radd_hf.endings import check_output, run_program
 from radd_hf.evaluation.quality import token_entropy
 from radd_hf.likelihood import ROUNDS, LikelihoodRounds, exact_likelihood, mean_and_error
 from radd_hf.plan_radd import Schedule
 
 from .estimators import CHECKPOINT
-from .measure import describe_machine
+from .measure import describe_machine, positive
 
 SETTINGS = [(1, 0), (16, 0), (16, 1), (16, 2), (16, 4), (8, 4), (32, 4), (64, 4), (32, 8)]
 HEADER = (
@@ -163,14 +164,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--method", default="first_hitting", choices=["first_hitting", "ordered"], help="one token an event"
     )
-    parser.add_argument("--rows", type=int, default=96)
-    parser.add_argument("--scored_rows", type=int, default=32, help="of which the KL is taken: L evaluations a row")
-    parser.add_argument("--passes", type=int, default=16, help="of the any-order NLL")
-    parser.add_argument("--repeats", type=int, default=3, help="of the times")
+    parser.add_argument("--rows", type=positive, default=96)
+    parser.add_argument(
+        "--scored_rows", type=positive, default=32, help="of which the KL is taken: L evaluations a row"
+    )
+    parser.add_argument("--passes", type=positive, default=16, help="of the any-order NLL")
+    parser.add_argument("--repeats", type=positive, default=3, help="of the times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args(argv)
+    check_output("json", args.json)
+    check_output("plot", args.plot)
     model = RaddForMaskedLM.from_pretrained(args.model, dtype=torch.float32)
     machine = describe_machine()
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value))
@@ -180,10 +185,10 @@ def main(argv: list[str] | None = None) -> None:
         settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
         settings["model"] = Path(args.model).name  # where it lay means nothing elsewhere
         report = {"machine": machine, "settings": settings, "outcomes": [asdict(outcome) for outcome in outcomes]}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if args.plot is not None:
         plot(outcomes, args.plot)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.partial_caching")

@@ -7,17 +7,18 @@ Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L leng
 """
 
 import argparse
-from typing import cast
 
 from radd_hf import RaddConfig
+from radd_hf.endings import run_program
 from radd_hf.hub.facts import count_parameters, forward_flops
-from radd_hf.kernels_radd import MAX_LOGITS_ELEMENTS_OF_A_CARD
+from radd_hf.training.memory import MASKED, activation_bytes, gradient_bytes, state_bytes
+
+from .measure import positive
 
 CONFIGS = {
     "small": RaddConfig(),
     "medium": RaddConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
 }
-MASKED = 0.5  # mean fraction of masked tokens: of lambda ~ U(0, 1] and of k ~ U{1..L}, but for 1 / 2L
 ASSUMPTIONS = """
 * FLOPs: 2 for each multiply-add of a matrix product, nothing else counted; half of the tokens masked; in the last
   layer queries of all L positions (K, the most masks of a row in the micro-batch, comes close); backward twice forward.
@@ -32,38 +33,6 @@ ASSUMPTIONS = """
   `python -m benchmarks --device cuda training`. Communication between GPUs is not counted.
 * An optimizer step is {batch_size} rows; the micro-batch the largest power of two that fits and divides a process's.
 """
-
-
-def state_bytes(config: RaddConfig, processes: int) -> int:
-    """Bytes on each GPU that do not depend on the micro-batch, but for the logits."""
-    parameters, in_linear = count_parameters(config)
-    weights, gradients, moments, average, buckets, copies = 4, 4, 2 * 4, 4, 4, 2
-    each = weights + gradients + moments + average + (buckets if processes > 1 else 0)
-    return each * parameters + copies * in_linear
-
-
-def layer_bytes(config: RaddConfig) -> int:
-    """Bytes a layer keeps for its backward pass, for each token."""
-    width, inner, heads = config.hidden_size, cast(int, config.intermediate_size), config.num_attention_heads
-    norms = 2 * 4 * width  # inputs in float32, of both; the outputs are computed again
-    attention = 3 * 2 * width + 2 * width + 4 * heads  # turned q and k, v, the output (input of o_proj), log-sum
-    mlp = 2 * inner  # input of GELU, whose output is computed again
-    dropout = 2 * width if config.hidden_dropout else 0  # two masks of one byte
-    return norms + attention + mlp + dropout
-
-
-def activation_bytes(config: RaddConfig, checkpointing: bool) -> float:
-    """Bytes of activations for each row of a micro-batch."""
-    width, layers = config.hidden_size, config.num_hidden_layers
-    # With checkpointing a layer keeps its input in float32, and one layer at a time keeps everything.
-    kept = layers * 4 * width + layer_bytes(config) if checkpointing else layers * layer_bytes(config)
-    last = MASKED * (4 * width + 2 * width + 2 * config.vocab_size)  # inputs of the last norm and of the head; logits
-    return config.max_position_embeddings * (kept + last)
-
-
-def gradient_bytes() -> int:
-    """Bytes of the gradient of one chunk of logits, in bf16."""
-    return 2 * MAX_LOGITS_ELEMENTS_OF_A_CARD
 
 
 def largest_micro_batch(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -> tuple[int, float]:
@@ -115,11 +84,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config", nargs="+", default=list(CONFIGS), help="small, medium, or folders with a config.json"
     )
-    parser.add_argument("--processes", type=int, default=8, help="GPUs")
+    parser.add_argument("--processes", type=positive, default=8, help="GPUs")
     parser.add_argument("--memory", type=float, default=80, help="of a GPU, GB")
     parser.add_argument("--reserve", type=float, default=0.1, help="fraction of the memory that stays free")
-    parser.add_argument("--batch_size", type=int, default=512, help="rows of an optimizer step")
-    parser.add_argument("--steps", type=int, default=400_000, help="optimizer steps")
+    parser.add_argument("--batch_size", type=positive, default=512, help="rows of an optimizer step")
+    parser.add_argument("--steps", type=positive, default=400_000, help="optimizer steps")
     parser.add_argument("--flops_per_second", type=float, default=989e12, help="peak of one GPU")
     parser.add_argument("--utilisation", type=float, default=0.30, help="fraction of the peak")
     return parser.parse_args(argv)
@@ -140,4 +109,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, "python -m benchmarks.training_cost")

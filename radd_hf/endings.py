@@ -12,6 +12,8 @@ It imports the standard library alone, since the command `radd` runs this file b
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 
 class UsageError(Exception):
@@ -20,11 +22,30 @@ class UsageError(Exception):
     exit_status = 2
 
 
+def check_output(argument: str, path: str | Path | None) -> None:
+    """Refuses a file that could not be written when the work is done, by a ValueError; None names none."""
+    if path is None:
+        return
+    file = Path(path).absolute()
+    if file.is_dir():
+        raise ValueError(f"{argument}={str(path)!r} must be a file, and is a folder.")
+    if not file.parent.is_dir():
+        raise ValueError(f"{argument}={str(path)!r}: there is no folder {str(Path(path).parent)!r}.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"{argument}={str(path)!r} cannot be written: permission denied.")
+
+
 def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def status_of(run: Callable[[], None], name: str, debug: bool = False) -> int:
+def run_program(main: Callable[[list[str]], object], name: str) -> NoReturn:
+    """Runs a `main` on the command line of the process, of which `--debug` is taken, and ends the process."""
+    argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.exit(status_of(lambda: main(argv), name, debug="--debug" in sys.argv[1:]))
+
+
+def status_of(run: Callable[[], object], name: str, debug: bool = False) -> int:
     """Runs a command and returns its exit status; a failure is one line, or with `debug` its traceback."""
     try:
         run()

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from .endings import status_of
 
@@ -104,6 +105,12 @@ def silence_progress_bars(accelerator: Accelerator) -> None:
 
 class ScriptParser(HfArgumentParser):
     """Reads settings as the fields of dataclasses; a flag that is none of them ends the script with status 2."""
+
+    def add_argument(self, *names: Any, **settings: Any) -> Any:
+        """Lets every switch stand without a value, which then is true; HfArgumentParser leaves out `bool | None`."""
+        if settings.get("type") is string_to_bool:
+            settings = {"nargs": "?", "const": True} | settings
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         """One line, without the usage, which has a line for each of dozens of flags."""

@@ -16,12 +16,12 @@ from torch._dynamo.utils import counters
 from torch._inductor.decomposition import select_decomp_table
 from transformers import Trainer, TrainingArguments
 
-from benchmarks.training_cost import layer_bytes
 from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM, inputs_radd, kernels_radd, modeling_radd
 from radd_hf.kernels_radd import aligned, compile_backend, compile_trunk, label_places, padded, token_nll
 from radd_hf.likelihood import estimate_likelihood
 from radd_hf.losses import LOSS_TYPES
 from radd_hf.modeling_radd import RaddModel
+from radd_hf.training.memory import layer_bytes
 from support.spies import Watch
 from support.toys import random_model, seeded
 

@@ -85,3 +85,41 @@ def test_an_interrupt_is_one_line(tiny_text, tmp_path):
     assert process.returncode == 130
     assert lines[-1] == "train_accelerate.py: interrupted"
     assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (
+            ["-m", "benchmarks.head", "--repeats", "0"],
+            2,
+            "'0' must be a whole number of at least 1",
+        ),
+        (
+            ["-m", "benchmarks.loading", "ours", "/none/here", "float32", "8"],
+            1,
+            "python -m benchmarks.loading: error: ",
+        ),
+        (["-m", "benchmarks", "training", "--compile_backend", "eager"], 2, "nothing is compiled; pass --compile, too"),
+        (["-m", "radd_hf.hub.convert", "/none/here", "/none/there"], 2, "error: "),
+        (["app.py", "--model", "/none/here"], None, "error: "),
+    ],
+)
+def test_the_other_programs_end_so_too(arguments, status, line):
+    done = run(*arguments)
+    assert done.returncode == status if status else done.returncode in (1, 2)
+    assert line in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_every_file_that_is_a_program_ends_by_the_rules():
+    """Not examples, which show calls, nor demo.py, which must not import this package."""
+    programs = [*(ROOT / "radd_hf").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *ROOT.glob("*.py")]
+    programs.remove(ROOT / "demo.py")
+    texts = {path: path.read_text(encoding="utf-8") for path in programs}
+    programs = [path for path, text in texts.items() if '__name__ == "__main__"' in text]
+    assert len(programs) > 15
+    for path in programs:
+        end = texts[path].rpartition('__name__ == "__main__"')[2]
+        rules = ("main()",) if path.name == "radd_command.py" else ("run_program(", "run_script(", "sys.exit(main())")
+        assert any(call in end for call in rules), path

@@ -2,6 +2,7 @@
 """Checks the layout of the repository: imports point one way, and each room (subpackage) has tests of its own."""
 
 import ast
+import re
 from pathlib import Path
 
 from support.paths import GOLDEN, ROOT
@@ -100,3 +101,28 @@ def test_imports_point_one_way():
             continue
         above = {name for name in names_of_the_package(path) if FLOOR[name] > FLOOR[own]}
         assert not above, f"{path.relative_to(ROOT)} imports {sorted(above)}"
+
+
+def names_its_encoding(call: ast.Call) -> bool:
+    """Tells whether a call that opens a file says how its bytes are text, or that they are none."""
+    mode = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+    binary = any(isinstance(value, str) and re.fullmatch(r"[rwax]b\+?", value) for value in mode)
+    return binary or any(keyword.arg in ("encoding", None) for keyword in call.keywords)
+
+
+def test_every_file_of_text_is_opened_with_its_encoding():
+    """Python's default is that of the machine, which need not be UTF-8."""
+    sources = [
+        path for folder in ("radd_hf", "benchmarks", "examples", "docs") for path in (ROOT / folder).rglob("*.py")
+    ]
+    for path in (*sources, *ROOT.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+            foreign = isinstance(owner, ast.Name) and owner.id in ("os", "Image", "kept", "zstandard")
+            if name in ("read_text", "write_text", "FileHandler") or (name == "open" and not foreign):
+                assert names_its_encoding(node), (
+                    f"{path.relative_to(ROOT)}:{node.lineno} opens text without its encoding"
+                )

@@ -104,7 +104,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version")
 
     def __call__(self, parser, *args, **kwargs):
-        found = re.search(r'__version__ = "(.+)"', PACKAGE.joinpath("version.py").read_text())
+        found = re.search(r'__version__ = "(.+)"', PACKAGE.joinpath("version.py").read_text(encoding="utf-8"))
         print(f"radd_hf {found[1] if found else 'of unknown version'}")
         parser.exit()
 
@@ -545,8 +545,8 @@ def _figure(value: Any) -> str:
 def convert(argv: Sequence[str]) -> int:
     from radd_hf.hub.convert import main as convert_main
 
-    convert_main(list(argv))
-    return 0
+    rest = [argument for argument in argv if argument != "--debug"]
+    return _status_of(lambda: convert_main(rest), debug="--debug" in argv)
 
 
 def demo(argv: Sequence[str]) -> int:

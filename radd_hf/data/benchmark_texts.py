@@ -216,7 +216,7 @@ def load_evaluation_text(
             data set of the Hub. Such a one is not detokenised, and each of its rows (or text files) is a document.
         length: L, tokens in a block.
         protocol: "clean" or "radd", as told above.
-        split: None: the one that `EVALUATION_SETS` names; of another data set "all" (training and validation) under
+        split: None: the one that `EVALUATION_SETS` names; of another data set "all" (every split that it has) under
             "clean" and "test" under "radd", as in the authors' code.
         config, text_column: of a data set that is not in `EVALUATION_SETS`, as in `load_documents`.
         workers: processes that tokenise, as in `tokenize`; the blocks are the same.
@@ -237,8 +237,8 @@ def load_evaluation_text(
             dataset, config=config, column=column, split="all", radd_split="test", document="document"
         )
     elif config is not None or text_column is not None:
-        name, value = ("config", config) if config is not None else ("text_column", text_column)
-        raise ValueError(f"{name}={value!r} is for other data sets: dataset={dataset!r} has its own.")
+        given = text_column if config is None else config
+        raise ValueError(f"dataset={dataset!r} has a configuration and a column of its own: leave out {given!r}.")
     radd = protocol == "radd"
     split = split or (radd and known.radd_split) or known.split
     rows = _load(dataset, known, split)

@@ -9,6 +9,7 @@ Shapes: S blocks, B rows of an optimizer step, b rows of them in one forward, L 
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..randomness_radd import stream_seed
 from .documents import DOCUMENTS_AT_ONCE, encode, readable
+from .long_documents import encode_documents
 
 # A data set of more tokens than this is told by as many of them, in stretches evenly spread.
 FINGERPRINT_TOKENS = 2**24
@@ -182,8 +184,9 @@ class StreamedBlocks:
         wanted = WINDOW * self.batch_size * self.length
         while len(self.rest) < wanted:
             texts = self._next_texts()
-            rows = encode(texts, self.tokenizer, self.special_tokens_in_text)
-            self.rest += [token for ids in rows for token in ids]
+            spelled = partial(encode, special_tokens_in_text=self.special_tokens_in_text)
+            for ids in encode_documents(texts, self.tokenizer, spelled):
+                self.rest += ids.tolist()
         blocks = torch.tensor(self.rest[:wanted]).view(-1, self.length)  # (WINDOW B, L)
         del self.rest[:wanted]
         generator = torch.Generator().manual_seed(stream_seed(self.seed, "window", self.window))

@@ -5,24 +5,36 @@ Everything is a data set of the `datasets` library: read once, tokenised once, k
 the documents and the tokenizer, and mapped into memory from there. `blocks.py` cuts the ids into blocks.
 """
 
-import glob
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.fingerprint import Hasher
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..text_radd import check_unicode, encode_text
+from .files import ENDINGS, KINDS, Refused, Unreadable, ending_of, find_files, looks_local, read_files, table_of
+from .long_documents import encode_documents
 
 EOS_TOKEN = "<|endoftext|>"
 MASK_TOKEN = "<|mask|>"
@@ -35,17 +47,17 @@ LEAST_VOCABULARY = 258
 NOVELS = ("EMMA", "MANSFIELD PARK", "NORTHANGER ABBEY", "Persuasion", "PRIDE AND PREJUDICE", "SENSE AND SENSIBILITY")
 HELD_OUT_NOVEL = "Persuasion"
 
-# Endings of local files, and how `load_dataset` is told to read them.
-FORMATS: dict[str, tuple[str, dict]] = {
-    ".txt": ("text", {"sample_by": "document"}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
+# How `load_dataset` is told to read the files at an address, by their kind.
+BUILDERS: dict[str, tuple[str, dict]] = {
+    "text": ("text", {"sample_by": "document"}),
+    "json": ("json", {}),
+    "parquet": ("parquet", {}),
 }
-COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 
 # Documents tokenised together: enough for the tokenizer's threads, few enough to be held even if they are books.
 DOCUMENTS_AT_ONCE = 128
+# Fewer if they are longer than half a megabyte: bytes of so many documents of mean length.
+TEXT_AT_ONCE = 2**26
 
 
 def load_documents(
@@ -56,112 +68,185 @@ def load_documents(
     text_column: str = "text",
     held_out: float = 0.05,
     streaming: bool = False,
+    argument: str = "dataset",
 ) -> Dataset | IterableDataset:
     """The documents of a data set, in the column "text".
 
     Args:
         source: "austen", Jane Austen's novels (shipped, public domain, their lines joined to paragraphs); or a local
             file, folder or pattern of .txt (a document a file), .jsonl, .json or .parquet (a document a row), which
-            may be compressed; or a data set of the Hub; or the address of such files, `hf://datasets/...` say.
-        split: "train", "validation", "all" (both), or another split that the data set has.
-        config: of the data set of the Hub, as in `load_dataset`.
+            may be compressed, see `data/files.py`; or a folder that `save_to_disk` of `datasets` wrote; or a data set
+            of the Hub; or the address of such files, `hf://datasets/...` say.
+        split: "train", "validation", "all" (of whatever splits there are), or another split that the data set has.
+        config: of the data set of the Hub, as in `load_dataset`; of a local folder, a folder in it.
         text_column: what holds the text.
         held_out: of a data set without a validation split, what is held out from "train": a fraction of the documents,
             the last ones, or from 1 on their number. A single document gives its last part. A stream, whose end is
             far, gives its first documents and needs their number. 0: nothing.
         streaming: read while training, without a copy on the disk; an `IterableDataset`.
+        argument: how the caller calls `source`, for messages.
 
     Raises:
-        ValueError: for a source that cannot be read, with the reason; a split or column that it does not have; a
-            `held_out` that leaves nothing.
+        ValueError: for a source that cannot be read, with the file, the place in it and the reason; a split or column
+            that it does not have; a `held_out` that leaves nothing; documents that are all empty.
     """
     if held_out < 0 or (held_out >= 1 and held_out != int(held_out)):
         raise ValueError(f"held_out={held_out} must be a fraction in [0, 1) or a whole number of documents.")
-    splits = _splits(source, config, streaming)
-    if split not in ("train", "validation", "all", *splits):
-        known = sorted({"train", "validation", "all", *splits})
-        raise ValueError(f"split={split!r} must be one of {known} for dataset={source!r}.")
+    splits = open_splits(source, config=config, text_column=text_column, streaming=streaming, argument=argument)
+    documents: Dataset | IterableDataset
+    name = f"{argument}={source!r}"
     if split == "all":
-        parts = [splits[part] for part in ("train", "validation") if part in splits]
-        return concatenate_datasets([_text(source, part, text_column) for part in parts])
-    if split in splits and (split != "train" or "validation" in splits):
-        return _text(source, splits[split], text_column)
-    if "train" not in splits:
-        raise ValueError(f"dataset={source!r} has no split 'train' but {sorted(splits)}: name one of those.")
-    documents = _text(source, splits["train"], text_column)
-    if held_out == 0:
-        if split == "validation":
-            raise ValueError(f"dataset={source!r} has no split 'validation', and held_out=0 makes none.")
-        return documents
-    return _hold_out(source, documents, held_out)[split]
+        documents = concatenate_datasets([read() for read in splits.values()])
+    elif split == "validation" and split not in splits and held_out == 0:
+        raise ValueError(f"{name} has no split 'validation', and held_out=0 makes none.")
+    elif split in ("train", "validation") and "train" in splits and "validation" not in splits and held_out > 0:
+        documents = _hold_out(name, splits["train"](), held_out)[split]
+    elif split in splits:
+        documents = splits[split]()
+    else:
+        raise ValueError(f"{name} has no split {split!r}; it has {sorted({*splits, 'all'})}.")
+    return check_text(documents, name)
 
 
-def _splits(source: str, config: str | None, streaming: bool) -> Mapping:
-    """Name to data set of every split there is."""
+def load_validation(source: str, *, config: str | None = None, text_column: str = "text", argument: str) -> Dataset:
+    """The documents to score of a data set that is named for that: its split "validation", else "test", else all."""
+    splits = open_splits(source, config=config, text_column=text_column, streaming=False, argument=argument)
+    read = splits.get("validation") or splits.get("test")
+    documents = read() if read else concatenate_datasets([read() for read in splits.values()])
+    return check_text(documents, f"{argument}={source!r}")
+
+
+def open_splits(
+    source: str, *, config: str | None, text_column: str, streaming: bool, argument: str
+) -> dict[str, Callable[[], Any]]:
+    """Name to what reads the documents of every split there is; one that is not asked for need not be read."""
+    name = f"{argument}={source!r}"
+    if source.startswith("file://"):
+        source = url2pathname(urlparse(source).path)
+    readers: dict[str, Callable[[], Any]] | None = None
+    column = text_column
     if source == "austen":
-        novels = _novels()
-        train = [text for title, text in novels.items() if title != HELD_OUT_NOVEL]
-        splits = {"train": train, "validation": [novels[HELD_OUT_NOVEL]]}
-        datasets = {name: Dataset.from_dict({"text": texts}) for name, texts in splits.items()}
-        return {name: data.to_iterable_dataset() for name, data in datasets.items()} if streaming else datasets
-    files = [Path(source)] if "://" in source else _local_files(source)
-    path, settings = source, dict[str, object]()
-    if files:
-        path, settings = _format(source, files)
-        settings = settings | ({"data_dir": source} if Path(source).is_dir() else {"data_files": source})
-    with readable(source):
-        return load_dataset(path, config, streaming=streaming, **settings)
+        _refuse_config(name, config)
+        readers = {split: partial(_shipped, split) for split in ("train", "validation")}
+    elif "://" not in source:
+        with readable(source, argument):
+            readers, column = _local_splits(name, source, config, text_column, streaming)
+    with readable(source, argument):
+        found = _splits_of_the_hub(name, source, config, streaming) if readers is None else readers
+
+    def reading(read: Callable[[], Any]) -> Callable[[], Any]:
+        def read_text() -> Any:
+            with readable(source, argument):
+                documents = read()
+                if streaming and isinstance(documents, Dataset):
+                    documents = documents.to_iterable_dataset()
+                if documents.column_names is None:  # a stream says what it has when it is looked at
+                    documents = documents._resolve_features()
+            return _text(name, documents, column)
+
+        return read_text
+
+    return {split: reading(read) for split, read in found.items()}
+
+
+def _local_splits(
+    name: str, source: str, config: str | None, text_column: str, streaming: bool
+) -> tuple[dict[str, Callable[[], Any]] | None, str]:
+    """What reads each split of local files, None where there are none of this name; and the column of the text."""
+    path = Path(source).expanduser()
+    if not source:
+        raise Refused(f"{name} must name a data set.")
+    if path.is_dir() and config is not None:
+        folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+        if config not in folders:
+            raise Refused(f"{name} has no configuration {config!r}: it would be a folder in it, of {folders}.")
+        path, name = path / config, f"{name} with the configuration {config!r}"
+    if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):  # by `save_to_disk`
+        saved = load_from_disk(str(path))
+        splits = (
+            {str(split): data for split, data in saved.items()} if isinstance(saved, DatasetDict) else {"train": saved}
+        )
+        return {split: partial(lambda data: data, data) for split, data in splits.items()}, text_column
+    found = find_files(path, name)
+    if found is None:
+        if looks_local(source):
+            raise Refused(f"{name} could not be read: no file or folder has this name, and none matches it.")
+        return None, text_column
+    if not path.is_dir():
+        _refuse_config(name, config)
+    splits = {
+        split: partial(read_files, found.kind, files, text_column, streaming) for split, files in found.splits.items()
+    }
+    return splits, "text"
+
+
+def _splits_of_the_hub(name: str, source: str, config: str | None, streaming: bool) -> dict[str, Callable[[], Any]]:
+    """What reads each split of a data set of the Hub, or of files at an address."""
+    path, settings = source, dict[str, Any]()
+    if "://" in source:
+        kind = KINDS.get(ending_of(Path(source)))
+        if kind is None:
+            raise Refused(f"{name} must be the address of files that end in {ENDINGS}.")
+        path, settings = BUILDERS[kind]
+        settings = settings | {"data_files": source}
+    splits = load_dataset(path, config, streaming=streaming, **settings)
+    return {str(split): partial(splits.get, split) for split in splits}
+
+
+def _refuse_config(name: str, config: str | None) -> None:
+    if config is not None:
+        raise Refused(f"{name} has no configurations, such as {config!r}: a folder or a data set of the Hub may.")
+
+
+def _shipped(split: str) -> Dataset:
+    novels = _novels()
+    texts = [text for title, text in novels.items() if (title == HELD_OUT_NOVEL) == (split == "validation")]
+    return Dataset.from_dict({"text": texts})
 
 
 @contextmanager
-def readable(source: str) -> Iterator[None]:
-    """Whatever `datasets` cannot read is a ValueError that names the source and the innermost reason."""
+def readable(source: str, argument: str = "dataset") -> Iterator[None]:
+    """Whatever cannot be read is a ValueError that names the source and the innermost reason."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except Refused:
+        raise
+    except Exception as error:  # foreign readers and damaged files can end in any
         reason: BaseException = error
-        while (inner := reason.__cause__ or reason.__context__) is not None:
+        while not isinstance(reason, Unreadable) and (inner := reason.__cause__ or reason.__context__) is not None:
             reason = inner
+        if isinstance(reason, Unreadable):
+            raise ValueError(f"{argument}={source!r} could not be read: {reason}") from error
         raise ValueError(
-            f"dataset={source!r} could not be read: {type(reason).__name__}: {' '.join(str(reason).split())} "
+            f"{argument}={source!r} could not be read: {type(reason).__name__}: {' '.join(str(reason).split())} "
             "(a data set is 'austen', a local file, folder or pattern, or a name on the Hub)"
         ) from error
 
 
-def _local_files(source: str) -> list[Path]:
-    path = Path(source)
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))  # noqa: PTH207, pattern
-    return sorted(file for file in found if file.is_file())
-
-
-def _format(source: str, files: list[Path]) -> tuple[str, dict]:
-    def ending(file: Path) -> str:
-        return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
-
-    formats = {FORMATS[ending(file)][0]: FORMATS[ending(file)] for file in files if ending(file) in FORMATS}
-    if len(formats) != 1:
-        raise ValueError(
-            f"dataset={source!r} must hold files of one kind, ending in {', '.join(FORMATS)} (or compressed: "
-            f"{', '.join(COMPRESSED)}); it has {sorted({ending(file) for file in files})}."
-        )
-    return formats.popitem()[1]
-
-
-def _text(source: str, documents, column: str):
+def _text(name: str, documents: Any, column: str) -> Any:
     """The data set with its text alone, as "text"."""
-    if documents.column_names is None:  # a stream says what it has when it is looked at
-        with readable(source):
-            documents = documents._resolve_features()
     if column not in documents.column_names:
-        raise ValueError(f"text_column={column!r} must be one of {documents.column_names} for dataset={source!r}.")
+        raise ValueError(f"text_column={column!r} must be one of {documents.column_names} for {name}.")
     feature = documents.features[column]
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
-        raise ValueError(f"text_column={column!r} of dataset={source!r} must hold strings; it holds {feature}.")
+        raise ValueError(f"text_column={column!r} of {name} must hold strings; it holds {feature}.")
     documents = documents.select_columns([column])
     return documents if column == "text" else documents.rename_column(column, "text")
 
 
-def _hold_out(source: str, documents, held_out: float) -> dict:
+def check_text(documents: Any, name: str) -> Any:
+    """The documents, of which one at least must not be empty, and none null; a stream is not read for that."""
+    if isinstance(documents, IterableDataset):
+        return documents
+    column = documents.data.column("text")
+    if column.null_count and (null := next((row for row, text in enumerate(documents["text"]) if text is None), None)):
+        raise ValueError(f"row {null + 1} of {name} is null: leave such rows out.")
+    if not any(text.strip() for text in documents["text"]):
+        raise ValueError(f"{name} has no text: {len(documents)} documents, all empty.")
+    return documents
+
+
+def _hold_out(name: str, documents: Any, held_out: float) -> dict:
     if isinstance(documents, IterableDataset):
         if held_out < 1:
             raise ValueError(
@@ -171,14 +256,14 @@ def _hold_out(source: str, documents, held_out: float) -> dict:
         return {"train": documents.skip(int(held_out)), "validation": documents.take(int(held_out))}
     if len(documents) == 1 and held_out < 1:
         text = documents[0]["text"]
-        if not text.strip():
-            raise ValueError(f"dataset={source!r} is empty.")
         boundary = len(text) - int(len(text) * held_out)
         parts = {"train": text[:boundary], "validation": text[boundary:]}
-        return {name: Dataset.from_dict({"text": [part]}) for name, part in parts.items()}
+        if text.strip() and not all(part.strip() for part in parts.values()):
+            raise ValueError(f"held_out={held_out} of the {len(text)} characters of {name} leaves an empty part.")
+        return {split: Dataset(table_of([part])) for split, part in parts.items()}
     count = int(held_out) if held_out >= 1 else max(round(len(documents) * held_out), 1)
     if count >= len(documents):
-        raise ValueError(f"held_out={held_out} of the {len(documents)} documents of dataset={source!r} leaves none.")
+        raise ValueError(f"held_out={held_out} of the {len(documents)} documents of {name} leaves none.")
     boundary = len(documents) - count
     return {
         "train": documents.select(range(boundary)),
@@ -291,7 +376,7 @@ def tokenize(
         raise ValueError(f"tokenizer={type(tokenizer).__name__} must be a fast one, of the tokenizers library.")
 
     def encode_batch(batch: dict) -> dict:
-        ids = encode(batch["text"], tokenizer, special_tokens_in_text)
+        ids = encode_documents(batch["text"], tokenizer, partial(encode, special_tokens_in_text=special_tokens_in_text))
         return {"input_ids": ids, "n_bytes": [len(text.encode()) for text in batch["text"]]}
 
     # Given by hand: `datasets` would name the function, which changes with what the tokenizer was last called for.
@@ -301,7 +386,7 @@ def tokenize(
     return documents.map(
         encode_batch,
         batched=True,
-        batch_size=DOCUMENTS_AT_ONCE,
+        batch_size=max(min(DOCUMENTS_AT_ONCE, TEXT_AT_ONCE * len(documents.data) // max(documents.data.nbytes, 1)), 1),
         remove_columns=documents.column_names,
         features=Features({"input_ids": List(Value(width)), "n_bytes": Value("int64")}),
         new_fingerprint=name,

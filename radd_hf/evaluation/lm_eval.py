@@ -39,9 +39,10 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise ImportError(
-        f"radd_hf.evaluation.lm_eval needs the lm-evaluation-harness: pip install 'radd_hf[lm-eval]'. ({error})"
-    ) from error
+    needs = f"radd_hf.evaluation.lm_eval needs the lm-evaluation-harness: pip install 'radd_hf[lm-eval]'. ({error})"
+    if __name__ == "__main__":
+        raise SystemExit(f"lm_eval.py: error: {needs}") from error
+    raise ImportError(needs) from error
 
 DTYPES = ("float32", "bfloat16", "float16")
 # The harness's own default, where a model's length leaves room for it.

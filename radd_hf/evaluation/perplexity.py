@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
+from ..endings import check_output
 from ..hub.loading import load
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
@@ -44,8 +45,8 @@ class Arguments:
         },
     )
     split: str | None = field(default=None, metadata={"help": "default: the data set's usual one; of local text all"})
-    dataset_config: str | None = field(default=None, metadata={"help": "of a data set that is not in the list"})
-    text_column: str | None = field(default=None, metadata={"help": "of a data set that is not in the list"})
+    dataset_config: str | None = field(default=None, metadata={"help": "of another data set; of a folder, one in it"})
+    text_column: str | None = field(default=None, metadata={"help": "of another data set"})
     protocol: str = field(default="clean", metadata={"help": f"how the text is cut and averaged: one of {PROTOCOLS}"})
     tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: the model's"})
     special_tokens_in_text: bool = field(
@@ -96,7 +97,7 @@ def main(argv: list[str]) -> None:
     if args.output is not None and kept is not None:
         versions = {"radd_hf": __version__} | {name: version(name) for name in ("torch", "transformers", "datasets")}
         result = identity | figures | {"versions": versions}
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+        Path(args.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         kept.remove()
 
 
@@ -109,8 +110,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     args.mixed_precision = launched_precision(args.mixed_precision)
     if args.resume and args.output is None:
         raise ValueError("resume=True needs output=, beside which an interrupted evaluation keeps its rounds.")
-    if args.output is not None and not Path(args.output).parent.is_dir():
-        raise ValueError(f"output={args.output!r} must lie in a folder that exists.")
+    check_output("output", args.output)
     return args
 
 

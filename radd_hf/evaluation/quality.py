@@ -126,6 +126,7 @@ class Judgement(NatsPerToken):
     n_tokens: int  # scored
     n_texts: int
     n_truncated: int  # texts that went on where the judge's context ended
+    n_empty: int = 0  # texts without a token to score, which are left out and not among n_texts
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self) | {"perplexity": self.perplexity, "perplexity_error": self.perplexity_error}
@@ -189,7 +190,7 @@ def judge(
     batch_size: int = 8,
     max_length: int | None = None,
     eos_token: str | None = None,
-) -> Judgement:
+) -> Judgement | None:
     """The negative log-likelihood of `texts` under a judge; see [`load_judge`], and the head of this file.
 
     Every scored token counts once, whatever text it is in, and the result does not depend on the batch size. The first
@@ -209,15 +210,21 @@ def judge(
         eos_token: how the writer's end of a document is spelled in `texts`; the judge reads its own EOS there, or an
             empty line if it has none. None: texts are read as they are.
 
+    Returns:
+        None if no text has a token to score. A text without one, an empty sample say, is left out and counted.
+
     Raises:
-        ValueError: for no texts, a text without a token to score, `batch_size` or `max_length` out of range.
+        ValueError: for no texts, `batch_size` or `max_length` out of range.
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     limit = _limit(model, max_length)
-    whole = _encode(texts, tokenizer, eos_token)
+    encoded = _encode(texts, tokenizer, eos_token)
+    whole = [ids for ids in encoded if len(ids) > 1]  # without a BOS the first token is context alone
+    if not whole:
+        return None
     rows = [torch.tensor(ids[:limit]) for ids in whole]
     n_tokens = torch.tensor([len(row) - 1 for row in rows])  # (S,) scored: all but the first id, BOS or context
     nats = torch.zeros(len(rows), dtype=torch.float64)  # (S,)
@@ -234,6 +241,7 @@ def judge(
         n_tokens=total,
         n_texts=len(rows),
         n_truncated=sum(len(row) < len(ids) for row, ids in zip(rows, whole, strict=True)),
+        n_empty=len(texts) - len(whole),
     )
 
 
@@ -249,7 +257,7 @@ def _limit(model: PreTrainedModel, max_length: int | None) -> int | None:
 
 
 def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos_token: str | None = None) -> list[list[int]]:
-    """The judge's ids of each text, BOS before them if its tokenizer has one: at least two."""
+    """The judge's ids of each text, BOS before them if its tokenizer has one."""
     # Some tokenizers add a BOS of themselves, others (GPT-2's) have one and do not.
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     rows = []
@@ -259,10 +267,6 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos_token:
         documents = encode_text(text.split(eos_token) if eos_token else [text], tokenizer)
         row = [token for ids in documents for token in (tokenizer.eos_token_id, *ids)]
         rows.append([*bos, *row[1:]])  # EOS between documents
-    for index, row in enumerate(rows):
-        if len(row) < 2:
-            reason = "it is empty" if bos or not row else "its only token is context, as the judge has no BOS"
-            raise ValueError(f"texts[{index}]={texts[index]!r} has no token to score: {reason}.")
     return rows
 
 
@@ -407,7 +411,7 @@ def text_figures(
 
     Args:
         ids: (S, L), S >= 2, of `tokenizer`, which decodes them for the judge, special tokens and spaces as they are.
-        judged_by: what [`load_judge`] gives; None: "judgement" is None.
+        judged_by: what [`load_judge`] gives; None: "judgement" is None, as it is if all texts are empty.
         batch_size: texts in a forward of the judge.
     """
     deviation = torch.tensor([token_entropy([row]) for row in ids], dtype=torch.float64).std()
@@ -418,5 +422,5 @@ def text_figures(
     if judged_by is not None:
         texts = tokenizer.batch_decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         judgement = judge(texts, *judged_by, batch_size=batch_size, eos_token=cast(str | None, tokenizer.eos_token))
-        figures["judgement"] = judgement.to_dict()
+        figures["judgement"] = judgement and judgement.to_dict()
     return figures

@@ -25,7 +25,7 @@ class RoundsFile:
         self.known: dict[tuple[int, int], float] = {}
         identity = json.loads(json.dumps(identity))
         for path in self._files():
-            first, *lines = path.read_text().splitlines() or [""]
+            first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
             saved = _record(first)
             if not resume:
                 raise ValueError(f"{path} has the rounds of an interrupted evaluation: pass --resume, or remove it.")
@@ -43,10 +43,10 @@ class RoundsFile:
 
     def open(self) -> None:
         """After every process has read the files of all. A file that another number of processes left stays."""
-        text = self.path.read_text() if self.path.exists() else ""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         whole = text[: text.rfind("\n") + 1]  # a half-written line is computed again
-        self.path.write_text(whole or json.dumps(self.identity) + "\n")
-        self.file = self.path.open("a")
+        self.path.write_text(whole or json.dumps(self.identity) + "\n", encoding="utf-8")
+        self.file = self.path.open("a", encoding="utf-8")
 
     def add(self, sequence: int, number: int, nats: float) -> None:
         assert self.file is not None

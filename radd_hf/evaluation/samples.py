@@ -11,6 +11,7 @@ processes changes its random numbers. The first process scores them all under th
 
 import importlib.util
 import json
+import math
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from accelerate import Accelerator
 from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
+from ..endings import check_output
 from ..hub.loading import load
 from ..processes import launched_precision, make_accelerator, script_parser
 from ..settings_radd import GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS
@@ -58,6 +60,7 @@ class Arguments:
     reference_split: str | None = field(
         default=None, metadata={"help": "of it; default: validation of 'austen' (its held-out novel), else all"}
     )
+    text_column: str = field(default="text", metadata={"help": "of the reference, if it has columns"})
     special_tokens_in_text: bool = field(
         default=False,
         metadata={
@@ -147,7 +150,7 @@ def main(argv: list[str]) -> None:
         result["reference"] = text | figures_of(reference, f"text of {args.reference}")
     print(table(result))
     if args.output is not None:
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n")
+        Path(args.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if args.plot is not None:
         plot(result, args.plot)
 
@@ -201,13 +204,22 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
         if getattr(args, name) < least:
             raise ValueError(f"{name}={getattr(args, name)} must be at least {least}.")
     RaddGenerationConfig(**drawing)
-    for name in ("output", "plot"):
-        path = getattr(args, name)
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{name}={path!r}: there is no folder {str(Path(path).parent)!r}.")
-    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(f"plot={args.plot!r} needs matplotlib, which is not installed: pip install matplotlib")
+    check_output("output", args.output)
+    check_output("plot", args.plot)
+    if args.plot is not None:
+        check_plot(args.plot)
     return methods, orders, steps
+
+
+def check_plot(path: str) -> None:
+    """Refuses what cannot be drawn in the end."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"plot={path!r} needs matplotlib, which is not installed: pip install matplotlib")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = sorted(FigureCanvasBase.get_supported_filetypes())
+    if Path(path).suffix.removeprefix(".").lower() not in endings:
+        raise ValueError(f"plot={path!r} must end in one of {endings}.")
 
 
 def parse_list(name: str, value: str, allowed: Sequence[str] | None = None) -> list[str]:
@@ -238,7 +250,7 @@ def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor
     if args.reference is None:
         return None
     args.reference_split = args.reference_split or ("validation" if args.reference == "austen" else "all")
-    documents = load_documents(args.reference, args.reference_split)
+    documents = load_documents(args.reference, args.reference_split, text_column=args.text_column, argument="reference")
     tokens = tokenize(documents, tokenizer, special_tokens_in_text=args.special_tokens_in_text)
     return spread_rows(Blocks(tokens, length), args.n_samples)
 
@@ -282,6 +294,8 @@ def table(result: dict) -> str:
     judgements = [row["judgement"] for row in [*result["rows"], result["reference"]] if row and row["judgement"]]
     if any(judgement["n_truncated"] for judgement in judgements):
         notes.append("some texts were longer than the context of the judge, which read their beginnings")
+    if n_empty := sum(judgement.get("n_empty", 0) for judgement in judgements):
+        notes.append(f"{n_empty} texts were empty and are left out of the perplexity")
     notes.append("entropy: of the tokens of a sample, in nats; +- is one standard error, of the choice of samples")
     body = [
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
@@ -355,6 +369,8 @@ def plot(result: dict, path: str) -> None:
 
 def height(panel: str, figures: dict) -> tuple[float, float]:
     """Returns the value of a point of the plot, and its standard error."""
+    if panel == "generative perplexity" and figures["judgement"] is None:  # all samples are empty
+        return math.nan, math.nan
     if panel == "generative perplexity":
         return figures["judgement"]["perplexity"], figures["judgement"]["perplexity_error"]
     return figures["token_entropy"], figures["token_entropy_error"]

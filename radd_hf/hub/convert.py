@@ -19,7 +19,6 @@ authors' released layout (`to_original`). A target appears complete or not at al
 import argparse
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from transformers.utils import extract_commit_hash
 
 from ..configuration_radd import RaddConfig
 from ..data.documents import add_mask_token
+from ..endings import run_program
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
 from .loading import (
     FREQUENCIES,
@@ -448,4 +448,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, "radd convert")

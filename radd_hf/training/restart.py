@@ -93,6 +93,7 @@ RULES = {
     "judge": FREE,
     "keep_last": FREE,
     "log_with": FREE,
+    "force": FREE,
 }
 
 

@@ -208,18 +208,21 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         texts = self.tokenizer.batch_decode(rows)
         for index, text in enumerate(texts):
-            (folder / f"{index}.txt").write_text(text)
+            (folder / f"{index}.txt").write_text(text, encoding="utf-8")
         figures = {"sample_token_entropy": token_entropy(rows)}
         if judged_by is not None:
             judgement = judge(texts, *judged_by, eos_token=self.tokenizer.eos_token)
-            figures["sample_perplexity"] = judgement.perplexity
+            if judgement is not None:
+                figures["sample_perplexity"] = judgement.perplexity
+            if n_empty := count if judgement is None else judgement.n_empty:
+                figures["sample_empty_texts"] = n_empty  # which the judge left out
         return figures
 
     def log(self, note: str = "", **figures) -> None:
         """To metrics.jsonl, the trackers and, with a note, the log; by the first process."""
         if not self.accelerator.is_main_process:
             return
-        with (self.output / "metrics.jsonl").open("a") as file:
+        with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **figures}) + "\n")
         self.accelerator.log({k: v for k, v in figures.items() if isinstance(v, (int, float))}, step=self.step)
         line = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in figures.items())
@@ -231,7 +234,7 @@ def drop_later_metrics(file: Path, step: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -239,7 +242,7 @@ def drop_later_metrics(file: Path, step: int) -> None:
         if record["step"] <= step and not any(name.startswith("final_") for name in record):
             kept.append(line + "\n")
     beside = file.with_suffix(".partial")
-    beside.write_text("".join(kept))
+    beside.write_text("".join(kept), encoding="utf-8")
     beside.replace(file)
 
 

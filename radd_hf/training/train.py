@@ -41,7 +41,9 @@ from ..data.collator import DiffusionCollator
 from ..data.documents import (
     LEAST_VOCABULARY,
     add_mask_token,
+    check_text,
     load_documents,
+    load_validation,
     tokenize,
     train_tokenizer,
     vocabulary_size,
@@ -63,6 +65,7 @@ from ..processes import (
 from ..randomness_radd import stream_seed
 from .adapters import add_adapters
 from .averages import Ema
+from .memory import check_memory
 from .prepare import Preparation, Step, to_device
 from .restart import check_settings, restoring
 from .run import Run, drop_later_metrics, last_checkpoint
@@ -119,13 +122,15 @@ class DataArguments:
             "'austen', a data set of the Hub, or local .txt, .jsonl, .json or .parquet: file, folder, pattern"
         ),
     )
-    dataset_config: str | None = field(default=None, metadata=help_("of a data set of the Hub"))
+    dataset_config: str | None = field(default=None, metadata=help_("of a data set of the Hub; of a folder, one in it"))
     text_column: str = "text"
     streaming: bool = field(default=False, metadata=help_("read while training, without a copy on the disk"))
     held_out: float = field(
         default=0.05, metadata=help_("for validation, if the data has no such split: fraction or number of documents")
     )
-    validation_dataset: str | None = field(default=None, metadata=help_("whose validation split is scored instead"))
+    validation_dataset: str | None = field(
+        default=None, metadata=help_("that is scored instead: its split validation, else test, else all of it")
+    )
     validation_config: str | None = None
     tokenizer: str | None = field(
         default=None, metadata=help_("name or folder; default: of init_from, or a BPE of the training text")
@@ -177,6 +182,7 @@ class TrainingArguments:
         default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
     )
     compile_backend: str | None = field(default=None, metadata=help_("of torch.compile; inductor if none is named"))
+    force: bool = field(default=False, metadata=help_("train although a step needs more memory than there is"))
     deterministic: bool = field(
         default=False, metadata=help_("the same bits in every run on the same card, also after a restart; slower there")
     )
@@ -212,7 +218,10 @@ def run_training(
         check_settings(last, settings)
     if base is not None:
         check_base(model_args, base)
+    if args.attn_implementation == "flex_attention" and accelerator.device.type == "cpu":
+        raise ValueError("attn_implementation='flex_attention' does not train on a processor: use sdpa or eager.")
     tokenizer = named_tokenizer(model_args, data_args, base, last)
+    check_memory_of_a_step(model_args, data_args, args, base, tokenizer, accelerator)
     with accelerator.local_main_process_first():  # it tokenises, and the others find that done
         data = load_data(data_args, args, base, tokenizer)
     run = build(model_args, data_args, args, base, data, accelerator, settings)
@@ -261,6 +270,37 @@ def resolved_settings(
     return settings | said
 
 
+def check_memory_of_a_step(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    base: RaddConfig | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    accelerator: Accelerator,
+) -> None:
+    """Refuses what cannot fit before any text is read; of a sharded model, whose parts are elsewhere, nothing."""
+    if args.force or sharding_of(accelerator) != "none":
+        return
+    start, given = base or RaddConfig(), given_settings(model_args)
+    changes: dict[str, Any] = {"max_position_embeddings": data_args.length or start.max_position_embeddings}
+    if base is None:
+        made = data_args.vocab_size or VOCAB_SIZE
+        vocab_size = made if tokenizer is None else max(vocabulary_size(tokenizer), add_mask_token(tokenizer) + 1)
+        changes |= {"vocab_size": vocab_size, "mask_token_id": None, "intermediate_size": None}
+    config = RaddConfig.from_dict(start.to_dict() | changes | given)
+    config._attn_implementation = args.attn_implementation
+    check_memory(
+        config,
+        batch_size=args.batch_size,
+        accumulation=cast(int, args.accumulation),
+        processes=accelerator.num_processes,
+        checkpointing=args.gradient_checkpointing,
+        half=accelerator.mixed_precision != "no",
+        adapters=model_args.lora_rank > 0,
+        device=accelerator.device,
+    )
+
+
 @dataclass
 class Data:
     tokenizer: PreTrainedTokenizerBase
@@ -288,15 +328,20 @@ def load_data(
         held_out = load_documents(data_args.dataset, "validation", held_out=data_args.held_out, **source)
     else:
         documents = load_documents(data_args.dataset, "train", held_out=0, **source)
-        config = data_args.validation_config
-        held_out = load_documents(data_args.validation_dataset, "validation", config=config, text_column=column)
+        held_out = load_validation(
+            data_args.validation_dataset,
+            config=data_args.validation_config,
+            text_column=column,
+            argument="validation_dataset",
+        )
     if tokenizer is None:
         texts = (text for batch in documents.iter(1000) for text in batch["text"])
         tokenizer = train_tokenizer(texts, data_args.vocab_size or VOCAB_SIZE)
     length = (base or RaddConfig()).max_position_embeddings if data_args.length is None else data_args.length
 
     if isinstance(held_out, IterableDataset):
-        held_out = Dataset.from_dict({"text": [document["text"] for document in held_out]})
+        read = Dataset.from_dict({"text": [document["text"] for document in held_out]})
+        held_out = check_text(read, f"what is held out of dataset={data_args.dataset!r}")
     spelled = data_args.special_tokens_in_text
     validation = Blocks(tokenize(held_out, tokenizer, workers, spelled), length, tail=True)
     if isinstance(documents, IterableDataset):
@@ -450,6 +495,17 @@ def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accele
     for module in model.modules():  # each layer is a unit whose weights are gathered, which no graph goes across
         if isinstance(module, RaddLayer):
             module.compile(backend=backend)
+
+
+def check_compilation(args: TrainingArguments) -> None:
+    """Refuses a backend that torch does not have, or that nothing would be compiled by."""
+    if args.compile_backend is None:
+        return
+    if args.compile is False:
+        raise ValueError(f"compile_backend={args.compile_backend!r} is of compile=True, and compile=False was given.")
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if args.compile_backend not in backends:
+        raise ValueError(f"compile_backend={args.compile_backend!r} must be one of {backends}.")
 
 
 def begin(run: Run) -> None:
@@ -630,7 +686,7 @@ def logging_to(output: Path, accelerator: Accelerator) -> Iterator[None]:
     shown: list[logging.Handler] = [logging.NullHandler()]
     if accelerator.is_main_process:
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-        shown, handlers = [logging.StreamHandler()], [logging.FileHandler(output / "train.log")]
+        shown, handlers = [logging.StreamHandler()], [logging.FileHandler(output / "train.log", encoding="utf-8")]
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=shown)  # nothing where there are handlers
     for handler in handlers:
         handler.setFormatter(logging.Formatter(LOG_FORMAT))
@@ -674,12 +730,17 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     take_from_launcher(args)
     steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
     least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)
-    least |= {"n_samples": 0, "lora_rank": 0, "vocab_size": LEAST_VOCABULARY}
+    least |= dict.fromkeys(("n_samples", "lora_rank", "learning_rate", "weight_decay", "warmup_steps"), 0)
+    least["vocab_size"] = LEAST_VOCABULARY
+    fractions = ("adam_beta1", "adam_beta2", "ema_decay", "lora_dropout")
     for name, value in (asdict(model_args) | asdict(data_args) | asdict(args)).items():
-        if name in least and value is not None and value < least[name]:
+        if name in least and value is not None and not value >= least[name]:
             raise ValueError(f"{name}={value} must be at least {least[name]}.")
+        if name in fractions and not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must lie in [0, 1).")
     if args.lr_schedule not in SCHEDULES:
         raise ValueError(f"lr_schedule={args.lr_schedule!r} must be one of {SCHEDULES}.")
+    check_compilation(args)
     check_loss_type(args.loss_type)
     check_passes(args.eval_passes)
     RaddGenerationConfig(

@@ -217,7 +217,7 @@ def test_another_data_set_is_taken_as_it_stands(tmp_path, load, tiny_tokenizer):
     for split in ("train", "validation", "test"):
         parquet(tmp_path / f"{split}.parquet", [f"of {split} , as it stands"] * 40, "body")
     text = load(str(tmp_path), text_column="body")
-    expected = [f"of {split} , as it stands" for split in ("train", "validation") for _ in range(40)]
+    expected = [f"of {split} , as it stands" for split in ("train", "validation", "test") for _ in range(40)]
     assert torch.cat(list(text.blocks)).tolist() == ids_of(expected, tiny_tokenizer)
     assert (text.description["split"], text.description["end_of_text"]) == ("all", "after each document")
     radd = load(str(tmp_path), text_column="body", protocol="radd")
@@ -347,9 +347,13 @@ def test_what_was_prepared_is_not_prepared_again_unless_the_rules_changed(local,
         ("lm1b", {"protocol": "sedd"}, r"protocol='sedd' must be one of \('clean', 'radd'\)"),
         ("lm1b", {"length": 0}, "length=0 must be at least 1"),
         ("lm1b", {"split": "validation"}, r"split='validation' must be one of \['test', 'train'\] for dataset='lm1b'"),
-        ("austen", {"split": "test"}, r"split='test' must be one of \['all', 'train', 'validation'\]"),
-        ("lm1b", {"config": "plain"}, "config='plain' is for other data sets: dataset='lm1b' has its own"),
-        ("lm1b", {"text_column": "body"}, "text_column='body' is for other data sets"),
+        ("austen", {"split": "test"}, r"dataset='austen' has no split 'test'; it has \['all', 'train', 'validation'\]"),
+        ("lm1b", {"config": "plain"}, "dataset='lm1b' has a configuration and a column of its own: leave out 'plain'"),
+        (
+            "lm1b",
+            {"text_column": "body"},
+            "has a configuration and a column of its own: leave out 'body'",
+        ),
         ("no-such/name", {}, "dataset='no-such/name' could not be read"),
         ("lm1b", {"protocol": "radd", "length": 10_000}, "length=10000 leaves no block of dataset='lm1b'"),
     ],

@@ -233,11 +233,11 @@ def test_a_null_document_and_a_tokenizer_without_eos_are_refused(tiny_tokenizer)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "test"}, r"split='test' must be one of \['all', 'train', 'validation'\]"),
-        ({"source": "/no/such/file"}, "dataset='/no/such/file' could not be read: FileNotFoundError"),
+        ({"split": "test"}, r"dataset='.*' has no split 'test'; it has \['all', 'train'\]"),
+        ({"source": "/no/such/file"}, "dataset='/no/such/file' could not be read: no file or folder has this name"),
         ({"source": "no-such/name"}, "dataset='no-such/name' could not be read"),
-        ({"text_column": "body"}, r"text_column='body' must be one of \['text', 'number'\]"),
-        ({"text_column": "number"}, "text_column='number' of dataset=.* must hold strings"),
+        ({"text_column": "body"}, r"jsonl, line 1: text_column='body' must be one of \['text', 'number'\]"),
+        ({"text_column": "number"}, r"documents\.jsonl, line 1: 'number' must be a string, and is 0"),
         ({"held_out": 300}, r"held_out=300 of the 300 documents .* leaves none"),
         ({"held_out": -1}, r"held_out=-1 must be a fraction"),
         ({"held_out": 1.5}, r"held_out=1\.5 must be a fraction"),
@@ -253,10 +253,10 @@ def test_what_cannot_be_is_refused_by_name(tmp_path, settings, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("broken.jsonl", b'{"text": "whole"}\n{"text": ', r"broken\.jsonl' could not be read"),
-        ("latin.txt", b"caf\xe9", r"latin\.txt' could not be read: UnicodeDecodeError"),
-        ("broken.parquet", b"PAR1", r"broken\.parquet' could not be read: ArrowInvalid"),
-        ("empty.txt", b" \n", "is empty"),
+        ("broken.jsonl", b'{"text": "whole"}\n{"text": ', r"broken\.jsonl, line 2: Expecting value, at character 9"),
+        ("latin.txt", b"caf\xe9", r"latin\.txt, line 1: the byte 0xe9 is not UTF-8"),
+        ("broken.parquet", b"PAR1", r"broken\.parquet: ArrowInvalid"),
+        ("empty.txt", b" \n", "has no text: 1 documents, all empty"),
         ("picture.png", b"", "must hold files of one kind"),
     ],
 )

@@ -134,8 +134,9 @@ def test_the_authors_checkpoints_are_evaluated_as_they_are(evaluate, golden, che
         ({"protocol": "paper"}, "protocol='paper' must be one of"),
         ({"passes": 3}, "passes=3 must be a positive multiple of 2"),
         ({"dataset": "/no/such/text"}, "dataset='/no/such/text' could not be read"),
-        ({"dataset": "austen", "split": "dev"}, "split='dev' must be one of"),
-        ({"output": "/no/such/folder/result.json"}, "output='/no/such/folder/result.json' must lie in a folder"),
+        ({"dataset": "austen", "split": "dev"}, "dataset='austen' has no split 'dev'; it has"),
+        ({"output": "/no/such/folder/result.json"}, "output='/no/such/folder/result.json': there is no folder"),
+        ({"output": "/"}, "output='/' must be a file, and is a folder"),
         (
             {"model": GOLDEN / "run"},
             r"model='.*golden/run' is a training run of the authors' code: convert it first: radd convert",

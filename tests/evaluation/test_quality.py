@@ -3,6 +3,7 @@
 import copy
 import math
 import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -278,7 +279,6 @@ def test_a_judge_in_training_mode_is_judged_without_dropout_and_left_as_it_was(g
     [
         ([], {}, "at least one text"),
         ("a single man", {}, "must be a list"),
-        (["x", ""], {}, r"texts\[1\]='' has no token to score: it is empty"),
         (["x"], {"batch_size": 0}, "batch_size=0"),
         (["x"], {"max_length": 1}, "max_length=1 must be at least 2 and at most 16"),
         (["x"], {"max_length": 17}, "max_length=17"),
@@ -289,10 +289,18 @@ def test_bad_arguments_are_refused_by_name(gpt2, texts, arguments, message):
         judge(texts, *gpt2, **arguments)
 
 
+def test_texts_without_a_token_to_score_are_left_out_and_counted(gpt2):
+    expected = judge(TEXTS, *gpt2)
+    result = judge(["", *TEXTS, ""], *gpt2)
+    assert result == replace(expected, n_empty=2)
+    assert judge(["", ""], *gpt2) is None
+
+
 def test_without_a_bos_a_single_token_cannot_be_scored(write_judge):
     model, tokenizer = load_judge(write_judge(random_judge("gpt2"), bos=False))
-    with pytest.raises(ValueError, match=r"texts\[2\]='x' has no token to score: its only token is context"):
-        judge(TEXTS, model, tokenizer)
+    assert TEXTS[2] == "x"
+    assert judge(TEXTS, model, tokenizer).n_empty == 1
+    assert judge(["x"], model, tokenizer) is None
 
 
 # ---------------------------------------------------------------------------------------------------------

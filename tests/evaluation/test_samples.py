@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
 from radd_hf.evaluation import samples
@@ -169,6 +169,24 @@ def test_texts_that_the_judge_read_in_part_are_mentioned(evaluate, folders, caps
     assert "longer than the context of the judge" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("n_empty", [2, 6])
+def test_empty_texts_do_not_end_the_evaluation_but_are_counted(
+    evaluate, folders, monkeypatch, tmp_path, capsys, n_empty
+):
+    pytest.importorskip("matplotlib")
+    decode = PreTrainedTokenizerBase.batch_decode
+    monkeypatch.setattr(
+        PreTrainedTokenizerBase, "batch_decode", lambda *a, **k: [""] * n_empty + decode(*a, **k)[n_empty:]
+    )
+    result = evaluate(methods="first_hitting", judge=folders.judge, plot=tmp_path / "picture.png")
+    judgement, out = result["rows"][0]["judgement"], capsys.readouterr().out
+    if n_empty == 6:
+        assert judgement is None, "there is nothing to judge"
+    else:
+        assert (judgement["n_empty"], judgement["n_texts"]) == (2, 4)
+        assert "2 texts were empty and are left out of the perplexity" in out
+
+
 def test_two_processes_write_and_measure_what_one_does(evaluate, folders, tmp_path):
     expected = without_times(evaluate(judge=folders.judge, n_samples=5))
     output = tmp_path / "two.json"
@@ -229,8 +247,10 @@ def test_the_page_shows_the_table_of_the_recorded_result():
         ({"temperature": -1}, "temperature=-1"),
         ({"top_p": 2}, "top_p=2"),
         ({"output": "no/such/folder/result.json"}, "output='no/such/folder/result.json': there is no folder"),
+        ({"output": "/"}, "output='/' must be a file, and is a folder"),
+        ({"plot": "picture.nope"}, r"plot='picture\.nope' must end in one of \["),
         ({"judge": "no/such/judge"}, "judge='no/such/judge' cannot be loaded"),
-        ({"reference": "no/such/text"}, "dataset='no/such/text' could not be read"),
+        ({"reference": "no/such/text"}, "reference='no/such/text' could not be read"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_by_name_before_anything_is_written(evaluate, monkeypatch, flags, message):

@@ -8,6 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from benchmarks import training_cost as cost
 from radd_hf import RaddConfig, RaddForMaskedLM, kernels_radd, modeling_radd
 from radd_hf.hub.facts import count_parameters, forward_flops
+from radd_hf.training import memory
 from support.paths import CHECKPOINT, ROOT
 
 BATCH, LENGTH = 3, 16
@@ -68,7 +69,7 @@ def test_a_layer_keeps_as_many_bytes_as_said(monkeypatch):
 
     a_layer = {batch: kept(4, batch) - kept(3, batch) for batch in (2, 4)}
     config = RaddConfig(**SIZES, hidden_dropout=0.1)
-    assert a_layer[4] - a_layer[2] == 2 * LENGTH * cost.layer_bytes(config)
+    assert a_layer[4] - a_layer[2] == 2 * LENGTH * memory.layer_bytes(config)
 
 
 def test_parameters_are_counted_on_the_real_model():

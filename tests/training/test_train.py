@@ -224,12 +224,42 @@ def test_a_run_may_go_on_with_another_accumulation_from_any_step(run, tmp_path):
         ({"judge": "/no/such/model"}, "judge='/no/such/model' cannot be loaded"),
         ({"streaming": True, "held_out": 1}, "streaming=True needs a tokenizer"),
         ({"lora_rank": -1}, "lora_rank=-1 must be at least 0"),
-        ({"length": 10**6}, "length=1000000 must be at least 1 and at most the data"),
+        ({"learning_rate": -1}, r"learning_rate=-1\.0 must be at least 0"),
+        ({"adam_beta2": 1}, r"adam_beta2=1\.0 must lie in \[0, 1\)"),
+        ({"lr_schedule": "steep"}, r"lr_schedule='steep' must be one of \['linear', "),
+        ({"compile": True, "compile_backend": "none"}, r"compile_backend='none' must be one of \['aot_eager', "),
+        ({"compile": False, "compile_backend": "eager"}, "compile_backend='eager' is of compile=True"),
+        ({"attn_implementation": "flex_attention"}, "attn_implementation='flex_attention' does not train on a proc"),
+        ({"length": 10**6, "force": True}, "length=1000000 must be at least 1 and at most the data"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(run, settings, message):
     with pytest.raises(ValueError, match=message):
         run(**settings)
+
+
+def test_a_held_out_text_that_is_empty_is_refused_before_training(run, tmp_path, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(train, "build", lambda *_: pytest.fail("it began"))
+    (tmp_path / "blank.txt").write_text("\n \n")
+    rows = [{"text": " \n"}, *[{"text": SENTENCES}] * 50, {"text": ""}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stream = {"streaming": True, "tokenizer": tiny_tokenizer.name_or_path}
+    for settings, message in (
+        ({"validation_dataset": tmp_path / "blank.txt"}, r"validation_dataset='.*blank\.txt' has no text: 1 documents"),
+        ({"dataset": tmp_path / "rows.jsonl", "held_out": 1}, r"dataset='.*' has no text: 1 documents, all empty"),
+        ({"dataset": tmp_path / "rows.jsonl", "held_out": 1, **stream}, r"what is held out of dataset=.* has no text"),
+        ({"dataset": tmp_path / "blank.txt"}, r"dataset='.*blank\.txt' has no text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(**settings)
+
+
+def test_a_validation_file_is_scored_whole(run, tiny_text, tmp_path, monkeypatch):
+    (tmp_path / "held_out.txt").write_text(SENTENCES * 5)
+    scored = []
+    monkeypatch.setattr(train, "train", lambda run, data, *_: scored.append(data.validation.n_bytes))
+    run(validation_dataset=tmp_path / "held_out.txt")
+    assert scored == [5 * len(SENTENCES)]
 
 
 def test_a_launchers_world_that_accelerate_does_not_share_is_refused(run, monkeypatch):

@@ -1,0 +1,384 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""From a local folder, file or pattern to documents: which files are read, which split each is of, what is in them.
+
+    "corpus"   a folder: every file in it, at any depth, that ends in .txt, .jsonl, .json or .parquet (or that and .gz,
+               .bz2, .xz, .zst). Hidden files, other endings, README and LICENSE are left out, and a line says so.
+    "a.txt"    a file; a name with brackets such as "a[1].txt" is that file if it exists.
+    "*/*.txt"  a pattern: every file that matches it.
+
+A folder has splits if its files say so, all of them: by the name of a folder in it (train/, validation/, test/) or by
+their own (train.txt, validation-00000-of-00002.parquet). "train journey.txt" is no split, but a document. A file or a
+pattern is one text, whatever the names.
+
+A fault is an [`Unreadable`] that names the file and the line or row.
+"""
+
+import bz2
+import glob
+import gzip
+import importlib.util
+import inspect
+import json
+import logging
+import lzma
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import (
+    ArrowBasedBuilder,
+    BuilderConfig,
+    Dataset,
+    DatasetInfo,
+    Features,
+    IterableDataset,
+    SplitGenerator,
+    Value,
+)
+from datasets.fingerprint import Hasher
+
+logger = logging.getLogger(__name__)
+
+# Endings of files, and what is in them; each may be followed by one of COMPRESSED.
+KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+ENDINGS = f"{', '.join(KINDS)} (or compressed: {', '.join(COMPRESSED)})"
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+# A split's name, and the number that a part of it may have: train, test_01, train-00000-of-00002, with a hash.
+SPLIT_STEM = re.compile(rf"({'|'.join(SPLITS)})([-_.]\d+(-of-\d+)?(-[0-9a-f]+)?)?")
+# Files of a folder that are about the data, whatever they end in.
+ABOUT = ("readme", "license", "licence", "copying", "dataset_info", "dataset_infos")
+
+# Text has no limit of 2 GB, as it has in the type "string".
+TEXT = Features({"text": Value("large_string")})
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What is written to the cache at once: at most so many documents, and no more of them after so many characters.
+DOCUMENTS, CHARACTERS = 128, 2**26
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+Columns = TypeVar("Columns", bound=Collection[str])
+
+
+class Refused(ValueError):
+    """What was asked for cannot be; the message names the argument."""
+
+
+class Unreadable(ValueError):
+    """A file is at fault; the message names it and the place in it."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Which files
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LocalText:
+    """The files of each split, all of one kind."""
+
+    kind: str  # of KINDS
+    splits: dict[str, list[Path]]
+
+
+def looks_local(source: str) -> bool:
+    """Tells a path from the name of a data set of the Hub, which has one slash at most and no such ending."""
+    ends = source.removesuffix(_compression(Path(source))).endswith(tuple(KINDS))
+    return ends or source.startswith(("/", "./", "../", "~")) or source.count("/") > 1 or glob.has_magic(source)
+
+
+def find_files(path: Path, name: str) -> LocalText | None:
+    """The files of a folder, a file or a pattern; None where there is nothing of that name.
+
+    Args:
+        name: of the argument and its value, for messages.
+
+    Raises:
+        Refused: for a folder without readable files, with several kinds of them, or of which only some files name
+            their split; for a file with another ending.
+    """
+    if path.is_dir():
+        return _files_of_folder(path, name)
+    # A name that exists is no pattern. `glob` takes both; Path.glob would not take an absolute one.
+    found = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        return None
+    readable = files if files == [path] else [file for file in files if ending_of(file) in KINDS] or files
+    return LocalText(_kind(readable, name), {"train": readable})
+
+
+def _files_of_folder(folder: Path, name: str) -> LocalText:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    reasons = {file: _left_out(file.relative_to(folder)) for file in files}
+    read = [file for file in files if reasons[file] is None]
+    left_out = Counter(reason for reason in reasons.values() if reason is not None)
+    others = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
+    if not read:
+        raise Refused(f"{name} holds no file that ends in {ENDINGS}; it has {others or 'no files'}.")
+    kind = _kind(read, name)
+    by_split: dict[str, list[Path]] = {}
+    for file in read:
+        by_split.setdefault(_split_of(file.relative_to(folder)) or "", []).append(file)
+    unnamed = by_split.pop("", [])
+    if unnamed and by_split:
+        split, (file, *_) = next(iter(by_split.items()))
+        named, other = file.relative_to(folder), unnamed[0].relative_to(folder)
+        raise Refused(
+            f"{name}: {named} is named as the split {split!r}, and {other} as none. To read all files as one text, "
+            f"give a pattern, such as {str(folder / '**' / ('*' + ending_of(file)))!r}."
+        )
+    endings = " and ".join(sorted({ending_of(file) for file in read}))
+    number = "1 file is" if len(read) == 1 else f"{len(read)} files are"
+    _say(f"{name}: {number} read, ending in {endings}", f"; left out: {others}" if others else "")
+    splits = {"train": unnamed, **by_split} if unnamed else by_split
+    return LocalText(kind, {split: splits[split] for split in ("train", "validation", "test") if split in splits})
+
+
+def _left_out(file: Path) -> str | None:
+    """Why a file of a folder is not read, None if it is."""
+    if any(part.startswith(".") for part in file.parts) or any(part.startswith("__") for part in file.parts[:-1]):
+        return "hidden"
+    if file.name.split(".")[0].lower() in ABOUT:
+        return f"named {file.name}"
+    if ending_of(file) not in KINDS:
+        return f"ending in {file.suffix}" if file.suffix else "without an ending"
+    return None
+
+
+def _compression(file: Path) -> str:
+    return file.suffix if file.suffix in COMPRESSED else ""
+
+
+def ending_of(file: Path) -> str:
+    return Path(file.name.removesuffix(_compression(file))).suffix
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file of a folder is of by its path there, None if that names none."""
+    for folder in reversed(file.parts[:-1]):
+        if folder.lower() in SPLITS:
+            return SPLITS[folder.lower()]
+    stem = file.name.removesuffix(_compression(file)).removesuffix(ending_of(file))
+    found = SPLIT_STEM.fullmatch(stem.lower())
+    return SPLITS[found[1]] if found else None
+
+
+def _kind(files: list[Path], name: str) -> str:
+    """The kind of all files; raises a ValueError where they have several, or a file cannot be read here."""
+    endings = Counter(ending_of(file) for file in files)
+    kinds = {KINDS.get(ending) for ending in endings}
+    if len(kinds) != 1 or None in kinds:
+        has = ", ".join(f"{count} of {ending or 'none'}" for ending, count in sorted(endings.items()))
+        raise Refused(f"{name} must hold files of one kind, ending in {ENDINGS}; it has {has}: give a pattern.")
+    packed = [file for file in files if file.suffix == ".zst"]
+    if packed and importlib.util.find_spec("zstandard") is None:
+        raise Refused(f"{name}: {packed[0].name} needs a package that is not installed: pip install zstandard")
+    return cast(str, kinds.pop())
+
+
+@cache  # each line once
+def _say(line: str, warning: str) -> None:
+    logger.log(logging.WARNING if warning else logging.INFO, "%s%s", line, warning)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is in them
+# ---------------------------------------------------------------------------------------------------------
+
+
+def read_files(kind: str, files: Sequence[Path], column: str, streaming: bool) -> Dataset | IterableDataset:
+    """The documents of files in the column "text", in the cache of `datasets`, or read when they are asked for.
+
+    Raises:
+        Unreadable: for a file that is at fault, perhaps wrapped by `datasets`; of a stream for the first document, and
+            for the others when they are read; for files without a document.
+    """
+    # Files that changed are read anew, and all are when the rules of this file have changed.
+    stamps = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    given: dict[str, Any] = {"files": stamps, "kind": kind, "column": column}
+    # A wrong column, or a stream's first fault, is told at once. A text is not read twice for that.
+    with closing(_documents(**given)) as documents:
+        none = (kind != "text" or streaming) and next(documents, None) is None
+    if none:
+        raise Unreadable(f"there is no document in {', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}.")
+    if streaming:
+        return IterableDataset.from_generator(_documents, features=TEXT, gen_kwargs=given)
+    name = Hasher.hash((given, inspect.getsource(sys.modules[__name__])))
+    longest = max(size for _, size, _ in stamps) if kind == "text" else 1
+    builder = _Reader(config_id=name, writer_batch_size=min(DOCUMENTS, CHARACTERS // max(longest, 1) + 1), **given)
+    builder.download_and_prepare()
+    return builder.as_dataset(split="train")
+
+
+@dataclass
+class _ReaderConfig(BuilderConfig):
+    files: Sequence[tuple[str, int, int]] = ()
+    kind: str = "text"
+    column: str = "text"
+
+
+class _Reader(ArrowBasedBuilder):
+    """Writes documents to the cache of `datasets`, a table of a few at a time.
+
+    `Dataset.from_generator` would make a "string" of each before it is the type that is asked for, and fail at 2 GB.
+    """
+
+    BUILDER_CONFIG_CLASS = _ReaderConfig
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo(features=TEXT)
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        config = self.config
+        given = {"files": list(config.files), "kind": config.kind, "column": config.column}
+        return [SplitGenerator(name="train", gen_kwargs=given)]
+
+    def _generate_tables(self, **given: Any) -> Iterator[tuple[int, pa.Table]]:
+        texts, size, number = list[str](), 0, 0
+        for document in _documents(**given):
+            texts.append(document["text"])
+            size += len(texts[-1])
+            if len(texts) == DOCUMENTS or size > CHARACTERS:
+                yield number, table_of(texts)
+                texts, size, number = [], 0, number + 1
+        if texts:
+            yield number, table_of(texts)
+
+
+def table_of(texts: list[str]) -> pa.Table:
+    """Texts as a column "text" of any size; `Dataset.from_dict` would make a "string" of each on the way."""
+    return pa.table({"text": pa.array(texts, type=pa.large_string())})
+
+
+def _documents(files: Sequence[tuple[str, int, int]], kind: str, column: str) -> Generator[dict[str, str], None, None]:
+    for name, _, _ in files:
+        file = Path(name)
+        try:
+            for place, text in READERS[kind](file, column):
+                if not isinstance(text, str):
+                    fault = "is null: leave such rows out" if text is None else f"must be a string, and is {text!r:.60}"
+                    raise Unreadable(f"{place}: {column!r} {fault}.")
+                if not text.isascii() and (found := SURROGATE.search(text)):
+                    raise Unreadable(f"{place}: {column!r} has half of a surrogate pair, {found[0]!r}, and is no text.")
+                yield {"text": text}
+        except Unreadable:
+            raise
+        except EOFError as error:
+            raise Unreadable(f"{file} ends before its compressed data does: it was not written to the end.") from error
+        except Exception as error:  # damaged files can end in any
+            reason = " ".join(str(error).split())
+            raise Unreadable(f"{file}: {type(error).__name__}: {reason}") from error
+
+
+def _open(file: Path) -> BinaryIO:
+    """The bytes of a file, decompressed."""
+    if file.suffix == ".zst":
+        import zstandard  # here, since it is optional
+
+        return cast(BinaryIO, zstandard.open(file, "rb"))
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast(BinaryIO, openers.get(file.suffix, open)(file, "rb"))
+
+
+def _decode(data: bytes, file: Path, first_line: int = 1) -> str:
+    """UTF-8 without the byte order mark that may begin it."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Unreadable(f"{file} is in UTF-16: save it as UTF-8, by iconv -f UTF-16 -t UTF-8 say.")
+    data = data.removeprefix(BYTE_ORDER_MARK)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + data.count(b"\n", 0, error.start)
+        raise Unreadable(
+            f"{file}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8, by "
+            "iconv -f LATIN1 -t UTF-8 say."
+        ) from None
+
+
+def _text_of_file(file: Path, column: str) -> Iterator[tuple[str, str]]:
+    """The file as one document, its line ends as on Unix."""
+    _in_columns(["text"], column, str(file))
+    with _open(file) as stream:
+        data = stream.read()
+    text = _decode(data, file)
+    changes = ["a byte order mark is left out"] if data.startswith(BYTE_ORDER_MARK) else []
+    del data
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise Unreadable(f"{file}, line {line}: a NUL: it is no text in UTF-8.")
+    if "\r\n" in text:
+        text = text.replace("\r\n", "\n")
+        changes.append("line ends CR LF are read as LF")
+    if changes:
+        logger.warning("%s: %s", file, " and ".join(changes))
+    yield str(file), text
+
+
+def _rows_of_json(file: Path) -> Iterator[tuple[str, Any]]:
+    """The place and the object of every line; of a file that is a list, or one object on many lines, of each item."""
+    with _open(file) as stream:
+        first = next((line for line in stream if line.strip()), b"").removeprefix(BYTE_ORDER_MARK).strip()
+    if first.startswith(b"[") or first == b"{":
+        with _open(file) as stream:
+            whole = _parse(stream.read(), file, 1)
+        for number, item in enumerate(whole if isinstance(whole, list) else [whole], start=1):
+            yield f"{file}, item {number}", item
+        return
+    with _open(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"{file}, line {number}", _parse(line.rstrip(), file, number)
+
+
+def _parse(data: bytes, file: Path, first_line: int) -> Any:
+    text = _decode(data, file, first_line)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise Unreadable(f"{file}, line {line}: {error.msg}, at character {error.colno}: it is no JSON.") from None
+
+
+def _texts_of_json(file: Path, column: str) -> Iterator[tuple[str, Any]]:
+    for place, row in _rows_of_json(file):
+        if not isinstance(row, dict):
+            raise Unreadable(f"{place} must be an object with columns, and is {row!r:.60}.")
+        yield place, _in_columns(row, column, place)[column]
+
+
+def _texts_of_parquet(file: Path, column: str) -> Iterator[tuple[str, Any]]:
+    with _open(file) as stream:
+        parquet = pq.ParquetFile(stream)
+        _in_columns(parquet.schema_arrow.names, column, str(file))
+        number = 0
+        for batch in parquet.iter_batches(DOCUMENTS, columns=[column]):
+            for text in batch.column(0).to_pylist():
+                number += 1
+                yield f"{file}, row {number}", text
+
+
+def _in_columns(columns: Columns, column: str, place: str) -> Columns:
+    """The columns, in which the one that is asked for must be."""
+    if column not in columns:
+        raise Unreadable(f"{place}: text_column={column!r} must be one of {list(columns)}.")
+    return columns
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, Any]]]] = {
+    "text": _text_of_file,
+    "json": _texts_of_json,
+    "parquet": _texts_of_parquet,
+}
