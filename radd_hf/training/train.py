@@ -10,24 +10,20 @@ of a row in it, so neither a restart nor the number of processes changes what is
 Shapes: B rows of an optimizer step, b rows of them in one forward, L length.
 """
 
-import argparse
 import logging
 import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
@@ -35,11 +31,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
-from .. import RaddConfig, RaddForMaskedLM, RaddGenerationConfig
+from .. import RaddConfig, RaddForMaskedLM
 from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks
 from ..data.collator import DiffusionCollator
 from ..data.documents import (
-    LEAST_VOCABULARY,
     add_mask_token,
     check_text,
     load_documents,
@@ -51,19 +46,11 @@ from ..data.documents import (
 from ..evaluation.quality import load_judge
 from ..hub.loading import check_tokenizer, load_config, load_model, load_tokenizer
 from ..kernels_radd import compile_trunk
-from ..likelihood import check_passes
-from ..losses import LOSS_TYPES, check_loss_type
 from ..modeling_radd import RaddLayer, RaddModel
-from ..processes import (
-    launched_precision,
-    launcher_setting,
-    make_accelerator,
-    on_terminal,
-    script_parser,
-    silence_progress_bars,
-)
+from ..processes import make_accelerator, on_terminal, silence_progress_bars
 from ..randomness_radd import stream_seed
 from .adapters import add_adapters
+from .arguments import VOCAB_SIZE, DataArguments, ModelArguments, TrainingArguments, parse_arguments, trackers
 from .averages import Ema
 from .memory import check_memory
 from .prepare import Preparation, Step, to_device
@@ -78,127 +65,6 @@ LOG_FORMAT = "%(asctime)s %(message)s"
 CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
 # Of these, what belongs to the training and not to the weights, and may differ from `init_from`.
 FREE_SETTINGS = ("hidden_dropout", "noise_type")
-VOCAB_SIZE = 2048  # of a BPE that is made of the text
-
-
-# transformers' schedules that are a function of the number of updates alone, and need no arguments of their own.
-SCHEDULES = (
-    "constant_with_warmup",
-    "constant",
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "inverse_sqrt",
-)
-
-
-def help_(text: str) -> dict:
-    return {"help": text}
-
-
-@dataclass
-class ModelArguments:
-    """Of fields that are left out, `init_from` says the value, or the paper's small model."""
-
-    init_from: str | None = field(default=None, metadata=help_("folder or repository of a RADD model to start from"))
-    hidden_size: int | None = field(default=None, metadata=help_("small: 768, medium: 1024"))
-    num_hidden_layers: int | None = field(default=None, metadata=help_("small: 12, medium: 24"))
-    num_attention_heads: int | None = field(default=None, metadata=help_("small: 12, medium: 16"))
-    hidden_dropout: float | None = field(default=None, metadata=help_("0.02 in the paper's models"))
-    noise_type: str | None = field(default=None, metadata=help_("loglinear or geometric; the t losses depend on it"))
-    embedding_std: float | None = field(default=None, metadata=help_("normal embedding; default: the paper's"))
-    zero_init_residual: bool | None = field(default=None, metadata=help_("residual branches start at zero"))
-    lora_rank: int = field(default=0, metadata=help_("train low-rank adapters alone; 0: all weights"))
-    lora_alpha: int = field(default=16, metadata=help_("adapters are scaled by alpha / rank"))
-    lora_dropout: float = 0.0
-
-
-@dataclass
-class DataArguments:
-    dataset: str = field(
-        default="austen",
-        metadata=help_(
-            "'austen', a data set of the Hub, or local .txt, .jsonl, .json or .parquet: file, folder, pattern"
-        ),
-    )
-    dataset_config: str | None = field(default=None, metadata=help_("of a data set of the Hub; of a folder, one in it"))
-    text_column: str = "text"
-    streaming: bool = field(default=False, metadata=help_("read while training, without a copy on the disk"))
-    held_out: float = field(
-        default=0.05, metadata=help_("for validation, if the data has no such split: fraction or number of documents")
-    )
-    validation_dataset: str | None = field(
-        default=None, metadata=help_("that is scored instead: its split validation, else test, else all of it")
-    )
-    validation_config: str | None = None
-    tokenizer: str | None = field(
-        default=None, metadata=help_("name or folder; default: of init_from, or a BPE of the training text")
-    )
-    vocab_size: int | None = field(
-        default=None, metadata=help_(f"of the BPE, mask included; default: {VOCAB_SIZE} (without a tokenizer)")
-    )
-    special_tokens_in_text: bool = field(
-        default=False,
-        metadata=help_("a special token that the text spells, such as EOS, is that token; default: its characters"),
-    )
-    length: int | None = field(default=None, metadata=help_("tokens in a block; default: of init_from, or 1024"))
-    tokenizing_workers: int | None = field(default=None, metadata=help_("processes; default: the tokenizer's threads"))
-    random_length_fraction: float = field(
-        default=0.0, metadata=help_("of the blocks are cut to a length uniform in 1 .. length, 0.01 say")
-    )
-    separate_documents: bool = field(
-        default=False, metadata=help_("a token attends to its own document alone; eager or sdpa attention")
-    )
-
-
-@dataclass
-class TrainingArguments:
-    output_dir: str = "runs/radd"
-    loss_type: str = field(default="lambda_DCE", metadata=help_(f"one of {LOSS_TYPES}"))
-    max_steps: int = 400_000
-    batch_size: int = field(default=512, metadata=help_("sequences in one optimizer step, of all processes"))
-    accumulation: int | None = field(
-        default=None, metadata=help_("forwards of each process in one optimizer step; default: the launcher's, or 1")
-    )
-    learning_rate: float = 3e-4
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    lr_schedule: str = field(default="constant_with_warmup", metadata=help_(f"one of {SCHEDULES}"))
-    warmup_steps: int = 2500
-    max_grad_norm: float | None = field(
-        default=None,
-        metadata=help_("of the loss in nats per sequence; default: the launcher's, or 1.0 as in the paper"),
-    )
-    ema_decay: float = 0.9999
-    mixed_precision: str | None = field(
-        default=None, metadata=help_("no, bf16 or fp16; default: the launcher's, or no")
-    )
-    attn_implementation: str = field(default="sdpa", metadata=help_("eager, sdpa, flash_attention_2, flex_attention"))
-    gradient_checkpointing: bool = field(default=False, metadata=help_("compute activations twice, keep few"))
-    compile: bool | None = field(
-        default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
-    )
-    compile_backend: str | None = field(default=None, metadata=help_("of torch.compile; inductor if none is named"))
-    force: bool = field(default=False, metadata=help_("train although a step needs more memory than there is"))
-    deterministic: bool = field(
-        default=False, metadata=help_("the same bits in every run on the same card, also after a restart; slower there")
-    )
-    seed: int = 0
-    log_steps: int = 50
-    save_steps: int = 1000
-    eval_steps: int = 1000
-    sample_steps: int = 1000
-    eval_sequences: int = field(default=128, metadata=help_("held-out blocks scored during training; all at the end"))
-    eval_passes: int = 8
-    n_samples: int = field(default=8, metadata=help_("texts written at each sampling; 0: none"))
-    sampling_method: str = field(default="tweedie", metadata=help_("one of generate's"))
-    sampling_steps: int | None = field(default=None, metadata=help_("of the method; default: generate's"))
-    judge: str | None = field(default=None, metadata=help_("causal model that gives the samples a perplexity"))
-    keep_last: int = field(default=2, metadata=help_("checkpoints"))
-    log_with: str | None = field(default=None, metadata=help_("trackers of Accelerate, e.g. tensorboard or wandb,aim"))
 
 
 def main(argv: list[str]) -> None:
@@ -497,17 +363,6 @@ def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accele
             module.compile(backend=backend)
 
 
-def check_compilation(args: TrainingArguments) -> None:
-    """Refuses a backend that torch does not have, or that nothing would be compiled by."""
-    if args.compile_backend is None:
-        return
-    if args.compile is False:
-        raise ValueError(f"compile_backend={args.compile_backend!r} is of compile=True, and compile=False was given.")
-    backends = torch.compiler.list_backends(exclude_tags=())
-    if args.compile_backend not in backends:
-        raise ValueError(f"compile_backend={args.compile_backend!r} must be one of {backends}.")
-
-
 def begin(run: Run) -> None:
     """The run folder as a run finds it that is at `run.step`."""
     settings = run.settings
@@ -670,15 +525,6 @@ def accelerator_for(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-def trackers(names: str | None) -> list:
-    """Accelerate would pass over those that are not installed."""
-    wanted, installed = (names or "").split(","), [str(tracker) for tracker in get_available_trackers()]
-    for name in filter(None, wanted):
-        if name not in installed:
-            raise ValueError(f"log_with={name!r} must be one of Accelerate's trackers, installed; here: {installed}.")
-    return list(filter(None, wanted))
-
-
 @contextmanager
 def logging_to(output: Path, accelerator: Accelerator) -> Iterator[None]:
     """Has the first process write to the console and, beside whoever else listens, to `train.log`."""
@@ -701,123 +547,3 @@ def logging_to(output: Path, accelerator: Accelerator) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
-
-
-def find_config(name: str) -> Path:
-    """A file of that name, or the shipped recipe: "austen" is `configs/austen.yaml` of this package."""
-    shipped = shipped_configs()
-    if not Path(name).is_file() and name not in shipped:
-        raise ValueError(f"config={name!r} must be a YAML file, or one of {sorted(shipped)}.")
-    return Path(name) if Path(name).is_file() else shipped[name]
-
-
-def shipped_configs() -> dict[str, Path]:
-    return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
-
-
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """`--config FILE` stands for its fields as flags, before those on the command line, which win."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    known, rest = first.parse_known_args(argv)
-    flags = [] if known.config is None else flags_of_file(known.config)
-    epilog = (
-        "--config NAME: a YAML file of these fields, which flags override; one of yours, or "
-        f"{', '.join(shipped_configs())}."
-    )
-    parser = script_parser(__doc__, ModelArguments, DataArguments, TrainingArguments, epilog=epilog)
-    model_args, data_args, args = parser.parse(flags + rest)
-    take_from_launcher(args)
-    steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
-    least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)
-    least |= dict.fromkeys(("n_samples", "lora_rank", "learning_rate", "weight_decay", "warmup_steps"), 0)
-    least["vocab_size"] = LEAST_VOCABULARY
-    fractions = ("adam_beta1", "adam_beta2", "ema_decay", "lora_dropout")
-    for name, value in (asdict(model_args) | asdict(data_args) | asdict(args)).items():
-        if name in least and value is not None and not value >= least[name]:
-            raise ValueError(f"{name}={value} must be at least {least[name]}.")
-        if name in fractions and not 0 <= value < 1:
-            raise ValueError(f"{name}={value} must lie in [0, 1).")
-    if args.lr_schedule not in SCHEDULES:
-        raise ValueError(f"lr_schedule={args.lr_schedule!r} must be one of {SCHEDULES}.")
-    check_compilation(args)
-    check_loss_type(args.loss_type)
-    check_passes(args.eval_passes)
-    RaddGenerationConfig(
-        method=args.sampling_method, steps=args.sampling_steps
-    )  # raises on what generate does not take
-    trackers(args.log_with)
-    return model_args, data_args, args
-
-
-def flags_of_file(name: str) -> list[str]:
-    """The fields of a YAML file as flags.
-
-    Raises:
-        ValueError: for a file that is none, or a field that is unknown or of another type, such as a bare `no`, which
-            is false in YAML, where text is meant.
-    """
-    try:
-        settings = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config={name} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"config={name} must hold fields and values, such as those in configs/.")
-    kinds = {
-        entry.name: entry.type for kind in (ModelArguments, DataArguments, TrainingArguments) for entry in fields(kind)
-    }
-    flags = []
-    for field_name, value in settings.items():
-        if field_name not in kinds:
-            near = get_close_matches(str(field_name), kinds, n=1)
-            meant = f"; did you mean {near[0]}?" if near else " (--help lists what there is)."
-            raise ValueError(f"config={name}: {field_name} is none of the fields{meant}")
-        if value is not None:
-            flags += [f"--{field_name}", text_of(name, field_name, value, kinds[field_name])]
-    return flags
-
-
-def text_of(file: str, name: str, value: Any, kind: Any) -> str:
-    """The value of a field of a file as its flag takes it."""
-    wanted = next((part for part in get_args(kind) if part is not NoneType), kind)
-    if name == "mixed_precision" and value is False:
-        return "no"
-    if wanted is str and isinstance(value, str):
-        return value
-    if wanted is bool and isinstance(value, bool):
-        return str(value)
-    if wanted in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):  # YAML reads 1e-4, without a point, as text
-            number = float(value) if isinstance(value, str) and not value.isdecimal() else value
-            if wanted is float or int(number) == number:
-                return str(wanted(number))
-    must = {bool: "true or false", int: "a whole number", float: "a number", str: "text: put it in quotes"}[wanted]
-    raise ValueError(f"config={file}: {name}={value!r} must be {must}.")
-
-
-def take_from_launcher(args: TrainingArguments) -> None:
-    """Settles what `accelerate launch` can be asked for as well as the script.
-
-    Raises:
-        ValueError: where both were asked, and for different things.
-    """
-    args.mixed_precision = launched_precision(args.mixed_precision)
-    several = launcher_setting(
-        "accumulation", args.accumulation, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", int, ("1", "auto")
-    )
-    args.accumulation = 1 if several is None else several
-    norm = launcher_setting("max_grad_norm", args.max_grad_norm, "ACCELERATE_GRADIENT_CLIPPING", float, ("auto",))
-    args.max_grad_norm = 1.0 if norm is None else norm
-    backend = launcher_setting("compile_backend", args.compile_backend, "ACCELERATE_DYNAMO_BACKEND", str, ("no",))
-    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        if args.compile is False:
-            raise ValueError(
-                f"compile=False contradicts the launcher, which was asked for {backend} (ACCELERATE_DYNAMO_BACKEND): "
-                "leave out one of them."
-            )
-        for setting, ours in {"MODE": "default", "USE_DYNAMIC": "false", "USE_REGIONAL_COMPILATION": "false"}.items():
-            asked = os.environ.get(f"ACCELERATE_DYNAMO_{setting}", ours)
-            if asked.lower() != ours:
-                raise ValueError(f"ACCELERATE_DYNAMO_{setting}={asked} of the launcher must be {ours}, or left out.")
-        args.compile = True
-    args.compile_backend = backend
