@@ -12,7 +12,6 @@ a table of its own: what the host does before a step of training. Run it where n
 """
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 
-from radd_hf.endings import check_output, run_program
+from radd_hf.endings import run_program
+from radd_hf.results import check_output, to_json
 
 from .commands import COMMANDS
 from .measure import Case, describe_machine, positive, sides_of
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json is not None:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         report = {"machine": machine, "settings": settings, "cases": [case.as_dict() for case in cases], **points}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(to_json(report, indent=1) + "\n", encoding="utf-8")
     if args.plots is not None:
         from .plots import PLOTS  # matplotlib is not among the requirements
 

@@ -16,7 +16,6 @@ A cost is the positions that a setting computes, in evaluations of the whole tex
 """
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -26,10 +25,11 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddForMaskedLM
-from radd_hf.endings import check_output, run_program
+from radd_hf.endings import run_program
 from radd_hf.evaluation.quality import token_entropy
 from radd_hf.likelihood import ROUNDS, LikelihoodRounds, exact_likelihood, mean_and_error
 from radd_hf.plan_radd import Schedule
+from radd_hf.results import check_output, to_json
 
 from .estimators import CHECKPOINT
 from .measure import describe_machine, positive
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
         settings["model"] = Path(args.model).name  # where it lay means nothing elsewhere
         report = {"machine": machine, "settings": settings, "outcomes": [asdict(outcome) for outcome in outcomes]}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(to_json(report, indent=1) + "\n", encoding="utf-8")
     if args.plot is not None:
         plot(outcomes, args.plot)
 

@@ -12,7 +12,6 @@ It imports the standard library alone, since the command `radd` runs this file b
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 
@@ -20,19 +19,6 @@ class UsageError(Exception):
     """The command line is at fault: exit status 2."""
 
     exit_status = 2
-
-
-def check_output(argument: str, path: str | Path | None) -> None:
-    """Refuses a file that could not be written when the work is done, by a ValueError; None names none."""
-    if path is None:
-        return
-    file = Path(path).absolute()
-    if file.is_dir():
-        raise ValueError(f"{argument}={str(path)!r} must be a file, and is a folder.")
-    if not file.parent.is_dir():
-        raise ValueError(f"{argument}={str(path)!r}: there is no folder {str(Path(path).parent)!r}.")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ValueError(f"{argument}={str(path)!r} cannot be written: permission denied.")
 
 
 def note(text: str) -> None:

@@ -9,7 +9,6 @@ cuts and averages as the authors' code does. With `--output`, `--resume` continu
 """
 
 import hashlib
-import json
 import math
 import sys
 import time
@@ -25,11 +24,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
-from ..endings import check_output
 from ..hub.loading import load
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
 from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
+from ..results import check_output, to_json
 from .rounds import RoundsFile, RunningEstimate
 
 MOST_PASSES = 1024  # with --target_se, if --passes does not say
@@ -97,7 +96,7 @@ def main(argv: list[str]) -> None:
     if args.output is not None and kept is not None:
         versions = {"radd_hf": __version__} | {name: version(name) for name in ("torch", "transformers", "datasets")}
         result = identity | figures | {"versions": versions}
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        Path(args.output).write_text(to_json(result, indent=2) + "\n", encoding="utf-8")
         kept.remove()
 
 

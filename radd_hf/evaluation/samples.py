@@ -10,7 +10,6 @@ processes changes its random numbers. The first process scores them all under th
 """
 
 import importlib.util
-import json
 import math
 import platform
 import sys
@@ -25,9 +24,9 @@ from accelerate import Accelerator
 from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
-from ..endings import check_output
 from ..hub.loading import load
 from ..processes import launched_precision, make_accelerator, script_parser
+from ..results import check_output, to_json
 from ..settings_radd import GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS
 from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
 
@@ -150,7 +149,7 @@ def main(argv: list[str]) -> None:
         result["reference"] = text | figures_of(reference, f"text of {args.reference}")
     print(table(result))
     if args.output is not None:
-        Path(args.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        Path(args.output).write_text(to_json(result, indent=2) + "\n", encoding="utf-8")
     if args.plot is not None:
         plot(result, args.plot)
 

@@ -42,6 +42,7 @@ from ..data.collator import DiffusionCollator
 from ..evaluation.metric import DiffusionPerplexity
 from ..evaluation.quality import judge, token_entropy, write_samples
 from ..randomness_radd import stream_seed
+from ..results import to_json
 from .adapters import has_adapters, merged
 from .averages import Ema
 from .restart import check_identity, read_progress, restored_schedule, restoring, step_of
@@ -223,7 +224,7 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, **figures}) + "\n")
+            file.write(to_json({"step": self.step, **figures}) + "\n")
         self.accelerator.log({k: v for k, v in figures.items() if isinstance(v, (int, float))}, step=self.step)
         line = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in figures.items())
         logger.info("step=%s %s%s", self.step, line, note)

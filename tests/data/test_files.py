@@ -152,6 +152,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
 
 
 ROW = '{"text": "a text"}\n'
+CUT_SHORT = gzip.compress(ROW.encode() * 9, mtime=0)[:-9]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,11 @@ ROW = '{"text": "a text"}\n'
         ("a.jsonl", ROW.encode() + b'{"text": "caf\xe9"}', r"a\.jsonl, line 2: the byte 0xe9 is not UTF-8"),
         ("a.jsonl", "", r"there is no document in .*a\.jsonl"),
         ("a.jsonl", "\n \n", r"there is no document in .*a\.jsonl"),
-        ("a.jsonl.gz", gzip.compress(ROW.encode() * 9, mtime=0)[:-9], r"a\.jsonl\.gz ends before its compressed data does"),
+        (
+            "a.jsonl.gz",
+            CUT_SHORT,
+            r"a\.jsonl\.gz ends before its compressed data does",
+        ),
         ("a.txt.gz", b"not compressed", r"a\.txt\.gz: BadGzipFile"),
         ("a.txt", "one\ntwo\ncafé".encode("latin-1"), r"a\.txt, line 3: the byte 0xe9 is not UTF-8"),
         ("a.txt", "text".encode("utf-16"), r"a\.txt is in UTF-16: save it as UTF-8"),

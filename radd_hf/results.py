@@ -1,0 +1,34 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Prepares results for files: checks before the work that one can be written, and makes JSON that all readers take."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def check_output(argument: str, path: str | Path | None) -> None:
+    """Refuses a file that could not be written when the work is done, by a ValueError; None names none."""
+    if path is None:
+        return
+    file = Path(path).absolute()
+    if file.is_dir():
+        raise ValueError(f"{argument}={str(path)!r} must be a file, and is a folder.")
+    if not file.parent.is_dir():
+        raise ValueError(f"{argument}={str(path)!r}: there is no folder {str(Path(path).parent)!r}.")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ValueError(f"{argument}={str(path)!r} cannot be written: permission denied.")
+
+
+def to_json(figures: Any, **settings: Any) -> str:
+    """Returns figures as JSON, with null for NaN and infinity, which JSON does not have; `settings` of `json.dumps`."""
+    return json.dumps(_finite(figures), allow_nan=False, **settings)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
