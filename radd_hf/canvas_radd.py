@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from .inputs_radd import as_tensor
 from .settings_radd import is_integer, plain
-from .text_radd import check_tokenizer_mask, encode_after_text, encode_text, encode_with_spans
+from .text_radd import check_tokenizer_mask, encode_after_text, encode_text, encode_with_blanks
 
 # Text, several texts, ids of one row, or rows of ids, in lists, tensors or arrays of NumPy; text needs a tokenizer.
 TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -131,7 +131,7 @@ def make_canvas(
         raise ValueError("input_ids is the whole canvas: pass it, or prefix and suffix, not both.")
 
     def encode(texts: Sequence[str], tokenizer: Any, name: str) -> list[list[int]]:
-        return [encode_with_spans(text, tokenizer, config.mask_token_id, name)[0] for text in texts]
+        return [encode_with_blanks(text, tokenizer, config.mask_token_id, name).ids for text in texts]
 
     rows = id_rows("input_ids", input_ids, tokenizer, config.vocab_size, encode)
     lengths = sorted({len(row) for row in rows})

@@ -12,7 +12,7 @@ Shapes: L tokens, K blanks.
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,13 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
     if special_tokens_in_text:
         if tokenizer.mask_token_id in ids:
             raise ValueError(
-                f"{name}={text[:60]!r} spells the mask {_place(text, tokenizer.mask_token)}, which is no token of a "
-                "text, and special_tokens_in_text=True makes it one: leave it out of the text."
+                f"{name}={quoted(text)} spells the mask, {_place(text, tokenizer.mask_token)}; and "
+                "special_tokens_in_text=True would mask the text there: take the mask or the option out."
             )
         return ids
     split = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     if special.isdisjoint({*ids} - {unknown}) and split.count(unknown) >= ids.count(unknown):
+        _report_unknown(text, ids.count(unknown), tokenizer, name)
         return ids  # it spells none, or the unknown token, whose characters are as unknown
     spelled = {token: tokenizer.convert_ids_to_tokens(token) for token in special.intersection(ids)}
     read = _without_spaces(_decode(split, tokenizer))  # as WordPiece puts spaces between characters
@@ -67,18 +68,29 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
     if lost - {unknown}:
         word = tokenizer.convert_ids_to_tokens(min(lost - {unknown}))
         raise ValueError(
-            f"{name}={text[:60]!r} spells the special token {_place(text, word)}, and the tokenizer, "
+            f"{name}={quoted(text)} spells the special token {_place(text, word)}, and the tokenizer, "
             f"{type(tokenizer).__name__}, cannot encode that as characters: change it in the text."
         )
     new = set(spelled.values()) - REPORTED
     if new:
         REPORTED.update(new)
         logger.warning(
-            f"{name}={text[:60]!r} spells {', '.join(_place(text, word) for word in sorted(new))}. Here and wherever a "
-            "text spells a special token, its characters are encoded; in data, special_tokens_in_text=True makes it "
-            "that token."
+            f"{name}={quoted(text)} spells {', '.join(_place(text, word) for word in sorted(new, key=text.find))}. "
+            "Text is text: these characters are read as they stand, not as the special token, here and elsewhere. "
+            "(Scripts that read data take --special_tokens_in_text true.)"
         )
     return split
+
+
+def _report_unknown(text: str, count: int, tokenizer: Any, name: str) -> None:
+    """Says once that the tokenizer does not know characters of texts."""
+    word = tokenizer.unk_token
+    if count and f"unknown {word}" not in REPORTED:
+        REPORTED.add(f"unknown {word}")
+        logger.warning(
+            f"{name}={quoted(text)} has text that the tokenizer does not know, and reads as {count} {word}. The model "
+            "does not see what stands there, here and in other texts, and a likelihood is not that of the text."
+        )
 
 
 def special_ids(tokenizer: Any) -> set[int]:
@@ -93,9 +105,14 @@ def check_unicode(text: str, name: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name}={text[:60]!r} has the lone surrogate {text[error.start]!r} at character {error.start}, which is "
+            f"{name}={quoted(text)} has the lone surrogate {text[error.start]!r} at character {error.start}, which is "
             "no character of Unicode: decode the text from its true encoding."
         ) from None
+
+
+def quoted(text: str) -> str:
+    """Shows the beginning of a text in a message."""
+    return repr(text) if len(text) <= 60 else f"{text[:57]!r} ..."
 
 
 def _place(text: str, word: str) -> str:
@@ -130,7 +147,7 @@ def _encode_after_text(text: str, alone: list[int], tokenizer: Any, name: str) -
         if _decode(heads[0] + ids, tokenizer) == wanted:
             return ids
     raise ValueError(
-        f"{name}={text[:60]!r} cannot continue a text: the tokenizer, {type(tokenizer).__name__}, reads it as "
+        f"{name}={quoted(text)} cannot continue a text: the tokenizer, {type(tokenizer).__name__}, reads it as "
         f"{_decode(heads[0] + alone, tokenizer)[:60]!r} after {BEFORE[0]!r}. Leave a space before it."
     )
 
@@ -188,8 +205,8 @@ def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
     a blank. Before anything else a backslash is text.
 
     One space before a blank belongs to the blank, since a token begins with the space before its word: "It was [MASK]
-    of" is the canvas of "It was cold of" with " cold" masked. Other white space stays text. The text that is read back
-    is the given one with its blanks filled, also by tokenizers that put a space before all that they are given.
+    of" is the canvas of "It was cold of" with " cold" masked. Other white space stays text. A piece of text that
+    continues another is encoded so, also by tokenizers that put a space before all that they are given.
 
     Args:
         text: with any number of blanks, or none.
@@ -203,30 +220,50 @@ def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
         ValueError: for a blank that is malformed, empty or of more than `MAX_BLANK` tokens, and for text that the
             tokenizer cannot encode as it stands (see [`encode_text`] and [`encode_after_text`]).
     """
-    return encode_with_spans(text, tokenizer, mask_token_id)[0]
+    return encode_with_blanks(text, tokenizer, mask_token_id).ids
 
 
-def encode_with_spans(
-    text: str, tokenizer: Any, mask_token_id: int, name: str = "text"
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Returns what [`encode_blanks`] does, and where in the canvas each blank begins and ends (exclusive)."""
+class BlankedText(NamedTuple):
+    """Holds a text with K blanks as a canvas, and as the text that is given.
+
+    ids: (L,) the canvas. spans: where in it each blank begins and ends (exclusive). pieces: the K + 1 pieces of text
+    around the blanks, each without the space that belongs to the blank after it.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    pieces: list[str]
+
+    def fills(self, ids: Sequence[int], tokenizer: Any, **settings: Any) -> list[str]:
+        """Returns the text in each blank of a filled canvas, with the space before it if it begins with a word."""
+        return [decode_span(ids, *span, tokenizer, **settings) for span in self.spans]
+
+    def filled(self, fills: Sequence[str]) -> str:
+        """Returns the given text with its blanks filled.
+
+        It is not decoded: a tokenizer may write a text in another way than it was given, in small letters say.
+        """
+        return self.pieces[0] + "".join(fill + piece for fill, piece in zip(fills, self.pieces[1:], strict=True))
+
+
+def encode_with_blanks(text: str, tokenizer: Any, mask_token_id: int, name: str = "text") -> BlankedText:
+    """Returns what [`encode_blanks`] does, with the places of the blanks and the text around them."""
     if not isinstance(text, str):
         raise ValueError(f"{name}={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
     check_tokenizer_mask(tokenizer, mask_token_id)
     check_unicode(text, name)
     pieces, sizes = split_at_blanks(text, tokenizer.mask_token, name)
+    pieces = [*(piece.removesuffix(" ") for piece in pieces[:-1]), pieces[-1]]
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
     for piece, size in zip(pieces, [*sizes, 0], strict=True):
-        if size:
-            piece = piece.removesuffix(" ")
         if piece:
             encode = encode_after_text if ids else encode_text
             ids += encode([piece], tokenizer, name)[0]
         if size:
             spans.append((len(ids), len(ids) + size))
             ids += [mask_token_id] * size
-    return ids, spans
+    return BlankedText(ids, spans, pieces)
 
 
 def split_at_blanks(text: str, mask_token: str | None, name: str = "text") -> tuple[list[str], list[int]]:
@@ -258,6 +295,7 @@ def split_at_blanks(text: str, mask_token: str | None, name: str = "text") -> tu
 
 
 __all__ = [
+    "BlankedText",
     "check_tokenizer_mask",
     "check_unicode",
     "decode_after_text",
@@ -265,5 +303,5 @@ __all__ = [
     "encode_after_text",
     "encode_blanks",
     "encode_text",
-    "encode_with_spans",
+    "encode_with_blanks",
 ]

@@ -21,7 +21,7 @@ from radd_hf.generation_radd import LENGTHS
 from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline
-from radd_hf.text_radd import decode_span, encode_after_text, encode_blanks, encode_text, encode_with_spans
+from radd_hf.text_radd import decode_span, encode_after_text, encode_blanks, encode_text, encode_with_blanks
 from support.paths import CHECKPOINT, ROOT
 from support.tokenizer_kinds import KINDS, WORDS
 from support.toys import seeded
@@ -72,7 +72,7 @@ def test_words_of_a_text_made_a_blank_are_masked_and_the_rest_keeps_its_tokens(t
 
 def test_blanks_may_touch_begin_end_and_be_the_tokenizers_own_mask(tokenizer):
     def spans(text):
-        return encode_with_spans(text, tokenizer, MASK)[1]
+        return encode_with_blanks(text, tokenizer, MASK).spans
 
     assert spans("[MASK:2][MASK] [MASK:3]") == [(0, 2), (2, 3), (3, 6)]
     assert encode_blanks("[MASK:2][MASK] [MASK:3]", tokenizer, MASK) == [MASK] * 6
@@ -127,7 +127,7 @@ def test_pieces_around_blanks_read_as_the_text_without_its_blanks(kind):
         cuts = sorted(draw.sample(range(1, len(text) + 1), k=draw.randint(1, 3)))
         pieces = [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
         try:
-            ids, spans = encode_with_spans("[MASK:2]".join(pieces), kind, kind.mask_token_id)
+            ids, spans, _ = encode_with_blanks("[MASK:2]".join(pieces), kind, kind.mask_token_id)
         except ValueError:  # in the middle of a word, where the vocabulary has no piece that fits
             refused += 1
             continue
@@ -146,7 +146,7 @@ def test_pieces_around_blanks_read_as_the_text_without_its_blanks(kind):
     ["un[MASK]able", "Emma [MASK:2], and", "It was [MASK] of spring.", "[MASK:2]able and un[MASK]", "[MASK], on"],
 )
 def test_a_text_is_its_pieces_and_what_each_blank_adds(kind, text):
-    ids, spans = encode_with_spans(text, kind, kind.mask_token_id)
+    ids, spans, _ = encode_with_blanks(text, kind, kind.mask_token_id)
     fills = kind("fine")["input_ids"][-1], encode_after_text(["able"], kind)[0][-1]
     filled = [fills[place % 2] if token == kind.mask_token_id else token for place, token in enumerate(ids)]
     pieces = re.split(r" ?\[MASK(?::2)?\]", text)
@@ -155,6 +155,24 @@ def test_a_text_is_its_pieces_and_what_each_blank_adds(kind, text):
     added = [decode_span(filled, *span, kind) for span in spans]
     rebuilt = pieces[0] + "".join(fill + piece for fill, piece in zip(added, pieces[1:], strict=True))
     assert decode(filled, kind).removeprefix(" ") == rebuilt.removeprefix(" ")
+
+
+def test_the_given_text_stands_in_the_filled_one_as_it_was_given(kind):
+    given = encode_with_blanks("  Emma's [MASK:2] and EMMA[MASK]", kind, kind.mask_token_id)
+    filled = [kind("fine")["input_ids"][-1] if token == kind.mask_token_id else token for token in given.ids]
+    fills = given.fills(filled, kind)
+    assert given.filled(fills) == f"  Emma's{fills[0]} and EMMA{fills[1]}"
+
+
+def test_text_that_a_tokenizer_does_not_know_is_said(caplog, monkeypatch):
+    monkeypatch.setattr(text_radd, "REPORTED", set())
+    kind = KINDS["WordPiece"]()
+    with caplog.at_level("WARNING", logger="radd_hf.text_radd"):
+        for _ in range(2):
+            given = encode_with_blanks("Emma \u0436 [MASK]", kind, kind.mask_token_id)
+    (record,) = caplog.records
+    assert "has text that the tokenizer does not know, and reads as 1 <unk>" in record.message
+    assert given.filled([" fine"]) == "Emma \u0436 fine"
 
 
 def test_a_prefix_and_a_suffix_are_read_like_the_text_around_a_blank(kind):
@@ -202,7 +220,7 @@ def test_the_spelling_of_a_special_token_is_reported_once(tokenizer, monkeypatch
             encode_text(["no such thing", "an <|endoftext|><|mask|>"], tokenizer, "document")
     (record,) = caplog.records
     places = "'<|endoftext|>' at character 3, '<|mask|>' at character 16"
-    assert f"document='an <|endoftext|><|mask|>' spells {places}. Here and wherever" in record.message
+    assert f"document='an <|endoftext|><|mask|>' spells {places}. Text is text:" in record.message
 
 
 def test_a_lone_surrogate_is_named_wherever_text_enters(tokenizer, pipe):
@@ -258,7 +276,7 @@ def test_a_filled_text_is_the_text_with_its_fills(pipe):
 
 
 def test_the_score_of_an_ordered_filling_is_its_exact_log_likelihood(pipe, tokenizer):
-    ids, spans = encode_with_spans(TEXTS[1], tokenizer, MASK)
+    ids, spans, _ = encode_with_blanks(TEXTS[1], tokenizer, MASK)
     (sample,) = pipe(TEXTS[1], method="ordered", seed=5)
     scored = torch.tensor(ids) == MASK
     fills = [token for fill in sample["fills"] for token in tokenizer(fill)["input_ids"]]
@@ -334,6 +352,8 @@ def test_what_cannot_be_is_refused_by_name(pipe):
     for texts, settings, message in (
         ("no blank", {}, "text='no blank' has no blank; write"),
         ([TEXTS[0], 3], {}, "text=3 must be a string"),
+        (None, {}, "inputs=None must be a text with blanks, or a list"),
+        ({"text": TEXTS[0]}, {}, "inputs={'text': .*} must be a text with blanks, or a list"),
         (TEXTS[0], {"max_new_tokens": 3}, "max_new_tokens=3 is not a setting of this pipeline: each blank says"),
         (TEXTS[0], {"max_length": 3}, "max_length=3 is not a setting of this pipeline: each blank says"),
         (TEXTS[0], {"num_beams": 3}, "num_beams=3 is not a setting of this pipeline: there is no beam search"),

@@ -6,17 +6,16 @@
 Shapes: B texts, R samples for each, L length of the longest text, K blanks of the text that has most.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Pipeline
 
 from .generation_radd import LENGTHS, RaddGenerationConfig, own_settings
 from .randomness_radd import check_seed, sample_generators, text_seed
 from .settings_radd import SETTINGS, SYNONYMS, own_arguments
-from .text_radd import decode_span, encode_with_spans
+from .text_radd import BlankedText, encode_with_blanks
 
 # What a saved model's config.json says, so that `pipeline("radd-infilling", ...)` finds the class below.
 CUSTOM_PIPELINES = {
@@ -96,6 +95,8 @@ class RaddInfillingPipeline(Pipeline):
             seed = check_seed(seed)
         if not isinstance(generator, (torch.Generator, type(None))):
             raise ValueError(f"generator={generator!r} must be one torch.Generator; every sample gets its own from it.")
+        if isinstance(inputs, (bytes, Mapping)) or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")):
+            raise ValueError(f"inputs={inputs!r} must be a text with blanks, or a list, data set or generator of texts.")
         device = None if generator is None else generator.device
 
         def item(number: int, text: str) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class RaddInfillingPipeline(Pipeline):
 
     def preprocess(self, input_: dict[str, Any], **preprocess_parameters) -> dict[str, Any]:
         """Rows of one text, which transformers pads with others: ids and mask (1, L), spans (1, K, 2), seed (1,)."""
-        ids, spans = encode_with_spans(input_["text"], self.tokenizer, self.model.config.mask_token_id)
+        ids, spans, pieces = encode_with_blanks(input_["text"], self.tokenizer, self.model.config.mask_token_id)
         if not spans:
             raise ValueError(f"text={input_['text']!r} has no blank; write [MASK] or [MASK:n] where text is wanted.")
         input_ids = torch.tensor([ids])
@@ -135,6 +136,7 @@ class RaddInfillingPipeline(Pipeline):
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
             "spans": torch.tensor([spans]),
+            "pieces": pieces,
             "seed": input_["seed"],
         }
 
@@ -158,33 +160,32 @@ class RaddInfillingPipeline(Pipeline):
             "num_function_evaluations": output.num_function_evaluations.unflatten(0, (-1, copies)),  # (B, R)
             "attention_mask": attention_mask,
             "spans": input_tensors["spans"],  # (B, K, 2), empty spans as padding
+            "pieces": input_tensors["pieces"],
         }
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters) -> list[dict[str, Any]]:
         """Of one text: its samples, without the padding of its batch."""
         text = model_outputs["attention_mask"][0].bool()  # (L,)
         spans = [(begin, end) for begin, end in model_outputs["spans"][0].tolist() if begin < end]
-        samples = []
+        given, samples = BlankedText([], spans, model_outputs["pieces"]), []
         for ids, logprobs, evaluations in zip(
             model_outputs["sequences"][0][:, text],
             model_outputs["token_logprobs"][0][:, text].double(),
             model_outputs["num_function_evaluations"][0],
             strict=True,
         ):
+            fills = given.fills(ids.tolist(), self.tokenizer)
             scores = [logprobs[begin:end].sum().item() for begin, end in spans]
             samples.append(
                 {
-                    "text": self._decode(ids),
-                    "fills": [decode_span(ids.tolist(), *span, self.tokenizer) for span in spans],
+                    "text": given.filled(fills),
+                    "fills": fills,
                     "fill_scores": scores,
                     "score": sum(scores),
                     "num_function_evaluations": int(evaluations),
                 }
             )
         return samples
-
-    def _decode(self, ids: Tensor) -> str:
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 __all__ = ["RaddInfillingPipeline"]

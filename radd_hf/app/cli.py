@@ -151,8 +151,9 @@ def _generate_parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--json",
         action="store_true",
-        help="one object a line: sample, text, fills (of each blank), ids, tokens (written), nfe (network "
-        "evaluations), log_probability (of the tokens when drawn, nats), seconds (of its batch, divided), seed",
+        help="one object a line: sample, text, fills (of each blank, or between prefix and suffix), ids, tokens "
+        "(written), nfe (network evaluations), log_probability (of the tokens when drawn, nats), seconds (of its "
+        "batch, divided), seed",
     )
     out.add_argument("--live", action="store_true", help="show on standard error how the text fills")
     out.add_argument(
@@ -217,7 +218,7 @@ def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
     for name in ("text", "prefix", "suffix"):
         if getattr(args, name) == "-" or (name == "text" and piped):
             try:
-                setattr(args, name, stdin.read().removesuffix("\n"))
+                setattr(args, name, stdin.read().removesuffix("\n").removesuffix("\r").removeprefix("\ufeff"))
             except UnicodeDecodeError as error:
                 raise UsageError(f"standard input is not in {error.encoding}: {error}") from error
     if piped and not args.text:
@@ -253,12 +254,15 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_texts(args: argparse.Namespace) -> None:
+    import torch
+
     _read_text(args, sys.stdin)
     settings = _check(args)
     model, tokenizer = _load(args)
     if args.quiet:
-        logging.getLogger("radd_hf.canvas_radd").setLevel(logging.ERROR)
-    canvas, spans = _make_canvas(args, settings.pop("length", None), model, tokenizer)  # (L,)
+        logging.getLogger("radd_hf.text_radd").setLevel(logging.ERROR)
+    given = _make_canvas(args, settings.pop("length", None), model, tokenizer)
+    canvas = torch.tensor(given.ids)  # (L,)
     longest = model.config.max_position_embeddings
     if len(canvas) > longest:
         logging.getLogger("radd_hf.modeling_radd").setLevel(logging.ERROR)  # the model would say it again
@@ -272,7 +276,7 @@ def _write_texts(args: argparse.Namespace) -> None:
         samples = range(first, min(first + batch, args.number))
         output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
         for row, sample in enumerate(samples):
-            _report(args, output, row, sample, spans, tokenizer, seconds)
+            _report(args, output, row, sample, given, tokenizer, seconds)
         outputs.append(output)
     _draw_pictures(args, outputs, model, tokenizer, settings)
 
@@ -323,48 +327,44 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
 
 
-def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, tokenizer: Any) -> tuple[Any, list]:
-    """(L,) ids with masks, and where each blank of the text begins and ends.
+def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, tokenizer: Any) -> Any:
+    """The text with its blanks, as a `BlankedText`; between a prefix and a suffix is one blank.
 
     Raises:
         UsageError: for malformed blanks, none, or no room.
     """
-    import torch
-
     from radd_hf.canvas_radd import make_canvas
     from radd_hf.generation_radd import LENGTHS
-    from radd_hf.text_radd import encode_with_spans
+    from radd_hf.text_radd import BlankedText, encode_with_blanks
 
     try:
         if args.text is None:
             own = {name: getattr(model.generation_config, name) for name in LENGTHS}
             ends = {"prefix": args.prefix, "suffix": args.suffix} | ({"length": length} if length else own)
-            return make_canvas(model.config, **ends, tokenizer=tokenizer)[0][0], []
-        ids, spans = encode_with_spans(args.text, tokenizer, model.config.mask_token_id, "TEXT")
+            ids = make_canvas(model.config, **ends, tokenizer=tokenizer)[0][0].tolist()
+            begin, masks = ids.index(model.config.mask_token_id), ids.count(model.config.mask_token_id)
+            return BlankedText(ids, [(begin, begin + masks)], [args.prefix or "", args.suffix or ""])
+        given = encode_with_blanks(args.text, tokenizer, model.config.mask_token_id, "TEXT")
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if not spans:
+    if not given.spans:
         raise UsageError(
             f"TEXT {args.text[:60]!r} has no blank: write [MASK:12] where twelve tokens are wanted, or pass it as "
             "--prefix to have it continued."
         )
-    return torch.tensor(ids), spans
+    return given
 
 
 def _report(
-    args: argparse.Namespace, output: Any, row: int, sample: int, spans: list, tokenizer: Any, seconds: float
+    args: argparse.Namespace, output: Any, row: int, sample: int, given: Any, tokenizer: Any, seconds: float
 ) -> None:
     """Writes the text in a row of a batch, the `sample`-th of all, to standard output, and about it to the other."""
-    from radd_hf.text_radd import decode_span
-
-    def decode(begin: int, end: int) -> str:
-        return decode_span(ids, begin, end, tokenizer, skip_special_tokens=True)
-
     ids = output.sequences[row].tolist()
+    fills = given.fills(ids, tokenizer, skip_special_tokens=True)
     result = {
         "sample": sample,
-        "text": decode(0, len(ids)),
-        "fills": [decode(*span) for span in spans],
+        "text": given.filled(fills),
+        "fills": fills,
         "ids": ids,
         "tokens": int((output.reveal_step[row] >= 0).sum()),
         "nfe": int(output.num_function_evaluations[row]),

@@ -172,7 +172,7 @@ class EvaluationText:
     batches: of the protocol "radd", the indices of the blocks that are averaged together: the batches of process 0,
         then those of the next, which has as many, in the order in which the authors' code scores them (their lambda_DCE
         gives each place of a batch its own range of lambda). A block can be in two. None: every token weighs the same.
-    n_bytes: of the detokenised text, UTF-8, EOS not counted; None where the blocks do not hold all of it.
+    n_bytes: of the detokenised text, UTF-8, EOS not counted; None where the tokens do not hold all of it.
     description: for the result file.
     """
 
@@ -259,7 +259,11 @@ def load_evaluation_text(
     }
     if not radd:
         blocks = Blocks(tokens, length, tail=True)
-        return EvaluationText(blocks, None, blocks.n_bytes, description | {"ids": blocks.fingerprint()})
+        # An unknown token stands for any text: of such blocks there is no figure per byte.
+        unknown = {tokenizer.unk_token_id} - {None, tokenizer.eos_token_id}
+        known_bytes = not any(bool((block == token).any()) for token in unknown for block in blocks)
+        n_bytes = blocks.n_bytes if known_bytes else None
+        return EvaluationText(blocks, None, n_bytes, description | {"ids": blocks.fingerprint()})
     cut = _cut_by_batches_of_rows(tokens, length)
     if len(cut) == 0:
         raise ValueError(

@@ -207,5 +207,5 @@ def table(identity: dict, figures: dict) -> str:
     if figures["spread"] is not None:
         lines.append(f"Between blocks, nats per token have a standard deviation of {figures['spread']:.2f}.")
     if "bits_per_byte" not in figures:
-        lines.append("The blocks do not hold the whole text, so there is no figure per byte.")
+        lines.append("The tokens do not hold the whole text, so there is no figure per byte.")
     return "\n".join(lines)

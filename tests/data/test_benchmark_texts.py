@@ -14,6 +14,7 @@ from radd_hf.data.benchmark_texts import EVALUATION_SETS, articles, load_evaluat
 from radd_hf.data.blocks import Blocks
 from radd_hf.data.detokenizers import detokenize_lambada, detokenize_lm1b, detokenize_ptb, detokenize_wikitext
 from radd_hf.data.documents import load_documents, tokenize
+from support.tokenizer_kinds import KINDS
 
 # As the lines of WikiText are: empty ones around headings, the others paragraphs; a formula that looks like a title.
 WIKITEXT = [
@@ -387,3 +388,11 @@ def test_a_source_that_cannot_be_reached_is_named(load):
         ValueError, match=r"dataset='hf://datasets/ptb-text-only/ptb_text_only@refs.*' could not be read"
     ):
         load("ptb")
+
+
+def test_a_text_that_the_tokenizer_does_not_know_whole_has_no_figure_per_byte(tmp_path):
+    tokenizer = KINDS["WordPiece"]()
+    for text, has_bytes in (("Emma was fine", True), ("Emma was \u0436", False)):
+        (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+        loaded = load_evaluation_text(str(tmp_path / "text.txt"), tokenizer, length=8)
+        assert (loaded.n_bytes is not None) == has_bytes
