@@ -24,7 +24,7 @@ INNER = ("cache", "partial", "position_embeddings")
 # Keywords of packed rows, which flash attention alone reads.
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 # Keywords that some tools always pass. They may ask for nothing: None or False.
-NOTHING = ("use_cache", "past_key_values", "cache_position", "is_causal")
+NOTHING = ("use_cache", "past_key_values", "cache_position", "is_causal", "head_mask")
 
 
 def check_keywords(config: Any, forward: Callable, given: dict[str, Any]) -> dict[str, Any]:

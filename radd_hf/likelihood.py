@@ -31,7 +31,7 @@ from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .programs_radd import programs_of
-from .randomness_radd import stream_seed
+from .randomness_radd import check_seed, stream_seed
 from .settings_radd import is_integer, plain
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
@@ -454,7 +454,7 @@ class LikelihoodRounds:
         if target_se is not None and not 0 < target_se < math.inf:
             raise ValueError(f"target_se={target_se} must be a positive number of nats per token.")
         self.model, self.estimator, self.passes = model, estimator, passes
-        self.target_se, self.batch_size, self.seed = target_se, batch_size, seed
+        self.target_se, self.batch_size, self.seed = target_se, batch_size, check_seed(seed)
         self.accelerator, self.known = accelerator, known or {}
         self.sequences, self.scored, self.n_scored = check_texts(model.config, sequences, scored)
         # (S,) how much each sequence's nats per token count in the mean
@@ -653,7 +653,7 @@ def mixture(nats: Tensor) -> Tensor:
 
 def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, seed: int) -> Tensor:
     """Computes the nats of each sequence in each of K orders, (S, K) float64."""
-    orders, batch_size = plain(orders), plain(batch_size)
+    orders, batch_size, seed = plain(orders), plain(batch_size), check_seed(seed)
     check_batch_size(batch_size)
     sequences, scored, n_scored = check_texts(model.config, sequences, scored)
     for n in set(n_scored.tolist()):
@@ -712,4 +712,6 @@ def check_estimator(estimator: str) -> None:
 
 def check_passes(passes: int) -> None:
     if not is_integer(passes) or passes < ROUNDS or passes % ROUNDS:
-        raise ValueError(f"passes={passes!r} must be a positive multiple of {ROUNDS}: so many rounds give the error.")
+        raise ValueError(
+            f"passes={passes!r} must be a positive multiple of {ROUNDS}: that many rounds, compared, give the error."
+        )

@@ -96,7 +96,7 @@ class RaddInfillingPipeline(Pipeline):
         if not isinstance(generator, (torch.Generator, type(None))):
             raise ValueError(f"generator={generator!r} must be one torch.Generator; every sample gets its own from it.")
         if isinstance(inputs, (bytes, Mapping)) or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")):
-            raise ValueError(f"inputs={inputs!r} must be a text with blanks, or a list, data set or generator of texts.")
+            raise ValueError(f"inputs={inputs!r} must be a text with blanks, or a list, data set or stream of texts.")
         device = None if generator is None else generator.device
 
         def item(number: int, text: str) -> dict[str, Any]:

@@ -162,7 +162,7 @@ _PROCESSOR = (
 _FOREIGN = (
     Foreign(
         "do_sample",
-        "temperature=0 takes the likeliest token at each draw, and with method='ordered' the text is always the same",
+        "pass temperature=0 for the likeliest token at each draw, and method='ordered' for the same text every time",
         (True,),
     ),
     Foreign(
@@ -221,7 +221,7 @@ _FOREIGN = (
     ),
     Foreign("compile_config disable_compile", "cuda_graphs says whether evaluations are captured on a card", (False,)),
     Foreign("synced_gpus", "each process writes its own texts", (False,)),
-    Foreign("token_type_ids", "RADD has no segments; pass return_token_type_ids=False to the tokenizer"),
+    Foreign("token_type_ids", "RADD has no segments; pass return_token_type_ids=False to the tokenizer", (0,)),
     Foreign("position_ids", "positions are counted from the first token that attention_mask does not hide"),
     Foreign("inputs_embeds", "masks are found by their id; pass input_ids, or prefix and suffix"),
 )

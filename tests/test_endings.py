@@ -101,7 +101,7 @@ def test_an_interrupt_is_one_line(tiny_text, tmp_path):
             "python -m benchmarks.loading: error: ",
         ),
         (["-m", "benchmarks", "training", "--compile_backend", "eager"], 2, "nothing is compiled; pass --compile, too"),
-        (["-m", "radd_hf.hub.convert", "/none/here", "/none/there"], 2, "error: "),
+        (["-m", "radd_hf.hub.convert", "/none/here", "/none/there"], 1, "radd convert: error: "),
         (["app.py", "--model", "/none/here"], None, "error: "),
     ],
 )

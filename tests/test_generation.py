@@ -417,7 +417,7 @@ def test_a_damaged_generation_config_is_not_passed_over(model, tmp_path):
 def test_a_network_that_is_not_finite_is_reported(model, temperature):
     with torch.no_grad():
         model.lm_head.bias.fill_(torch.nan)
-    with pytest.raises(ValueError, match="the network left a position where no token has a finite score"):
+    with pytest.raises(ValueError, match="the network left a position without a finite score"):
         model.generate(temperature=temperature, generator=seeded())
 
 
@@ -477,7 +477,7 @@ BAD = {
     "an array of floats": ({"input_ids": np.ones((1, 4))}, r"input_ids has shape \(1, 4\) and dtype float64"),
     "an EOS without stop_on_eos": ({"eos_token_id": 1}, "eos_token_id=1 ends a text only with stop_on_eos=True"),
     "beams": ({"num_beams": 4}, "num_beams=4 is not an argument of RADD's generate: there is no beam search"),
-    "no sampling": ({"do_sample": False}, "do_sample=False .* temperature=0 takes the likeliest token"),
+    "no sampling": ({"do_sample": False}, "do_sample=False .* temperature=0 for the likeliest token"),
     "a slip": ({"num_return_sequence": 2}, "num_return_sequence=2 is not .*; did you mean num_return_sequences?"),
     "an unknown name": ({"zzz": 1}, "zzz=1 is not an argument of RADD's generate; those are attention_mask, "),
     "another model's generation config": (
@@ -659,9 +659,20 @@ def test_a_generation_config_is_refused_like_the_keywords(setting):
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("refresh_interval", [1, 3])
+def test_a_processor_cannot_bring_the_mask_back(model, temperature, refresh_interval):
+    settings = {"temperature": temperature, "refresh_interval": refresh_interval, "seed": 1}
+    output = model.generate(
+        logits_processor=[lambda _, scores: torch.zeros_like(scores)], return_dict_in_generate=True, **settings
+    )
+    assert not (output.sequences == model.config.mask_token_id).any()
+    assert output.token_logprobs.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("value", [-torch.inf, torch.nan])
 def test_a_processor_that_leaves_no_token_is_reported(model, temperature, value):
-    with pytest.raises(ValueError, match="logits_processor left a position where no token"):
+    with pytest.raises(ValueError, match="logits_processor left a position without a finite score"):
         model.generate(temperature=temperature, logits_processor=[lambda _, scores: scores.fill_(value)])
 
 

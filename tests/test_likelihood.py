@@ -290,6 +290,8 @@ def test_intervals_are_students(degrees):
         ({"passes": 3}, "passes=3 must be a positive multiple of 2"),
         ({"passes": 0}, "passes=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"seed": True}, "seed=True must be an integer in 0"),
+        ({"seed": -1}, "seed=-1 must be an integer in 0"),
         ({"estimator": "nll"}, "estimator='nll' must be one of"),
         ({"batch_size": 1.5}, r"batch_size=1\.5 must be an integer"),
         ({"scored": [ALL, ALL]}, "scored must hold one mask for each of the 3 sequences; it has 2"),

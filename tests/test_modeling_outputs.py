@@ -115,7 +115,7 @@ def test_a_misspelt_label_is_refused_with_the_nearest_name_and_another_word_with
     ids = draw_ids()
     with pytest.raises(TypeError, match=r"'label'\. Did you mean 'labels'"):
         model(ids, label=ids)
-    for name in ("head_mask", "logits_to_keep", "xyz"):
+    for name in ("logits_to_keep", "xyz"):
         with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'\.$"):
             model(ids, **{name: 1})
 
@@ -127,6 +127,7 @@ def test_keywords_of_tools_that_ask_for_nothing_are_taken(model):
         ("use_cache", None),
         ("past_key_values", None),
         ("is_causal", False),
+        ("head_mask", None),
         ("token_type_ids", torch.zeros_like(ids)),
         ("token_type_ids", None),
         ("return_dict", True),

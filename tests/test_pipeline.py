@@ -188,7 +188,7 @@ def test_a_text_that_cannot_continue_another_is_refused_by_name():
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
     assert encode_blanks("un [MASK] able", tokenizer, 4) == [2, 4, 3]
-    with pytest.raises(ValueError, match=r"text='able' cannot continue a text: .* reads it as 'a able' after 'a'"):
+    with pytest.raises(ValueError, match=r"text='able' cannot stand directly behind other text: .* reads 'a able'"):
         encode_blanks("un[MASK]able", tokenizer, 4)
 
 

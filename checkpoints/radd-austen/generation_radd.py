@@ -271,6 +271,7 @@ class Sampling:
             if not isinstance(scores, Tensor) or scores.shape != logits.shape:
                 shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
                 raise ValueError(f"logits_processor returned {shape}; it must return scores {tuple(logits.shape)}.")
+            scores = scores.masked_fill(logits.isneginf(), -torch.inf)  # the mask has no probability, whatever they do
         return self.warpers(cast(Any, None), cast(Any, scores))  # which do not look at canvases
 
 
@@ -414,7 +415,7 @@ class SamplerState:
         # The host waits for the device here. Nothing reads the state after that, so that another call may write to it.
         if not bool(processed.isfinite().all()):
             culprit = "logits_processor" if bool(of_network.isfinite().all()) else "the network"
-            raise ValueError(f"{culprit} left a position where no token has a finite score.")
+            raise ValueError(f"{culprit} left a position without a finite score, or with one that is nan or +inf.")
         return output
 
 

@@ -68,8 +68,8 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
     if lost - {unknown}:
         word = tokenizer.convert_ids_to_tokens(min(lost - {unknown}))
         raise ValueError(
-            f"{name}={quoted(text)} spells the special token {_place(text, word)}, and the tokenizer, "
-            f"{type(tokenizer).__name__}, cannot encode that as characters: change it in the text."
+            f"{name}={quoted(text)} spells the special token {_place(text, word)}, and the tokenizer "
+            "has no tokens for its characters: change it in the text."
         )
     new = set(spelled.values()) - REPORTED
     if new:
@@ -147,8 +147,8 @@ def _encode_after_text(text: str, alone: list[int], tokenizer: Any, name: str) -
         if _decode(heads[0] + ids, tokenizer) == wanted:
             return ids
     raise ValueError(
-        f"{name}={quoted(text)} cannot continue a text: the tokenizer, {type(tokenizer).__name__}, reads it as "
-        f"{_decode(heads[0] + alone, tokenizer)[:60]!r} after {BEFORE[0]!r}. Leave a space before it."
+        f"{name}={quoted(text)} cannot stand directly behind other text: behind {BEFORE[0]!r} the tokenizer reads "
+        f"{quoted(_decode(heads[0] + alone, tokenizer))}. Begin it with a space."
     )
 
 

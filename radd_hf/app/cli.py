@@ -26,7 +26,8 @@ import runpy
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -259,26 +260,38 @@ def _write_texts(args: argparse.Namespace) -> None:
     _read_text(args, sys.stdin)
     settings = _check(args)
     model, tokenizer = _load(args)
-    if args.quiet:
-        logging.getLogger("radd_hf.text_radd").setLevel(logging.ERROR)
-    given = _make_canvas(args, settings.pop("length", None), model, tokenizer)
-    canvas = torch.tensor(given.ids)  # (L,)
-    longest = model.config.max_position_embeddings
-    if len(canvas) > longest:
-        logging.getLogger("radd_hf.modeling_radd").setLevel(logging.ERROR)  # the model would say it again
-        if not args.quiet:
+    # The command has a remark of its own about long texts.
+    with _silenced("radd_hf.modeling_radd", *["radd_hf.text_radd"] * args.quiet):
+        given = _make_canvas(args, settings.pop("length", None), model, tokenizer)
+        canvas = torch.tensor(given.ids)  # (L,)
+        longest = model.config.max_position_embeddings
+        if len(canvas) > longest and not args.quiet:
             note(f"{len(canvas)} tokens are more than the {longest} that the model was trained on.")
-    if args.seed is None:
-        args.seed = secrets.randbelow(2**31)
+        if args.seed is None:
+            args.seed = secrets.randbelow(2**31)
 
-    outputs, batch = [], 1 if args.live else args.batch_size
-    for first in range(0, args.number, batch):
-        samples = range(first, min(first + batch, args.number))
-        output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
-        for row, sample in enumerate(samples):
-            _report(args, output, row, sample, given, tokenizer, seconds)
-        outputs.append(output)
+        outputs, batch = [], 1 if args.live else args.batch_size
+        for first in range(0, args.number, batch):
+            samples = range(first, min(first + batch, args.number))
+            output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
+            for row, sample in enumerate(samples):
+                _report(args, output, row, sample, given, tokenizer, seconds)
+            outputs.append(output)
     _draw_pictures(args, outputs, model, tokenizer, settings)
+
+
+@contextmanager
+def _silenced(*names: str) -> Iterator[None]:
+    """Has loggers say errors alone."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _write_batch(

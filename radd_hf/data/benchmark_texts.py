@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset
 from transformers import PreTrainedTokenizerBase
 
-from .blocks import Blocks
+from .blocks import Blocks, bytes_of
 from .detokenizers import detokenize_lambada, detokenize_lm1b, detokenize_ptb, detokenize_wikitext
 from .documents import load_documents, readable, tokenize
 
@@ -259,10 +259,7 @@ def load_evaluation_text(
     }
     if not radd:
         blocks = Blocks(tokens, length, tail=True)
-        # An unknown token stands for any text: of such blocks there is no figure per byte.
-        unknown = {tokenizer.unk_token_id} - {None, tokenizer.eos_token_id}
-        known_bytes = not any(bool((block == token).any()) for token in unknown for block in blocks)
-        n_bytes = blocks.n_bytes if known_bytes else None
+        n_bytes = bytes_of(blocks, tokenizer)
         return EvaluationText(blocks, None, n_bytes, description | {"ids": blocks.fingerprint()})
     cut = _cut_by_batches_of_rows(tokens, length)
     if len(cut) == 0:

@@ -104,6 +104,13 @@ class Blocks(Sequence[Tensor]):
         return digest.hexdigest()[:12]
 
 
+def bytes_of(blocks: Blocks, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns the bytes of the text in blocks; None where an unknown token stands for a part of it."""
+    unknown = {tokenizer.unk_token_id} - {None, tokenizer.eos_token_id}  # GPT-2 has its EOS there, and knows all bytes
+    lost = any(bool((block == token).any()) for token in unknown for block in blocks)
+    return None if lost else blocks.n_bytes
+
+
 class ShuffledBlocks:
     """Every block once an epoch, in a new order each time: the permutation is a function of (seed, epoch)."""
 

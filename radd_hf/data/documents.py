@@ -33,7 +33,18 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..text_radd import check_unicode, encode_text
-from .files import ENDINGS, KINDS, Refused, Unreadable, ending_of, find_files, looks_local, read_files, table_of
+from .files import (
+    ENDINGS,
+    KINDS,
+    Refused,
+    Unreadable,
+    ending_of,
+    find_files,
+    fingerprint_files,
+    looks_local,
+    read_files,
+    table_of,
+)
 from .long_documents import encode_documents
 
 EOS_TOKEN = "<|endoftext|>"
@@ -106,6 +117,15 @@ def load_documents(
     else:
         raise ValueError(f"{name} has no split {split!r}; it has {sorted({*splits, 'all'})}.")
     return check_text(documents, name)
+
+
+def stream_fingerprint(source: str, config: str | None) -> str:
+    """Names the text of a stream, which is not read for that: local files by their names, sizes and ends."""
+    path = Path(source).expanduser() / (config or "")
+    found = None if source == "austen" or "://" in source else find_files(path, source)
+    if found is None:
+        return f"{source} {config}" if config else source
+    return fingerprint_files([file for files in found.splits.values() for file in files])
 
 
 def load_validation(source: str, *, config: str | None = None, text_column: str = "text", argument: str) -> Dataset:
@@ -287,8 +307,11 @@ def unwrap(text: str) -> str:
     return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, exact: bool = True) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `vocab_size` tokens in all; the last id is the mask, the first EOS.
+
+    Args:
+        exact: whether a text that gives fewer tokens is refused.
 
     Raises:
         ValueError: for fewer tokens than `LEAST_VOCABULARY`, and more than the text can fill.
@@ -312,8 +335,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     tokenizer.train_from_iterator(checked(), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS_TOKEN, mask_token=MASK)
-    if len(fast) != vocab_size:
-        raise ValueError(f"vocab_size={vocab_size} is more than this text can fill; it gives {len(fast)} tokens.")
+    if exact and len(fast) != vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size} is more than this text can fill: pass at most {len(fast)}, or leave it out."
+        )
     return fast
 
 

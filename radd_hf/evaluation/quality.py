@@ -176,9 +176,10 @@ def _root_cause(error: BaseException) -> str:
 
 @torch.no_grad()
 def _is_causal(model: PreTrainedModel) -> bool:
-    same_beginning = torch.tensor([[0, 1, 2, 3], [0, 1, 3, 2]])
-    first, second = model(input_ids=same_beginning).logits[:, :2].float()
-    return torch.allclose(first, second, rtol=1e-4, atol=1e-4)
+    """Tells whether other tokens later leave the predictions before them as they are, but for rounding."""
+    first, second = model(input_ids=torch.tensor([[0, 1, 2, 3], [0, 1, 3, 2]])).logits.float()  # (4, V) each
+    before, there = (first - second)[:2].abs().max(), (first - second)[2:].abs().max()
+    return bool(before <= 1e-3 * there)
 
 
 @torch.no_grad()

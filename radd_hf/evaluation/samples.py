@@ -202,6 +202,8 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
     for name, least in (("n_samples", 2), ("batch_size", 1), ("judge_batch_size", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"{name}={getattr(args, name)} must be at least {least}.")
+    if args.reference is None and args.reference_split is not None:
+        raise ValueError(f"reference_split={args.reference_split!r} is of reference=, which is not given.")
     RaddGenerationConfig(**drawing)
     check_output("output", args.output)
     check_output("plot", args.plot)

@@ -420,7 +420,7 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
 
 
 def main(argv: list[str]) -> None:
-    """Exits with status 2 and the reason on standard error where [`convert`] or [`to_original`] refuse."""
+    """Runs [`convert`] or [`to_original`] by the arguments of a command line."""
     parser = argparse.ArgumentParser(prog="radd convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("source", help="released model, training run, `.pth` file of one, or a folder of ours")
     parser.add_argument("target", help="folder to make")
@@ -435,13 +435,10 @@ def main(argv: list[str]) -> None:
         parser.error("--tokenizer, --license: the authors' layout has no place for them; leave them out.")
 
     options = {"use_ema": not args.no_ema, "dtype": args.dtype, "push_to_hub": args.push_to_hub}
-    try:
-        if args.to_original:
-            to_original(args.source, args.target, **options)
-        else:
-            convert(args.source, args.target, tokenizer=args.tokenizer, license=args.license, **options)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    if args.to_original:
+        to_original(args.source, args.target, **options)
+    else:
+        convert(args.source, args.target, tokenizer=args.tokenizer, license=args.license, **options)
     print(f"{args.target} is written.")
     if not args.to_original and args.tokenizer is None:
         print("No tokenizer is in it; --tokenizer NAME_OR_DIR puts one there.")

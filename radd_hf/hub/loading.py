@@ -191,9 +191,12 @@ WRAPPERS = {
 def check_weight_names(missing: Collection[str], unexpected: Collection[str], source: str) -> None:
     """Raises a ValueError if names of weights are missing or too many."""
     if missing or unexpected:
+        found = [
+            f"{kind} {first_few(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names
+        ]
         raise ValueError(
-            f"{source} does not hold the weights that its configuration says: missing {first_few(missing)}; "
-            f"unexpected {first_few(unexpected)}.{_about_names(missing, unexpected)}"
+            f"{source} does not hold the weights that its configuration says: {'; '.join(found)}."
+            f"{_about_names(missing, unexpected)}"
         )
 
 
@@ -278,7 +281,7 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> None:
     """Raises a ValueError for a tokenizer with ids that the model has not, or whose mask is not the model's.
 
-    A tokenizer without a mask fits if none of its tokens has the mask's id, as GPT-2's with the authors' models.
+    A tokenizer without a mask fits if the mask comes behind its tokens, as GPT-2's with the authors' models.
     """
     name, mask = tokenizer.name_or_path, cast(int, config.mask_token_id)
     vocabulary, tokens = tokenizer.get_vocab(), config.num_tokens or config.vocab_size
@@ -294,6 +297,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> N
         raise ValueError(
             f"tokenizer={name!r} has the token {token!r} at id {mask}, where the model has its mask: it is another "
             "model's."
+        )
+    if tokenizer.mask_token_id is None and max(vocabulary.values()) + 1 not in (mask, config.num_tokens):
+        raise ValueError(
+            f"tokenizer={name!r} has no mask and ids up to {max(vocabulary.values())}, and the model has its mask at "
+            f"{mask}, not behind them: it is another model's."
         )
 
 

@@ -8,6 +8,7 @@ What cannot be is refused here, before anything is loaded. `restart.py` says whi
 """
 
 import argparse
+import math
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -178,20 +179,55 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     least["vocab_size"] = LEAST_VOCABULARY
     fractions = ("adam_beta1", "adam_beta2", "ema_decay", "lora_dropout")
     for name, value in (asdict(model_args) | asdict(data_args) | asdict(args)).items():
-        if name in least and value is not None and not value >= least[name]:
+        if name in least and value is not None and value < least[name]:
             raise ValueError(f"{name}={value} must be at least {least[name]}.")
         if name in fractions and not 0 <= value < 1:
             raise ValueError(f"{name}={value} must lie in [0, 1).")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value} must be a finite number.")
     if args.lr_schedule not in SCHEDULES:
         raise ValueError(f"lr_schedule={args.lr_schedule!r} must be one of {SCHEDULES}.")
+    if data_args.validation_config is not None and data_args.validation_dataset is None:
+        raise ValueError(f"validation_config={data_args.validation_config!r} needs validation_dataset=.")
     check_compilation(args)
     check_loss_type(args.loss_type)
     check_passes(args.eval_passes)
-    RaddGenerationConfig(
-        method=args.sampling_method, steps=args.sampling_steps
-    )  # raises on what generate does not take
+    check_sampling(args)
     trackers(args.log_with)
+    check_folders(data_args, args, known.config, moved="--output_dir" not in " ".join(rest))
     return model_args, data_args, args
+
+
+def check_sampling(args: TrainingArguments) -> None:
+    """Refuses what `generate` would refuse when the first texts are written."""
+    method, steps = args.sampling_method, args.sampling_steps
+    try:
+        RaddGenerationConfig(method=method, steps=steps)
+    except ValueError as error:
+        raise ValueError(f"sampling_method={method!r}, sampling_steps={steps}: {error}") from None
+    if method == "first_hitting" and steps is not None:
+        raise ValueError(
+            f"sampling_steps={steps} must be left out with sampling_method={method!r}: an event reveals one token."
+        )
+
+
+def check_folders(data_args: DataArguments, args: TrainingArguments, config: str | None, moved: bool) -> None:
+    """Refuses a run folder within the text, and the settings of a run whose folder is no longer where they say.
+
+    Args:
+        moved: whether `output_dir` is that of the file `config`.
+    """
+    output, dataset = Path(args.output_dir).absolute(), Path(data_args.dataset).expanduser().absolute()
+    if dataset.is_dir() and output.is_relative_to(dataset):
+        raise ValueError(
+            f"output_dir={args.output_dir!r} must not lie in dataset={data_args.dataset!r}, whose files are all read."
+        )
+    folder = None if config is None else find_config(config).absolute().parent
+    if moved and folder is not None and (folder / "checkpoints").is_dir() and folder.resolve() != output.resolve():
+        raise ValueError(
+            f"config={config} lies in the folder of a run, and its output_dir={args.output_dir!r} is another: pass "
+            f"--output_dir {folder} to go on there, or one of your choice."
+        )
 
 
 def flags_of_file(name: str) -> list[str]:

@@ -97,8 +97,17 @@ RULES = {
 }
 
 
+# Arguments that name folders, by any path.
+FOLDERS = ("init_from", "tokenizer")
+
+
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def is_same_folder(one: str | None, other: str | None) -> bool:
+    """Tells whether two spellings name one folder that exists."""
+    return None not in (one, other) and Path(one).is_dir() and Path(one).resolve() == Path(other).resolve()  # type: ignore[arg-type]
 
 
 def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
@@ -110,6 +119,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     with restoring(checkpoint):
         saved = read_progress(checkpoint).get("settings", {})  # of older runs nothing is known
         changed = {name: (saved[name], now) for name, now in settings.items() if saved.get(name, now) != now}
+        changed = {name: pair for name, pair in changed.items() if not (name in FOLDERS and is_same_folder(*pair))}
     fixed = {name: pair for name, pair in changed.items() if RULES[name] == FIXED and name != "dataset"}
     refuse_changes(checkpoint, fixed)
     if settings["max_steps"] < step_of(checkpoint):

@@ -112,6 +112,7 @@ class Run:
             save_file(averages, folder / "state" / "ema.safetensors")
         self.tokenizer.save_pretrained(folder)
         progress = {
+            "step": self.step,
             "updates": self.ema.updates,
             "scheduler": {"last_epoch": self.scheduler.last_epoch},
             "blocks": self.blocks_state,
@@ -131,6 +132,8 @@ class Run:
         with restoring(checkpoint):
             progress = read_progress(checkpoint)
             identity = progress["identity"]
+            if progress.get("step", step_of(checkpoint)) != step_of(checkpoint):
+                raise ValueError(f"it is the checkpoint of step {progress['step']}, and was renamed")
         check_identity(checkpoint, identity, self.identity)
         with restoring(checkpoint):
             self._restore(checkpoint, progress)
@@ -231,15 +234,16 @@ class Run:
 
 
 def drop_later_metrics(file: Path, step: int) -> None:
-    """What a killed run logged after its last checkpoint will be logged again; a half-written line goes, too."""
+    """What a killed run logged after its last checkpoint will be logged again; a line that is no record goes, too."""
     if not file.exists():
         return
     kept = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # only the last line can be half there
+        except json.JSONDecodeError:  # half-written as a rule, when the run was killed
+            logger.warning("%s: a line that is no JSON is left out: %.40s", file, line)
+            continue
         if record["step"] <= step and not any(name.startswith("final_") for name in record):
             kept.append(line + "\n")
     beside = file.with_suffix(".partial")
@@ -249,8 +253,9 @@ def drop_later_metrics(file: Path, step: int) -> None:
 
 def all_checkpoints(output: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; what else lies among them is left alone."""
-    folders = (output / "checkpoints").glob("step_*")
-    return sorted((path for path in folders if re.fullmatch(r"step_\d+", path.name) and path.is_dir()), key=step_of)
+    beside = (output / "checkpoints").glob("step_*")
+    folders = (path for path in beside if re.fullmatch(r"step_[1-9][0-9]*", path.name) and path.is_dir())
+    return sorted(folders, key=step_of)
 
 
 def last_checkpoint(output: Path) -> Path | None:

@@ -32,13 +32,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from .. import RaddConfig, RaddForMaskedLM
-from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks
+from ..data.blocks import Blocks, ShuffledBlocks, StreamedBlocks, bytes_of
 from ..data.collator import DiffusionCollator
 from ..data.documents import (
     add_mask_token,
     check_text,
     load_documents,
     load_validation,
+    stream_fingerprint,
     tokenize,
     train_tokenizer,
     vocabulary_size,
@@ -77,6 +78,9 @@ def main(argv: list[str]) -> None:
 def run_training(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator
 ) -> None:
+    forwards_of_a_step(
+        args.batch_size, accelerator.num_processes, cast(int, args.accumulation), 0
+    )  # raises, if none fit
     last = last_checkpoint(Path(args.output_dir))
     base = None if model_args.init_from is None else load_config(model_args.init_from, argument="init_from")
     settings = resolved_settings(model_args, data_args, args, base)
@@ -99,7 +103,7 @@ def run_training(
         logger.info("no --judge: the samples get a token entropy and no generative perplexity")
     with deterministic(True) if args.deterministic else nullcontext():
         train(run, data, args, judge)
-    figures = run.evaluate(data.validation, args.eval_passes, n_bytes=data.validation.n_bytes)
+    figures = run.evaluate(data.validation, args.eval_passes, n_bytes=bytes_of(data.validation, data.tokenizer))
     run.log(**{f"final_{name}": value for name, value in figures.items()})
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -202,7 +206,8 @@ def load_data(
         )
     if tokenizer is None:
         texts = (text for batch in documents.iter(1000) for text in batch["text"])
-        tokenizer = train_tokenizer(texts, data_args.vocab_size or VOCAB_SIZE)
+        size = data_args.vocab_size
+        tokenizer = train_tokenizer(texts, size or VOCAB_SIZE, exact=size is not None)
     length = (base or RaddConfig()).max_position_embeddings if data_args.length is None else data_args.length
 
     if isinstance(held_out, IterableDataset):
@@ -212,7 +217,7 @@ def load_data(
     validation = Blocks(tokenize(held_out, tokenizer, workers, spelled), length, tail=True)
     if isinstance(documents, IterableDataset):
         stream = StreamedBlocks(data_args.dataset, documents, tokenizer, length, args.batch_size, args.seed, spelled)
-        identity = f"stream of {data_args.dataset} {data_args.dataset_config}" + " with special tokens" * spelled
+        identity = stream_fingerprint(data_args.dataset, data_args.dataset_config)
         return Data(tokenizer, stream, validation, length, identity)
     blocks = Blocks(tokenize(documents, tokenizer, workers, spelled), length)
     logger.info("%s tokens in %s blocks of %s", f"{blocks.n_tokens:,}", f"{len(blocks):,}", length)
@@ -230,13 +235,13 @@ def named_tokenizer(
     """
     if last is not None:
         with restoring(last):
-            return load_tokenizer(str(last))
+            return check_ends(load_tokenizer(str(last)))
     name = data_args.tokenizer or model_args.init_from
     if name is None:
         if data_args.streaming:
             raise ValueError("streaming=True needs a tokenizer=: a stream is not read to make one.")
         return None
-    tokenizer = load_tokenizer(name)
+    tokenizer = check_ends(load_tokenizer(name))
     mask = add_mask_token(tokenizer, None if base is None else base.mask_token_id)
     size = max(vocabulary_size(tokenizer), mask + 1)
     if base is not None:
@@ -244,8 +249,19 @@ def named_tokenizer(
         size = base.vocab_size
     if data_args.vocab_size not in (None, size):
         raise ValueError(
-            f"vocab_size={data_args.vocab_size} is that of a BPE which is made of the text, and {name!r} says the "
-            f"tokenizer, with a vocabulary of {size}: leave vocab_size out, or let it be {size}."
+            f"vocab_size={data_args.vocab_size} must be left out, or be {size}, as large as the vocabulary of {name!r}."
+        )
+    return tokenizer
+
+
+def check_ends(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer; raises a ValueError for one without EOS, in which documents end, or with one as mask."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer={tokenizer.name_or_path!r} has no eos_token, and documents end in it: set one.")
+    if tokenizer.eos_token_id == tokenizer.mask_token_id:
+        raise ValueError(
+            f"tokenizer={tokenizer.name_or_path!r} has one token, {tokenizer.eos_token!r}, as eos_token and as "
+            "mask_token: give it a mask of its own."
         )
     return tokenizer
 

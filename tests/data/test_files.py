@@ -45,6 +45,16 @@ def test_of_a_folder_text_is_read_and_what_else_lies_there_is_left_out_and_named
     assert "1 ending in .txt~, 2 hidden, 1 named LICENSE, 1 named README.txt" in line
 
 
+def test_linked_files_and_folders_are_read_and_a_link_to_nothing_is_said(tmp_path, caplog):
+    lay_out(tmp_path, **{"text/a.txt": "one", "elsewhere/b.txt": "two"})
+    (tmp_path / "text/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "text/more/round").symlink_to(tmp_path / "text")
+    (tmp_path / "text/lost.txt").symlink_to(tmp_path / "nowhere.txt")
+    with caplog.at_level(logging.INFO, logger="radd_hf"):
+        assert texts(tmp_path / "text") == ["one", "two"]
+    assert "2 files are read, ending in .txt; left out: 1 linked to nothing" in caplog.text
+
+
 def test_a_word_in_a_name_makes_no_split(tmp_path):
     lay_out(tmp_path, **{"train journey.txt": "a", "driving-test.txt": "b", "validation of a theory.txt": "c"})
     assert sorted(texts(tmp_path)) == ["a", "b", "c"]

@@ -337,9 +337,9 @@ def sort_names(saved):
         (lambda saved: saved.update(model=[1]), "'model' must be there and hold named tensors"),
         (lambda saved: saved["model"].update({0: torch.ones(1)}), "'model' must be there and hold named tensors"),
         (lambda saved: saved["model"].update(step=3), "'model' must be there and hold named tensors"),
-        (without("blocks.1.norm1.bias"), r"missing blocks\.1\.norm1\.bias; unexpected none"),
-        (without("vocab_embed.embedding"), r"missing vocab_embed\.embedding; unexpected none"),
-        (lambda saved: saved["model"].update(foreign=torch.ones(2)), "missing none; unexpected foreign"),
+        (without("blocks.1.norm1.bias"), r"missing blocks\.1\.norm1\.bias"),
+        (without("vocab_embed.embedding"), r"missing vocab_embed\.embedding"),
+        (lambda saved: saved["model"].update(foreign=torch.ones(2)), "unexpected foreign"),
         (shorter("blocks.0.mlp.0.bias"), r"blocks\.0\.mlp\.0\.bias is \(255,\), and the configuration says \(256,\)"),
         (lambda saved: saved.pop("ema"), "no moving average .* takes the raw weights"),
         (lambda saved: saved["ema"]["shadow_params"].pop(), "34 moving averages for 35 parameters"),
@@ -401,7 +401,7 @@ def test_a_damaged_release_is_refused(tmp_path, hub):
     refuse(hub, tmp_path / "absent", "has no weights; one of model.safetensors, .* must be there")
     del tensors["output_layer.linear.bias"]
     save_file(tensors, weights)
-    refuse(hub, tmp_path / "incomplete", r"missing output_layer\.linear\.bias; unexpected none")
+    refuse(hub, tmp_path / "incomplete", r"missing output_layer\.linear\.bias")
 
 
 def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
@@ -415,7 +415,7 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
     refuse(ours, tmp_path / "shape", r"the weight model\.norm\.bias is \(3,\), and the configuration says \(64,\)")
     del tensors["model.norm.bias"]
     save_file(tensors, weights, metadata={"format": "pt"})
-    refuse(ours, tmp_path / "incomplete", r"missing model\.norm\.bias; unexpected none")
+    refuse(ours, tmp_path / "incomplete", r"missing model\.norm\.bias")
     (ours / "config.json").write_text('{"model_type": "bert"}')
     refuse(ours, tmp_path / "foreign", "is a model of type 'bert', not 'radd'")
 
@@ -550,14 +550,19 @@ def test_the_command_line_converts_and_says_that_no_tokenizer_is_there(tmp_path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "is no folder here, nor a repository"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--to-original", "--tokenizer", "gpt2"], "the authors' layout has no place for them"),
     ],
 )
-def test_the_command_line_ends_with_an_error_and_its_reason(tmp_path, capsys, arguments, message):
+def test_a_command_line_at_fault_ends_with_the_reason(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path / "nothing"), str(tmp_path / "target"), *arguments])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="is no folder here, nor a repository"):
+        main([str(tmp_path / "nothing"), str(tmp_path / "target")])
     assert list(tmp_path.iterdir()) == []

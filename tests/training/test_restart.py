@@ -12,10 +12,12 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from radd_hf.data.documents import stream_fingerprint
 from radd_hf.training import train
 from radd_hf.training.restart import APPLIED, FIXED, FREE, RULES, check_settings
-from radd_hf.training.run import Run, all_checkpoints, last_checkpoint, remove
+from radd_hf.training.run import Run, all_checkpoints, drop_later_metrics, last_checkpoint, remove
 from support.launches import TINY
+from support.paths import contents
 from support.texts import SENTENCES
 from support.toys import random_model
 
@@ -262,3 +264,49 @@ def test_arguments_are_saved_as_they_take_effect(finished):
     model_args, data_args, args = train.parse_arguments(["--config", str(finished / "config.yaml")])
     assert asdict(model_args) | asdict(data_args) | asdict(args) == saved | {"output_dir": args.output_dir}
     assert (saved["accumulation"], saved["max_grad_norm"], saved["mixed_precision"]) == (1, 1.0, "no")
+
+
+def test_a_run_that_is_refused_leaves_its_folder_as_it_was(folder, tiny_text):
+    before = contents(folder)
+    with pytest.raises(ValueError, match="batch_size=8 must be a multiple of 1 processes x accumulation=3"):
+        start(folder, dataset=tiny_text, accumulation=3, max_steps=16)
+    after = contents(folder)
+    assert {name: data for name, data in after.items() if name != "train.log"} == {
+        name: data for name, data in before.items() if name != "train.log"
+    }
+
+
+def test_a_checkpoint_that_was_renamed_is_not_taken_for_that_of_its_name(folder, tiny_text):
+    (folder / "checkpoints/step_8").rename(folder / "checkpoints/step_9")
+    with pytest.raises(ValueError, match=r"step_9 cannot be restored .* of step 8, and was renamed"):
+        start(folder, dataset=tiny_text, max_steps=16)
+
+
+def test_a_run_that_moved_is_not_begun_anew_at_its_old_place(folder, tmp_path):
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=rf"pass --output_dir {moved} to go on there"):
+        train.main(["--config", str(moved / "config.yaml")])
+    train.main(["--config", str(moved / "config.yaml"), "--output_dir", str(moved), "--max_steps", "9"])
+    assert last_checkpoint(moved).name == "step_9"
+
+
+def test_lines_of_the_metrics_that_are_whole_are_kept(folder):
+    file = folder / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0], lines[1][:9] + "\n", *lines[2:]]))
+    drop_later_metrics(file, 8)
+    kept = [lines[0], *(line for line in lines[2:] if "final_" not in line)]
+    assert file.read_text().splitlines(keepends=True) == kept
+
+
+def test_a_stream_is_known_by_its_text_and_not_by_its_path(tmp_path, monkeypatch):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    shutil.copytree(tmp_path, tmp_path / "moved", dirs_exist_ok=True, ignore=shutil.ignore_patterns("moved"))
+    monkeypatch.chdir(tmp_path)
+    one = stream_fingerprint(f"{tmp_path}/*.jsonl", None)
+    assert one == stream_fingerprint("./*.jsonl", None) == stream_fingerprint("moved", None)
+    (tmp_path / "moved/b.jsonl").write_text(json.dumps({"text": "c.jsonl"}))
+    assert one != stream_fingerprint("moved", None)
+    (tmp_path / "b.jsonl").rename(tmp_path / "A.jsonl")
+    assert one != stream_fingerprint("./*.jsonl", None)

@@ -26,7 +26,7 @@ from radd_hf.data.documents import train_tokenizer
 from radd_hf.evaluation import perplexity
 from radd_hf.evaluation.quality import judge, load_judge
 from radd_hf.losses import LOSS_TYPES
-from radd_hf.training import adapters, train
+from radd_hf.training import adapters, arguments, train
 from radd_hf.training.averages import Ema, ema_decay
 from radd_hf.training.run import Run
 from support.launches import QUIET, TINY, command, metrics
@@ -226,9 +226,15 @@ def test_a_run_may_go_on_with_another_accumulation_from_any_step(run, tmp_path):
         ({"lora_rank": -1}, "lora_rank=-1 must be at least 0"),
         ({"learning_rate": -1}, r"learning_rate=-1\.0 must be at least 0"),
         ({"adam_beta2": 1}, r"adam_beta2=1\.0 must lie in \[0, 1\)"),
-        ({"lr_schedule": "steep"}, r"lr_schedule='steep' must be one of \['linear', "),
+        ({"lr_schedule": "steep"}, r"lr_schedule='steep' must be one of \('constant_with_warmup', "),
         ({"compile": True, "compile_backend": "none"}, r"compile_backend='none' must be one of \['aot_eager', "),
         ({"compile": False, "compile_backend": "eager"}, "compile_backend='eager' is of compile=True"),
+        ({"learning_rate": math.inf}, "learning_rate=inf must be a finite number"),
+        ({"validation_config": "en"}, "validation_config='en' needs validation_dataset="),
+        (
+            {"sampling_method": "first_hitting", "sampling_steps": 2},
+            "sampling_steps=2 must be left out with sampling_method='first_hitting'",
+        ),
         ({"attn_implementation": "flex_attention"}, "attn_implementation='flex_attention' does not train on a proc"),
         ({"length": 10**6, "force": True}, "length=1000000 must be at least 1 and at most the data"),
     ],
@@ -238,12 +244,17 @@ def test_settings_that_cannot_be_are_refused_by_name(run, settings, message):
         run(**settings)
 
 
+def test_a_run_folder_within_the_text_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match=r"output_dir='.*' must not lie in dataset='.*', whose files are all read"):
+        run("run", dataset=tmp_path)
+
+
 def test_a_held_out_text_that_is_empty_is_refused_before_training(run, tmp_path, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(train, "build", lambda *_: pytest.fail("it began"))
     (tmp_path / "blank.txt").write_text("\n \n")
     rows = [{"text": " \n"}, *[{"text": SENTENCES}] * 50, {"text": ""}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    stream = {"streaming": True, "tokenizer": tiny_tokenizer.name_or_path}
+    stream = {"streaming": True, "tokenizer": tiny_tokenizer.name_or_path, "vocab_size": len(tiny_tokenizer)}
     for settings, message in (
         ({"validation_dataset": tmp_path / "blank.txt"}, r"validation_dataset='.*blank\.txt' has no text: 1 documents"),
         ({"dataset": tmp_path / "rows.jsonl", "held_out": 1}, r"dataset='.*' has no text: 1 documents, all empty"),
@@ -385,7 +396,8 @@ def test_every_figure_goes_to_the_trackers(run, monkeypatch):
         def finish(self):
             type(self).finished = True
 
-    monkeypatch.setattr(train, "trackers", lambda names: [Recorder()] if names == "recorder" else [])
+    for module in (arguments, train):
+        monkeypatch.setattr(module, "trackers", lambda names: [Recorder()] if names == "recorder" else [])
     folder = run(log_with="recorder")
     figures = [{k: v for k, v in record.items() if isinstance(v, (int, float))} for record in metrics(folder)]
     assert Recorder.logged == figures
