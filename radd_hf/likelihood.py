@@ -31,7 +31,7 @@ from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .programs_radd import programs_of
-from .randomness_radd import check_seed, stream_seed
+from .randomness_radd import stream_seed
 from .settings_radd import is_integer, plain
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
@@ -393,6 +393,14 @@ def check_ids(config: Any, name: str, value: Any) -> Tensor:
     return ids
 
 
+def check_integer_seed(seed: Any) -> int:
+    """Returns a seed as an integer; unlike that of `generate` it may be negative, as only its digits are read."""
+    seed = plain(seed)
+    if not is_integer(seed):
+        raise ValueError(f"seed={seed!r} must be an integer.")
+    return int(seed)
+
+
 def check_batch_size(batch_size: int) -> None:
     if not is_integer(batch_size) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r} must be an integer of at least 1.")
@@ -454,7 +462,7 @@ class LikelihoodRounds:
         if target_se is not None and not 0 < target_se < math.inf:
             raise ValueError(f"target_se={target_se} must be a positive number of nats per token.")
         self.model, self.estimator, self.passes = model, estimator, passes
-        self.target_se, self.batch_size, self.seed = target_se, batch_size, check_seed(seed)
+        self.target_se, self.batch_size, self.seed = target_se, batch_size, check_integer_seed(seed)
         self.accelerator, self.known = accelerator, known or {}
         self.sequences, self.scored, self.n_scored = check_texts(model.config, sequences, scored)
         # (S,) how much each sequence's nats per token count in the mean
@@ -653,7 +661,7 @@ def mixture(nats: Tensor) -> Tensor:
 
 def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, seed: int) -> Tensor:
     """Computes the nats of each sequence in each of K orders, (S, K) float64."""
-    orders, batch_size, seed = plain(orders), plain(batch_size), check_seed(seed)
+    orders, batch_size, seed = plain(orders), plain(batch_size), check_integer_seed(seed)
     check_batch_size(batch_size)
     sequences, scored, n_scored = check_texts(model.config, sequences, scored)
     for n in set(n_scored.tolist()):

@@ -77,7 +77,12 @@ def test_a_flag_that_is_none_is_one_line_that_names_it(script):
 def test_an_interrupt_is_one_line(tiny_text, tmp_path):
     flags = ["--config", "tiny", "--dataset", str(tiny_text), "--vocab_size", "320", "--output_dir", str(tmp_path)]
     command = [sys.executable, "train_accelerate.py", *flags]
-    with subprocess.Popen(command, cwd=ROOT, env=QUIET, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts() -> None:  # a shell has its background jobs ignore them, and pytest may be one
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    streams = {"stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=QUIET, preexec_fn=heed_interrupts, **streams) as process:
         while not (tmp_path / "config.yaml").exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
