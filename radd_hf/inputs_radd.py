@@ -16,15 +16,21 @@ import torch
 from torch import Tensor
 
 from .kernels_radd import has_values
-from .settings_radd import is_integer, plain
+from .settings_radd import is_integer, is_number, plain
 
 # Keywords of transformers that every forward takes, and ours that the trunk takes from the model with a head.
 RECORDING = ("output_hidden_states", "output_attentions", "return_dict")
 INNER = ("cache", "partial", "position_embeddings")
 # Keywords of packed rows, which flash attention alone reads.
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# Keywords that some tools always pass. They may ask for nothing: None or False.
-NOTHING = ("use_cache", "past_key_values", "cache_position", "is_causal", "head_mask")
+# Keywords that some tools always pass, and why they may only ask for nothing: None or False.
+NOTHING = {
+    "use_cache": "nothing is kept from one evaluation to the next",
+    "past_key_values": "nothing is kept from one evaluation to the next",
+    "cache_position": "nothing is kept from one evaluation to the next",
+    "is_causal": "every token attends to every other, on both sides",
+    "head_mask": "no head can be left out",
+}
 
 
 def check_keywords(config: Any, forward: Callable, given: dict[str, Any]) -> dict[str, Any]:
@@ -40,10 +46,7 @@ def check_keywords(config: Any, forward: Callable, given: dict[str, Any]) -> dic
             kept[name] = value
         elif name in NOTHING:
             if value is not None and value is not False:
-                raise ValueError(
-                    f"{name}={repr(value)[:60]} must be None or False: every token attends to every other, both "
-                    "ways, so no evaluation goes on with an earlier one."
-                )
+                raise ValueError(f"{name}={repr(value)[:60]} must be None or False: {NOTHING[name]}.")
         elif name == "token_type_ids":  # which tokenizers like BERT's return
             if isinstance(value, Tensor) and has_values(value) and bool(value.any()):
                 raise ValueError(
@@ -115,7 +118,8 @@ def check_mask(config: Any, mask: Any, batch: int, length: int) -> None:
     if not isinstance(mask, Tensor) or mask.is_complex() or not (shape == (batch, length) or whole):
         raise ValueError(
             f"attention_mask{shown(mask)}; it must be {(batch, length)}, 1 at text and 0 at padding, or "
-            f"{(batch, 1, length, length)}, in which 1 or {batch} rows, 1 or {heads} heads, 1 or {length} queries fit."
+            f"{(batch, 1, length, length)} of rows, heads, queries and keys; it may have 1 row and 1 query for all, "
+            f"and {heads} heads."
         )
     if whole and any(kind in str(implementation) for kind in ("flash", "flex")):
         raise ValueError(
@@ -138,7 +142,12 @@ def check_mask(config: Any, mask: Any, batch: int, length: int) -> None:
 
 
 def check_labels(
-    config: Any, given: Tensor, labels: Tensor, loss_weights: Tensor | None, max_targets: int | None
+    config: Any,
+    given: Tensor,
+    labels: Tensor,
+    loss_weights: Tensor | None,
+    max_targets: int | None,
+    num_items_in_batch: Any = None,
 ) -> None:
     """Raises a ValueError for labels and weights that do not fit the ids (B, L) or embeddings (B, L, D) `given`."""
     vocab_size, mask_token_id = config.vocab_size, config.mask_token_id
@@ -152,6 +161,9 @@ def check_labels(
             raise ValueError(
                 f"{name} is on the device {str(tensor.device)!r}; it must be where the inputs are, {str(device)!r}."
             )
+    items = num_items_in_batch
+    if not (items is None or isinstance(items, Tensor) or (is_number(items) and items > 0)):
+        raise ValueError(f"num_items_in_batch={items!r} must be a positive number, of labelled tokens.")
     if not has_values(labels):  # under a compiler nor at max_targets, which differs from batch to batch
         return
     labelled = labels != -100

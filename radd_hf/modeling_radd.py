@@ -730,7 +730,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, output_positions)
         if labels is not None:
             given = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
-            check_labels(self.config, given, labels, loss_weights, max_targets)
+            check_labels(self.config, given, labels, loss_weights, max_targets, num_items_in_batch)
             labels = labels.long()
         fixed = labels is not None and has_fixed_shapes(self.model, labels.device)
         everywhere = fixed or output_logits

@@ -298,7 +298,10 @@ def test_a_bias_is_added_to_the_scores():
     [
         (torch.ones(B, 5), r"attention_mask has shape (3, 5) and dtype torch.float32; it must be (3, 12), 1 at text"),
         (torch.ones(1, L), "attention_mask has shape (1, 12)"),
-        (torch.ones(B, L, L), "or (3, 1, 12, 12), in which 1 or 3 rows, 1 or 4 heads, 1 or 12 queries fit"),
+        (
+            torch.ones(B, L, L),
+            "of rows, heads, queries and keys; it may have 1 row and 1 query for all, and 4 heads",
+        ),
         (torch.ones(B, 2, L, L), "attention_mask has shape (3, 2, 12, 12)"),
         (torch.ones(2, 1, L, L), "attention_mask has shape (2, 1, 12, 12)"),
         (torch.ones(B, 1, L, 5), "attention_mask has shape (3, 1, 12, 5)"),

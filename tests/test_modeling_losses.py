@@ -223,6 +223,9 @@ def test_num_items_in_batch_divides_the_sum_over_tokens_as_in_transformers(model
         torch.testing.assert_close(loss, output.sequence_nll.sum() / 7)
     with pytest.raises(ValueError, match="num_items_in_batch"):
         model(ids, labels=draw_labels(ids), num_items_in_batch=7, loss_weights=torch.ones(3))
+    for number in (0, -1, True, "a"):
+        with pytest.raises(ValueError, match=f"num_items_in_batch={number!r} must be a positive number"):
+            model(ids, labels=draw_labels(ids), num_items_in_batch=number)
 
 
 def test_contradictory_arguments_are_refused(model):

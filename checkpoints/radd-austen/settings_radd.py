@@ -228,6 +228,12 @@ _FOREIGN = (
 FOREIGN: dict[str, Foreign] = {name: foreign for foreign in _FOREIGN for name in foreign.names.split()}
 
 
+def shortened(value: Any) -> str:
+    """Shows a value in a message: the beginning of what would fill a screen, such as a tensor or a model."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
 def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -> dict[str, Any]:
     """Returns the arguments that are given, under the names that they have here; those that are None are left out.
 
@@ -251,12 +257,12 @@ def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -
             own[ours] = value
         elif ours in FOREIGN:
             if not FOREIGN[ours].asks_for_nothing(plain(value)):
-                raise ValueError(f"{name}={value!r} is not {what}: {FOREIGN[ours].instead}.")
+                raise ValueError(f"{name}={shortened(value)} is not {what}: {FOREIGN[ours].instead}.")
         else:
             names = [*known, *(other for other, ours in SYNONYMS.items() if ours in known)]
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(sorted(known))}."
-            raise ValueError(f"{name}={value!r} is not {what}; {hint}")
+            raise ValueError(f"{name}={shortened(value)} is not {what}; {hint}")
     return own
 
 

@@ -109,7 +109,9 @@ def load_documents(
     if split == "all":
         documents = concatenate_datasets([read() for read in splits.values()])
     elif split == "validation" and split not in splits and held_out == 0:
-        raise ValueError(f"{name} has no split 'validation', and held_out=0 makes none.")
+        raise ValueError(
+            f"{name} has no split 'validation', and held_out=0 makes none: name another data set to score."
+        )
     elif split in ("train", "validation") and "train" in splits and "validation" not in splits and held_out > 0:
         documents = _hold_out(name, splits["train"](), held_out)[split]
     elif split in splits:

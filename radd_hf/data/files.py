@@ -199,7 +199,8 @@ def _kind(files: list[Path], name: str) -> str:
     kinds = {KINDS.get(ending) for ending in endings}
     if len(kinds) != 1 or None in kinds:
         has = ", ".join(f"{count} of {ending or 'none'}" for ending, count in sorted(endings.items()))
-        raise Refused(f"{name} must hold files of one kind, ending in {ENDINGS}; it has {has}: give a pattern.")
+        advice = ": give a pattern that finds one kind" if len(endings) > 1 else ""
+        raise Refused(f"{name} must hold files of one kind, ending in {ENDINGS}; it has {has}{advice}.")
     packed = [file for file in files if file.suffix == ".zst"]
     if packed and importlib.util.find_spec("zstandard") is None:
         raise Refused(f"{name}: {packed[0].name} needs a package that is not installed: pip install zstandard")

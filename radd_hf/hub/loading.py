@@ -166,7 +166,12 @@ def config_of(settings: Any, source: str) -> RaddConfig:
         return RaddConfig.from_dict(settings)
     except KeyError as error:
         raise ValueError(f"the configuration of {source} lacks {error}.") from error
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        StrictDataclassError,
+    ) as error:  # AttributeError: a dtype of no torch
         reason = " ".join(str(error).split())
         raise ValueError(f"the configuration of {source} is not one of RADD: {reason}") from error
 
