@@ -349,6 +349,11 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def vocabulary_with_mask(tokenizer: PreTrainedTokenizerBase, mask_token_id: int) -> int:
+    """Returns how many ids a model has for a tokenizer and a mask, which may lie behind all of its ids."""
+    return max(vocabulary_size(tokenizer), mask_token_id + 1)
+
+
 def add_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None = None) -> int:
     """Gives a tokenizer a mask token if it has none, and returns the id of the mask (50257 for GPT-2).
 

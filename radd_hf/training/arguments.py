@@ -194,7 +194,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     check_passes(args.eval_passes)
     check_sampling(args)
     trackers(args.log_with)
-    check_folders(data_args, args, known.config, moved="--output_dir" not in " ".join(rest))
+    named = any(flag.split("=")[0] == "--output_dir" for flag in rest)
+    check_folders(data_args, args, known.config, of_config=not named)
     return model_args, data_args, args
 
 
@@ -211,11 +212,11 @@ def check_sampling(args: TrainingArguments) -> None:
         )
 
 
-def check_folders(data_args: DataArguments, args: TrainingArguments, config: str | None, moved: bool) -> None:
+def check_folders(data_args: DataArguments, args: TrainingArguments, config: str | None, of_config: bool) -> None:
     """Refuses a run folder within the text, and the settings of a run whose folder is no longer where they say.
 
     Args:
-        moved: whether `output_dir` is that of the file `config`.
+        of_config: whether `output_dir` is that of the file `config`, and not of a flag.
     """
     output, dataset = Path(args.output_dir).absolute(), Path(data_args.dataset).expanduser().absolute()
     if dataset.is_dir() and output.is_relative_to(dataset):
@@ -223,7 +224,7 @@ def check_folders(data_args: DataArguments, args: TrainingArguments, config: str
             f"output_dir={args.output_dir!r} must not lie in dataset={data_args.dataset!r}, whose files are all read."
         )
     folder = None if config is None else find_config(config).absolute().parent
-    if moved and folder is not None and (folder / "checkpoints").is_dir() and folder.resolve() != output.resolve():
+    if of_config and folder is not None and (folder / "checkpoints").is_dir() and folder.resolve() != output.resolve():
         raise ValueError(
             f"config={config} lies in the folder of a run, and its output_dir={args.output_dir!r} is another: pass "
             f"--output_dir {folder} to go on there, or one of your choice."

@@ -42,7 +42,7 @@ from ..data.documents import (
     stream_fingerprint,
     tokenize,
     train_tokenizer,
-    vocabulary_size,
+    vocabulary_with_mask,
 )
 from ..evaluation.quality import load_judge
 from ..hub.loading import check_tokenizer, load_config, load_model, load_tokenizer
@@ -155,7 +155,7 @@ def check_memory_of_a_step(
     changes: dict[str, Any] = {"max_position_embeddings": data_args.length or start.max_position_embeddings}
     if base is None:
         made = data_args.vocab_size or VOCAB_SIZE
-        vocab_size = made if tokenizer is None else max(vocabulary_size(tokenizer), add_mask_token(tokenizer) + 1)
+        vocab_size = made if tokenizer is None else vocabulary_with_mask(tokenizer, add_mask_token(tokenizer))
         changes |= {"vocab_size": vocab_size, "mask_token_id": None, "intermediate_size": None}
     config = RaddConfig.from_dict(start.to_dict() | changes | given)
     config._attn_implementation = args.attn_implementation
@@ -243,7 +243,7 @@ def named_tokenizer(
         return None
     tokenizer = check_ends(load_tokenizer(name))
     mask = add_mask_token(tokenizer, None if base is None else base.mask_token_id)
-    size = max(vocabulary_size(tokenizer), mask + 1)
+    size = vocabulary_with_mask(tokenizer, mask)
     if base is not None:
         check_tokenizer(tokenizer, base)
         size = base.vocab_size
@@ -341,7 +341,7 @@ def make_config(
     }
     if base is None:
         mask = add_mask_token(data.tokenizer)  # of a tokenizer that can have none, the id after all others
-        tokens: dict[str, Any] = {"vocab_size": max(vocabulary_size(data.tokenizer), mask + 1), "mask_token_id": mask}
+        tokens: dict[str, Any] = {"vocab_size": vocabulary_with_mask(data.tokenizer, mask), "mask_token_id": mask}
         return RaddConfig(**given, **tokens, **others)
     changes = {name: value for name, value in given.items() if name in FREE_SETTINGS} | others
     return RaddConfig.from_dict(base.to_dict() | changes)
