@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint import CheckpointException
 from torch.optim.lr_scheduler import LambdaLR
 
+from .checkpoints import PROGRESS, step_of
+
 logger = logging.getLogger(__name__)
 
 FIXED, APPLIED, FREE = "fixed", "applied", "free"
@@ -92,6 +94,7 @@ RULES = {
     "sampling_steps": FREE,
     "judge": FREE,
     "keep_last": FREE,
+    "strict": FREE,
     "log_with": FREE,
     "force": FREE,
 }
@@ -99,10 +102,6 @@ RULES = {
 
 # Arguments that name folders, by any path.
 FOLDERS = ("init_from", "tokenizer")
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
 
 
 def is_same_folder(one: str | None, other: str | None) -> bool:
@@ -155,12 +154,12 @@ def refuse_changes(checkpoint: Path, changed: dict[str, tuple]) -> None:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "state" / "progress.json").read_text(encoding="utf-8"))
+    return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
 
 
 @contextmanager
 def restoring(checkpoint: Path) -> Iterator[None]:
-    """Whatever a missing or damaged file of a checkpoint raises is a ValueError that names the folder."""
+    """Makes a ValueError that names the folder of whatever the files of a checkpoint raise."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -171,8 +170,8 @@ def restoring(checkpoint: Path) -> Iterator[None]:
     ) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"{checkpoint} cannot be restored ({reason}). If it is damaged, delete that folder, and the run goes on "
-            "from the checkpoint before it, or from the beginning where there is none."
+            f"{checkpoint} cannot be restored ({reason}), although its files are as they were saved: another version "
+            "of radd_hf or of a library may have saved it. Without that folder the run goes on from the one before."
         ) from error
 
 

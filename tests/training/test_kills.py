@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from radd_hf.training.checkpoints import IDENTITIES
 from support.launches import QUIET, command, kill, metrics
 from support.paths import ROOT
 
@@ -25,11 +26,12 @@ def outcome(folder: Path, step: int) -> dict:
     last = folder / "checkpoints" / f"step_{step}"
     records = [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in metrics(folder)]
     files = {name: load_file(last / name) for name in ("model.safetensors", "state/model.safetensors")}
+    progress = json.loads((last / "state" / "progress.json").read_text())
     return {
         "metrics": records,
         "ema": load_file(last / "state" / "ema.safetensors"),
-        "optimizer": torch.load(last / "state" / "optimizer.bin", weights_only=True),
-        "progress": json.loads((last / "state" / "progress.json").read_text()),
+        "optimizer": load_file(last / "state" / "optimizer.safetensors"),
+        "progress": {name: value for name, value in progress.items() if name not in IDENTITIES},
         **files,
     }
 
