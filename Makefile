@@ -61,7 +61,7 @@ format: .venv/ready
 
 torture: .venv/ready
 	RADD_KILLS=20 RADD_EVENTS=1000 $(BIN)/python -m pytest -s -k killed tests/training/test_kills.py
-	RADD_DAMAGES=300 $(BIN)/python -m pytest -s -k damage_of_every_file tests/training/test_checkpoints.py
+	RADD_DAMAGES=100 $(BIN)/python -m pytest -s -k damage_of_every_file tests/training/test_checkpoints.py
 
 # On Linux this torch is the build for CUDA, of several gigabytes; it runs on a processor as well.
 .compat/ready: Makefile

@@ -236,7 +236,7 @@ def named_tokenizer(
     """
     if last is not None:
         with restoring(last):
-            return check_ends(load_tokenizer(str(last)))
+            return check_ends(load_tokenizer(str(last), trust_remote_code=False))
     name = data_args.tokenizer or model_args.init_from
     if name is None:
         if data_args.streaming:

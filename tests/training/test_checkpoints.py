@@ -247,6 +247,18 @@ def test_pickles_of_accelerate_and_torch_beside_the_state_are_not_read(folder, t
     assert not (tmp_path / "ran").exists()
 
 
+def test_code_that_is_planted_with_the_tokenizer_is_not_run(folder, tiny_text, tmp_path):
+    newest = folder / "checkpoints/step_8"
+    (newest / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Planted:\n    pass\n")
+    said = json.loads((newest / "tokenizer_config.json").read_text())
+    said |= {"tokenizer_class": "Planted", "auto_map": {"AutoTokenizer": ["planted.Planted", "planted.Planted"]}}
+    (newest / "tokenizer_config.json").write_text(json.dumps(said))
+    rewrite_manifest(newest)
+    with pytest.raises(ValueError, match="step_8 cannot be restored"):
+        start(folder, dataset=tiny_text, max_steps=9)
+    assert not (tmp_path / "ran").exists()
+
+
 # Names
 
 
