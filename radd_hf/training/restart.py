@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch.distributed.checkpoint import CheckpointException
 from torch.optim.lr_scheduler import LambdaLR
 
 from .checkpoints import PROGRESS, step_of
@@ -113,7 +112,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     """Compares the settings of a run with those that its last checkpoint was trained with, and logs the changed ones.
 
     Raises:
-        ValueError: for a fixed setting that has changed, fewer steps than were done, or a checkpoint that is damaged.
+        ValueError: for a fixed setting that has changed, fewer steps than were done, or files that cannot be read.
     """
     with restoring(checkpoint):
         saved = read_progress(checkpoint).get("settings", {})  # of older runs nothing is known
@@ -166,7 +165,7 @@ def restoring(checkpoint: Path) -> Iterator[None]:
         raise
     except (
         *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
-        *(SafetensorError, UnpicklingError, CheckpointException),
+        *(SafetensorError, UnpicklingError),
     ) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(

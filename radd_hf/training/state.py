@@ -38,9 +38,9 @@ def load_tensors(targets: Mapping[str, Tensor], file: Path) -> None:
         ValueError: for names or shapes that differ.
     """
     with safe_open(file, "pt") as saved:
-        different = targets.keys() ^ set(saved.keys())
+        different = sorted(targets.keys() ^ set(saved.keys()))
         if different:
-            raise ValueError(f"{file.name}: {sorted(different)} are missing or too many")
+            raise ValueError(f"{len(different)} tensors of {file.name} are missing or too many, such as {different[0]}")
         for name, target in targets.items():
             take_part(target, saved.get_tensor(name), name)
 

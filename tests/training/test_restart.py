@@ -195,6 +195,22 @@ def test_a_run_may_go_on_in_fp16_whose_scaler_the_checkpoint_has_not(restarted, 
     assert restarted().accelerator.scaler is scaler
 
 
+def test_the_scale_of_fp16_goes_on(folder, tiny_text, monkeypatch):
+    make, scalers = train.accelerator_for, []
+
+    def with_scaler(args) -> Accelerator:
+        accelerator = make(args)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=6)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr(train, "accelerator_for", with_scaler)
+    start(folder, dataset=tiny_text, max_steps=16, save_steps=100)
+    assert (scalers[0].get_scale(), scalers[0].state_dict()["_growth_tracker"]) == (2.0**11, 2)
+    start(folder, dataset=tiny_text, max_steps=17)
+    assert (scalers[1].get_scale(), scalers[1].state_dict()["_growth_tracker"]) == (2.0**11, 3)
+
+
 def test_the_rest_may_change_freely(finished):
     saved = json.loads((last_checkpoint(finished) / "state/progress.json").read_text())["settings"]
     free = {name: "another" for name, rule in RULES.items() if rule == FREE}
