@@ -1,7 +1,8 @@
 # make demo    set up and fill a gap in a novel the model has not read
 # make test    set up and run the tests
 # make lint    style, types and spelling;  make format puts the style right
-# make torture kill a training 20 times, and one of two processes, and compare with runs left alone
+# make torture kill a training 20 times, one of two processes, and one at each change of its folder; damage every file of
+#              a checkpoint in hundreds of places
 # make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
 # make lm-eval try the lm-evaluation-harness, which is installed for that
 # make docs    build the documentation site
@@ -59,7 +60,8 @@ format: .venv/ready
 	$(BIN)/ruff format $(SOURCES)
 
 torture: .venv/ready
-	RADD_KILLS=20 $(BIN)/python -m pytest -s -k killed tests/training/test_kills.py
+	RADD_KILLS=20 RADD_EVENTS=1000 $(BIN)/python -m pytest -s -k killed tests/training/test_kills.py
+	RADD_DAMAGES=100 $(BIN)/python -m pytest -s -k damage_of_every_file tests/training/test_checkpoints.py
 
 # On Linux this torch is the build for CUDA, of several gigabytes; it runs on a processor as well.
 .compat/ready: Makefile

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast_object_list
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -24,6 +24,8 @@ from .endings import status_of
 GROUP_TIMEOUT = timedelta(hours=12)
 
 PRECISIONS = ("no", "bf16", "fp16")
+
+T = TypeVar("T")
 
 
 def launcher_setting(name: str, given: Any, variable: str, kind: Callable[[str], Any], unasked: tuple[str, ...]) -> Any:
@@ -89,6 +91,28 @@ def make_accelerator(accumulation: int = 1, **settings) -> Accelerator:
     if settings.get("mixed_precision") == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision='fp16' needs a graphics card: on a CPU it must be 'no' or 'bf16'.")
     return accelerator
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Runs `work` in the main process and returns its result in all processes, which wait for it.
+
+    Raises:
+        OSError, ValueError: in all processes when `work` raises it, so that none waits for one that has ended.
+    """
+    result, error = None, None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except (OSError, ValueError) as raised:
+            error = raised
+    failed = None if error is None else ("ValueError" if isinstance(error, ValueError) else "OSError", str(error))
+    result, failed = broadcast_object_list([result, failed])
+    if error is not None:
+        raise error
+    if failed is not None:
+        kind, reason = failed
+        raise ValueError(reason) if kind == "ValueError" else OSError(reason)
+    return cast(T, result)
 
 
 def on_terminal(accelerator: Accelerator) -> bool:

@@ -145,6 +145,9 @@ class TrainingArguments:
     sampling_steps: int | None = field(default=None, metadata=help_("of the method; default: generate's"))
     judge: str | None = field(default=None, metadata=help_("causal model that gives the samples a perplexity"))
     keep_last: int = field(default=2, metadata=help_("checkpoints"))
+    strict: bool = field(
+        default=False, metadata=help_("refuse to go on from an older checkpoint where the newest is damaged")
+    )
     log_with: str | None = field(default=None, metadata=help_("trackers of Accelerate, e.g. tensorboard or wandb,aim"))
 
 

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..kernels_radd import evaluation_mode
 
@@ -60,17 +59,6 @@ class Ema:
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.averages
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
-        if state.keys() != self.averages.keys():
-            raise ValueError(f"the averages of {sorted(state.keys() ^ self.averages.keys())} are missing or too many.")
-        self.updates = updates
-        for name, average in self.averages.items():
-            whole = state[name].to(average.device)
-            if isinstance(average, DTensor):  # every process has read all of it and takes its part
-                whole = distribute_tensor(whole, average.device_mesh, average.placements, src_data_rank=None)
-            average.copy_(whole)
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

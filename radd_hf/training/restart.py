@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch.distributed.checkpoint import CheckpointException
 from torch.optim.lr_scheduler import LambdaLR
+
+from .checkpoints import PROGRESS, step_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ RULES = {
     "sampling_steps": FREE,
     "judge": FREE,
     "keep_last": FREE,
+    "strict": FREE,
     "log_with": FREE,
     "force": FREE,
 }
@@ -99,10 +101,6 @@ RULES = {
 
 # Arguments that name folders, by any path.
 FOLDERS = ("init_from", "tokenizer")
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
 
 
 def is_same_folder(one: str | None, other: str | None) -> bool:
@@ -114,7 +112,7 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
     """Compares the settings of a run with those that its last checkpoint was trained with, and logs the changed ones.
 
     Raises:
-        ValueError: for a fixed setting that has changed, fewer steps than were done, or a checkpoint that is damaged.
+        ValueError: for a fixed setting that has changed, fewer steps than were done, or files that cannot be read.
     """
     with restoring(checkpoint):
         saved = read_progress(checkpoint).get("settings", {})  # of older runs nothing is known
@@ -155,24 +153,24 @@ def refuse_changes(checkpoint: Path, changed: dict[str, tuple]) -> None:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / "state" / "progress.json").read_text(encoding="utf-8"))
+    return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
 
 
 @contextmanager
 def restoring(checkpoint: Path) -> Iterator[None]:
-    """Whatever a missing or damaged file of a checkpoint raises is a ValueError that names the folder."""
+    """Makes a ValueError that names the folder of whatever the files of a checkpoint raise."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (
         *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError),
-        *(SafetensorError, UnpicklingError, CheckpointException),
+        *(SafetensorError, UnpicklingError),
     ) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"{checkpoint} cannot be restored ({reason}). If it is damaged, delete that folder, and the run goes on "
-            "from the checkpoint before it, or from the beginning where there is none."
+            f"{checkpoint} cannot be restored ({reason}), although its files are as they were saved: another version "
+            "of radd_hf or of a library may have saved it. Without that folder the run goes on from the one before."
         ) from error
 
 

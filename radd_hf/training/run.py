@@ -9,7 +9,8 @@
     samples/step_N/0.txt ...     texts of the averaged model
     trackers/                    of TensorBoard and others
 
-Every file of a checkpoint is written to `partial_N`, which is then renamed: a folder that has a step's name is whole.
+checkpoints.py says how these folders are written whole or not at all, and found damaged. Random states are not among
+what a restart needs: every draw is a function of the seed, the step and the row.
 
 Shapes: L length.
 """
@@ -17,23 +18,18 @@ Shapes: L length.
 import copy
 import json
 import logging
-import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import SCALER_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
@@ -41,12 +37,25 @@ from ..data.blocks import ShuffledBlocks, StreamedBlocks
 from ..data.collator import DiffusionCollator
 from ..evaluation.metric import DiffusionPerplexity
 from ..evaluation.quality import judge, token_entropy, write_samples
+from ..processes import on_main
 from ..randomness_radd import stream_seed
 from ..results import to_json
 from .adapters import has_adapters, merged
 from .averages import Ema
-from .restart import check_identity, read_progress, restored_schedule, restoring, step_of
-from .sharding import gather_whole
+from .checkpoints import (
+    PROGRESS,
+    complete,
+    delete_old,
+    make_partial,
+    new_identity,
+    replace_text,
+    step_of,
+    write_synced,
+    writing,
+)
+from .restart import check_identity, read_progress, restored_schedule, restoring
+from .sharding import by_deepspeed, gather_whole
+from .state import load_optimizer, load_tensors, optimizer_tensors, whole_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -70,93 +79,117 @@ class Run:
     seed: int
     settings: dict  # all arguments; see restart.py
     identity: dict  # what they gave, which must be the same for a run to go on
+    run_id: str = field(default_factory=new_identity)  # the main process writes its own; kept by restarts
     step: int = 0
     blocks_state: dict = field(default_factory=dict)  # where the blocks stand after `step`; they are read ahead
     nats: float = 0.0  # of this process since the last log
     tokens: int = 0  # of all processes since the last log
 
     def save(self, keep_last: int) -> None:
-        target = self.output / "checkpoints" / f"step_{self.step}"
-        partial = target.with_name(f"partial_{self.step}")
-        main = self.accelerator.is_main_process
-        if main:
-            if partial.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
-            set_aside(partial)
-            partial.mkdir()
-        self.accelerator.wait_for_everyone()
-        try:
-            self._write(partial)
-        except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:  # what a full disk may raise
-            reason = " ".join(str(error).split())
-            raise OSError(f"{partial} could not be written ({reason}); the checkpoints before it are whole.") from error
-        self.accelerator.wait_for_everyone()  # every process has written its part
-        if main:
-            set_aside(target)
-            partial.replace(target)
-            for old in all_checkpoints(self.output)[:-keep_last]:
-                remove(old)
+        """Writes the checkpoint of this step and deletes all but the last; all processes call.
 
-    def _write(self, folder: Path) -> None:
-        """The averaged model as a folder for the Hub, and under `state/` what a restart needs."""
-        self.accelerator.save_state(str(folder / "state"))
-        nats = self.nats_of_each_process()
+        Raises:
+            OSError: in all processes, if the main one cannot write it; the checkpoints before it are whole.
+        """
+        folder = self.output / "checkpoints" / f"partial_{self.step}"
+        identities = {"run_id": self.run_id, "save_id": new_identity()}
+
+        def write(work: Callable[[], object]) -> None:  # by the main process
+            def guarded() -> None:
+                with writing(folder):
+                    work()
+
+            on_main(self.accelerator, guarded)
+
+        write(lambda: make_partial(folder))
+        if by_deepspeed(self.accelerator):
+            with writing(folder):
+                self.accelerator.save_state(str(folder / "state"))
+            self.accelerator.wait_for_everyone()  # every process has written its part
+        for name, tensors in self.tensors().items():
+            whole = whole_on_main(tensors, self.accelerator)
+            write(partial(save_file, whole, folder / "state" / name, metadata=identities))
+        progress = self.progress() | identities
         with self.averaged() as model:  # in all processes, which gather the weights if they are sharded
-            if not self.accelerator.is_main_process:
-                return
-            merged(model).save_pretrained(folder)
-            if has_adapters(model):
-                model.save_pretrained(folder / "adapter")
-            weights = dict(model.named_parameters())
-            averages = {name: weights[name].detach() for name in self.ema.state_dict()}
-            save_file(averages, folder / "state" / "ema.safetensors")
+            write(lambda: self._write_model(model, folder))
+        write(lambda: write_synced(folder / PROGRESS, json.dumps(progress)))
+        write(lambda: complete(folder, identities, logged=self.output / "metrics.jsonl"))
+        if self.accelerator.is_main_process:
+            delete_old(self.output, keep_last)
+
+    def _write_model(self, model: Any, folder: Path) -> None:
+        """Writes the averaged model as a folder for the Hub."""
+        merged(model).save_pretrained(folder)
+        if has_adapters(model):
+            model.save_pretrained(folder / "adapter")
         self.tokenizer.save_pretrained(folder)
-        progress = {
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """What a restart needs, by file: weights, moments of the optimizer, averages; sharded as they are."""
+        model = self.accelerator.unwrap_model(self.model)
+        averages: dict[str, Mapping[str, Tensor]] = {"ema.safetensors": self.ema.state_dict()}
+        if by_deepspeed(self.accelerator):
+            return averages
+        weights, moments = dict(model.named_parameters()), optimizer_tensors(self.optimizer, model)
+        return {"model.safetensors": weights, "optimizer.safetensors": moments, **averages}
+
+    def progress(self) -> dict[str, Any]:
+        """The numbers that a restart needs, and what `restart.py` compares; all processes call."""
+        scaler = self.accelerator.scaler
+        return {
             "step": self.step,
             "updates": self.ema.updates,
             "scheduler": {"last_epoch": self.scheduler.last_epoch},
+            "scaler": None if scaler is None else scaler.state_dict(),  # of fp16; numbers
             "blocks": self.blocks_state,
-            "nats": nats,
+            "nats": self.nats_of_each_process(),
             "tokens": self.tokens,
             "settings": {name: value for name, value in self.settings.items() if name != "output_dir"},
             "identity": self.identity,
         }
-        (folder / "state" / "progress.json").write_text(json.dumps(progress), encoding="utf-8")
 
     def resume(self, checkpoint: Path) -> None:
         """Restores the run at a checkpoint; the arguments replace the settings of optimizer and schedule in it.
 
         Raises:
-            ValueError: when the checkpoint is of another model, text or kind of sharding, or is damaged.
+            ValueError: when the checkpoint is of another model or text, or cannot be restored.
         """
         with restoring(checkpoint):
             progress = read_progress(checkpoint)
             identity = progress["identity"]
-            if progress.get("step", step_of(checkpoint)) != step_of(checkpoint):
-                raise ValueError(f"it is the checkpoint of step {progress['step']}, and was renamed")
         check_identity(checkpoint, identity, self.identity)
         with restoring(checkpoint):
-            self._restore(checkpoint, progress)
+            self._restore(checkpoint / "state", progress)
         self.step = step_of(checkpoint)
         logger.info("resumed from %s", checkpoint)
 
-    def _restore(self, checkpoint: Path, progress: dict) -> None:
-        given = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        scaler = self.accelerator.scaler  # that of fp16; a run under another precision has left none
-        self.accelerator.scaler = scaler if (checkpoint / "state" / SCALER_NAME).exists() else None
-        self.accelerator.load_state(str(checkpoint / "state"))
-        self.accelerator.scaler = scaler
-        self.accelerator.step = 0  # forwards since the last step of the optimizer: accumulation may differ now
-        for group, settings in zip(self.optimizer.param_groups, given, strict=True):
-            group.update(settings)
+    def _restore(self, state: Path, progress: dict) -> None:
+        model, scaler = self.accelerator.unwrap_model(self.model), self.accelerator.scaler
+        if by_deepspeed(self.accelerator):
+            self._restore_deepspeed(state)
+        else:
+            load_tensors(dict(model.named_parameters()), state / "model.safetensors")
+            load_optimizer(self.optimizer, model, state / "optimizer.safetensors")
+        load_tensors(self.ema.state_dict(), state / "ema.safetensors")
+        self.ema.updates = progress["updates"]
+        if scaler is not None and progress["scaler"]:  # a run under another precision has left none
+            scaler.load_state_dict(progress["scaler"])
         self.scheduler = restored_schedule(self.scheduler, progress["scheduler"]["last_epoch"])
-        self.ema.load_state_dict(load_file(checkpoint / "state" / "ema.safetensors"), progress["updates"])
         self.blocks.load_state_dict(progress["blocks"])
         self.blocks_state = progress["blocks"]
         nats, process = progress["nats"], self.accelerator.process_index
         if len(nats) != self.accelerator.num_processes:  # started again with more or fewer
             nats = [sum(nats)] + [0.0] * (self.accelerator.num_processes - 1)
         self.nats, self.tokens = nats[process], progress["tokens"]
+        self.run_id = progress["run_id"]
+
+    def _restore_deepspeed(self, state: Path) -> None:
+        """Has DeepSpeed read its own files, which are pickles: docs/training.md says whose one may take."""
+        given = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.accelerator.load_state(str(state))
+        self.accelerator.step = 0  # forwards since the last step of the optimizer: accumulation may differ now
+        for group, settings in zip(self.optimizer.param_groups, given, strict=True):
+            group.update(settings)
 
     def nats_of_each_process(self) -> list[float]:
         if self.accelerator.num_processes == 1:  # on any device, float64 or not
@@ -246,34 +279,4 @@ def drop_later_metrics(file: Path, step: int) -> None:
             continue
         if record["step"] <= step and not any(name.startswith("final_") for name in record):
             kept.append(line + "\n")
-    beside = file.with_suffix(".partial")
-    beside.write_text("".join(kept), encoding="utf-8")
-    beside.replace(file)
-
-
-def all_checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; what else lies among them is left alone."""
-    beside = (output / "checkpoints").glob("step_*")
-    folders = (path for path in beside if re.fullmatch(r"step_[1-9][0-9]*", path.name) and path.is_dir())
-    return sorted(folders, key=step_of)
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    checkpoints = all_checkpoints(output)
-    return checkpoints[-1] if checkpoints else None
-
-
-def set_aside(path: Path) -> None:
-    """Renames what stands where a checkpoint is to be written, so that it neither ends the run nor is lost."""
-    if path.exists() or path.is_symlink():
-        aside = next(free for n in count(1) if not (free := path.with_name(f"{path.name}_before_{n}")).exists())
-        path.rename(aside)
-        logger.warning("%s was in the way of a checkpoint and is now %s", path, aside)
-
-
-def remove(checkpoint: Path) -> None:
-    """Deletes an old checkpoint; one that cannot be deleted, a link for instance, does not end the run."""
-    try:
-        shutil.rmtree(checkpoint)
-    except OSError as error:
-        logger.warning("%s could not be deleted: %s", checkpoint, error)
+    replace_text(file, "".join(kept))

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # Launches without sharding: every process has the whole weights, gradients and optimizer state.
 UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -16,6 +16,11 @@ UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULT
 def sharding_of(accelerator: Accelerator) -> str:
     """Returns Accelerate's name of the kind of sharding, "none" if nothing is sharded."""
     return "none" if accelerator.distributed_type in UNSHARDED else accelerator.distributed_type.value
+
+
+def by_deepspeed(accelerator: Accelerator) -> bool:
+    """Tells whether DeepSpeed keeps the optimizer's state, in a form of its own."""
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
 def fsdp_skeleton(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module | None:
@@ -28,6 +33,20 @@ def gather_whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+@torch.no_grad()
+def take_part(target: Tensor, whole: Tensor, name: str) -> None:
+    """Copies to a tensor, of which this process may hold a part, from the whole, which every process has read.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if target.shape != whole.shape:
+        raise ValueError(f"{name} has the shape {tuple(whole.shape)}, and must have {tuple(target.shape)}")
+    if isinstance(target, DTensor):
+        whole = distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(whole)
+
+
 def prepare_sharding(
     accelerator: Accelerator, *, rows_of_a_forward: int, accumulation: int, max_grad_norm: float, mixed_precision: str
 ) -> None:
@@ -38,7 +57,7 @@ def prepare_sharding(
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         prepare_fsdp(accelerator)
-    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+    elif by_deepspeed(accelerator):
         prepare_deepspeed(accelerator, rows_of_a_forward, accumulation, max_grad_norm, mixed_precision)
     elif accelerator.distributed_type not in UNSHARDED:
         raise ValueError(f"distributed_type={accelerator.distributed_type.value}: use DDP, FSDP2 or DeepSpeed.")

@@ -48,16 +48,17 @@ from ..evaluation.quality import load_judge
 from ..hub.loading import check_tokenizer, load_config, load_model, load_tokenizer
 from ..kernels_radd import compile_trunk
 from ..modeling_radd import RaddLayer, RaddModel
-from ..processes import make_accelerator, on_terminal, silence_progress_bars
+from ..processes import make_accelerator, on_main, on_terminal, silence_progress_bars
 from ..randomness_radd import stream_seed
 from .adapters import add_adapters
 from .arguments import VOCAB_SIZE, DataArguments, ModelArguments, TrainingArguments, parse_arguments, trackers
 from .averages import Ema
+from .checkpoints import find_checkpoint, remove_leftovers, replace_text, set_aside_after
 from .memory import check_memory
 from .prepare import Preparation, Step, to_device
 from .restart import check_settings, restoring
-from .run import Run, drop_later_metrics, last_checkpoint
-from .sharding import fsdp_skeleton, prepare_sharding, sharding_of
+from .run import Run, drop_later_metrics
+from .sharding import by_deepspeed, fsdp_skeleton, prepare_sharding, sharding_of
 
 logger = logging.getLogger("radd_hf.train")
 
@@ -81,7 +82,7 @@ def run_training(
     forwards_of_a_step(
         args.batch_size, accelerator.num_processes, cast(int, args.accumulation), 0
     )  # raises, if none fit
-    last = last_checkpoint(Path(args.output_dir))
+    last = on_main(accelerator, lambda: find_checkpoint(Path(args.output_dir), args.strict))
     base = None if model_args.init_from is None else load_config(model_args.init_from, argument="init_from")
     settings = resolved_settings(model_args, data_args, args, base)
     if last is not None:
@@ -235,7 +236,7 @@ def named_tokenizer(
     """
     if last is not None:
         with restoring(last):
-            return check_ends(load_tokenizer(str(last)))
+            return check_ends(load_tokenizer(str(last), trust_remote_code=False))
     name = data_args.tokenizer or model_args.init_from
     if name is None:
         if data_args.streaming:
@@ -301,8 +302,8 @@ def build(
     identity = {
         "model": {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"},
         "data": data.identity,
-        # Of whose parts the state of a checkpoint is: a run goes on under the same.
-        "sharding": sharding_of(accelerator),
+        # DeepSpeed keeps the state in a form of its own; otherwise it is the same, sharded or not.
+        "sharding": sharding_of(accelerator) if by_deepspeed(accelerator) else "none",
     }
     return Run(
         accelerator=accelerator,
@@ -380,13 +381,16 @@ def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accele
 
 
 def begin(run: Run) -> None:
-    """The run folder as a run finds it that is at `run.step`."""
+    """Makes the run folder that of a run at `run.step`."""
     settings = run.settings
-    if run.accelerator.is_main_process:
+
+    def tidy() -> None:
+        set_aside_after(run.output, run.step)
+        remove_leftovers(run.output)
         drop_later_metrics(run.output / "metrics.jsonl", run.step)
-        (run.output / "config.yaml").write_text(
-            yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        replace_text(run.output / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    on_main(run.accelerator, tidy)
     run.accelerator.init_trackers("radd", {name: value for name, value in settings.items() if value is not None})
 
 

@@ -19,14 +19,15 @@ import yaml
 from accelerate.tracking import GeneralTracker
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.data.documents import train_tokenizer
 from radd_hf.evaluation import perplexity
 from radd_hf.evaluation.quality import judge, load_judge
 from radd_hf.losses import LOSS_TYPES
-from radd_hf.training import adapters, arguments, train
+from radd_hf.training import adapters, arguments, checkpoints, train
+from radd_hf.training import run as run_module
 from radd_hf.training.averages import Ema, ema_decay
 from radd_hf.training.run import Run
 from support.launches import QUIET, TINY, command, metrics
@@ -319,18 +320,20 @@ def test_the_command_line_wins_over_the_file_and_unknown_fields_are_errors(run, 
     assert ended.value.code == 2
 
 
-def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(run, tmp_path, monkeypatch):
-    write, limits = Run._write, resource.getrlimit(resource.RLIMIT_FSIZE)
+# Bytes a file may have on a disk that is full, and the first file of a save that is larger.
+@pytest.mark.parametrize("fits", [0, 1_000, 50_000, 200_000])
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(run, tmp_path, monkeypatch, fits):
+    save, limits = Run.save, resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def write_on_a_full_disk(self, folder):
+    def save_on_a_full_disk(self, keep_last):
         if self.step == 8:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (fits, limits[1]))
         try:
-            write(self, folder)
+            save(self, keep_last)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(Run, "_write", write_on_a_full_disk)
+    monkeypatch.setattr(Run, "save", save_on_a_full_disk)
     with pytest.raises(OSError, match=r"partial_8 could not be written \(.*\); the checkpoints before it are whole"):
         run()
     folder = tmp_path / "run" / "checkpoints"
@@ -338,6 +341,41 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(run, tmp_
     RaddForMaskedLM.from_pretrained(folder / "step_4")
     monkeypatch.undo()
     assert (run() / "checkpoints" / "step_8").is_dir()
+    assert not (folder / "partial_8").exists()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        (Path, "mkdir"),
+        (run_module, "save_file"),
+        (run_module, "merged"),
+        (PreTrainedTokenizerBase, "save_pretrained"),
+        (run_module, "write_synced"),
+        (checkpoints, "seal"),
+        (checkpoints, "write_synced"),
+        (os, "fsync"),
+        (Path, "replace"),
+    ],
+    ids=lambda part: part[1],
+)
+def test_a_part_of_a_save_that_cannot_be_written_ends_the_run_by_one_line(run, tmp_path, monkeypatch, part):
+    save = Run.save
+
+    def full(*given, **settings):
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    def save_on_a_full_disk(self, keep_last):
+        with monkeypatch.context() as patched:
+            if self.step == 8:
+                patched.setattr(*part, full)
+            save(self, keep_last)
+
+    monkeypatch.setattr(Run, "save", save_on_a_full_disk)
+    with pytest.raises(OSError, match=r"partial_8 could not be written \(No space left on device \(os error 28\)\); "):
+        run(n_samples=0)
+    assert not (tmp_path / "run/checkpoints/step_8").exists()
+    assert checkpoints.damage_of(tmp_path / "run/checkpoints/step_4") is None
 
 
 @pytest.fixture(scope="session")
