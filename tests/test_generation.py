@@ -524,11 +524,13 @@ BAD = {
     "steps of first_hitting": ({"steps": 4, "method": "first_hitting"}, "steps=4: method='first_hitting'"),
     "num_return_sequences zero": ({"num_return_sequences": 0}, "num_return_sequences=0"),
     "num_return_sequences fractional": ({"num_return_sequences": 1.5}, "num_return_sequences=1.5"),
-    "temperature negative": ({"temperature": -0.1}, "temperature=-0.1 must be a number >= 1e-6, or 0"),
+    "temperature negative": ({"temperature": -0.1}, "temperature=-0.1 must be a number >= 1e-6 and <= 1e30, or 0"),
     "temperature not a number": ({"temperature": float("nan")}, "temperature=nan"),
     "temperature infinite": ({"temperature": float("inf")}, "temperature=inf"),
     "temperature a string": ({"temperature": "hot"}, "temperature='hot'"),
     "temperature boolean": ({"temperature": True}, "temperature=True"),
+    "temperature that divides everything to zero": ({"temperature": 1e300}, r"temperature=1e\+300"),
+    "temperature beyond all numbers": ({"temperature": 10**400}, "temperature=an integer of 1329 bits must be"),
     "top_k negative": ({"top_k": -1}, "top_k=-1 must be an integer of at least 0"),
     "top_k fractional": ({"top_k": 0.9}, "top_k=0.9"),
     "top_k a string": ({"top_k": "5"}, "top_k='5'"),
@@ -540,6 +542,31 @@ BAD = {
     "max_time zero": ({"max_time": 0}, "max_time=0 must be a positive number of seconds"),
     "max_time negative": ({"max_time": -1.0}, "max_time=-1.0"),
     "max_time not a number": ({"max_time": float("nan")}, "max_time=nan"),
+    "max_time infinite": ({"max_time": float("inf")}, "max_time=inf must be a positive number"),
+    "max_time beyond all numbers": ({"max_time": 10**400}, "max_time=an integer of 1329 bits"),
+    "steps beyond what memory holds": (
+        {"steps": 10**9},
+        "steps=1000000000 must be an integer of at least 1 and at most 1000000; the limit .* method='first_hitting'",
+    ),
+    "steps beyond 64 bits": ({"steps": 2**70}, "steps=1180591620717411303424"),
+    "steps of ordered beyond what memory holds": ({"steps": 10**9, "method": "ordered"}, "steps=1000000000 must be"),
+    "length beyond what memory holds": ({"length": 2**40}, "length=1099511627776 must be .* at most 16777216"),
+    "new tokens beyond what memory holds": ({"max_new_tokens": 2**63}, "max_new_tokens=9223372036854775808 must be"),
+    "more rows than memory holds": (
+        {"num_return_sequences": 2**40},
+        "num_return_sequences=1099511627776 of 1 rows of 12 tokens must have at most 16777216 tokens together",
+    ),
+    "rows beyond 64 bits": ({"num_return_sequences": 2**63}, "num_return_sequences=9223372036854775808 must be"),
+    "top_k beyond 64 bits": ({"top_k": 2**63}, "top_k=9223372036854775808 must be"),
+    "refresh_interval beyond 64 bits": ({"refresh_interval": 2**64}, "refresh_interval=18446744073709551616 must be"),
+    "refresh_window beyond 64 bits": (
+        {"refresh_interval": 2, "refresh_window": 2**63},
+        "refresh_window=9223372036854775808 must be",
+    ),
+    "refresh_window boolean": ({"refresh_window": True}, "refresh_window=True must be an integer"),
+    "seed beyond 64 bits": ({"seed": 2**63, "generator": None}, "seed=9223372036854775808 must be an integer in 0"),
+    "seed boolean": ({"seed": True, "generator": None}, "seed=True must be an integer"),
+    "seed negative": ({"seed": -1, "generator": None}, "seed=-1 must be an integer"),
     "max_time a string": ({"max_time": "1s"}, "max_time='1s'"),
     # names and switches
     "unknown method": ({"method": "ddim"}, "method='ddim' must be one of"),
@@ -570,6 +597,21 @@ BAD = {
         {"stop_on_eos": True, "generation_config": RaddGenerationConfig(eos_token_id=[1, V])},
         "eos_token_id=300",
     ),
+    "an EOS that is none": ({"stop_on_eos": True, "eos_token_id": True}, "eos_token_id=True must be an id below 300"),
+    "a fractional EOS": ({"stop_on_eos": True, "eos_token_id": 1.0}, "eos_token_id=1.0 must be an id"),
+    "an EOS of text": ({"stop_on_eos": True, "eos_token_id": "12"}, "eos_token_id='12' must be an id"),
+    "a negative EOS": ({"stop_on_eos": True, "eos_token_id": -1}, "eos_token_id=-1 must be an id"),
+    "the mask as EOS": ({"stop_on_eos": True, "eos_token_id": [1, M]}, "eos_token_id=299 must be an id"),
+    "EOS in rows": ({"stop_on_eos": True, "eos_token_id": [[1]]}, r"eos_token_id=\[1\] must be an id"),
+    "an EOS beyond 64 bits": ({"stop_on_eos": True, "eos_token_id": 2**70}, "eos_token_id=1180591620717411303424"),
+    "no EOS in a list": ({"stop_on_eos": True, "eos_token_id": []}, "stop_on_eos=True needs eos_token_id"),
+    "no rows": ({"input_ids": torch.zeros(0, 4, dtype=torch.long)}, r"input_ids has shape \(0, 4\); it must have at l"),
+    "no rows of a prefix": ({"prefix": np.zeros((0, 2), dtype=int)}, r"prefix has shape \(0, 2\); it must have at l"),
+    "rows of no tokens": ({"input_ids": torch.zeros(2, 0, dtype=torch.long)}, "input_ids has rows of lengths"),
+    "attention_mask that is not a number": (
+        {"input_ids": CANVAS, "attention_mask": [float("nan"), 1, 1, 1]},
+        r"attention_mask holds nan at \(0, 0\)",
+    ),
     "attention_mask of words": ({"input_ids": CANVAS, "attention_mask": "x"}, "attention_mask='x' must be a tensor"),
     "attention_mask of other numbers": (
         {"input_ids": CANVAS, "attention_mask": torch.tensor([[1, 1, 5, 1]])},
@@ -588,7 +630,25 @@ BAD = {
     ),
     "order names a position twice": (
         {"method": "ordered", "order": [0] * L},
-        "must name each position 0 .. 11 exactly once",
+        "names position 0, twice; it must name each position 0 .. 11 exactly once",
+    ),
+    "order of a row names a position twice": (
+        {"method": "ordered", "order": [list(range(L)), [5] * L], "num_return_sequences": 2},
+        "names position 5, twice",
+    ),
+    "order with a position that is none": (
+        {"method": "ordered", "order": [*range(L - 1), L]},
+        "names position 12, which is none; it must name each position 0 .. 11",
+    ),
+    "order with a negative position": ({"method": "ordered", "order": range(-1, L - 1)}, "names position -1"),
+    "order with True for one": ({"method": "ordered", "order": [0, True, *range(2, L)]}, "holds True or False beside"),
+    "order beyond 64 bits": ({"method": "ordered", "order": [*range(L - 1), 2**70]}, "order=.* must be a tensor, or l"),
+    "order a set": ({"method": "ordered", "order": set(range(L))}, "order=.* must be a tensor, or lists"),
+    "order a number": ({"method": "ordered", "order": 3}, r"order has shape \(\)"),
+    "order of nothing": ({"method": "ordered", "order": []}, r"order has shape \(0,\)"),
+    "complex order": (
+        {"method": "ordered", "order": torch.arange(L) + 0j},
+        r"order has shape \(12,\) and dtype torch.c",
     ),
     "order begins at one": ({"method": "ordered", "order": list(range(1, L + 1))}, "must name each position"),
     "fractional order": ({"method": "ordered", "order": torch.rand(L)}, "order has shape"),
@@ -637,6 +697,49 @@ def test_bad_input_is_refused_by_name_before_any_evaluation(model, monkeypatch, 
     assert torch.equal(generator.get_state(), seeded().get_state())
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        tuple,
+        np.array,
+        torch.tensor,
+        lambda order: np.array(order, dtype=np.uint16),
+        lambda order: torch.tensor(order, dtype=torch.uint8),
+        lambda order: torch.tensor(order, dtype=torch.uint64),
+        lambda order: torch.tensor(order, dtype=torch.int32),
+        lambda order: [np.int64(position) for position in order],
+        lambda order: [list(order)],
+    ],
+)
+def test_an_order_may_be_written_in_any_kind_of_integers(model, kind):
+    order = [3, 1, 0, 2, 5, 4, 11, 10, 6, 7, 9, 8]
+    output = model.generate(method="ordered", order=kind(order), return_dict_in_generate=True, generator=seeded())
+    assert output.reveal_step[0].argsort().tolist() == order
+
+
+@pytest.mark.parametrize(
+    ("large", "same"),
+    [
+        ({"top_k": 2**62}, {}),
+        ({"refresh_interval": 2, "refresh_window": 2**62}, {"refresh_interval": 2, "refresh_window": L}),
+        ({"refresh_interval": 2**62}, {"refresh_interval": L + 1}),
+        ({"max_time": 1e300}, {}),
+        ({"steps": np.int64(7)}, {"steps": 7}),
+        ({"temperature": np.float32(0.5), "top_k": torch.tensor(9)}, {"temperature": 0.5, "top_k": 9}),
+        ({"eos_token_id": np.array([3, 5]), "stop_on_eos": True}, {"eos_token_id": [3, 5], "stop_on_eos": True}),
+    ],
+)
+def test_large_numbers_and_those_of_other_libraries_mean_what_they_say(model, large, same):
+    assert torch.equal(model.generate(**large, seed=0), model.generate(**same, seed=0))
+
+
+def test_a_million_steps_are_written_like_continuous_time(model):
+    output = model.generate(steps=10**6, seed=0, return_dict_in_generate=True)
+    assert output.num_function_evaluations.tolist() == [L]
+    assert int(output.reveal_step.max()) < 10**6
+
+
 def test_the_table_of_bad_input_is_long_enough():
     assert len(BAD) + len(BAD_TYPES) >= 60
 
@@ -674,6 +777,24 @@ def test_a_processor_cannot_bring_the_mask_back(model, temperature, refresh_inte
 def test_a_processor_that_leaves_no_token_is_reported(model, temperature, value):
     with pytest.raises(ValueError, match="logits_processor left a position without a finite score"):
         model.generate(temperature=temperature, logits_processor=[lambda _, scores: scores.fill_(value)])
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda scores: scores > 0,  # True is a finite score, also that of the mask
+        lambda scores: scores.nan_to_num(neginf=-9).long(),
+        lambda scores: scores + 0j,
+        lambda scores: scores.to("meta"),
+        lambda scores: scores[:, :5],
+        lambda scores: scores.numpy(),
+        lambda scores: None,
+    ],
+)
+def test_a_processor_that_returns_no_scores_is_reported(model, temperature, change):
+    with pytest.raises(ValueError, match=r"logits_processor returned .*; it must return scores \("):
+        model.generate(logits_processor=[lambda _, scores: change(scores)], temperature=temperature, seed=0)
 
 
 def test_a_processor_that_works_in_place_does_not_change_the_log_probabilities(model):

@@ -23,7 +23,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, cast
@@ -358,7 +357,7 @@ def save_gif(
     shown = [*range(0, last, stride), last]
     frames = (painter.paint(frame, since=max(frame - stride, 0)) for frame in shown)
     durations = [1000, *[_milliseconds(len(shown))] * (len(shown) - 2), 4000][: len(shown)]
-    with open(path, "wb") as file:
+    with Path(path).open("wb") as file:
         file.writelines(_encode_gif(frames, durations))
 
 
