@@ -184,8 +184,8 @@ def pad_left(rows: list[list[int]], pad_token_id: int | None, config: Any) -> tu
         return torch.tensor(rows, device="cpu"), None
     if pad_token_id is None or pad_token_id == config.mask_token_id:
         raise ValueError(
-            f"pad_token_id={pad_token_id} must be an id other than the mask's, since max_new_tokens makes rows of "
-            f"lengths {lengths}; pass one, or length."
+            f"pad_token_id={shortened(pad_token_id)} must be an id other than the mask's, since max_new_tokens makes "
+            f"rows of lengths {lengths}; pass one, or length."
         )
     ((padding,),) = id_rows("pad_token_id", [pad_token_id], None, config.vocab_size)
     missing = [lengths[-1] - len(row) for row in rows]

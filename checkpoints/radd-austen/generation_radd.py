@@ -798,7 +798,7 @@ class RaddGenerationMixin:
 def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Generator]:
     """Makes a generator for each of the R rows from a seed."""
     if generator is not None:
-        raise ValueError(f"seed={seed} and generator both say where randomness comes from; pass one of them.")
+        raise ValueError(f"seed={shortened(seed)} and generator both say where randomness comes from; pass one.")
     seed = check_seed(seed)
     return [own for text in range(batch) for own in sample_generators(text_seed(seed, text), range(copies))]
 
@@ -820,7 +820,9 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
     if given["use_cache"] is False and method not in GRID_METHODS:
         raise ValueError(f"use_cache=False evaluates the empty steps of a grid; method={method!r} has no grid.")
     if given["eos_token_id"] is not None and not settings.stop_on_eos:
-        raise ValueError(f"eos_token_id={given['eos_token_id']} ends a text only with stop_on_eos=True: pass both.")
+        raise ValueError(
+            f"eos_token_id={shortened(given['eos_token_id'])} ends a text only with stop_on_eos=True: pass both."
+        )
     if tokenizer is not None and not callable(tokenizer):
         raise TypeError(f"tokenizer={shortened(tokenizer)} must be a tokenizer of transformers, loaded.")
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):

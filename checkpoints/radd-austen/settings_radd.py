@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 GridMethod = Literal["tweedie", "euler"]
 Method = Literal["tweedie", "euler", "first_hitting", "ordered"]
@@ -59,12 +59,12 @@ LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, sys.float_info.max  # of torch
 
 def is_integer(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
     """Tells whether a value is an integer in least .. most, of NumPy, too."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 def is_number(value: Any) -> bool:
     """Tells whether a value is a finite real number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(cast(float, value)) <= LARGEST_NUMBER
 
 
 def integer_setting(
@@ -278,7 +278,9 @@ def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -
             continue
         if ours in known:
             if ours != name and given.get(ours) is not None:
-                raise ValueError(f"{name}={value!r} is another name of {ours}={given[ours]!r}: pass one of them.")
+                raise ValueError(
+                    f"{name}={shortened(value)} is another name of {ours}={shortened(given[ours])}: pass one of them."
+                )
             if ours != name and ours in SETTINGS:
                 SETTINGS[ours].check(name, plain(value))
             own[ours] = value
