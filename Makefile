@@ -1,7 +1,7 @@
 # make demo    set up and fill a gap in a novel the model has not read
 # make test    set up and run the tests
 # make lint    style, types and spelling;  make format puts the style right
-# make torture kill a training 20 times, and one of two processes, and compare with runs left alone
+# make torture kill a training 20 times, and one of two processes, and compare with runs left alone; and 16,000 random calls
 # make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
 # make lm-eval try the lm-evaluation-harness, which is installed for that
 # make docs    build the documentation site
@@ -60,6 +60,7 @@ format: .venv/ready
 
 torture: .venv/ready
 	RADD_KILLS=20 $(BIN)/python -m pytest -s -k killed tests/training/test_kills.py
+	RADD_FUZZ=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_fuzz.py
 
 # On Linux this torch is the build for CUDA, of several gigabytes; it runs on a processor as well.
 .compat/ready: Makefile

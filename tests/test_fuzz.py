@@ -369,7 +369,7 @@ HOSTILE = {
     "logits_processor": [3, [3], print, "top_k", {}],
     "generation_config": ["x", 3, [], {"generation_config": 1}],
     "num_beams": [3],
-    "tempreature": [1],
+    "topp_k": [1],
 }
 
 
