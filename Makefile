@@ -2,7 +2,7 @@
 # make test    set up and run the tests
 # make lint    style, types and spelling;  make format puts the style right
 # make torture kill a training 20 times, one of two processes, and one at each change of its folder; damage every file of
-#              a checkpoint in hundreds of places
+#              a checkpoint in hundreds of places; make 16,000 random calls; open hostile pickles
 # make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
 # make lm-eval try the lm-evaluation-harness, which is installed for that
 # make docs    build the documentation site
@@ -62,6 +62,8 @@ format: .venv/ready
 torture: .venv/ready
 	RADD_KILLS=20 RADD_EVENTS=1000 $(BIN)/python -m pytest -s -k killed tests/training/test_kills.py
 	RADD_DAMAGES=100 $(BIN)/python -m pytest -s -k damage_of_every_file tests/training/test_checkpoints.py
+	RADD_FUZZ=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_fuzz.py
+	$(BIN)/python -m pytest -s tests/hub/test_hostile_pickles.py
 
 # On Linux this torch is the build for CUDA, of several gigabytes; it runs on a processor as well.
 .compat/ready: Makefile

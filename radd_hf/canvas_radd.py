@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .inputs_radd import as_tensor
-from .settings_radd import is_integer, plain
+from .settings_radd import is_integer, plain, shortened
 from .text_radd import check_tokenizer_mask, encode_after_text, encode_text, encode_with_blanks
 
 # Text, several texts, ids of one row, or rows of ids, in lists, tensors or arrays of NumPy; text needs a tokenizer.
@@ -184,8 +184,8 @@ def pad_left(rows: list[list[int]], pad_token_id: int | None, config: Any) -> tu
         return torch.tensor(rows, device="cpu"), None
     if pad_token_id is None or pad_token_id == config.mask_token_id:
         raise ValueError(
-            f"pad_token_id={pad_token_id} must be an id other than the mask's, since max_new_tokens makes rows of "
-            f"lengths {lengths}; pass one, or length."
+            f"pad_token_id={shortened(pad_token_id)} must be an id other than the mask's, since max_new_tokens makes "
+            f"rows of lengths {lengths}; pass one, or length."
         )
     ((padding,),) = id_rows("pad_token_id", [pad_token_id], None, config.vocab_size)
     missing = [lengths[-1] - len(row) for row in rows]
@@ -227,17 +227,19 @@ def id_rows(
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)} and dtype {kind}; ids are integers, (L,) or (B, L)."
             )
+        if len(value.shape) == 2 and value.shape[0] == 0:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have at least one row.")
     if isinstance(value, Mapping) and "input_ids" in value:  # what a tokenizer returns
         raise TypeError(
-            f"{name}={dict(value)!r} must be ids or text: pass its input_ids, and attention_mask with them."
+            f"{name}={shortened(dict(value))} must be ids or text: pass its input_ids, and attention_mask with them."
         )
     value = plain(value)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)):
-        raise TypeError(f"{name}={value!r} must be ids (list or tensor) or text (with tokenizer=).")
+        raise TypeError(f"{name}={shortened(value)} must be ids (list or tensor) or text (with tokenizer=).")
     if texts and all(isinstance(text, str) for text in texts):
         if tokenizer is None:
-            raise ValueError(f"{name}={value!r} is text: pass tokenizer= with it, or token ids.")
+            raise ValueError(f"{name}={shortened(value)} is text: pass tokenizer= with it, or token ids.")
         rows = encode(texts, tokenizer, name)
     elif not texts or is_integer(texts[0]):
         rows = [list(texts)]
@@ -246,9 +248,11 @@ def id_rows(
     for row in rows:
         for token in row:
             if not is_integer(token):
-                raise TypeError(f"{name} holds {token!r}; it must be token ids, all text, or all rows of ids.")
+                raise TypeError(f"{name} holds {shortened(token)}; it must be token ids, all text, or all rows of ids.")
             if not 0 <= token < vocab_size:
-                raise ValueError(f"{name} holds the id {token}; the vocabulary has ids 0 .. {vocab_size - 1}.")
+                raise ValueError(
+                    f"{name} holds the id {shortened(token)}; the vocabulary has ids 0 .. {vocab_size - 1}."
+                )
     return rows
 
 

@@ -53,6 +53,7 @@ ALIGNED_OUTPUTS = 8
 
 unsafe_view = getattr(torch.ops.aten, "_unsafe_view", torch.reshape)
 in_function_transform = getattr(getattr(torch, "_C", None), "_are_functorch_transforms_active", lambda: True)
+number_of_modes = getattr(getattr(torch, "_C", None), "_len_torch_dispatch_stack", lambda: 0)
 # Attributes that hold the hooks of a module, and those of all modules.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 LINEAR_FORWARD, MODULE_CALL = nn.Linear.forward, nn.Module.__call__  # somebody may patch the classes
@@ -64,8 +65,8 @@ GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 # ---------------------------------------------------------------------------------------------------------
 
 
-# Who evaluates a model now: how many, and the modes that its modules had before the first of them.
-EVALUATING: WeakKeyDictionary[Any, tuple[int, list[tuple[nn.Module, bool]]]] = WeakKeyDictionary()
+# How many evaluate a module now, and whether it was in training mode before the first of them.
+EVALUATING: WeakKeyDictionary[Any, tuple[int, bool]] = WeakKeyDictionary()
 LOCK = Lock()  # several threads may evaluate one model
 
 
@@ -73,25 +74,32 @@ LOCK = Lock()  # several threads may evaluate one model
 def evaluation_mode(model: nn.Module, evaluations: int = 1) -> Iterator[None]:
     """Puts a model in evaluation mode; afterwards, also after an error, each module is in the mode it was in before.
 
-    Where several evaluate one model at a time, in threads or by turns, the last to leave brings the modes back.
+    Where several evaluate a module at a time, in threads or by turns, the last to leave brings its mode back. They may
+    have got it from different models: a wrapper, the whole, or a part. Meanwhile nobody may train the model or change
+    its modes.
 
     Args:
         evaluations: expected number of evaluations. Packing the weights pays off for many, see [`packed_weights`].
     """
     with LOCK:
-        users, modes = EVALUATING.get(model) or (0, [(module, module.training) for module in model.modules()])
-        EVALUATING[model] = users + 1, modes
-        model.eval()
+        modules = [(module, *EVALUATING.get(module, (0, module.training))) for module in model.modules()]
+        for (
+            module,
+            users,
+            training,
+        ) in modules:  # all are known first, since a wrapper may have the mode of what it wraps
+            EVALUATING[module] = users + 1, training
+            module.training = False
     try:
         with packed_weights(evaluations):
             yield
     finally:
         with LOCK:
-            users, modes = EVALUATING.pop(model)
-            if users > 1:
-                EVALUATING[model] = users - 1, modes
-            else:
-                for module, training in modes:
+            for module, _, training in modules:
+                users, _ = EVALUATING.pop(module)
+                if users > 1:
+                    EVALUATING[module] = users - 1, training
+                else:
                     module.training = training
 
 
@@ -217,11 +225,11 @@ def is_transformed() -> bool:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether the host can look at the values: it waits for no card, and no compiler or transform follows the tensor.
+    """Whether the host can look at the values: it waits for no card, and nothing that records or compiles follows.
 
     A check of values is made only where this holds.
     """
-    followed = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
+    followed = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed() or number_of_modes() > 0
     return type(tensor) is Tensor and tensor.device.type == "cpu" and not followed
 
 

@@ -16,7 +16,7 @@ Shapes: S sequences, L length, n scored tokens of a sequence, R rows (masks) of 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,19 +26,21 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .generation_radd import RaddGenerationMixin
-from .inputs_radd import as_tensor, shown
+from .inputs_radd import as_permutation, as_tensor, shown
 from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .programs_radd import programs_of
 from .randomness_radd import stream_seed
-from .settings_radd import is_integer, plain
+from .settings_radd import LARGEST_INTEGER, is_integer, is_number, plain, shortened
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
 ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDERS)
 
 # Fewest rounds that give a standard error. A fixed number of passes makes no more, so that each has many strata.
 ROUNDS = 2
+# The masks of a sequence are kept for each pass.
+MOST_PASSES = 10**6
 # For k_stratified, when rounds are added until the error is small enough.
 ROWS_OF_AN_ADDED_ROUND = 8
 
@@ -107,12 +109,9 @@ def stratified_round(n: int, rows: int, generator: torch.Generator) -> Round:
 def order_of(order: str | Tensor | Sequence[int], n: int, generator: torch.Generator | None = None) -> Tensor:
     """Returns (n,) the places of the tokens in the order in which they are filled."""
     if not isinstance(order, str):
-        order = as_tensor("order", order)
-        if sorted(order.tolist()) != list(range(n)):
-            raise ValueError(f"order={order.tolist()} must name each of the {n} scored places exactly once.")
-        return order
+        return as_permutation("order", order, n)
     if order not in ORDERS.values():
-        raise ValueError(f"order={order!r} must be one of {tuple(ORDERS.values())} or a permutation.")
+        raise ValueError(f"order={shortened(order)} must be one of {tuple(ORDERS.values())} or a permutation.")
     if order == "random":
         return torch.randperm(n, generator=generator)
     return torch.arange(n) if order == "forward" else torch.arange(n).flip(0)
@@ -360,11 +359,13 @@ class Texts(NamedTuple):
 
 def check_texts(config: Any, sequences: Sequence[Tensor], scored: Sequence[Tensor] | None = None) -> Texts:
     """Returns the sequences and where they are scored; raises a ValueError for no sequences, and what is no text."""
+    check_list("sequences", sequences)
     if len(sequences) == 0:
         raise ValueError("sequences must hold at least one sequence; got none.")
     sequences = [check_ids(config, f"sequences[{index}]", sequence) for index, sequence in enumerate(sequences)]
     if scored is None:
         scored = [torch.ones_like(sequence, dtype=torch.bool) for sequence in sequences]
+    check_list("scored", scored)
     if len(scored) != len(sequences):
         raise ValueError(f"scored must hold one mask for each of the {len(sequences)} sequences; it has {len(scored)}.")
     scored = [as_tensor(f"scored[{index}]", where).cpu() for index, where in enumerate(scored)]
@@ -374,6 +375,13 @@ def check_texts(config: Any, sequences: Sequence[Tensor], scored: Sequence[Tenso
         if not where.any():
             raise ValueError(f"sequences[{index}], of {len(where)} tokens, must have at least one token to score.")
     return Texts(sequences, scored, torch.tensor([int(where.sum()) for where in scored], dtype=torch.float64))
+
+
+def check_list(name: str, value: Any) -> None:
+    """Raises a ValueError for what is no list, tuple, tensor or the like."""
+    listed = len(value.shape) > 0 if hasattr(value, "shape") else hasattr(value, "__len__")
+    if not listed or isinstance(value, (str, bytes, Mapping, Set)):
+        raise ValueError(f"{name}={shortened(value)} must be a list.")
 
 
 def check_ids(config: Any, name: str, value: Any) -> Tensor:
@@ -397,22 +405,23 @@ def check_integer_seed(seed: Any) -> int:
     """Returns a seed as an integer; unlike that of `generate` it may be negative, as only its digits are read."""
     seed = plain(seed)
     if not is_integer(seed):
-        raise ValueError(f"seed={seed!r} must be an integer.")
+        raise ValueError(f"seed={shortened(seed)} must be an integer.")
     return int(seed)
 
 
 def check_batch_size(batch_size: int) -> None:
-    if not is_integer(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be an integer of at least 1.")
+    if not is_integer(batch_size, 1, LARGEST_INTEGER):
+        raise ValueError(f"batch_size={shortened(batch_size)} must be an integer of at least 1.")
 
 
 def _check_weights(weights: Tensor, sequences: Sequence[Tensor]) -> Tensor:
     """Returns the weights (S,) in float64; raises a ValueError unless there is one a sequence and they add up to 1."""
-    weights = torch.as_tensor(weights).double()
-    if weights.shape != (len(sequences),) or not abs(float(weights.sum()) - 1) < 1e-6:
+    weights = as_tensor("weights", weights).cpu().double()
+    least, total = float(weights.min()) if weights.numel() else 0.0, float(weights.sum())
+    if weights.shape != (len(sequences),) or least < 0 or not abs(total - 1) < 1e-6:
         raise ValueError(
-            f"weights of shape {tuple(weights.shape)} add up to {float(weights.sum()):.6g}; they must be one for each "
-            f"of the {len(sequences)} sequences and add up to 1."
+            f"weights of shape {tuple(weights.shape)}, the least {least:.6g}, add up to {total:.6g}; they must be one "
+            f"for each of the {len(sequences)} sequences, none negative, and add up to 1."
         )
     return weights
 
@@ -459,8 +468,8 @@ class LikelihoodRounds:
         check_estimator(estimator)
         check_passes(passes)
         check_batch_size(batch_size)
-        if target_se is not None and not 0 < target_se < math.inf:
-            raise ValueError(f"target_se={target_se} must be a positive number of nats per token.")
+        if target_se is not None and not (is_number(target_se) and target_se > 0):
+            raise ValueError(f"target_se={shortened(target_se)} must be a positive number of nats per token.")
         self.model, self.estimator, self.passes = model, estimator, passes
         self.target_se, self.batch_size, self.seed = target_se, batch_size, check_integer_seed(seed)
         self.accelerator, self.known = accelerator, known or {}
@@ -475,7 +484,8 @@ class LikelihoodRounds:
         """Yields the rounds; raises a ValueError for a `target_se` that `passes` cannot reach."""
         nats = yield from self._stage(range(self.first_rounds))
         while self.target_se is not None and (error := _error(nats, self.share)[0]) > self.target_se:
-            needed = math.ceil(nats.shape[1] * (error / self.target_se) ** 2)
+            ratio = error / self.target_se
+            needed = math.ceil(min(nats.shape[1] * ratio * ratio, LARGEST_INTEGER))
             if needed > self.most_rounds:
                 raise ValueError(
                     f"target_se={self.target_se} would take about {needed * self.rows} passes, the error being "
@@ -585,6 +595,8 @@ def estimate_likelihood(
         ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, odd `passes`,
             an unknown estimator, a `target_se` that `passes` cannot reach.
     """
+    if n_bytes is not None and not is_integer(plain(n_bytes), 1):
+        raise ValueError(f"n_bytes={shortened(n_bytes)} must be an integer of at least 1.")
     rounds = LikelihoodRounds(
         model,
         sequences,
@@ -649,8 +661,8 @@ def mixture_likelihood(
     Its expectation is above -log E[p], where E is over all orders, and falls as K grows. It is never above the mean
     over the same orders (Jensen's inequality). One order gives `exact_likelihood`.
     """
-    if not is_integer(orders) or orders < 1:
-        raise ValueError(f"orders={orders!r} must be an integer of at least 1.")
+    if not is_integer(plain(orders), 1, MOST_PASSES):
+        raise ValueError(f"orders={shortened(orders)} must be an integer of at least 1 and at most {MOST_PASSES}.")
     return mixture(_in_orders(model, sequences, "random", orders, scored, batch_size, seed))
 
 
@@ -692,10 +704,12 @@ def conditional_likelihood(
 
     A continuation has a prefix alone, an infill both; any of them may be empty, but not the target.
     """
+    check_list("targets", targets)
     nothing = [torch.empty(0, dtype=torch.int64)] * len(targets)
     columns = []  # prefixes, targets and suffixes
     for name, given in (("prefixes", prefixes), ("targets", targets), ("suffixes", suffixes)):
         texts = nothing if given is None else given
+        check_list(name, texts)
         if len(texts) != len(targets):
             raise ValueError(f"{name} must hold one for each of the {len(targets)} targets; it has {len(texts)}.")
         columns.append([check_ids(model.config, f"{name}[{index}]", text) for index, text in enumerate(texts)])
@@ -715,11 +729,12 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 def check_estimator(estimator: str) -> None:
     if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator={estimator!r} must be one of {ESTIMATORS}.")
+        raise ValueError(f"estimator={shortened(estimator)} must be one of {ESTIMATORS}.")
 
 
 def check_passes(passes: int) -> None:
-    if not is_integer(passes) or passes < ROUNDS or passes % ROUNDS:
+    if not is_integer(passes, ROUNDS, MOST_PASSES) or passes % ROUNDS:
         raise ValueError(
-            f"passes={passes!r} must be a positive multiple of {ROUNDS}: that many rounds, compared, give the error."
+            f"passes={shortened(passes)} must be a positive multiple of {ROUNDS}: that many rounds, compared, give the "
+            f"error. At most {MOST_PASSES} are taken."
         )

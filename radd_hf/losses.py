@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .noise_radd import Noise
 from .randomness_radd import stream_seed
+from .settings_radd import is_integer, shortened
 
 T_LOSSES = ("t_DSE", "t_DCE")
 LOSS_TYPES = (*T_LOSSES, "lambda_DCE", "k_DCE")
@@ -57,7 +58,14 @@ class Masks:
 
 
 def draw_masks(loss_type: str, batch_size: int, length: int, noise: Noise, generator: torch.Generator) -> Masks:
-    """The mask law of `loss_type` for B rows of L tokens, its noise levels stratified over the batch; on the CPU."""
+    """The mask law of `loss_type` for B rows of L tokens, its noise levels stratified over the batch; on the CPU.
+
+    Raises:
+        ValueError: for an unknown loss, and for no rows or no tokens.
+    """
+    for name, size in (("batch_size", batch_size), ("length", length)):
+        if not is_integer(size, 1):
+            raise ValueError(f"{name}={shortened(size)} must be an integer of at least 1.")
     quantile = stratified(batch_size, generator)
     uniform = torch.rand(batch_size, length, generator=generator, dtype=torch.float64)
     return masks_at(loss_type, quantile, uniform, noise)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .settings_radd import is_integer, plain
+from .settings_radd import LARGEST_INTEGER, is_integer, plain, shortened
 
 
 def stream_seed(seed: int, *stream: str | int) -> int:
@@ -44,8 +44,8 @@ def sample_generators(seed_of_text: int, samples: Iterable[int]) -> list[torch.G
 def check_seed(seed: int) -> int:
     """Returns the seed, or raises a ValueError if it is not an integer in 0 .. 2^63 - 1."""
     seed = plain(seed)
-    if not is_integer(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r} must be an integer in 0 .. 2^63 - 1.")
+    if not is_integer(seed, 0, LARGEST_INTEGER):
+        raise ValueError(f"seed={shortened(seed)} must be an integer in 0 .. 2^63 - 1.")
     return seed
 
 

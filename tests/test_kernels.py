@@ -7,6 +7,7 @@ Shapes: M rows, D_in and D_out the widths of a layer.
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import peft
@@ -26,10 +27,10 @@ from radd_hf.kernels_radd import (
     packed_weights,
     recomputed,
 )
-from radd_hf.likelihood import estimate_likelihood, exact_likelihood
+from radd_hf.likelihood import LikelihoodRounds, estimate_likelihood, exact_likelihood
 from radd_hf.modeling_radd import RaddMLP
 from support.spies import Watch
-from support.toys import seeded, tiny_model
+from support.toys import random_model, seeded, tiny_model
 
 TANH_GELU = nn.GELU(approximate="tanh")
 D_IN, D_OUT = 24, 1100  # more outputs than are taken at once in the gradient of a weight
@@ -550,6 +551,55 @@ def test_afterwards_every_module_is_in_the_mode_it_was_in_before(network):
     with pytest.raises(KeyError), evaluation_mode(network):
         raise KeyError
     assert modes(network) == before
+
+
+def test_whoever_leaves_first_changes_no_mode_for_the_others_whatever_part_each_evaluates(network):
+    wrapper = nn.ModuleDict({"network": network})
+    wrapper.train()
+    network.model.layers[0].eval()
+    before = modes(wrapper)
+    contexts = [evaluation_mode(part) for part in (wrapper, network, network.model, network)]
+    for context in contexts:
+        context.__enter__()
+    for context in contexts:
+        assert not any(modes(network.model))
+        context.__exit__(None, None, None)
+    assert modes(wrapper) == before
+
+
+def test_a_compiled_wrapper_has_the_mode_of_what_it_wraps_afterwards(network):
+    network.train()
+    with evaluation_mode(torch.compile(network, backend="eager")):
+        assert not any(modes(network))
+    assert all(modes(network))
+
+
+def test_threads_that_write_with_a_training_model_do_so_without_dropout(network):
+    """Eight at a time, beside one that meets an error and one that leaves its rounds half-way."""
+    model = random_model(vocab_size=30, max_position_embeddings=16, hidden_dropout=0.5)
+    expected = [model.eval().generate(seed=seed) for seed in range(8)]
+    model.train()
+    model.model.layers[0].eval()
+    before = modes(model)
+
+    def write(seed: int) -> None:
+        for _ in range(4):
+            assert torch.equal(model.generate(seed=seed), expected[seed])
+
+    def fail() -> None:
+        for _ in range(4):
+            with pytest.raises(ZeroDivisionError):
+                model.generate(seed=0, logits_processor=[lambda ids, scores: 1 / 0])
+
+    def leave() -> None:
+        for _ in range(4):
+            next(iter(LikelihoodRounds(model, [torch.arange(9)], passes=4)))
+
+    with ThreadPoolExecutor(10) as threads:
+        work = [threads.submit(write, seed) for seed in range(8)] + [threads.submit(fail), threads.submit(leave)]
+        for each in work:
+            each.result()
+    assert modes(model) == before
 
 
 def failing(*args, **kwargs):

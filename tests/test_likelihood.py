@@ -300,6 +300,17 @@ def test_intervals_are_students(degrees):
             {"scored": [ALL.int(), ALL, ALL[:2]]},
             r"scored\[0\] has shape \(3,\) and dtype torch\.int32; it must be boolean",
         ),
+        ({"passes": 2**70}, "passes=1180591620717411303424 .* At most 1000000 are taken"),
+        ({"batch_size": 2**70}, "batch_size=1180591620717411303424 must be an integer"),
+        ({"target_se": True}, "target_se=True must be a positive number"),
+        ({"target_se": "1"}, "target_se='1' must be a positive number"),
+        ({"target_se": math.nan}, "target_se=nan must be a positive number"),
+        ({"target_se": 1e-320}, "target_se=1e-320 would take about"),
+        ({"n_bytes": 0}, "n_bytes=0 must be an integer of at least 1"),
+        ({"n_bytes": math.nan}, "n_bytes=nan must be an integer"),
+        ({"weights": "ab"}, "weights='ab' must be a tensor"),
+        ({"weights": [2, -1, 0]}, r"weights of shape \(3,\), the least -1, add up to 1; .* none negative"),
+        ({"scored": 3}, "scored=3 must be a list"),
         ({"scored": [ALL, ALL, ALL]}, r"scored\[2\] has shape \(3,\) .*; it must be boolean, \(2,\)"),
     ],
 )
@@ -308,15 +319,35 @@ def test_bad_arguments_are_refused_by_name(model, arguments, message):
         estimate_likelihood(model, SEQUENCES, **arguments)
 
 
-@pytest.mark.parametrize("order", ["sideways", torch.tensor([0, 0, 1]), [0, 1], None])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "sideways",
+        torch.tensor([0, 0, 1]),
+        [0, 1],
+        [0, 1, 3],
+        [-1, 0, 1],
+        [2.0, 0, 1],
+        [True, False, 2],
+        [[2, 0, 1]],
+        3,
+        None,
+    ],
+)
 def test_an_order_that_is_none_is_refused(model, order):
-    with pytest.raises(ValueError, match="order="):
+    with pytest.raises(ValueError, match=r"^order"):
         exact_likelihood(model, SEQUENCES[:1], order)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda order: torch.tensor(order, dtype=torch.uint8)])
+def test_an_order_may_be_written_in_any_kind_of_integers(model, kind):
+    expected = exact_likelihood(model, SEQUENCES[:1], torch.tensor([2, 0, 1]))
+    assert torch.equal(exact_likelihood(model, SEQUENCES[:1], kind([2, 0, 1])), expected)
 
 
 def test_an_order_that_fits_some_sequences_only_is_refused_before_any_is_computed(model, monkeypatch):
     monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("computed"))
-    with pytest.raises(ValueError, match=r"order=\[2, 0, 1\] must name each of the 2 scored places"):
+    with pytest.raises(ValueError, match=r"order has shape \(3,\) .* positions as integers, \(2,\)"):
         exact_likelihood(model, [*SEQUENCES[:1] * 3, SEQUENCES[2]], [2, 0, 1], batch_size=1)
 
 
@@ -346,6 +377,8 @@ def test_ids_may_be_integers_of_any_kind(model, estimator, kind):
         (torch.tensor([0.0, 1.0]), r"sequences\[1\] has shape \(2,\) and dtype torch\.float32; it must hold the ids"),
         (torch.tensor([[0, 1]]), r"sequences\[1\] has shape \(1, 2\)"),
         ("01", r"sequences\[1\]='01' must be a tensor"),
+        ([True, 1], r"sequences\[1\]=\[True, 1\] holds True or False beside numbers"),
+        ([1, 2**70], r"sequences\[1\]=.* must be a tensor"),
     ],
 )
 def test_what_is_no_text_is_refused_by_name_before_any_work(model, monkeypatch, sequence, message):
@@ -364,6 +397,9 @@ def test_what_is_no_text_is_refused_by_name_before_any_work(model, monkeypatch, 
         ({"targets": [[1]], "suffixes": []}, "suffixes must hold one for each of the 1 targets; it has 0"),
         ({"targets": [[1]], "suffixes": [[MASK]]}, r"suffixes\[0\] holds 2 at position 0"),
         ({"targets": [[1]], "batch_size": 0}, "batch_size=0"),
+        ({"targets": 3}, "targets=3 must be a list"),
+        ({"targets": [[1]], "prefixes": 3}, "prefixes=3 must be a list"),
+        ({"targets": [[1]], "prefixes": [[-100]]}, r"prefixes\[0\] holds -100 at position 0"),
     ],
 )
 def test_what_a_conditional_likelihood_cannot_take_is_refused_by_name(model, arguments, message):
@@ -371,7 +407,14 @@ def test_what_a_conditional_likelihood_cannot_take_is_refused_by_name(model, arg
         conditional_likelihood(model, **arguments)
 
 
-@pytest.mark.parametrize("sequences", [[], [torch.tensor([], dtype=torch.long)]])
+@pytest.mark.parametrize("sequences", [None, 3, "01", {0: [0, 1]}, {(0, 1)}, iter([[0, 1]]), torch.tensor(1)])
+def test_sequences_that_are_no_list_are_refused_by_name(model, sequences):
+    for function in (estimate_likelihood, exact_likelihood):
+        with pytest.raises(ValueError, match=r"sequences=.* must be a list"):
+            function(model, sequences)
+
+
+@pytest.mark.parametrize("sequences", [[], [torch.tensor([], dtype=torch.long)], torch.zeros(0, 3), torch.zeros(2, 0)])
 def test_nothing_to_score_is_refused(model, sequences):
     with pytest.raises(ValueError, match="at least one"):
         estimate_likelihood(model, sequences)

@@ -194,3 +194,10 @@ def test_padding_is_never_masked_and_a_padded_row_has_the_law_of_its_own_length(
 def test_an_unknown_loss_is_refused_by_name():
     with pytest.raises(ValueError, match="loss_type='elbo' must be one of"):
         draw_masks("elbo", 4, 8, NOISES["loglinear"], torch.Generator())
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0, None])
+def test_masks_of_no_rows_or_no_tokens_are_refused_by_name(size):
+    for name, sizes in (("batch_size", (size, 8)), ("length", (4, size))):
+        with pytest.raises(ValueError, match=f"{name}={size} must be an integer of at least 1"):
+            draw_masks("k_DCE", *sizes, NOISES["loglinear"], torch.Generator())

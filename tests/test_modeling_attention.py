@@ -311,6 +311,11 @@ def test_a_bias_is_added_to_the_scores():
         (torch.zeros(B, L).index_fill(1, torch.tensor(3), -torch.inf), "attention_mask holds -inf at (0, 3)"),
         (torch.full((B, 1, L, L), -1), "attention_mask holds -1 at (0, 0, 0, 0); it must be 1 or 0."),
         (torch.ones(B, 1, L, L), "attention_mask holds 0 and 1 as floating-point numbers"),
+        (
+            torch.full((B, 1, L, L), torch.nan),
+            "attention_mask holds nan or inf; what is added to the scores must be fi",
+        ),
+        (torch.full((B, 1, L, L), torch.inf), "attention_mask holds nan or inf"),
     ],
 )
 def test_a_mask_that_is_none_is_refused_by_name(model, mask, message):

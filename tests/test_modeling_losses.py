@@ -5,6 +5,7 @@ Shapes: B rows, L length, V vocabulary with the mask, D width, H heads, K positi
 """
 
 import copy
+import math
 import re
 
 import pytest
@@ -179,6 +180,9 @@ def test_a_batch_without_labels_has_loss_zero_and_zero_gradients(flash_calls, at
         ({"loss_weights": [1.0, 1.0, 1.0]}, "loss_weights=[1.0, 1.0, 1.0] is no tensor"),
         ({"max_targets": 2}, "max_targets=2 must be an integer, at least the number of labels, "),
         ({"max_targets": "all"}, "max_targets='all' must be an integer"),
+        ({"max_targets": 2**64}, "max_targets=18446744073709551616 must be an integer"),
+        ({"loss_weights": torch.tensor([1.0, torch.nan, 1.0])}, "loss_weights holds nan at (1,); it must hold finite"),
+        ({"loss_weights": torch.tensor([1.0, 1.0, torch.inf])}, "loss_weights holds inf at (2,)"),
     ],
     ids=str,
 )
@@ -223,8 +227,19 @@ def test_num_items_in_batch_divides_the_sum_over_tokens_as_in_transformers(model
         torch.testing.assert_close(loss, output.sequence_nll.sum() / 7)
     with pytest.raises(ValueError, match="num_items_in_batch"):
         model(ids, labels=draw_labels(ids), num_items_in_batch=7, loss_weights=torch.ones(3))
-    for number in (0, -1, True, "a"):
-        with pytest.raises(ValueError, match=f"num_items_in_batch={number!r} must be a positive number"):
+    for number in (
+        0,
+        -1,
+        True,
+        "a",
+        math.inf,
+        math.nan,
+        10**400,
+        torch.tensor(0),
+        torch.tensor(math.nan),
+        torch.ones(2),
+    ):
+        with pytest.raises(ValueError, match=r"num_items_in_batch=.* must be a positive number"):
             model(ids, labels=draw_labels(ids), num_items_in_batch=number)
 
 

@@ -9,6 +9,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.utils import logging
 
@@ -177,12 +178,39 @@ def test_keywords_that_ask_for_what_the_network_does_not_have_are_refused(model,
         ({"output_positions": torch.zeros(2, 1).long()}, r"output_positions has shape \(2, 1\)"),
         ({"output_positions": torch.ones(3, 5).bool()}, r"output_positions has shape \(3, 5\) and dtype torch.bool"),
         ({"output_positions": 3}, "output_positions=3 is no tensor"),
+        ({"output_positions": (0, 1)}, r"output_positions=\(0, 1\) is no tensor"),
+        ({"output_positions": torch.zeros(3, 0).long()}, r"output_positions has shape \(3, 0\) .*, K at least 1"),
+        (
+            {"output_positions": torch.tensor([[0], [L], [1]])},
+            r"output_positions holds 12 at \(1, 0\); the positions of a row are 0 \.\. 11",
+        ),
+        ({"output_positions": torch.tensor([[0], [1], [-1]])}, r"output_positions holds -1 at \(2, 0\)"),
+        (
+            {"input_ids": torch.tensor([[0, 1], [V, 2]])},
+            r"input_ids holds 48 at \(1, 0\); the ids of the vocabulary are 0 \.\. 47",
+        ),
+        ({"input_ids": torch.tensor([[-100, 1]], dtype=torch.int32)}, r"input_ids holds -100 at \(0, 0\)"),
+        ({"input_ids": torch.tensor([[2**40]])}, "input_ids holds 1099511627776"),
+        ({"position_ids": torch.full((1, L), torch.nan)}, r"position_ids holds nan at \(0, 0\); .* finite numbers"),
+        ({"output_hidden_states": "x"}, "output_hidden_states='x' must be True or False"),
     ],
 )
 def test_arguments_of_another_shape_or_dtype_are_refused_by_name(cls, arguments, message):
     given = arguments if arguments.keys() & {"input_ids", "inputs_embeds"} else arguments | {"input_ids": draw_ids()}
     with pytest.raises(ValueError, match=message):
         make_model(cls)(**given)
+
+
+def test_values_are_not_looked_at_where_something_records_the_forward(model):
+    """A card's capture, say, cannot read a number; torch then reports what is wrong, if it does."""
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            assert "_local_scalar_dense" not in str(operation)
+            return operation(*args, **kwargs or {})
+
+    with Recording(), torch.no_grad():
+        model.model(draw_ids(), position_ids=torch.zeros(1, L), output_positions=torch.zeros(3, 1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("cls", [RaddForMaskedLM, RaddModel])

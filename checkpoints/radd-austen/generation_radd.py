@@ -45,13 +45,23 @@ from transformers.generation.streamers import TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
 
 from .canvas_radd import Positions, TextOrIds, make_canvas, padded_nonzero
-from .inputs_radd import as_tensor
+from .inputs_radd import as_permutation
 from .kernels_radd import evaluation_mode, packed_weights
 from .noise_radd import get_noise, reveal_probabilities
 from .plan_radd import GIVEN, Schedule, Shape, events_at_most, plan_grid, plan_sequence, recomputed_in
 from .programs_radd import Programs, StaticTensors, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
-from .settings_radd import GRID_METHODS, SETTINGS, Method, Order, is_integer, own_arguments, plain
+from .settings_radd import (
+    GRID_METHODS,
+    MOST_TOKENS,
+    SETTINGS,
+    Method,
+    Order,
+    is_integer,
+    own_arguments,
+    plain,
+    shortened,
+)
 
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
 # few times as much.
@@ -148,7 +158,7 @@ def own_settings(source: Any) -> dict[str, Any]:
             dictionary or a GenerationConfig.
     """
     if not isinstance(source, (dict, GenerationConfig)):
-        raise TypeError(f"generation_config={source!r} must be a RaddGenerationConfig or a dictionary.")
+        raise TypeError(f"generation_config={shortened(source)} must be a RaddGenerationConfig or a dictionary.")
     known = (*SETTINGS, "eos_token_id", "pad_token_id")
     notes = {*RaddGenerationConfig.METADATA}.difference(known)
     given = source if isinstance(source, dict) else vars(source)
@@ -268,9 +278,15 @@ class Sampling:
         if self.processors:
             # Processors get a copy, since they may work in place.
             scores = self.processors(cast(Any, canvases()), cast(Any, scores.clone()))
-            if not isinstance(scores, Tensor) or scores.shape != logits.shape:
-                shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-                raise ValueError(f"logits_processor returned {shape}; it must return scores {tuple(logits.shape)}.")
+            right = isinstance(scores, Tensor) and scores.is_floating_point() and scores.device == logits.device
+            if not right or scores.shape != logits.shape:
+                found = type(scores).__name__
+                if isinstance(scores, Tensor):
+                    found = f"{tuple(scores.shape)} in {scores.dtype} on the device {str(scores.device)!r}"
+                raise ValueError(
+                    f"logits_processor returned {found}; it must return scores {tuple(logits.shape)} in a "
+                    f"floating-point dtype on the device {str(logits.device)!r}."
+                )
             scores = scores.masked_fill(logits.isneginf(), -torch.inf)  # the mask has no probability, whatever they do
         return self.warpers(cast(Any, None), cast(Any, scores))  # which do not look at canvases
 
@@ -581,6 +597,11 @@ class RaddGenerationMixin:
             )
         device = _execution_device(self.model)
         batch, copies = len(canvas), settings.num_return_sequences
+        if copies * canvas.numel() > MOST_TOKENS:
+            raise ValueError(
+                f"num_return_sequences={copies} of {batch} rows of {canvas.shape[1]} tokens must have at most "
+                f"{MOST_TOKENS} tokens together: make several calls."
+            )
         canvas = canvas.repeat_interleave(copies, dim=0)  # (B, L) -> (R, L)
         if attention_mask is not None:
             attention_mask = attention_mask.repeat_interleave(copies, dim=0)
@@ -732,7 +753,7 @@ class RaddGenerationMixin:
             getattr(self.config, name, None) if getattr(settings, name) is None else getattr(settings, name)
             for name in ("eos_token_id", "pad_token_id")
         )
-        eos = [] if eos is None else [eos] if is_integer(eos) else list(eos)
+        eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
         return eos, eos[0] if eos and padding is None else padding
 
     def _ending(self, settings: RaddGenerationConfig) -> Ending:
@@ -742,9 +763,9 @@ class RaddGenerationMixin:
             raise ValueError("stop_on_eos=True needs eos_token_id, here, in the generation config or in the model's.")
         ending = Ending(tuple(eos), padding, self.config.mask_token_id)
         for name, token in (*(("eos_token_id", token) for token in eos), ("pad_token_id", ending.pad_token_id)):
-            if not is_integer(token) or not 0 <= token < self.config.vocab_size or token == self.config.mask_token_id:
+            if not is_integer(token, 0, self.config.vocab_size - 1) or token == self.config.mask_token_id:
                 raise ValueError(
-                    f"{name}={token!r} must be an id below {self.config.vocab_size} and not the mask's, "
+                    f"{name}={shortened(token)} must be an id below {self.config.vocab_size} and not the mask's, "
                     f"{self.config.mask_token_id}."
                 )
         return ending
@@ -777,7 +798,7 @@ class RaddGenerationMixin:
 def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Generator]:
     """Makes a generator for each of the R rows from a seed."""
     if generator is not None:
-        raise ValueError(f"seed={seed} and generator both say where randomness comes from; pass one of them.")
+        raise ValueError(f"seed={shortened(seed)} and generator both say where randomness comes from; pass one.")
     seed = check_seed(seed)
     return [own for text in range(batch) for own in sample_generators(text_seed(seed, text), range(copies))]
 
@@ -786,7 +807,9 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
     """Raises an error for arguments that contradict each other; a saved `steps` or `order` need not fit the method."""
     method = settings.method
     if given["order"] is not None and method != "ordered":
-        raise ValueError(f"order={given['order']!r} is for method='ordered'; method={method!r} draws its own order.")
+        raise ValueError(
+            f"order={shortened(given['order'])} is for method='ordered'; method={method!r} draws its own order."
+        )
     if given["steps"] is not None and method == "first_hitting":
         raise ValueError(f"steps={given['steps']}: method='first_hitting' reveals one token an event, leave steps out.")
     if settings.use_cache is False and settings.refresh_interval > 1:
@@ -797,11 +820,13 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
     if given["use_cache"] is False and method not in GRID_METHODS:
         raise ValueError(f"use_cache=False evaluates the empty steps of a grid; method={method!r} has no grid.")
     if given["eos_token_id"] is not None and not settings.stop_on_eos:
-        raise ValueError(f"eos_token_id={given['eos_token_id']} ends a text only with stop_on_eos=True: pass both.")
+        raise ValueError(
+            f"eos_token_id={shortened(given['eos_token_id'])} ends a text only with stop_on_eos=True: pass both."
+        )
     if tokenizer is not None and not callable(tokenizer):
-        raise TypeError(f"tokenizer={tokenizer!r} must be a tokenizer of transformers, loaded.")
+        raise TypeError(f"tokenizer={shortened(tokenizer)} must be a tokenizer of transformers, loaded.")
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
-        raise TypeError(f"streamer={streamer!r} must have the methods put and end.")
+        raise TypeError(f"streamer={shortened(streamer)} must have the methods put and end.")
     if getattr(streamer, "skip_prompt", False):
         raise ValueError(
             "streamer has skip_prompt=True, which skips the first text put; here the first is the only one."
@@ -811,7 +836,9 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
 def _make_sampling(logits_processor: Any, settings: RaddGenerationConfig, ending: Ending | None) -> Sampling:
     """Lists the caller's processors, and temperature, top-k and top-p in transformers' order."""
     if not isinstance(logits_processor, (list, tuple, type(None))) or not all(map(callable, logits_processor or ())):
-        raise TypeError(f"logits_processor={logits_processor!r} must be a LogitsProcessorList or a list of processors.")
+        raise TypeError(
+            f"logits_processor={shortened(logits_processor)} must be a LogitsProcessorList or a list of processors."
+        )
     temperature, top_k, top_p = settings.temperature, settings.top_k, settings.top_p
     warpers = LogitsProcessorList()
     if temperature not in (0, 1):
@@ -831,15 +858,7 @@ def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | Non
     position = torch.arange(length, device=canvas.device)
     if isinstance(settings.order, str):
         return (position if settings.order == "forward" else position.flip(0)).expand(rows, length)
-    order = as_tensor("order", settings.order, canvas.device)
-    if order.shape not in ((length,), (rows, length)) or order.is_floating_point():
-        raise ValueError(
-            f"order has shape {tuple(order.shape)} and dtype {order.dtype}; it must hold positions as integers, "
-            f"({length},) for all rows or ({rows}, {length})."
-        )
-    if not torch.equal(order.sort(dim=-1).values, position.expand(order.shape)):
-        raise ValueError(f"order={order.tolist()} must name each position 0 .. {length - 1} exactly once.")
-    return order.expand(rows, length)
+    return as_permutation("order", settings.order, length, rows).to(canvas.device).expand(rows, length)
 
 
 def _execution_device(trunk: Any) -> torch.device:

@@ -9,9 +9,10 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 GridMethod = Literal["tweedie", "euler"]
 Method = Literal["tweedie", "euler", "first_hitting", "ordered"]
@@ -39,7 +40,7 @@ class Setting(NamedTuple):
     def check(self, name: str, value: Any) -> None:
         """Raises a ValueError unless the value is valid, or None, which leaves the setting unset."""
         if value is not None and not self.accepts(value):
-            raise ValueError(f"{name}={value!r} must be {self.values}.")
+            raise ValueError(f"{name}={shortened(value)} must be {self.values}.")
 
 
 def plain(value: Any) -> Any:
@@ -49,17 +50,33 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)  # NumPy's are integers, too
+# The probabilities of steps take memory, and so fine a grid is continuous time for any text.
+MOST_STEPS = 10**6
+# Tokens of one call of `generate`, all rows together: what is planned for each takes hundreds of bytes.
+MOST_TOKENS = 2**24
+LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, sys.float_info.max  # of torch
+
+
+def is_integer(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Tells whether a value is an integer in least .. most, of NumPy, too."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Tells whether a value is a finite real number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(cast(float, value)) <= LARGEST_NUMBER
 
 
-def integer_setting(default: int | None, least: int, help: str, meaning: str = "") -> Setting:
+def integer_setting(
+    default: int | None, least: int, help: str, meaning: str = "", most: int = LARGEST_INTEGER
+) -> Setting:
+    bound = "" if most == LARGEST_INTEGER else f" and at most {most}"
     return Setting(
-        int, default, lambda v: is_integer(v) and v >= least, f"an integer of at least {least}{meaning}", help
+        int,
+        default,
+        lambda value: is_integer(value, least, most),
+        f"an integer of at least {least}{bound}{meaning}",
+        help,
     )
 
 
@@ -69,7 +86,9 @@ def boolean_setting(default: bool, help: str) -> Setting:
 
 # Settings that decide which text is written. An event is an evaluation of the network that reveals tokens.
 TEXT_SETTINGS: dict[str, Setting] = {
-    "length": integer_setting(None, 1, "tokens of the whole text; default: the length that the model was trained at"),
+    "length": integer_setting(
+        None, 1, "tokens of the whole text; default: the length that the model was trained at", most=MOST_TOKENS
+    ),
     "method": Setting(
         str,
         "tweedie",
@@ -79,7 +98,11 @@ TEXT_SETTINGS: dict[str, Setting] = {
         METHODS,
     ),
     "steps": integer_setting(
-        None, 1, "time intervals of 'tweedie' and 'euler', default: one a token; of 'ordered', the most events"
+        None,
+        1,
+        "time intervals of 'tweedie' and 'euler', default: one a token; of 'ordered', the most events",
+        "; the limit of many steps is method='first_hitting'",
+        MOST_STEPS,
     ),
     "order": Setting(
         str,
@@ -92,8 +115,8 @@ TEXT_SETTINGS: dict[str, Setting] = {
     "temperature": Setting(
         float,
         1.0,
-        lambda v: is_number(v) and (v == 0 or 1e-6 <= v < math.inf),
-        "a number >= 1e-6, or 0 to take the likeliest token",
+        lambda v: is_number(v) and (v == 0 or 1e-6 <= v <= 1e30),
+        "a number >= 1e-6 and <= 1e30, or 0 to take the likeliest token",
         "divides the logits; 0 takes the likeliest token",
     ),
     "top_k": integer_setting(
@@ -124,7 +147,9 @@ TEXT_SETTINGS: dict[str, Setting] = {
 
 # All settings: also those that decide how the text is computed, how often, and what is returned.
 SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
-    "max_new_tokens": integer_setting(None, 1, "instead of length: tokens to be written, beside those that are given"),
+    "max_new_tokens": integer_setting(
+        None, 1, "instead of length: tokens to be written, beside those that are given", most=MOST_TOKENS
+    ),
     "use_cache": boolean_setting(True, "False evaluates the network also at steps that reveal nothing"),
     "cuda_graphs": boolean_setting(True, "on a card, record each shape of event once and replay it"),
     "num_return_sequences": integer_setting(1, 1, "texts for each masked sequence"),
@@ -230,6 +255,8 @@ FOREIGN: dict[str, Foreign] = {name: foreign for foreign in _FOREIGN for name in
 
 def shortened(value: Any) -> str:
     """Shows a value in a message: the beginning of what would fill a screen, such as a tensor or a model."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write out the largest
+        return f"an integer of {value.bit_length()} bits"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
@@ -251,7 +278,9 @@ def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -
             continue
         if ours in known:
             if ours != name and given.get(ours) is not None:
-                raise ValueError(f"{name}={value!r} is another name of {ours}={given[ours]!r}: pass one of them.")
+                raise ValueError(
+                    f"{name}={shortened(value)} is another name of {ours}={shortened(given[ours])}: pass one of them."
+                )
             if ours != name and ours in SETTINGS:
                 SETTINGS[ours].check(name, plain(value))
             own[ours] = value

@@ -19,9 +19,10 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, cast
@@ -89,21 +90,25 @@ class Denoising:
             evaluations=int(output.num_function_evaluations[row]),
         )
 
-    @property
+    @cached_property
+    def revealed(self) -> list[int]:
+        """Lists the step of each generated token, in ascending order."""
+        return sorted(step for step in self.steps if step >= 0)
+
+    @cached_property
     def events(self) -> list[int]:
         """The steps that revealed something, in order. Frame k of a picture is the canvas after k of them."""
-        return sorted({step for step in self.steps if step >= 0})
+        return sorted(set(self.revealed))
 
     def color(self, step: int) -> str:
         return ramp_color(step / max(self.n_steps - 1, 1))
 
     def caption(self, frame: int) -> str:
         """Where frame `frame` stands."""
-        events, generated = self.events, sum(step >= 0 for step in self.steps)
-        reached = events[frame - 1] if frame else -1
-        shown = sum(0 <= step <= reached for step in self.steps)
+        reached = self.events[frame - 1] if frame else -1
+        shown, generated = bisect_right(self.revealed, reached), len(self.revealed)
         # Without caching the empty steps are evaluated, too.
-        evaluations = frame if self.evaluations == len(events) else reached + 1
+        evaluations = frame if self.evaluations == len(self.events) else reached + 1
         return (
             f"step {reached + 1} of {self.n_steps} \u00b7 {evaluations} network evaluation{'s' * (evaluations != 1)} "
             f"\u00b7 {shown} of {generated} tokens"
@@ -268,17 +273,21 @@ button { font: inherit; width: 6em; padding: .3em 0; cursor: pointer; }
 </div>
 <script>
 const steps = $steps, captions = $captions;
-const tokens = [...document.querySelectorAll("b[data-step]")];
 const slider = document.getElementById("frame"), button = document.getElementById("play");
-let timer = null;
+const revealed = new Map(steps.map(step => [step, []]));  // the tokens of each step
+for (const token of document.querySelectorAll("b[data-step]")) revealed.get(Number(token.dataset.step)).push(token);
+let timer = null, shown = $last;
 function show(frame) {
   slider.value = frame;
   document.getElementById("caption").textContent = captions[frame];
-  for (const token of tokens) {
-    const step = Number(token.dataset.step);
-    token.classList.toggle("masked", step > steps[frame]);
-    token.classList.toggle("newest", step === steps[frame] && frame < $last);
+  // Only the tokens of the events between the two frames look otherwise; the newest of the old frame, too.
+  for (let event = Math.min(frame, shown); event <= Math.max(frame, shown); event++) {
+    for (const token of revealed.get(steps[event])) {
+      token.classList.toggle("masked", event > frame);
+      token.classList.toggle("newest", event === frame && frame < $last);
+    }
   }
+  shown = frame;
 }
 function pause() { clearInterval(timer); timer = null; button.textContent = "Play"; }
 function play() {
@@ -306,6 +315,7 @@ if ($last) play();
 WIDTH, MARGIN, SIZE, LINE = 860, 32, 21, 36  # of an image, its border, its letters and its lines, in pixels
 OVERSAMPLING = 2  # Pillow draws corners without smoothing them
 MAX_FRAMES = 120
+TRANSPARENT = 255  # index of a pixel that stays as it is from one frame to the next
 
 
 @dataclass(frozen=True)
@@ -339,25 +349,48 @@ def save_gif(
 ) -> None:
     """An animation of the events, a second of masks before and four of the text after; endless.
 
-    More than 120 events are shown several at a time.
+    More than 120 events are shown several at a time. A frame is written as soon as it is painted, so that the memory is
+    that of a few frames.
     """
-    from PIL import Image
-
     painter, last = _Painter(denoising, title, scale, font), len(denoising.events)
     stride = max(math.ceil(last / MAX_FRAMES), 1)
     shown = [*range(0, last, stride), last]
-    frames = [painter.paint(frame, since=max(frame - stride, 0)) for frame in shown]
+    frames = (painter.paint(frame, since=max(frame - stride, 0)) for frame in shown)
+    durations = [1000, *[_milliseconds(len(shown))] * (len(shown) - 2), 4000][: len(shown)]
+    with Path(path).open("wb") as file:
+        file.writelines(_encode_gif(frames, durations))
+
+
+def _encode_gif(frames: Iterable["Image"], durations: Iterable[int]) -> Iterator[bytes]:
+    """Yields the parts of an endless animation; Pillow itself would keep all frames to the end.
+
+    After the first frame only the rectangle that changes is stored, transparent where it does not.
+
+    Args:
+        frames: of one size and colours of the [`_palette`]. durations: of each, in milliseconds.
+    """
+    from PIL import GifImagePlugin, Image, ImageChops
+
     palette = Image.new("P", (1, 1))
     palette.putpalette(_palette())
-    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    durations = [1000, *[_milliseconds(len(frames))] * (len(frames) - 2), 4000]
-    frames[0].save(
-        path, save_all=True, append_images=frames[1:], duration=durations[: len(frames)], loop=0, optimize=True
-    )
+    before = None
+    for rgb, duration in zip(frames, durations, strict=True):
+        frame = rgb.quantize(palette=palette, dither=Image.Dither.NONE)
+        if before is None:
+            yield from GifImagePlugin.getheader(frame.copy(), info={"loop": 0})[0]
+            yield from GifImagePlugin.getdata(frame.copy(), duration=duration)
+        else:
+            changed = ImageChops.difference(frame, before).point(lambda index: 255 if index else 0, "L")
+            box = changed.getbbox() or (0, 0, 1, 1)  # a frame has at least a pixel
+            part = Image.new("P", (box[2] - box[0], box[3] - box[1]), TRANSPARENT)
+            part.paste(frame.crop(box), mask=changed.crop(box))
+            yield from GifImagePlugin.getdata(part, box[:2], duration=duration, transparency=TRANSPARENT)
+        before = frame
+    yield b";"
 
 
 def _palette() -> list[int]:
-    """Up to 256 colours, flat: every ground and what smooth letters make of it.
+    """Up to 255 colours, flat: every ground and what smooth letters make of it.
 
     One for all frames and for any text: with a palette chosen for each frame a still token flickers, and one chosen
     from some of them does not have each ground as it is.
@@ -366,7 +399,7 @@ def _palette() -> list[int]:
     letters = [_mix(ground, INK, share / 5) for ground in (*ramp, MASK) for share in range(6)]
     greys = [_mix(PAPER, ink, share / 10) for ink in (INK, FAINT) for share in range(11)]
     corners = [_mix(PAPER, ground, 0.5) for ground in (*ramp[::2], MASK)]
-    colors = list(dict.fromkeys([*greys, *letters, *corners]))[:256]
+    colors = list(dict.fromkeys([*greys, *letters, *corners]))[:TRANSPARENT]
     return [int(color[at : at + 2], 16) for color in colors for at in (1, 3, 5)]
 
 

@@ -3,6 +3,7 @@
 
 import re
 import sys
+import weakref
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -264,8 +265,47 @@ def test_many_events_share_frames(tmp_path, monkeypatch):
         assert animation.n_frames == 5  # after 0, 3, 6, 9 and all 10
 
 
+def test_an_animation_holds_few_frames_at_a_time(tmp_path, monkeypatch):
+    painted, most = [], 0
+    paint = visualize._Painter.paint
+
+    def counting(self, *args, **kwargs):
+        nonlocal most
+        image = paint(self, *args, **kwargs)
+        painted.append(weakref.ref(image))
+        most = max(most, sum(each() is not None for each in painted))
+        return image
+
+    monkeypatch.setattr(visualize._Painter, "paint", counting)
+    save_gif(made_of(*[" a"] * 40), tmp_path / "text.gif", scale=0.5)
+    assert len(painted) == 41
+    assert most <= 2
+
+
+def test_every_frame_of_an_animation_is_the_picture_of_its_events(denoising, tmp_path):
+    save_gif(denoising, tmp_path / "text.gif", scale=1)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(visualize._palette())
+    with Image.open(tmp_path / "text.gif") as animation:
+        for number in range(len(denoising.events)):
+            animation.seek(number)
+            exact = to_image(denoising, frame=number, scale=1).quantize(palette=palette, dither=Image.Dither.NONE)
+            assert np.array_equal(np.asarray(animation.convert("RGB")), np.asarray(exact.convert("RGB"))), number
+
+
+def test_events_that_show_nothing_have_frames_of_their_own(tmp_path):
+    save_gif(made_of("a", "", "", "b"), tmp_path / "text.gif", scale=0.5)
+    with Image.open(tmp_path / "text.gif") as animation:
+        assert animation.n_frames == 5
+
+
 def test_the_palette_fits_a_gif():
-    assert len(visualize._palette()) <= 3 * 256
+    assert len(visualize._palette()) <= 3 * visualize.TRANSPARENT
+
+
+def test_the_page_grows_with_its_tokens_and_not_with_their_square():
+    few, many = (len(to_html(made_of(*[" a"] * number))) for number in (500, 2000))
+    assert many < 4.3 * few
 
 
 @pytest.mark.parametrize("frame", [-1, 3])

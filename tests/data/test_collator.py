@@ -224,6 +224,11 @@ def test_documents_without_an_end_and_blocks_of_several_lengths_are_refused():
     for eos in (None, []):
         with pytest.raises(ValueError, match=r"separate_documents needs config\.eos_token_id"):
             DiffusionCollator(RaddConfig(vocab_size=12, eos_token_id=eos), separate_documents=True)
+    for empty in ([[], []], [torch.zeros(0, dtype=torch.long)]):
+        with pytest.raises(ValueError, match=r"input_ids has shape .* \(B, L\) integers, at least one"):
+            DiffusionCollator(CONFIG)(empty)
+    with pytest.raises(ValueError, match=r"blocks of one length; got lengths \[\]"):
+        DiffusionCollator(CONFIG)([])
     with pytest.raises(ValueError, match=r"blocks of one length; got lengths \[3, 4\]"):
         DiffusionCollator(CONFIG)([{"input_ids": [1, 2, 3]}, {"input_ids": [1, 2, 3, 4]}])
 
