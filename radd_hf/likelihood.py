@@ -125,6 +125,14 @@ def order_round(order: Tensor) -> Round:
     return Round(place >= turn, place == turn, torch.ones(len(order), dtype=torch.float64))
 
 
+def perplexity_of(nats_per_token: float) -> float:
+    """Returns the exponential of nats per token, infinity for what a float cannot hold."""
+    try:
+        return math.exp(nats_per_token)
+    except OverflowError:
+        return math.inf
+
+
 @dataclass(frozen=True)
 class NatsPerToken:
     """Holds a mean negative log-likelihood and its standard error, nats per token, and gives the perplexity."""
@@ -134,11 +142,12 @@ class NatsPerToken:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nats_per_token)
+        """Gives exp(nats per token), infinity beyond the largest number; files have null there."""
+        return perplexity_of(self.nats_per_token)
 
     @property
     def perplexity_error(self) -> float:
-        return self.perplexity * self.standard_error
+        return self.perplexity * self.standard_error if self.standard_error else 0.0
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ class Likelihood(NatsPerToken):
     @property
     def perplexity_interval(self) -> tuple[float, float]:
         low, high = self.interval
-        return math.exp(low), math.exp(high)
+        return perplexity_of(low), perplexity_of(high)
 
     @property
     def _bits_per_byte_of_a_nat(self) -> float:

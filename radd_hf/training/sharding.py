@@ -28,6 +28,11 @@ def gather_whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Returns the part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def prepare_sharding(
     accelerator: Accelerator, *, rows_of_a_forward: int, accumulation: int, max_grad_norm: float, mixed_precision: str
 ) -> None:
