@@ -32,13 +32,16 @@ from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .programs_radd import programs_of
 from .randomness_radd import stream_seed
-from .settings_radd import is_integer, plain
+from .ranges import check_count
+from .settings_radd import is_integer, is_number, plain
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
 ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDERS)
 
 # Fewest rounds that give a standard error. A fixed number of passes makes no more, so that each has many strata.
 ROUNDS = 2
+# Most masks or orders of a sequence; a row of each is drawn at once.
+MOST_PASSES = 2**20
 # For k_stratified, when rounds are added until the error is small enough.
 ROWS_OF_AN_ADDED_ROUND = 8
 
@@ -411,17 +414,16 @@ def check_integer_seed(seed: Any) -> int:
 
 
 def check_batch_size(batch_size: int) -> None:
-    if not is_integer(batch_size) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be an integer of at least 1.")
+    check_count("batch_size", batch_size)
 
 
 def _check_weights(weights: Tensor, sequences: Sequence[Tensor]) -> Tensor:
     """Returns the weights (S,) in float64; raises a ValueError unless there is one a sequence and they add up to 1."""
     weights = torch.as_tensor(weights).double()
-    if weights.shape != (len(sequences),) or not abs(float(weights.sum()) - 1) < 1e-6:
+    if weights.shape != (len(sequences),) or not abs(float(weights.sum()) - 1) < 1e-6 or bool((weights < 0).any()):
         raise ValueError(
             f"weights of shape {tuple(weights.shape)} add up to {float(weights.sum()):.6g}; they must be one for each "
-            f"of the {len(sequences)} sequences and add up to 1."
+            f"of the {len(sequences)} sequences, none of them negative, and add up to 1."
         )
     return weights
 
@@ -468,8 +470,8 @@ class LikelihoodRounds:
         check_estimator(estimator)
         check_passes(passes)
         check_batch_size(batch_size)
-        if target_se is not None and not 0 < target_se < math.inf:
-            raise ValueError(f"target_se={target_se} must be a positive number of nats per token.")
+        if target_se is not None and not (is_number(target_se) and 0 < target_se < math.inf):
+            raise ValueError(f"target_se={target_se!r} must be a positive number of nats per token.")
         self.model, self.estimator, self.passes = model, estimator, passes
         self.target_se, self.batch_size, self.seed = target_se, batch_size, check_integer_seed(seed)
         self.accelerator, self.known = accelerator, known or {}
@@ -594,6 +596,8 @@ def estimate_likelihood(
         ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, odd `passes`,
             an unknown estimator, a `target_se` that `passes` cannot reach.
     """
+    if n_bytes is not None:
+        check_count("n_bytes", n_bytes, most=2**63 - 1)
     rounds = LikelihoodRounds(
         model,
         sequences,
@@ -658,8 +662,7 @@ def mixture_likelihood(
     Its expectation is above -log E[p], where E is over all orders, and falls as K grows. It is never above the mean
     over the same orders (Jensen's inequality). One order gives `exact_likelihood`.
     """
-    if not is_integer(orders) or orders < 1:
-        raise ValueError(f"orders={orders!r} must be an integer of at least 1.")
+    check_count("orders", orders, most=MOST_PASSES)
     return mixture(_in_orders(model, sequences, "random", orders, scored, batch_size, seed))
 
 
@@ -728,7 +731,8 @@ def check_estimator(estimator: str) -> None:
 
 
 def check_passes(passes: int) -> None:
-    if not is_integer(passes) or passes < ROUNDS or passes % ROUNDS:
+    if not is_integer(passes) or not ROUNDS <= passes <= MOST_PASSES or passes % ROUNDS:
         raise ValueError(
-            f"passes={passes!r} must be a positive multiple of {ROUNDS}: that many rounds, compared, give the error."
+            f"passes={passes!r} must be a positive multiple of {ROUNDS}: that many rounds, compared, give the error. "
+            f"It must be at most {MOST_PASSES}."
         )

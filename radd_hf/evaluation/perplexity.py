@@ -12,7 +12,7 @@ import hashlib
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -28,10 +28,13 @@ from ..hub.loading import load
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
 from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
+from ..ranges import COUNT, POSITIVE, check_fields
 from ..results import check_output, to_json
 from .rounds import RoundsFile, RunningEstimate
 
 MOST_PASSES = 1024  # with --target_se, if --passes does not say
+# The numbers that each field may be. A seed may be any: it is hashed.
+RANGES = {"length": COUNT, "passes": COUNT, "target_se": POSITIVE, "batch_size": COUNT}
 
 
 @dataclass
@@ -102,6 +105,7 @@ def main(argv: list[str]) -> None:
 
 def parse_arguments(argv: list[str]) -> Arguments:
     (args,) = script_parser(__doc__, Arguments).parse(argv)
+    check_fields(asdict(args), RANGES)
     check_estimator(args.estimator)
     if args.passes is None:
         args.passes = 16 if args.target_se is None else MOST_PASSES

@@ -85,8 +85,8 @@ class Run:
         tensors = {f"weight {name}": weight for name, weight in model.named_parameters()}
         tensors |= {f"average of {name}": average for name, average in self.ema.state_dict().items()}
         wrong = torch.stack([own_part(tensor.detach()).isfinite().all().logical_not() for tensor in tensors.values()])
-        for name, count in zip(tensors, self.accelerator.reduce(wrong.float(), "sum").tolist(), strict=True):
-            if count:
+        for name, processes in zip(tensors, self.accelerator.reduce(wrong.float(), "sum").tolist(), strict=True):
+            if processes:
                 raise FloatingPointError(f"the {name} is not finite after step {self.step}; nothing was saved of it.")
 
     def save(self, keep_last: int) -> None:

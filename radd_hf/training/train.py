@@ -287,6 +287,8 @@ def build(
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     sizes = (model.num_parameters(), model.num_parameters(only_trainable=True))
     logger.info("%s parameters, %s of them trained", *(f"{size:,}" for size in sizes))
+    if args.warmup_steps > args.max_steps and args.lr_schedule != "constant":
+        logger.warning("the warm-up of %s steps outlasts max_steps=%s", args.warmup_steps, args.max_steps)
     optimizer = torch.optim.AdamW(
         trained,
         lr=args.learning_rate,
