@@ -26,7 +26,7 @@ from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
 from ..hub.loading import load
 from ..kernels_radd import packed_weights
-from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
+from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes, plan_rounds
 from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
 from ..ranges import COUNT, POSITIVE, check_fields
 from ..results import check_output, to_json
@@ -89,7 +89,15 @@ def main(argv: list[str]) -> None:
     }
     kept = None
     if args.output is not None:
-        kept = RoundsFile(Path(args.output), identity, accelerator.process_index, args.resume)
+        rows, _, most = plan_rounds(args.estimator, cast(int, args.passes), args.target_se)
+        kept = RoundsFile(
+            Path(args.output),
+            identity | {"rows_of_a_round": rows},
+            accelerator.process_index,
+            args.resume,
+            sequences=len(text.blocks),
+            rounds=most,
+        )
     started = time.perf_counter()
     figures = score(args, accelerator, model, text, kept)
     if not accelerator.is_main_process:
