@@ -32,6 +32,7 @@ from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
 from .programs_radd import programs_of
 from .randomness_radd import stream_seed
+from .ranges import check_count
 from .settings_radd import LARGEST_INTEGER, is_integer, is_number, plain, shortened
 
 ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
@@ -39,8 +40,8 @@ ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDERS)
 
 # Fewest rounds that give a standard error. A fixed number of passes makes no more, so that each has many strata.
 ROUNDS = 2
-# The masks of a sequence are kept for each pass.
-MOST_PASSES = 10**6
+# Most masks or orders of a sequence; a row of each is drawn at once.
+MOST_PASSES = 2**20
 # For k_stratified, when rounds are added until the error is small enough.
 ROWS_OF_AN_ADDED_ROUND = 8
 
@@ -124,6 +125,14 @@ def order_round(order: Tensor) -> Round:
     return Round(place >= turn, place == turn, torch.ones(len(order), dtype=torch.float64))
 
 
+def perplexity_of(nats_per_token: float) -> float:
+    """Returns the exponential of nats per token, infinity for what a float cannot hold."""
+    try:
+        return math.exp(nats_per_token)
+    except OverflowError:
+        return math.inf
+
+
 @dataclass(frozen=True)
 class NatsPerToken:
     """Holds a mean negative log-likelihood and its standard error, nats per token, and gives the perplexity."""
@@ -133,11 +142,12 @@ class NatsPerToken:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nats_per_token)
+        """Gives exp(nats per token), infinity beyond the largest number; files have null there."""
+        return perplexity_of(self.nats_per_token)
 
     @property
     def perplexity_error(self) -> float:
-        return self.perplexity * self.standard_error
+        return self.perplexity * self.standard_error if self.standard_error else 0.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,7 @@ class Likelihood(NatsPerToken):
     @property
     def perplexity_interval(self) -> tuple[float, float]:
         low, high = self.interval
-        return math.exp(low), math.exp(high)
+        return perplexity_of(low), perplexity_of(high)
 
     @property
     def _bits_per_byte_of_a_nat(self) -> float:
@@ -410,8 +420,7 @@ def check_integer_seed(seed: Any) -> int:
 
 
 def check_batch_size(batch_size: int) -> None:
-    if not is_integer(batch_size, 1, LARGEST_INTEGER):
-        raise ValueError(f"batch_size={shortened(batch_size)} must be an integer of at least 1.")
+    check_count("batch_size", batch_size)
 
 
 def _check_weights(weights: Tensor, sequences: Sequence[Tensor]) -> Tensor:
@@ -468,7 +477,7 @@ class LikelihoodRounds:
         check_estimator(estimator)
         check_passes(passes)
         check_batch_size(batch_size)
-        if target_se is not None and not (is_number(target_se) and target_se > 0):
+        if target_se is not None and not (is_number(target_se) and 0 < target_se < math.inf):
             raise ValueError(f"target_se={shortened(target_se)} must be a positive number of nats per token.")
         self.model, self.estimator, self.passes = model, estimator, passes
         self.target_se, self.batch_size, self.seed = target_se, batch_size, check_integer_seed(seed)
@@ -595,8 +604,8 @@ def estimate_likelihood(
         ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, odd `passes`,
             an unknown estimator, a `target_se` that `passes` cannot reach.
     """
-    if n_bytes is not None and not is_integer(plain(n_bytes), 1):
-        raise ValueError(f"n_bytes={shortened(n_bytes)} must be an integer of at least 1.")
+    if n_bytes is not None:
+        check_count("n_bytes", n_bytes, most=2**63 - 1)
     rounds = LikelihoodRounds(
         model,
         sequences,
@@ -661,8 +670,7 @@ def mixture_likelihood(
     Its expectation is above -log E[p], where E is over all orders, and falls as K grows. It is never above the mean
     over the same orders (Jensen's inequality). One order gives `exact_likelihood`.
     """
-    if not is_integer(plain(orders), 1, MOST_PASSES):
-        raise ValueError(f"orders={shortened(orders)} must be an integer of at least 1 and at most {MOST_PASSES}.")
+    check_count("orders", orders, most=MOST_PASSES)
     return mixture(_in_orders(model, sequences, "random", orders, scored, batch_size, seed))
 
 
@@ -736,5 +744,5 @@ def check_passes(passes: int) -> None:
     if not is_integer(passes, ROUNDS, MOST_PASSES) or passes % ROUNDS:
         raise ValueError(
             f"passes={shortened(passes)} must be a positive multiple of {ROUNDS}: that many rounds, compared, give the "
-            f"error. At most {MOST_PASSES} are taken."
+            f"error. It must be at most {MOST_PASSES}."
         )

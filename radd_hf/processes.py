@@ -60,7 +60,8 @@ def launched_precision(given: str | None) -> str:
     Raises:
         ValueError: if they contradict each other, or name one that the scripts do not have.
     """
-    precision = launcher_setting("mixed_precision", given, "ACCELERATE_MIXED_PRECISION", str, ("no",)) or "no"
+    asked = launcher_setting("mixed_precision", given, "ACCELERATE_MIXED_PRECISION", str, ("no",))
+    precision = "no" if asked is None else asked
     if precision not in PRECISIONS:
         raise ValueError(f"mixed_precision={precision!r} must be one of {PRECISIONS}.")
     return precision

@@ -233,8 +233,10 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
         UsageError: for a value that does not fit.
     """
     for name, least in (("number", 1), ("batch_size", 1), ("pause", 0)):
-        if getattr(args, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}.")
+        if not least <= getattr(args, name) < 2**31:  # nor is NaN
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least} and less than 2^31."
+            )
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed} must be an integer in 0 .. 2^63 - 1.")
     if args.pause and not args.live:

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from ..canvas_radd import make_canvas
 from ..generation_radd import RaddGenerateOutput
 from ..hub.loading import load
-from ..likelihood import nats_of_tokens, order_of, order_round
+from ..likelihood import nats_of_tokens, order_of, order_round, perplexity_of
 from ..modeling_radd import RaddForMaskedLM
 from ..randomness_radd import check_seed
 from ..text_radd import encode_blanks, encode_text
@@ -315,7 +315,7 @@ def judge(stop: threading.Event, *, model: str, tokenizer: str, text: str, order
     total = float(nll.double().sum())
     line = f"{number_of(len(ids), 'token')} · {total / len(ids):.2f} nats per token"
     if order != GIVEN_ALL_OTHERS:
-        line += f" · perplexity {math.exp(total / len(ids)):.1f}"
+        line += f" · perplexity {perplexity_of(total / len(ids)):.1f}"
         line += f" · {total / len(text.encode()) / math.log(2):.2f} bits per byte · {total:.1f} nats in all"
     yield heat, line
 

@@ -7,6 +7,7 @@ the documents and the tokenizer, and mapped into memory from there. `blocks.py` 
 
 import gzip
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,12 @@ DOCUMENTS_AT_ONCE = 128
 TEXT_AT_ONCE = 2**26
 
 
+def check_held_out(held_out: float) -> None:
+    """Raises a ValueError for what is neither a fraction in [0, 1) nor a whole number of documents."""
+    if not (0 <= held_out < 1 or (1 <= held_out < math.inf and held_out == int(held_out))):
+        raise ValueError(f"held_out={held_out} must be a fraction in [0, 1) or a whole number of documents.")
+
+
 def load_documents(
     source: str,
     split: str,
@@ -101,8 +108,7 @@ def load_documents(
         ValueError: for a source that cannot be read, with the file, the place in it and the reason; a split or column
             that it does not have; a `held_out` that leaves nothing; documents that are all empty.
     """
-    if held_out < 0 or (held_out >= 1 and held_out != int(held_out)):
-        raise ValueError(f"held_out={held_out} must be a fraction in [0, 1) or a whole number of documents.")
+    check_held_out(held_out)
     splits = open_splits(source, config=config, text_column=text_column, streaming=streaming, argument=argument)
     documents: Dataset | IterableDataset
     name = f"{argument}={source!r}"

@@ -12,7 +12,7 @@ import hashlib
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -26,12 +26,15 @@ from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
 from ..hub.loading import load
 from ..kernels_radd import packed_weights
-from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes
+from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes, plan_rounds
 from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
+from ..ranges import COUNT, POSITIVE, check_fields
 from ..results import check_output, to_json
 from .rounds import RoundsFile, RunningEstimate
 
 MOST_PASSES = 1024  # with --target_se, if --passes does not say
+# The numbers that each field may be. A seed may be any: it is hashed.
+RANGES = {"length": COUNT, "passes": COUNT, "target_se": POSITIVE, "batch_size": COUNT}
 
 
 @dataclass
@@ -86,7 +89,15 @@ def main(argv: list[str]) -> None:
     }
     kept = None
     if args.output is not None:
-        kept = RoundsFile(Path(args.output), identity, accelerator.process_index, args.resume)
+        rows, _, most = plan_rounds(args.estimator, cast(int, args.passes), args.target_se)
+        kept = RoundsFile(
+            Path(args.output),
+            identity | {"rows_of_a_round": rows},
+            accelerator.process_index,
+            args.resume,
+            sequences=len(text.blocks),
+            rounds=most,
+        )
     started = time.perf_counter()
     figures = score(args, accelerator, model, text, kept)
     if not accelerator.is_main_process:
@@ -102,6 +113,7 @@ def main(argv: list[str]) -> None:
 
 def parse_arguments(argv: list[str]) -> Arguments:
     (args,) = script_parser(__doc__, Arguments).parse(argv)
+    check_fields(asdict(args), RANGES)
     check_estimator(args.estimator)
     if args.passes is None:
         args.passes = 16 if args.target_se is None else MOST_PASSES

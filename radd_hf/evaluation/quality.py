@@ -44,10 +44,11 @@ from transformers import (
 
 from ..hub.loading import load_whole
 from ..kernels_radd import evaluation_mode
-from ..likelihood import NatsPerToken
+from ..likelihood import NatsPerToken, check_integer_seed
 from ..noise_radd import expected_evaluations, get_noise
 from ..randomness_radd import sample_generators, text_seed
-from ..settings_radd import GRID_METHODS, METHODS
+from ..ranges import check_count
+from ..settings_radd import GRID_METHODS, METHODS, is_integer
 from ..text_radd import encode_text
 
 # The n of the distinct n-grams that are reported.
@@ -97,8 +98,7 @@ def distinct_n(sequences: Iterable[Tensor], n: int) -> float:
     Raises:
         ValueError: for n below 1, a sequence that is not (L,), or no n-gram at all.
     """
-    if n < 1:
-        raise ValueError(f"n={n} must be at least 1.")
+    check_count("n", n)
     grams = []
     for index, sequence in enumerate(sequences):
         if sequence.dim() != 1:
@@ -219,8 +219,7 @@ def judge(
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"texts must be a list of at least one text; got {texts!r}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    check_count("batch_size", batch_size)
     limit = _limit(model, max_length)
     encoded = _encode(texts, tokenizer, eos_token)
     whole = [ids for ids in encoded if len(ids) > 1]  # without a BOS the first token is context alone
@@ -251,9 +250,9 @@ def _limit(model: PreTrainedModel, max_length: int | None) -> int | None:
     context = getattr(model.config, "max_position_embeddings", None)
     if max_length is None:
         return context
-    if max_length < 2 or (context is not None and max_length > context):
+    if not is_integer(max_length) or max_length < 2 or (context is not None and max_length > context):
         at_most = "" if context is None else f" and at most {context}, the judge's context"
-        raise ValueError(f"max_length={max_length} must be at least 2{at_most}.")
+        raise ValueError(f"max_length={max_length!r} must be at least 2{at_most}.")
     return max_length
 
 
@@ -313,6 +312,9 @@ def expected_nfe(config: Any, method: str, steps: int | None, n_masked: int) -> 
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {METHODS}.")
+    check_count("n_masked", n_masked, least=0)
+    if steps is not None:
+        check_count("steps", steps)
     if method in GRID_METHODS:
         if steps is None:
             raise ValueError(f"steps=None: method={method!r} has a grid of so many steps.")
@@ -365,9 +367,8 @@ def write_samples(
     Raises:
         ValueError: for `n_samples` or `batch_size` below 1, and for what `generate` refuses.
     """
-    for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
+    n_samples, batch_size = check_count("n_samples", n_samples), check_count("batch_size", batch_size)
+    seed = check_integer_seed(seed)
     first, stride = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     mine = range(first, n_samples, stride)
     written: list[tuple[int, list[int], int]] = []
@@ -394,8 +395,8 @@ def spread_rows(rows: Sequence[Tensor], count: int) -> Tensor:
     Raises:
         ValueError: for a text of fewer rows.
     """
-    if not 1 <= count <= len(rows):
-        raise ValueError(f"count={count} must be at least 1 and at most the rows of the text, {len(rows)}.")
+    if not (is_integer(count) and 1 <= count <= len(rows)):
+        raise ValueError(f"count={count!r} must be at least 1 and at most the rows of the text, {len(rows)}.")
     return torch.stack([rows[index * len(rows) // count] for index in range(count)])
 
 

@@ -1,18 +1,33 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """What an evaluation has computed so far: kept in files, so that an interrupted one goes on, and shown as it grows."""
 
+import glob
+import hashlib
 import json
+import logging
 import math
 from pathlib import Path
 from typing import TextIO
+
+from ..settings_radd import shortened
+
+logger = logging.getLogger(__name__)
 
 
 class RoundsFile:
     """The rounds of an evaluation beside its result: `RESULT.rounds.P.jsonl` for process P, a line for each.
 
+    The first line is the identity, and every other names it by a hash: a line shows by itself whose it is. A line that
+    is damaged, or has a number that cannot be, is left out and its round computed again. A half-written last line is
+    what an interrupt leaves.
+
+    Two evaluations that write to one result at once do not harm each other: each ends with its own figures, and the
+    later one writes the result. Only what they would have kept for `--resume` may be lost.
+
     Args:
         result: where the result will be written.
         identity: what the rounds depend on; an evaluation goes on with rounds of its own alone.
+        sequences, rounds: how many there are at most; numbers lie below.
         process: P, which writes its own file; all files are read.
         resume: go on with the rounds that there are.
 
@@ -20,50 +35,97 @@ class RoundsFile:
         ValueError: when there are rounds and `resume` is not set, or when they are of another evaluation.
     """
 
-    def __init__(self, result: Path, identity: dict, process: int, resume: bool):
-        self.result = result
+    def __init__(self, result: Path, identity: dict, process: int, resume: bool, *, sequences: int, rounds: int):
+        self.result, self.sequences, self.rounds = result, sequences, rounds
+        self.identity = json.loads(json.dumps(identity))
+        self.hash = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+        self.path = result.with_name(f"{result.name}.rounds.{process}.jsonl")
+        self.file: TextIO | None = None
         self.known: dict[tuple[int, int], float] = {}
-        identity = json.loads(json.dumps(identity))
+        contradicted: set[tuple[int, int]] = set()
         for path in self._files():
-            first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-            saved = _record(first)
             if not resume:
                 raise ValueError(f"{path} has the rounds of an interrupted evaluation: pass --resume, or remove it.")
-            if saved is not None and saved != identity:
-                changed = {key: (saved.get(key), identity[key]) for key in identity if saved.get(key) != identity[key]}
-                raise ValueError(f"{path} is of another evaluation; (saved, now) differ in {changed}.")
-            for record in filter(None, map(_record, lines)):
-                self.known[record["sequence"], record["round"]] = record["nats"]
-        self.path = result.with_name(f"{result.name}.rounds.{process}.jsonl")
-        self.identity = identity
-        self.file: TextIO | None = None
+            found, damaged = self._read(path)
+            if damaged and process == 0:
+                more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+                shown = ", ".join(map(str, damaged[:3])) + more
+                logger.warning("%s has damaged lines, whose rounds are computed again: %s", path, shown)
+            for place, nats in found:
+                if self.known.setdefault(place, nats) != nats:
+                    contradicted.add(place)
+        for sequence, number in sorted(contradicted):
+            del self.known[sequence, number]
+            if process == 0:
+                logger.warning(
+                    "round %s of sequence %s is there with two values, and is computed again", number, sequence
+                )
 
     def _files(self) -> list[Path]:
-        return sorted(self.result.parent.glob(f"{self.result.name}.rounds.*.jsonl"))
+        return sorted(self.result.parent.glob(f"{glob.escape(self.result.name)}.rounds.*.jsonl"))
+
+    def _read(self, path: Path) -> tuple[list[tuple[tuple[int, int], float]], list[int]]:
+        """Returns the rounds in a file, and the numbers of the lines that are damaged."""
+        found, damaged = [], []
+        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")  # the last one is half-written
+        for number, line in enumerate(lines, start=1):
+            record = _record(line)
+            if number == 1 and record is not None and "nats" not in record:
+                if record != self.identity:
+                    names = sorted(record.keys() | self.identity.keys())
+                    both = {name: (record.get(name), self.identity.get(name)) for name in names}
+                    changed = {name: values for name, values in both.items() if values[0] != values[1]}
+                    raise ValueError(f"{path} is of another evaluation; (saved, now) differ in {changed}.")
+            elif record is not None and record.get("of", self.hash) != self.hash:
+                raise ValueError(
+                    f"{path} is of another evaluation: line {number} has the mark {shortened(record['of'])}, and this "
+                    f"one {self.hash!r}. Name another output, or remove it."
+                )
+            elif record is not None and self._is_round(record):
+                found.append(((record["sequence"], record["round"]), record["nats"]))
+            else:
+                damaged.append(number)
+        return found, damaged
+
+    def _is_round(self, record: dict) -> bool:
+        places = (("sequence", self.sequences), ("round", self.rounds))
+        inside = all(type(record.get(name)) is int and 0 <= record[name] < count for name, count in places)
+        nats = record.get("nats")
+        return inside and record.get("of") == self.hash and isinstance(nats, float) and math.isfinite(nats)
 
     def open(self) -> None:
-        """After every process has read the files of all. A file that another number of processes left stays."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]  # a half-written line is computed again
-        self.path.write_text(whole or json.dumps(self.identity) + "\n", encoding="utf-8")
+        """Opens this process's file, written anew with all rounds in it that are good.
+
+        Call it after every process has read the files of all. A file that another number of processes left stays.
+        """
+        mine = dict(self._read(self.path)[0]) if self.path.exists() else {}
+        good = [self._line(*place, self.known[place]) for place in mine if place in self.known]
+        lines = [json.dumps(self.identity), *good]
+        beside = self.path.with_suffix(".partial")
+        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        beside.replace(self.path)
         self.file = self.path.open("a", encoding="utf-8")
+
+    def _line(self, sequence: int, number: int, nats: float) -> str:
+        return json.dumps({"of": self.hash, "sequence": sequence, "round": number, "nats": nats})
 
     def add(self, sequence: int, number: int, nats: float) -> None:
         assert self.file is not None
-        self.file.write(json.dumps({"sequence": sequence, "round": number, "nats": nats}) + "\n")
+        self.file.write(self._line(sequence, number, nats) + "\n")
         self.file.flush()
 
     def remove(self) -> None:
         """Once the result is written."""
         for path in self._files():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _record(line: str) -> dict | None:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None  # half-written
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class RunningEstimate:

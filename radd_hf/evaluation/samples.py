@@ -26,6 +26,7 @@ from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
 from ..hub.loading import load
 from ..processes import launched_precision, make_accelerator, script_parser
+from ..ranges import COUNT, LARGEST, Range, check_fields
 from ..results import check_output, to_json
 from ..settings_radd import GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS
 from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
@@ -69,6 +70,9 @@ class Arguments:
     output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
     plot: str | None = field(default=None, metadata={"help": "picture of the result; needs matplotlib"})
 
+
+# The numbers that each field may be. A seed may be any: it is hashed.
+RANGES = {"n_samples": Range(2, LARGEST), "batch_size": COUNT, "judge_batch_size": COUNT}
 
 # Settings that all rows of the table share. Method, steps and order differ from row to row. Samples that end early, at
 # EOS or for lack of time, could not be compared.
@@ -194,14 +198,12 @@ def parse_arguments(argv: list[str]) -> tuple[Arguments, dict[str, Any]]:
 
 def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str], list[int]]:
     """Returns methods, orders and steps; raises a ValueError for arguments that would fail after loading."""
+    check_fields(asdict(args) | drawing, RANGES)
     methods = parse_list("methods", args.methods, METHODS)
     orders = parse_list("orders", args.orders, ORDERS)
     steps = [int(step) if step.isdecimal() else 0 for step in parse_list("steps", args.steps)]
-    if 0 in steps:
+    if not all(step in COUNT for step in steps):
         raise ValueError(f"steps={args.steps!r} must be whole numbers of at least 1, separated by commas.")
-    for name, least in (("n_samples", 2), ("batch_size", 1), ("judge_batch_size", 1)):
-        if getattr(args, name) < least:
-            raise ValueError(f"{name}={getattr(args, name)} must be at least {least}.")
     if args.reference is None and args.reference_split is not None:
         raise ValueError(f"reference_split={args.reference_split!r} is of reference=, which is not given.")
     RaddGenerationConfig(**drawing)

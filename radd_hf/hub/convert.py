@@ -20,6 +20,7 @@ import argparse
 import json
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ from ..configuration_radd import RaddConfig
 from ..data.documents import add_mask_token
 from ..endings import run_program
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
+from ..settings_radd import shortened
 from .loading import (
     FREQUENCIES,
     check_finite,
@@ -225,14 +227,19 @@ def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMask
 def _read_pth(file: Path) -> dict:
     """The content of a checkpoint, of which no code is ever run.
 
-    A pickle can call any function when it is opened; `weights_only` admits tensors and plain containers alone.
+    A pickle can call any function when it is opened; `weights_only` admits tensors and plain containers alone. Torch
+    packs nothing: an archive that would grow when it is opened is none of its.
     """
     try:
-        # Mapped: the optimizer's state, half of the file, is then never read.
-        checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
-    except (OSError, RuntimeError) as error:
+        packed = zipfile.is_zipfile(file)
+        if packed and sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > file.stat().st_size:
+            raise RuntimeError("It is an archive of more bytes than it has.")
+        # Mapped: the optimizer's state, half of the file, is then never read. Files before torch 1.6 cannot be.
+        checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=packed)
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{file.name} is not a whole file of torch.save; if it was cut short, copy it again. {error}"
+            f"{file.name} is not a whole file of torch.save; if it was cut short, copy it again. "
+            f"{shortened(str(error))}"
         ) from error
     except Exception as error:  # a hostile or damaged pickle can end in any
         raise ValueError(

@@ -6,6 +6,7 @@ If they cannot be loaded, or do not fit together, a ValueError names the argumen
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -136,6 +137,8 @@ def _why_not(error: Exception) -> str:
     reason = " ".join(str(error).split()).rstrip(".: ")
     if isinstance(error, SafetensorError):
         return f"its weights are damaged or cut short ({reason}); copy them again."
+    if isinstance(error, UnpicklingError):  # whose message advises to run the code
+        return "its weights are damaged, or opening them would run code: save them as model.safetensors."
     return f"{reason}." if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {reason}."
 
 

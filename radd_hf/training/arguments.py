@@ -8,7 +8,6 @@ What cannot be is refused here, before anything is loaded. `restart.py` says whi
 """
 
 import argparse
-import math
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -22,10 +21,21 @@ import yaml
 from accelerate.tracking import get_available_trackers
 
 from .. import RaddGenerationConfig
-from ..data.documents import LEAST_VOCABULARY
+from ..data.documents import LEAST_VOCABULARY, check_held_out
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
 from ..processes import launched_precision, launcher_setting, script_parser
+from ..ranges import (
+    COUNT,
+    COUNT_OR_NONE,
+    FRACTION,
+    FRACTION_BELOW_ONE,
+    LARGEST,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Range,
+    check_fields,
+)
 
 VOCAB_SIZE = 2048  # of a BPE that is made of the text
 # transformers' schedules that are a function of the number of updates alone, and need no arguments of their own.
@@ -38,6 +48,24 @@ SCHEDULES = (
     "polynomial",
     "inverse_sqrt",
 )
+
+
+# The numbers that each field may be; `check_fields` refuses others.
+RANGES = {
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "lora_alpha"), COUNT),
+    **dict.fromkeys(("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps", "sampling_steps"), COUNT),
+    **dict.fromkeys(("batch_size", "accumulation", "eval_sequences", "eval_passes", "keep_last"), COUNT),
+    **dict.fromkeys(("length", "tokenizing_workers"), COUNT),
+    **dict.fromkeys(("n_samples", "lora_rank", "warmup_steps"), COUNT_OR_NONE),
+    **dict.fromkeys(("hidden_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "ema_decay"), FRACTION_BELOW_ONE),
+    **dict.fromkeys(("learning_rate", "weight_decay"), NOT_NEGATIVE),
+    **dict.fromkeys(("embedding_std", "max_grad_norm"), POSITIVE),
+    "vocab_size": Range(LEAST_VOCABULARY, LARGEST),
+    "held_out": Range(0, LARGEST),
+    "random_length_fraction": FRACTION,
+    "adam_epsilon": Range(torch.finfo(torch.float32).tiny),  # less is 0 to the optimizer, which divides by it
+    "seed": Range(0, 2**32 - 1),  # NumPy takes no other
+}
 
 
 def help_(text: str) -> dict:
@@ -176,18 +204,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     parser = script_parser("Train RADD.", ModelArguments, DataArguments, TrainingArguments, epilog=epilog)
     model_args, data_args, args = parser.parse(flags + rest)
     take_from_launcher(args)
-    steps = ("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps")
-    least = dict.fromkeys((*steps, "batch_size", "accumulation", "eval_sequences", "keep_last"), 1)
-    least |= dict.fromkeys(("n_samples", "lora_rank", "learning_rate", "weight_decay", "warmup_steps"), 0)
-    least["vocab_size"] = LEAST_VOCABULARY
-    fractions = ("adam_beta1", "adam_beta2", "ema_decay", "lora_dropout")
-    for name, value in (asdict(model_args) | asdict(data_args) | asdict(args)).items():
-        if name in least and value is not None and value < least[name]:
-            raise ValueError(f"{name}={value} must be at least {least[name]}.")
-        if name in fractions and not 0 <= value < 1:
-            raise ValueError(f"{name}={value} must lie in [0, 1).")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}={value} must be a finite number.")
+    check_fields(asdict(model_args) | asdict(data_args) | asdict(args), RANGES)
+    check_held_out(data_args.held_out)
     if args.lr_schedule not in SCHEDULES:
         raise ValueError(f"lr_schedule={args.lr_schedule!r} must be one of {SCHEDULES}.")
     if data_args.validation_config is not None and data_args.validation_dataset is None:
@@ -196,6 +214,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     check_loss_type(args.loss_type)
     check_passes(args.eval_passes)
     check_sampling(args)
+    if args.judge is not None and not args.n_samples:
+        raise ValueError(f"judge={args.judge!r} has nothing to judge with n_samples=0: leave it out, or write samples.")
     trackers(args.log_with)
     named = any(flag.split("=")[0] == "--output_dir" for flag in rest)
     check_folders(data_args, args, known.config, of_config=not named)

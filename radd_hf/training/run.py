@@ -18,6 +18,7 @@ Shapes: L length.
 import copy
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ from .checkpoints import (
     writing,
 )
 from .restart import check_identity, read_progress, restored_schedule, restoring
-from .sharding import by_deepspeed, gather_whole
+from .sharding import by_deepspeed, gather_whole, own_part
 from .state import load_optimizer, load_tensors, optimizer_tensors, whole_on_main
 
 logger = logging.getLogger(__name__)
@@ -85,12 +86,27 @@ class Run:
     nats: float = 0.0  # of this process since the last log
     tokens: int = 0  # of all processes since the last log
 
+    def check_finite(self) -> None:
+        """Raises a FloatingPointError that names a weight or an average that is not finite; all processes call.
+
+        Each looks at its own part, and all are read at once.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        tensors = {f"weight {name}": weight for name, weight in model.named_parameters()}
+        tensors |= {f"average of {name}": average for name, average in self.ema.state_dict().items()}
+        wrong = torch.stack([own_part(tensor.detach()).isfinite().all().logical_not() for tensor in tensors.values()])
+        for name, processes in zip(tensors, self.accelerator.reduce(wrong.float(), "sum").tolist(), strict=True):
+            if processes:
+                raise FloatingPointError(f"the {name} is not finite after step {self.step}; nothing was saved of it.")
+
     def save(self, keep_last: int) -> None:
         """Writes the checkpoint of this step and deletes all but the last; all processes call.
 
         Raises:
+            FloatingPointError: for weights or averages that are not finite; then nothing is written or deleted.
             OSError: in all processes, if the main one cannot write it; the checkpoints before it are whole.
         """
+        self.check_finite()
         folder = self.output / "checkpoints" / f"partial_{self.step}"
         identities = {"run_id": self.run_id, "save_id": new_identity()}
 
@@ -217,9 +233,14 @@ class Run:
             yield copied.eval()
 
     def evaluate(self, sequences: Sequence[Tensor], passes: int, n_bytes: int | None = None) -> dict:
-        """Of the averaged model on sequences (L,), by all processes together; see [`DiffusionPerplexity`]."""
+        """Of the averaged model on sequences (L,), by all processes together; see [`DiffusionPerplexity`].
+
+        Raises:
+            FloatingPointError: for a model whose weights or likelihoods are not finite.
+        """
+        self.check_finite()
         with self.averaged() as model:
-            return DiffusionPerplexity().compute(
+            figures = DiffusionPerplexity().compute(
                 predictions=sequences,
                 model=model,
                 passes=passes,
@@ -228,12 +249,18 @@ class Run:
                 n_bytes=n_bytes,
                 accelerator=self.accelerator,
             )
+        if not math.isfinite(figures["nats_per_token"]):
+            raise FloatingPointError(
+                f"the averaged model of step {self.step} has {figures['nats_per_token']} nats per token: it diverged."
+            )
+        return figures
 
     def sample(self, count: int, settings: dict, judged_by: tuple | None) -> dict[str, float]:
         """Texts of the averaged model to `samples/step_N`, shared out over the processes; their quality.
 
         Each text has a generator of its own, whoever writes it; see [`write_samples`].
         """
+        self.check_finite()
         seed = stream_seed(self.seed, "sample", self.step)
         with self.averaged() as model:
             rows = write_samples(

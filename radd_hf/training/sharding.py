@@ -33,6 +33,11 @@ def gather_whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Returns the part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @torch.no_grad()
 def take_part(target: Tensor, whole: Tensor, name: str) -> None:
     """Copies to a tensor, of which this process may hold a part, from the whole, which every process has read.

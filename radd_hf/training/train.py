@@ -58,11 +58,13 @@ from .memory import check_memory
 from .prepare import Preparation, Step, to_device
 from .restart import check_settings, restoring
 from .run import Run, drop_later_metrics
-from .sharding import by_deepspeed, fsdp_skeleton, prepare_sharding, sharding_of
+from .sharding import by_deepspeed, fsdp_skeleton, gather_whole, prepare_sharding, sharding_of
 
 logger = logging.getLogger("radd_hf.train")
 
 LOG_FORMAT = "%(asctime)s %(message)s"
+# Steps in a row that fp16 may leave out. Its scale begins at 2^16: so many halvings leave nothing to overflow.
+MOST_OVERFLOWS = 40
 # Those of the model's arguments that its configuration keeps.
 CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
 # Of these, what belongs to the training and not to the weights, and may differ from `init_from`.
@@ -286,6 +288,8 @@ def build(
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     sizes = (model.num_parameters(), model.num_parameters(only_trainable=True))
     logger.info("%s parameters, %s of them trained", *(f"{size:,}" for size in sizes))
+    if args.warmup_steps > args.max_steps and args.lr_schedule != "constant":
+        logger.warning("the warm-up of %s steps outlasts max_steps=%s", args.warmup_steps, args.max_steps)
     optimizer = torch.optim.AdamW(
         trained,
         lr=args.learning_rate,
@@ -457,36 +461,51 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 class LateLosses:
-    """The losses of the steps, nats per sequence, each read while the next step is computed.
+    """Reads the losses of each step, nats per sequence, and the norm of its gradients while the next step is computed.
 
     Reading makes the host wait for the device: for the step before, which is nearly done, and not for the present one.
     """
 
     def __init__(self, run: Run, parts: list[range]):
         self.run, self.rows = run, [len(rows) for rows in parts]
-        self.unread: list[tuple[int, Tensor]] = []  # step, and its forwards' losses
+        self.unread: list[tuple[int, Tensor]] = []  # step, and its forwards' losses and norm
+        self.overflows = 0  # steps up to the newest whose gradients were not finite
         self.newest = math.nan  # of those that were read, the mean of the forwards
 
-    def add(self, losses: list[Tensor]) -> None:
-        """Keeps the losses of the step that was just begun, and reads those of the step before."""
+    def add(self, figures: Tensor) -> None:
+        """Keeps what [`optimizer_step`] gave for the step that was just begun, and reads that of the step before."""
         self.read_all()
-        self.unread.append((self.run.step + 1, torch.stack(losses)))
+        self.unread.append((self.run.step + 1, figures))
 
     def read_all(self) -> None:
-        """Reads all that are left. Raises a FloatingPointError for a loss that is not finite."""
-        for step, losses in self.unread:
-            values = losses.tolist()
+        """Reads all that are left. Raises a FloatingPointError for a loss or a gradient that is not finite."""
+        for step, figures in self.unread:
+            *values, norm = figures.tolist()
             if not all(map(math.isfinite, values)):
                 raise FloatingPointError(f"the loss is {sum(values)} at step {step}; nothing was saved after it.")
+            self._check_gradient(step, norm)
             self.run.nats += sum(value * rows for value, rows in zip(values, self.rows, strict=True))
             self.newest = sum(values) / len(values)
         self.unread = []
 
+    def _check_gradient(self, step: int, norm: float) -> None:
+        """Raises a FloatingPointError for a gradient that is not finite; under fp16 for many, one after the other.
 
-def optimizer_step(run: Run, prepared: Step, args: TrainingArguments) -> list[Tensor]:
-    """One step of the optimizer on this process's rows; returns the loss of each forward, which the device has yet to
-    compute."""
-    accelerator, model, losses = run.accelerator, run.model, []
+        The scale of fp16 begins high and is halved whenever a gradient overflows, so that some steps are left out.
+        """
+        self.overflows = 0 if math.isfinite(norm) else self.overflows + 1
+        if self.overflows > (0 if self.run.accelerator.scaler is None else MOST_OVERFLOWS):
+            before = f" and {self.overflows - 1} steps before" if self.overflows > 1 else ""
+            raise FloatingPointError(f"the gradient is {norm} at step {step}{before}; nothing was saved after it.")
+
+
+def optimizer_step(run: Run, prepared: Step, args: TrainingArguments) -> Tensor:
+    """Takes one step of the optimizer on this process's rows, unless a gradient is not finite.
+
+    Returns:
+        (forwards + 1,) the loss of each forward, then the norm of the gradients, which the device has yet to compute.
+    """
+    accelerator, model, losses, norm = run.accelerator, run.model, [], None
     for part, inputs in enumerate(prepared.forwards):
         torch.manual_seed(stream_seed(args.seed, "dropout", run.step, part, accelerator.process_index))
         with accelerator.accumulate(model):  # gradients meet those of the other processes once a step
@@ -494,14 +513,34 @@ def optimizer_step(run: Run, prepared: Step, args: TrainingArguments) -> list[Te
                 outputs = model(**to_device(inputs, accelerator.device))
             accelerator.backward(outputs.loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                norm = as_scalar(accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm), outputs.loss)
+                leave_out_if_not_finite(run, norm)
             run.optimizer.step()
             run.optimizer.zero_grad()
         losses.append(outputs.loss.detach())
     if not accelerator.optimizer_step_was_skipped:  # as under fp16 when a gradient overflowed
         run.scheduler.step()
         run.ema.update(accelerator.unwrap_model(model))
-    return losses
+    return torch.stack([*losses, cast(Tensor, norm)])
+
+
+def as_scalar(norm: Any, loss: Tensor) -> Tensor:
+    """Returns a norm as a scalar like the loss; of DeepSpeed it is a number, or 0 where it tells none."""
+    if isinstance(norm, Tensor):
+        return gather_whole(norm.detach()).to(loss.device, loss.dtype)
+    return loss.new_tensor(norm or 0.0)
+
+
+def leave_out_if_not_finite(run: Run, norm: Tensor) -> None:
+    """Has the device leave weights and moments as they are if the norm of the gradients is not finite.
+
+    It does so by itself, as the protocol of `torch.amp.GradScaler` lets a fused optimizer do: the host learns of the
+    norm a step later. The averages then see the weights of the step before, and [`LateLosses`] ends the run. Under fp16
+    the scaler does all this. DeepSpeed steps within the backward pass; there nothing is saved after the step.
+    """
+    optimizer = getattr(run.optimizer, "optimizer", None)
+    if run.accelerator.scaler is None and isinstance(optimizer, torch.optim.AdamW):
+        cast(Any, optimizer).found_inf = norm.isfinite().logical_not().float()
 
 
 def forwards_of_a_step(batch_size: int, processes: int, accumulation: int, process: int) -> list[range]:

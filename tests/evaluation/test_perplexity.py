@@ -10,6 +10,7 @@ import torch
 
 from radd_hf.evaluation import perplexity
 from radd_hf.evaluation.metric import DiffusionPerplexity
+from radd_hf.evaluation.rounds import RoundsFile
 from support.launches import QUIET, command
 from support.paths import GOLDEN, ROOT
 from support.texts import SENTENCES
@@ -105,6 +106,105 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(evaluate
     assert resumed["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=1e-6)
     assert figures(resumed).keys() == figures(whole).keys()
     assert not list(tmp_path.glob("result.json.rounds.*"))
+
+
+IDENTITY, HASH = {"seed": 0}, "de7d7744ccd7"
+
+
+def rounds_file(tmp_path, *lines: str, process: int = 0, end: str = "\n") -> Path:
+    """Writes the file of an interrupted evaluation."""
+    path = tmp_path / f"r.json.rounds.{process}.jsonl"
+    path.write_bytes(("\n".join(lines) + end).encode("utf-8", "surrogateescape"))
+    return tmp_path / "r.json"
+
+
+def a_round(sequence=0, number=0, nats: object = 1.5, of: object = HASH) -> str:
+    return json.dumps({"of": of, "sequence": sequence, "round": number, "nats": nats})
+
+
+def known(result: Path) -> dict:
+    return RoundsFile(result, IDENTITY, 0, True, sequences=3, rounds=2).known
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        a_round(nats=float("nan")),
+        a_round(nats=float("inf")),
+        a_round(nats=float("-inf")),
+        a_round(nats="1.5"),
+        a_round(nats=None),
+        a_round(nats=True),
+        a_round(nats=2),
+        a_round(nats=[1.5]),
+        a_round().replace("1.5", "1e400"),
+        a_round().replace("1.5", "1" + "0" * 400),
+        a_round(sequence=3),
+        a_round(sequence=-1),
+        a_round(sequence=2**64),
+        a_round(sequence=True),
+        a_round(sequence=0.0),
+        a_round(sequence="0"),
+        a_round(number=2),
+        a_round(number=-1),
+        a_round().replace(f'"of": "{HASH}", ', ""),
+        a_round()[:-9],
+        "[1]",
+        "3",
+        "null",
+        "",
+        "[" * 100_000,
+        "\udcff\udcfe",
+        "\x00" * 50,
+    ],
+)
+@pytest.mark.parametrize("first", [json.dumps(IDENTITY), None, "{", '{"seed'])
+def test_a_damaged_round_is_left_out_with_a_line_and_the_others_stay(tmp_path, caplog, line, first):
+    head = [] if first is None else [first]
+    result = rounds_file(tmp_path, *head, a_round(2, 1, 2.5), line, a_round(1, 0, 3.5))
+    assert known(result) == {(2, 1): 2.5, (1, 0): 3.5}
+    assert "r.json.rounds.0.jsonl has damaged lines, whose rounds are computed again" in caplog.text
+
+
+@pytest.mark.parametrize("first", [json.dumps(IDENTITY), None, "{"])
+def test_a_round_of_another_evaluation_is_refused_whatever_the_first_line(tmp_path, first):
+    head = [] if first is None else [first]
+    for other in ("000000000000", None, 3, ["x" * 500]):
+        result = rounds_file(tmp_path, *head, a_round(), a_round(1, 0, of=other))
+        with pytest.raises(ValueError, match=r"rounds\.0\.jsonl is of another evaluation: line \d has the mark"):
+            known(result)
+
+
+def test_files_of_two_evaluations_are_refused(tmp_path):
+    rounds_file(tmp_path, json.dumps(IDENTITY), a_round())
+    result = rounds_file(tmp_path, json.dumps({"seed": 1}), process=1)
+    with pytest.raises(ValueError, match=r"rounds\.1\.jsonl is of another evaluation; .*'seed': \(1, 0\)"):
+        known(result)
+
+
+def test_a_round_with_two_values_is_computed_again_and_one_that_is_repeated_is_not(tmp_path, caplog):
+    rounds_file(tmp_path, json.dumps(IDENTITY), a_round(0, 0, 1.5), a_round(1, 1, 2.0), a_round(1, 1, 2.0))
+    result = rounds_file(tmp_path, json.dumps(IDENTITY), a_round(0, 0, 1.25), process=1)
+    assert known(result) == {(1, 1): 2.0}
+    assert "round 0 of sequence 0 is there with two values" in caplog.text
+
+
+def test_a_half_written_end_and_an_empty_file_are_what_an_interrupt_leaves(tmp_path, caplog):
+    assert known(rounds_file(tmp_path, end="")) == {}
+    assert known(rounds_file(tmp_path, '{"se', end="")) == {}
+    assert known(rounds_file(tmp_path, json.dumps(IDENTITY), a_round(), '{"of": "12', end="")) == {(0, 0): 1.5}
+    assert caplog.text == ""
+
+
+def test_a_file_is_whole_again_once_an_evaluation_goes_on(tmp_path, caplog):
+    result = rounds_file(tmp_path, "damage", a_round(2, 1, 2.5), "damage", "half", end="")
+    kept = RoundsFile(result, IDENTITY, 0, True, sequences=3, rounds=2)
+    kept.open()
+    kept.add(0, 1, 4.5)
+    caplog.clear()
+    assert known(result) == {(2, 1): 2.5, (0, 1): 4.5}
+    assert caplog.text == ""
+    assert json.loads((tmp_path / "r.json.rounds.0.jsonl").read_text().split("\n")[0]) == IDENTITY
 
 
 def test_two_processes_share_what_does_not_divide_and_get_the_figure_of_one(evaluate, checkpoint, text, tmp_path):

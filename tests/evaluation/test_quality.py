@@ -138,7 +138,7 @@ def test_no_n_gram_reaches_over_the_border_of_a_sample():
 @pytest.mark.parametrize(
     ("sequences", "n", "message"),
     [
-        ([torch.tensor([1, 2])], 0, "n=0 must be at least 1"),
+        ([torch.tensor([1, 2])], 0, "n=0 must be an integer of at least 1"),
         ([torch.tensor([1, 2])], 3, "at least one sequence of n=3 tokens"),
         ([], 1, "at least one sequence"),
         (torch.tensor([1, 2, 3]), 1, r"sequences\[0\] must be \(L,\)"),

@@ -239,7 +239,7 @@ def test_the_page_shows_the_table_of_the_recorded_result():
         ({"orders": "sideways"}, "orders='sideways' must name"),
         ({"steps": "8,0"}, "steps='8,0' must be whole numbers of at least 1"),
         ({"steps": "8,x"}, "steps='8,x' must be whole numbers"),
-        ({"steps": ""}, "steps='' must name at least one"),
+        ({"steps": ""}, "steps='' must not be empty"),
         ({"n_samples": 1}, "n_samples=1 must be at least 2"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"judge_batch_size": 0}, "judge_batch_size=0"),

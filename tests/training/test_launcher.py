@@ -153,8 +153,8 @@ def test_a_bare_no_of_yaml_is_no_precision(configured):
 
 
 def test_numbers_are_read_however_yaml_writes_them(configured):
-    _, data_args, args = configured("learning_rate: 1e-4\nmax_steps: 2e3\nheld_out: 3\nseed: 9007199254740993")
-    assert (args.learning_rate, args.max_steps, data_args.held_out, args.seed) == (1e-4, 2000, 3.0, 2**53 + 1)
+    _, data_args, args = configured("learning_rate: 1e-4\nmax_steps: 2e3\nheld_out: 3\nseed: 4294967295")
+    assert (args.learning_rate, args.max_steps, data_args.held_out, args.seed) == (1e-4, 2000, 3.0, 2**32 - 1)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_a_run_may_go_on_with_another_accumulation_from_any_step(run, tmp_path):
         ({"ema_decay": 1.5}, r"ema_decay=1\.5 must lie in"),
         ({"eval_passes": 3}, "passes=3 must be a positive multiple of 2"),
         ({"sampling_method": "dpm"}, "method='dpm' must be one of"),
-        ({"sampling_steps": 0}, "steps=0 must be an integer of at least 1"),
+        ({"sampling_steps": 0}, "sampling_steps=0 must be at least 1"),
         ({"log_with": "paper"}, "log_with='paper' must be one of Accelerate's trackers, installed"),
         ({"judge": "/no/such/model"}, "judge='/no/such/model' cannot be loaded"),
         ({"streaming": True, "held_out": 1}, "streaming=True needs a tokenizer"),
