@@ -145,6 +145,9 @@ class TrainingArguments:
     sampling_steps: int | None = field(default=None, metadata=help_("of the method; default: generate's"))
     judge: str | None = field(default=None, metadata=help_("causal model that gives the samples a perplexity"))
     keep_last: int = field(default=2, metadata=help_("checkpoints"))
+    timeout: float = field(
+        default=10.0, metadata=help_("minutes that a process of several waits for the others before it gives up")
+    )
     log_with: str | None = field(default=None, metadata=help_("trackers of Accelerate, e.g. tensorboard or wandb,aim"))
 
 
@@ -185,6 +188,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
             raise ValueError(f"{name}={value} must lie in [0, 1).")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}={value} must be a finite number.")
+    if args.timeout <= 0:
+        raise ValueError(f"timeout={args.timeout} must be a positive number of minutes.")
     if args.lr_schedule not in SCHEDULES:
         raise ValueError(f"lr_schedule={args.lr_schedule!r} must be one of {SCHEDULES}.")
     if data_args.validation_config is not None and data_args.validation_dataset is None:

@@ -94,6 +94,7 @@ RULES = {
     "keep_last": FREE,
     "log_with": FREE,
     "force": FREE,
+    "timeout": FREE,
 }
 
 

@@ -8,6 +8,7 @@
     checkpoints/step_N/state/    what a restart needs
     samples/step_N/0.txt ...     texts of the averaged model
     trackers/                    of TensorBoard and others
+    run.lock                     who trains here at present
 
 Every file of a checkpoint is written to `partial_N`, which is then renamed: a folder that has a step's name is whole.
 
@@ -47,6 +48,7 @@ from .adapters import has_adapters, merged
 from .averages import Ema
 from .restart import check_identity, read_progress, restored_schedule, restoring, step_of
 from .sharding import gather_whole
+from .stops import Stops
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Run:
     seed: int
     settings: dict  # all arguments; see restart.py
     identity: dict  # what they gave, which must be the same for a run to go on
+    stops: Stops
     step: int = 0
     blocks_state: dict = field(default_factory=dict)  # where the blocks stand after `step`; they are read ahead
     nats: float = 0.0  # of this process since the last log
@@ -184,8 +187,12 @@ class Run:
             yield copied.eval()
 
     def evaluate(self, sequences: Sequence[Tensor], passes: int, n_bytes: int | None = None) -> dict:
-        """Of the averaged model on sequences (L,), by all processes together; see [`DiffusionPerplexity`]."""
-        with self.averaged() as model:
+        """Of the averaged model on sequences (L,), by all processes together; see [`DiffusionPerplexity`].
+
+        Raises:
+            Stopped: in all processes, for a signal in the meantime; so does `sample`.
+        """
+        with self.averaged() as model, self.stops.droppable() as before_gathering:
             return DiffusionPerplexity().compute(
                 predictions=sequences,
                 model=model,
@@ -194,6 +201,7 @@ class Run:
                 seed=self.seed,
                 n_bytes=n_bytes,
                 accelerator=self.accelerator,
+                before_gathering=before_gathering,
             )
 
     def sample(self, count: int, settings: dict, judged_by: tuple | None) -> dict[str, float]:
@@ -202,12 +210,25 @@ class Run:
         Each text has a generator of its own, whoever writes it; see [`write_samples`].
         """
         seed = stream_seed(self.seed, "sample", self.step)
-        with self.averaged() as model:
+        with self.averaged() as model, self.stops.droppable() as before_gathering:
             rows = write_samples(
-                model, count, seed=seed, batch_size=SAMPLES_AT_ONCE, accelerator=self.accelerator, **settings
+                model,
+                count,
+                seed=seed,
+                batch_size=SAMPLES_AT_ONCE,
+                accelerator=self.accelerator,
+                before_gathering=before_gathering,
+                **settings,
             ).ids  # (count, L)
-        if not self.accelerator.is_main_process:
-            return {}
+        figures: dict[str, float] = {}
+        with self.stops.droppable(patiently=True) as wait:  # for a judge, which may be slow
+            if self.accelerator.is_main_process:
+                figures = self._look_at(rows, judged_by)
+            wait()
+        return figures
+
+    def _look_at(self, rows: Tensor, judged_by: tuple | None) -> dict[str, float]:
+        """Writes the texts of rows (S, L) to their folder; returns their quality."""
         folder = self.output / "samples" / f"step_{self.step}"
         folder.mkdir(parents=True, exist_ok=True)
         texts = self.tokenizer.batch_decode(rows)
@@ -218,7 +239,7 @@ class Run:
             judgement = judge(texts, *judged_by, eos_token=self.tokenizer.eos_token)
             if judgement is not None:
                 figures["sample_perplexity"] = judgement.perplexity
-            if n_empty := count if judgement is None else judgement.n_empty:
+            if n_empty := len(rows) if judgement is None else judgement.n_empty:
                 figures["sample_empty_texts"] = n_empty  # which the judge left out
         return figures
 
@@ -233,11 +254,15 @@ class Run:
         logger.info("step=%s %s%s", self.step, line, note)
 
 
-def drop_later_metrics(file: Path, step: int) -> None:
-    """What a killed run logged after its last checkpoint will be logged again; a line that is no record goes, too."""
+def drop_later_metrics(file: Path, step: int) -> list[str]:
+    """Drops what a killed run logged after its last checkpoint, which is logged again, and lines that are no records.
+
+    Returns:
+        The names of the figures that are there of the step itself.
+    """
     if not file.exists():
-        return
-    kept = []
+        return []
+    kept, figures = [], set[str]()
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
@@ -246,9 +271,11 @@ def drop_later_metrics(file: Path, step: int) -> None:
             continue
         if record["step"] <= step and not any(name.startswith("final_") for name in record):
             kept.append(line + "\n")
+            figures |= record.keys() if record["step"] == step else set()
     beside = file.with_suffix(".partial")
     beside.write_text("".join(kept), encoding="utf-8")
     beside.replace(file)
+    return sorted(figures)
 
 
 def all_checkpoints(output: Path) -> list[Path]:

@@ -3,45 +3,19 @@
 `RADD_KILLS` is how often each run is killed: 3 in `make test`, more in `make torture`.
 """
 
-import json
 import os
 import random
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from support.launches import QUIET, command, kill, metrics
+from support.launches import QUIET, command, kill
+from support.outcomes import outcome, same
 from support.paths import ROOT
 
 KILLS = int(os.environ.get("RADD_KILLS", "3"))
-
-
-def outcome(folder: Path, step: int) -> dict:
-    """All that a run leaves but for its timings."""
-    last = folder / "checkpoints" / f"step_{step}"
-    records = [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in metrics(folder)]
-    files = {name: load_file(last / name) for name in ("model.safetensors", "state/model.safetensors")}
-    return {
-        "metrics": records,
-        "ema": load_file(last / "state" / "ema.safetensors"),
-        "optimizer": torch.load(last / "state" / "optimizer.bin", weights_only=True),
-        "progress": json.loads((last / "state" / "progress.json").read_text()),
-        **files,
-    }
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("processes", [1, 2])
