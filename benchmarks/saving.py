@@ -27,6 +27,7 @@ from radd_hf.training import run as run_module
 from radd_hf.training.averages import Ema
 from radd_hf.training.checkpoints import complete, sync
 from radd_hf.training.run import Run
+from radd_hf.training.stops import Stops
 
 from .measure import positive
 
@@ -55,6 +56,7 @@ def run_to_save(config: RaddConfig, output: Path) -> Run:
         seed=0,
         settings={},
         identity={},
+        stops=Stops(),
     )
 
 

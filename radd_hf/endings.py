@@ -5,6 +5,7 @@
     1    it could not be done; the reason is one line on standard error
     2    the command line is at fault; likewise
     130  interrupted
+    143  ended by SIGTERM, where it is heard: a training saves first; 128 + n is the end by signal n in general
 
 It imports the standard library alone, since the command `radd` runs this file before torch is loaded.
 """
@@ -19,6 +20,14 @@ class UsageError(Exception):
     """The command line is at fault: exit status 2."""
 
     exit_status = 2
+
+
+class Stopped(BaseException):
+    """A signal ends the program: exit status 128 + n. The message is the line that it ends with; empty: none."""
+
+    def __init__(self, message: str, exit_status: int):
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 def note(text: str) -> None:
@@ -39,6 +48,10 @@ def status_of(run: Callable[[], object], name: str, debug: bool = False) -> int:
     except KeyboardInterrupt:
         note(f"{name}: interrupted")
         return 130
+    except Stopped as stop:
+        if str(stop):
+            note(f"{name}: {stop}")
+        return stop.exit_status
     except BrokenPipeError:  # whoever read our output has seen enough; nor may the interpreter try to flush it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

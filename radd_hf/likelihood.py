@@ -454,6 +454,7 @@ class LikelihoodRounds:
 
     The arguments are those of [`estimate_likelihood`], and:
         known: nats by (sequence, round), for rounds that need not be computed again.
+        before_gathering: called in every process after its share; where it raises in all, nothing is put together.
 
     Each of several processes iterates over its own share, and all must finish.
     """
@@ -472,6 +473,7 @@ class LikelihoodRounds:
         weights: Tensor | None = None,
         accelerator: Accelerator | None = None,
         known: Mapping[tuple[int, int], float] | None = None,
+        before_gathering: Callable[[], None] | None = None,
     ):
         passes, batch_size, target_se = plain(passes), plain(batch_size), plain(target_se)
         check_estimator(estimator)
@@ -481,7 +483,7 @@ class LikelihoodRounds:
             raise ValueError(f"target_se={shortened(target_se)} must be a positive number of nats per token.")
         self.model, self.estimator, self.passes = model, estimator, passes
         self.target_se, self.batch_size, self.seed = target_se, batch_size, check_integer_seed(seed)
-        self.accelerator, self.known = accelerator, known or {}
+        self.accelerator, self.known, self.before_gathering = accelerator, known or {}, before_gathering
         self.sequences, self.scored, self.n_scored = check_texts(model.config, sequences, scored)
         # (S,) how much each sequence's nats per token count in the mean
         self.share = self.n_scored / self.n_scored.sum() if weights is None else _check_weights(weights, sequences)
@@ -517,6 +519,8 @@ class LikelihoodRounds:
         for found in compute_rounds(self.model, self.sequences, self.scored, self._draw, todo, self.batch_size):
             nats[found.sequence, found.number - rounds.start] = found.nats
             yield found
+        if self.before_gathering is not None:
+            self.before_gathering()
         if self.accelerator is not None and stride > 1:
             # Where this process has values the others have zeros, so the sum only collects. float32 rounds the values,
             # no more than the network does.
@@ -581,6 +585,7 @@ def estimate_likelihood(
     scored: Sequence[Tensor] | None = None,
     weights: Tensor | None = None,
     accelerator: Accelerator | None = None,
+    before_gathering: Callable[[], None] | None = None,
 ) -> Likelihood:
     """Estimates the negative log-likelihood of `sequences`, each (L,) ids of its own length: a tensor, array or list.
 
@@ -599,6 +604,7 @@ def estimate_likelihood(
         scored: for each sequence, (L,) bool: the tokens whose likelihood is computed, given all others. Default: all.
         weights: (S,) of each sequence's nats per token in the mean, adding up to 1. Default: each token counts once.
         accelerator: its processes, all of which must call, share the sequences; each gets the same result.
+        before_gathering: called in every process after its share; where it raises in all, nothing is put together.
 
     Raises:
         ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, odd `passes`,
@@ -617,6 +623,7 @@ def estimate_likelihood(
         scored=scored,
         weights=weights,
         accelerator=accelerator,
+        before_gathering=before_gathering,
     )
     rows = None if estimator in ORDERS else rounds.rows
     # Packed from the first round to the last, since nobody has a turn between two rounds to change the weights.

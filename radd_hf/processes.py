@@ -20,7 +20,7 @@ from transformers.hf_argparser import string_to_bool
 
 from .endings import status_of
 
-# Timeout of the process group, long because the others wait while the first process tokenises.
+# Timeout of the processes, long because the others wait while the first one tokenises, and shares of work differ.
 GROUP_TIMEOUT = timedelta(hours=12)
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -67,8 +67,10 @@ def launched_precision(given: str | None) -> str:
     return precision
 
 
-def make_accelerator(accumulation: int = 1, **settings) -> Accelerator:
+def make_accelerator(accumulation: int = 1, timeout: timedelta = GROUP_TIMEOUT, **settings) -> Accelerator:
     """Makes an Accelerator of these settings alone, whatever the launcher's variables say.
+
+    Of several processes each waits for the others as long as `timeout`.
 
     For several processes without a GPU it sets `cpu`, which Accelerate does not do by itself.
 
@@ -80,7 +82,7 @@ def make_accelerator(accumulation: int = 1, **settings) -> Accelerator:
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     accelerator = Accelerator(
         cpu=launched > 1 and not torch.accelerator.is_available() and not by_deepspeed,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
         dynamo_backend="no",  # a script compiles by itself what is worth it
         **settings,
@@ -157,7 +159,11 @@ def script_parser(doc: str | None, *kinds: type, epilog: str | None = None) -> S
 
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Runs the `main` of a script on the command line of the process, and ends the process."""
-    sys.exit(status_of_script(main, sys.argv[1:], Path(sys.argv[0]).name))
+    status = status_of_script(main, sys.argv[1:], Path(sys.argv[0]).name)
+    if status and torch.distributed.is_initialized():  # to leave the group could wait for those that failed, too
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def status_of_script(main: Callable[[list[str]], None], argv: list[str], name: str) -> int:
@@ -169,7 +175,8 @@ def status_of_script(main: Callable[[list[str]], None], argv: list[str], name: s
     debug, sys.argv[0] = "--debug" in argv, name  # which usage lines begin with
     argv = [argument for argument in argv if argument != "--debug"]
     status = status_of(lambda: record(main)(argv), name, debug)
-    if status == 0 and torch.distributed.is_initialized():  # gloo may abort a process that leaves its group at exit
+    together = status == 0 or status > 128  # all processes have come to this end
+    if together and torch.distributed.is_initialized():  # gloo may abort a process that leaves its group at exit
         gc.collect()  # the model, which holds on to the group
         torch.distributed.destroy_process_group()
     return status

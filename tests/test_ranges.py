@@ -31,6 +31,7 @@ TRAINING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("lora_alpha", "vocab_size", "length", "tokenizing_workers"), NONE),
     **dict.fromkeys(("max_steps", "batch_size", "accumulation", "eval_sequences", "eval_passes"), NONE),
     **dict.fromkeys(("log_steps", "save_steps", "eval_steps", "sample_steps", "sampling_steps", "keep_last"), NONE),
+    "timeout": NONE,
     "seed": ZERO | {str(2**31)},
 }
 PERPLEXITY: dict[str, frozenset[str]] = {

@@ -22,7 +22,7 @@ Shapes: S texts or samples, B batch of them, L length, K distinct tokens, V voca
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -351,6 +351,7 @@ def write_samples(
     seed: int = 0,
     batch_size: int = 32,
     accelerator: Accelerator | None = None,
+    before_gathering: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Samples:
     """S samples of `generate`, on the CPU.
@@ -362,6 +363,7 @@ def write_samples(
     Args:
         n_samples: S.
         accelerator: its processes, all of which must call, share the samples; each gets all of them.
+        before_gathering: called in every process after its share; where it raises in all, nothing is put together.
         settings: for [`RaddGenerationMixin.generate`]: `length`, `method`, `steps`, ...
 
     Raises:
@@ -383,6 +385,8 @@ def write_samples(
         )
         written += zip(batch, output.sequences.tolist(), output.num_function_evaluations.tolist(), strict=True)
     seconds = time.perf_counter() - started
+    if before_gathering is not None:
+        before_gathering()
     if stride > 1:
         written, seconds = gather_object(written), max(gather_object([seconds]))
     _, ids, evaluations = zip(*sorted(written), strict=True)

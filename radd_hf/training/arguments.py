@@ -60,6 +60,7 @@ RANGES = {
     **dict.fromkeys(("hidden_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "ema_decay"), FRACTION_BELOW_ONE),
     **dict.fromkeys(("learning_rate", "weight_decay"), NOT_NEGATIVE),
     **dict.fromkeys(("embedding_std", "max_grad_norm"), POSITIVE),
+    "timeout": Range(0, 7 * 24 * 60, open_low=True),  # minutes of a week
     "vocab_size": Range(LEAST_VOCABULARY, LARGEST),
     "held_out": Range(0, LARGEST),
     "random_length_fraction": FRACTION,
@@ -175,6 +176,9 @@ class TrainingArguments:
     keep_last: int = field(default=2, metadata=help_("checkpoints"))
     strict: bool = field(
         default=False, metadata=help_("refuse to go on from an older checkpoint where the newest is damaged")
+    )
+    timeout: float = field(
+        default=10.0, metadata=help_("minutes that a process of several waits for the others before it gives up")
     )
     log_with: str | None = field(default=None, metadata=help_("trackers of Accelerate, e.g. tensorboard or wandb,aim"))
 

@@ -96,6 +96,7 @@ RULES = {
     "strict": FREE,
     "log_with": FREE,
     "force": FREE,
+    "timeout": FREE,
 }
 
 

@@ -8,6 +8,7 @@
     checkpoints/step_N/state/    what a restart needs
     samples/step_N/0.txt ...     texts of the averaged model
     trackers/                    of TensorBoard and others
+    run.lock                     who trains here at present
 
 checkpoints.py says how these folders are written whole or not at all, and found damaged. Random states are not among
 what a restart needs: every draw is a function of the seed, the step and the row.
@@ -57,6 +58,7 @@ from .checkpoints import (
 from .restart import check_identity, read_progress, restored_schedule, restoring
 from .sharding import by_deepspeed, gather_whole, own_part
 from .state import load_optimizer, load_tensors, optimizer_tensors, whole_on_main
+from .stops import Stops
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Run:
     seed: int
     settings: dict  # all arguments; see restart.py
     identity: dict  # what they gave, which must be the same for a run to go on
+    stops: Stops
     run_id: str = field(default_factory=new_identity)  # the main process writes its own; kept by restarts
     step: int = 0
     blocks_state: dict = field(default_factory=dict)  # where the blocks stand after `step`; they are read ahead
@@ -237,9 +240,10 @@ class Run:
 
         Raises:
             FloatingPointError: for a model whose weights or likelihoods are not finite.
+            Stopped: in all processes, for a signal in the meantime; so does `sample`.
         """
         self.check_finite()
-        with self.averaged() as model:
+        with self.averaged() as model, self.stops.droppable() as before_gathering:
             figures = DiffusionPerplexity().compute(
                 predictions=sequences,
                 model=model,
@@ -248,6 +252,7 @@ class Run:
                 seed=self.seed,
                 n_bytes=n_bytes,
                 accelerator=self.accelerator,
+                before_gathering=before_gathering,
             )
         if not math.isfinite(figures["nats_per_token"]):
             raise FloatingPointError(
@@ -262,12 +267,25 @@ class Run:
         """
         self.check_finite()
         seed = stream_seed(self.seed, "sample", self.step)
-        with self.averaged() as model:
+        with self.averaged() as model, self.stops.droppable() as before_gathering:
             rows = write_samples(
-                model, count, seed=seed, batch_size=SAMPLES_AT_ONCE, accelerator=self.accelerator, **settings
+                model,
+                count,
+                seed=seed,
+                batch_size=SAMPLES_AT_ONCE,
+                accelerator=self.accelerator,
+                before_gathering=before_gathering,
+                **settings,
             ).ids  # (count, L)
-        if not self.accelerator.is_main_process:
-            return {}
+        figures: dict[str, float] = {}
+        with self.stops.droppable(patiently=True) as wait:  # for a judge, which may be slow
+            if self.accelerator.is_main_process:
+                figures = self._look_at(rows, judged_by)
+            wait()
+        return figures
+
+    def _look_at(self, rows: Tensor, judged_by: tuple | None) -> dict[str, float]:
+        """Writes the texts of rows (S, L) to their folder; returns their quality."""
         folder = self.output / "samples" / f"step_{self.step}"
         folder.mkdir(parents=True, exist_ok=True)
         texts = self.tokenizer.batch_decode(rows)
@@ -278,7 +296,7 @@ class Run:
             judgement = judge(texts, *judged_by, eos_token=self.tokenizer.eos_token)
             if judgement is not None:
                 figures["sample_perplexity"] = judgement.perplexity
-            if n_empty := count if judgement is None else judgement.n_empty:
+            if n_empty := len(rows) if judgement is None else judgement.n_empty:
                 figures["sample_empty_texts"] = n_empty  # which the judge left out
         return figures
 
@@ -293,11 +311,15 @@ class Run:
         logger.info("step=%s %s%s", self.step, line, note)
 
 
-def drop_later_metrics(file: Path, step: int) -> None:
-    """What a killed run logged after its last checkpoint will be logged again; a line that is no record goes, too."""
+def drop_later_metrics(file: Path, step: int) -> list[str]:
+    """Drops what a killed run logged after its last checkpoint, which is logged again, and lines that are no records.
+
+    Returns:
+        The names of the figures that are there of the step itself.
+    """
     if not file.exists():
-        return
-    kept = []
+        return []
+    kept, figures = [], set[str]()
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
@@ -306,4 +328,6 @@ def drop_later_metrics(file: Path, step: int) -> None:
             continue
         if record["step"] <= step and not any(name.startswith("final_") for name in record):
             kept.append(line + "\n")
+            figures |= record.keys() if record["step"] == step else set()
     replace_text(file, "".join(kept))
+    return sorted(figures)

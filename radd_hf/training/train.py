@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
@@ -44,6 +44,7 @@ from ..data.documents import (
     train_tokenizer,
     vocabulary_with_mask,
 )
+from ..endings import Stopped
 from ..evaluation.quality import load_judge
 from ..hub.loading import check_tokenizer, load_config, load_model, load_tokenizer
 from ..kernels_radd import compile_trunk
@@ -54,11 +55,14 @@ from .adapters import add_adapters
 from .arguments import VOCAB_SIZE, DataArguments, ModelArguments, TrainingArguments, parse_arguments, trackers
 from .averages import Ema
 from .checkpoints import find_checkpoint, remove_leftovers, replace_text, set_aside_after
+from .lock import exclusive
 from .memory import check_memory
+from .peers import Peers
 from .prepare import Preparation, Step, to_device
 from .restart import check_settings, restoring
 from .run import Run, drop_later_metrics
 from .sharding import by_deepspeed, fsdp_skeleton, gather_whole, prepare_sharding, sharding_of
+from .stops import TO_SAVE, Stops, name_of
 
 logger = logging.getLogger("radd_hf.train")
 
@@ -73,13 +77,21 @@ FREE_SETTINGS = ("hidden_dropout", "noise_type")
 
 def main(argv: list[str]) -> None:
     model_args, data_args, args = parse_arguments(argv)
-    accelerator = accelerator_for(args)
-    with logging_to(Path(args.output_dir), accelerator):
-        run_training(model_args, data_args, args, accelerator)
+    output = Path(args.output_dir)
+    with Stops() as stops:
+        accelerator = accelerator_for(args)
+        peers = stops.peers = Peers(accelerator, timedelta(minutes=args.timeout))
+        with peers.naming_the_missing(), exclusive(output, peers), logging_to(output, accelerator):
+            run_training(model_args, data_args, args, accelerator, peers, stops)
 
 
 def run_training(
-    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, accelerator: Accelerator
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    accelerator: Accelerator,
+    peers: Peers,
+    stops: Stops,
 ) -> None:
     forwards_of_a_step(
         args.batch_size, accelerator.num_processes, cast(int, args.accumulation), 0
@@ -95,21 +107,32 @@ def run_training(
         raise ValueError("attn_implementation='flex_attention' does not train on a processor: use sdpa or eager.")
     tokenizer = named_tokenizer(model_args, data_args, base, last)
     check_memory_of_a_step(model_args, data_args, args, base, tokenizer, accelerator)
-    with accelerator.local_main_process_first():  # it tokenises, and the others find that done
+    with peers.first_of_each_machine():  # it tokenises, and the others find that done
         data = load_data(data_args, args, base, tokenizer)
-    run = build(model_args, data_args, args, base, data, accelerator, settings)
+    run = build(model_args, data_args, args, base, data, accelerator, settings, stops)
     if last is not None:
         run.resume(last)
     judge = None if args.judge is None or not accelerator.is_main_process else load_judge(args.judge)
-    begin(run)
+    logged = begin(run)
     if args.judge is None and args.n_samples:
         logger.info("no --judge: the samples get a token entropy and no generative perplexity")
-    with deterministic(True) if args.deterministic else nullcontext():
-        train(run, data, args, judge)
-    figures = run.evaluate(data.validation, args.eval_passes, n_bytes=bytes_of(data.validation, data.tokenizer))
-    run.log(**{f"final_{name}": value for name, value in figures.items()})
+    peers.wait()  # for a judge or a tracker that the first process had to reach
+    stops.training_begins()
+    stopped = None
+    try:
+        with deterministic(True) if args.deterministic else nullcontext():
+            train(run, data, args, judge, logged)
+        figures = run.evaluate(data.validation, args.eval_passes, n_bytes=bytes_of(data.validation, data.tokenizer))
+        run.log(**{f"final_{name}": value for name, value in figures.items()})
+    except Stopped as stop:
+        where = f"stopped by {name_of(stop.exit_status)} at step {run.step}; checkpoints/step_{run.step} has it"
+        logger.info(where)
+        stopped = Stopped(where if accelerator.is_main_process else "", stop.exit_status)
     for tracker in accelerator.trackers:
         tracker.finish()
+    if stopped is not None:
+        peers.wait()  # a launcher ends the others as soon as one has gone
+        raise stopped
 
 
 def check_base(model_args: ModelArguments, base: RaddConfig) -> None:
@@ -277,6 +300,7 @@ def build(
     data: Data,
     accelerator: Accelerator,
     settings: dict[str, Any],
+    stops: Stops,
 ) -> Run:
     """Network, draws, optimizer, schedule and average."""
     config = make_config(model_args, data_args, args, base, data)
@@ -323,6 +347,7 @@ def build(
         seed=args.seed,
         settings=settings,
         identity=identity,
+        stops=stops,
     )
 
 
@@ -384,26 +409,39 @@ def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accele
             module.compile(backend=backend)
 
 
-def begin(run: Run) -> None:
-    """Makes the run folder that of a run at `run.step`."""
+def begin(run: Run) -> list[str]:
+    """Makes the run folder that of a run at `run.step`; returns the figures that it has of that step."""
     settings = run.settings
 
-    def tidy() -> None:
+    def tidy() -> list[str]:
         set_aside_after(run.output, run.step)
         remove_leftovers(run.output)
-        drop_later_metrics(run.output / "metrics.jsonl", run.step)
         replace_text(run.output / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        return drop_later_metrics(run.output / "metrics.jsonl", run.step)
 
-    on_main(run.accelerator, tidy)
+    logged = on_main(run.accelerator, tidy)
     run.accelerator.init_trackers("radd", {name: value for name, value in settings.items() if value is not None})
+    return logged
 
 
-def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) -> None:
+def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, logged: Sequence[str]) -> None:
+    """Trains to the last step, or to that at which a signal stops it.
+
+    A step is logged, saved, evaluated and sampled from in this order, so that a stop meanwhile drops nothing but what a
+    restart does again.
+
+    Args:
+        logged: figures of the step at which a run goes on; what else was due there is done first.
+
+    Raises:
+        Stopped: in all processes, after a checkpoint of that step.
+    """
+    if run.step:
+        look(run, data, args, judge, logged)
     process, processes = run.accelerator.process_index, run.accelerator.num_processes
     parts = forwards_of_a_step(args.batch_size, processes, cast(int, args.accumulation), process)
-    sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
     started, first, seconds, tokens_seen = time.monotonic(), run.step, 0.0, 0
-    device, losses = run.accelerator.device, LateLosses(run, parts)
+    device, losses, saved = run.accelerator.device, LateLosses(run, parts), run.step
     run.model.train()
     preparation = Preparation(run.blocks, run.collator, parts, args.batch_size, device, run.step, args.max_steps)
     with preparation, progress_bar(run, args) as bar:
@@ -417,8 +455,9 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
             run.tokens += tokens
             tokens_seen += tokens
             last = run.step == args.max_steps
+            wish = run.stops.agree()
             steps = (args.log_steps, args.eval_steps, args.save_steps, args.sample_steps)
-            if last or any(run.step % every == 0 for every in steps):
+            if wish or last or any(run.step % every == 0 for every in steps):
                 losses.read_all()  # before anything is saved or said
             seconds += time.perf_counter() - began
             bar.set_postfix(
@@ -433,17 +472,29 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None) ->
                 nats_per_token = sum(run.nats_of_each_process()) / run.tokens
                 run.log(f" ({timedelta(seconds=round(left))} left)", nats_per_token=nats_per_token, **rate)
                 run.nats, run.tokens, seconds, tokens_seen = 0.0, 0, 0.0, 0
-            if run.step % args.eval_steps == 0:
-                figures = run.evaluate(data.validation[: args.eval_sequences], args.eval_passes)
-                run.log(
-                    validation_nats_per_token=figures["nats_per_token"],
-                    standard_error=figures["standard_error"],
-                )
-            if args.n_samples and (run.step % args.sample_steps == 0 or last):
-                with deterministic(False):  # a draw's running sum has no such kernel on a card
-                    run.log("", **run.sample(args.n_samples, sampling, judge))
-            if run.step % args.save_steps == 0 or last:
+            if wish or run.step % args.save_steps == 0 or last:
                 run.save(args.keep_last)
+                saved = run.step
+            if wish > TO_SAVE:
+                raise Stopped("", wish)
+            try:
+                look(run, data, args, judge)
+            except Stopped:
+                if saved < run.step:
+                    run.save(args.keep_last)
+                raise
+
+
+def look(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, logged: Sequence[str] = ()) -> None:
+    """Evaluates the step and samples from it where that is due, and is not among what is `logged` of it."""
+    if run.step % args.eval_steps == 0 and "validation_nats_per_token" not in logged:
+        figures = run.evaluate(data.validation[: args.eval_sequences], args.eval_passes)
+        run.log(validation_nats_per_token=figures["nats_per_token"], standard_error=figures["standard_error"])
+    due = run.step % args.sample_steps == 0 or run.step == args.max_steps
+    if args.n_samples and due and "sample_token_entropy" not in logged:
+        sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
+        with deterministic(False):  # a draw's running sum has no such kernel on a card
+            run.log("", **run.sample(args.n_samples, sampling, judge))
 
 
 @contextmanager
@@ -571,6 +622,7 @@ def accelerator_for(args: TrainingArguments) -> Accelerator:
     accelerator = make_accelerator(
         mixed_precision=args.mixed_precision,
         accumulation=accumulation,
+        timeout=timedelta(minutes=1.1 * args.timeout),  # the meetings on the CPU miss somebody first, and say whom
         log_with=trackers(args.log_with) or None,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / "trackers")),
     )

@@ -11,14 +11,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from radd_hf.training.checkpoints import IDENTITIES
-from support.launches import QUIET, command, kill, metrics
+from support.launches import QUIET, command, kill
+from support.outcomes import outcome, same
 from support.paths import ROOT
 
 KILLS = int(os.environ.get("RADD_KILLS", "3"))
@@ -74,31 +72,6 @@ for number in chosen:
     assert start(str(output)) == 0
 print(json.dumps({"changes": [changes[number - 1] for number in chosen], "left": left}))
 """
-
-
-def outcome(folder: Path, step: int) -> dict:
-    """All that a run leaves but for its timings."""
-    last = folder / "checkpoints" / f"step_{step}"
-    records = [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in metrics(folder)]
-    files = {name: load_file(last / name) for name in ("model.safetensors", "state/model.safetensors")}
-    progress = json.loads((last / "state" / "progress.json").read_text())
-    return {
-        "metrics": records,
-        "ema": load_file(last / "state" / "ema.safetensors"),
-        "optimizer": load_file(last / "state" / "optimizer.safetensors"),
-        "progress": {name: value for name, value in progress.items() if name not in IDENTITIES},
-        **files,
-    }
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,0 +1,116 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Keeps a second run out of a run folder.
+
+The first process of a run holds an exclusive lock of `run.lock` from before anything is written to the end. The file
+says who holds it, and is empty between two runs. The lock is the kernel's: it ends with its holder, however that ends,
+so that a file which a killed run has left is in nobody's way.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from errno import EACCES, EAGAIN
+from pathlib import Path
+
+from .peers import Peers
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+NAME = "run.lock"
+PATIENCE = 5.0  # seconds, in which a holder that was killed a moment ago is gone
+
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+def _leave_to_parent() -> None:
+    """Closes the locks in a forked child, which would otherwise hold them as long as it lives."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+@contextmanager
+def exclusive(output: Path, peers: Peers) -> Iterator[None]:
+    """Has the first process hold the lock of a run folder, which is made if there is none.
+
+    Raises:
+        ValueError: in all processes, when another run holds it or the folder cannot be written to.
+    """
+    lock, refusal = None, None
+    if peers.is_first:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            lock = acquire(output)
+        except ValueError as error:
+            refusal = str(error)
+        except OSError as error:
+            refusal = f"output_dir={str(output)!r} must be a folder that can be written to ({error})."
+    refusal = peers.tell(refusal)
+    if refusal is not None:
+        raise ValueError(refusal)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            release(lock)
+
+
+def acquire(output: Path) -> int:
+    """Returns the descriptor of the lock file, locked; where a file system has no locks, unlocked, with a warning.
+
+    Raises:
+        ValueError: when another process, or another run of this one, holds it.
+    """
+    lock = os.open(output / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(lock)
+    deadline = time.monotonic() + PATIENCE
+    while (state := _try_to_lock(lock)) == "held":
+        if time.monotonic() > deadline:
+            holder = os.read(lock, 1000).decode(errors="replace").strip() or "another process"
+            _close(lock)
+            raise ValueError(
+                f"output_dir={str(output)!r} is in use by {holder}: wait for that run or end it, or choose another "
+                "output_dir."
+            )
+        time.sleep(0.05)
+    if state != "locked":
+        logger.warning("%s: no second run is kept out of this folder: %s", output, state)
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    os.ftruncate(lock, 0)
+    os.write(lock, f"process {os.getpid()} on host {socket.gethostname()} since {now} (UTC)\n".encode())
+    return lock
+
+
+def release(lock: int) -> None:
+    with suppress(OSError):  # as on a disk that is gone: the run has ended all the same
+        os.ftruncate(lock, 0)
+    _close(lock)
+
+
+def _close(lock: int) -> None:
+    _held.discard(lock)
+    os.close(lock)
+
+
+def _try_to_lock(lock: int) -> str:
+    """Returns "locked", "held" by another, or why there is no locking here."""
+    if fcntl is None:
+        return "this system has no fcntl"
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return "held" if error.errno in (EACCES, EAGAIN) else f"its file system has no locks ({error.strerror})"
+    return "locked"

@@ -1,0 +1,98 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Has the processes of a run meet on the CPU, so that no meeting waits for a card, and find out who is missing.
+
+Gloo carries the meetings. It finds its network interface by the name of the host; GLOO_SOCKET_IFNAME names another.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from ..processes import GROUP_TIMEOUT
+
+# What gloo says of a process that did not come, or whose connection is gone.
+LOST = re.compile("timed out|timeout|connection closed|connection reset|broken pipe|socket", re.IGNORECASE)
+ANSWER = 3.0  # seconds, in which those that are there say so
+
+
+class Peers:
+    """The processes of a run. Where there is one alone, it meets nobody and every method returns at once.
+
+    Args:
+        timeout: how long a process waits for the others once training has begun.
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout: timedelta):
+        self.process, self.number = accelerator.process_index, accelerator.num_processes
+        self.is_first, self.is_first_here = accelerator.is_main_process, accelerator.is_local_main_process
+        self.timeout = timeout
+        self.quick = self.patient = None
+        if self.number > 1:
+            self.quick = dist.new_group(backend="gloo", timeout=timeout)
+            self.patient = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
+
+    def largest(self, number: int, patiently: bool = False) -> int:
+        """Returns the largest of the numbers that the processes give; all processes call."""
+        if self.quick is None:
+            return number
+        box = torch.tensor([number])
+        dist.all_reduce(box, dist.ReduceOp.MAX, group=self.patient if patiently else self.quick)
+        return int(box)
+
+    def tell(self, value: Any) -> Any:
+        """Returns in every process what the first one gives, of which it may take long to make."""
+        if self.patient is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.patient, device=torch.device("cpu"))
+        return box[0]
+
+    def wait(self) -> None:
+        """Waits, for hours if need be, until all processes call."""
+        self.largest(0, patiently=True)
+
+    @contextmanager
+    def first_of_each_machine(self) -> Iterator[None]:
+        """Has the first process of every machine do what is inside before the others do."""
+        if not self.is_first_here:
+            self.wait()
+        yield
+        if self.is_first_here:
+            self.wait()
+
+    @contextmanager
+    def naming_the_missing(self) -> Iterator[None]:
+        """Turns what a lost or hanging process makes the others raise to a TimeoutError that says which one it is."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            cause = error if isinstance(error, RuntimeError) else error.__cause__
+            if self.quick is None or not isinstance(cause, RuntimeError) or not LOST.search(str(cause)):
+                raise
+            missing = self.missing()
+            who = f"process {', '.join(map(str, missing))}" if missing else "another process"
+            raise TimeoutError(
+                f"{who} of {self.number} has ended, or did not come within timeout="
+                f"{self.timeout / timedelta(minutes=1):g} minutes; the last checkpoint is whole."
+            ) from error
+
+    def missing(self) -> list[int]:
+        """Returns the processes that do not say within a few seconds that they miss somebody, too; none if unknown."""
+        find_store = getattr(dist.distributed_c10d, "_get_default_store", None)
+        if find_store is None:
+            return []
+        try:
+            store = dist.PrefixStore("missing", find_store())
+            store.set_timeout(timedelta(seconds=ANSWER))
+            store.set(str(self.process), "here")
+            time.sleep(ANSWER)
+            return [process for process in range(self.number) if not store.check([str(process)])]
+        except RuntimeError:  # the store is gone with the process that kept it
+            return []

@@ -1,0 +1,185 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Ends a run, or has it save, when a signal asks for it: all processes after the same step.
+
+    SIGTERM, SIGINT    save at the end of the step in hand, and end with status 128 + n
+    the same again     end at once
+    SIGUSR1            save at the end of the step in hand, and go on
+    a lost launcher    as SIGTERM
+
+Before training begins there is nothing to save, and a signal ends the run at once. It breaks off an evaluation or a
+sampling, which a restart does again.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..endings import Stopped, note
+from .peers import Peers
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+SAVE = getattr(signal, "SIGUSR1", None)
+# What processes agree on is the largest of their wishes: nothing, to save, or an exit status 128 + n.
+NOTHING, TO_SAVE = 0, 1
+# Seconds after the first signal from which on another one is a second wish. A launcher passes on what its processes,
+# which have the same terminal or job, were sent as well.
+SECOND = 2.0
+# Set by `torchrun` and `accelerate launch`, and by nobody else.
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION")
+
+_listening: set["Stops"] = set()
+_masks: list[set] = []  # of the thread that forks
+
+
+def _before_fork() -> None:
+    """Keeps signals from a child that still has the handlers of its parent."""
+    if hasattr(signal, "pthread_sigmask"):
+        _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, STOPS))
+
+
+def _after_fork() -> None:
+    if _masks:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _in_child() -> None:
+    """Has a forked child end as any other process does, and not speak for its parent."""
+    for stops in _listening:
+        signal.set_wakeup_fd(-1)
+        for number, handler in stops.before.items():
+            signal.signal(number, handler)
+    _listening.clear()
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
+class Stops:
+    """Listens to signals while it is entered; elsewhere than in the main thread, which alone gets them, to none.
+
+    peers: with whom this process agrees, set as soon as they are known.
+
+    A handler of Python waits for the call in hand, which may be one that waits for another process. A thread, which the
+    interpreter wakes for every signal, sees to it that a second one ends the process even then. It also looks whether
+    the launcher is still there.
+    """
+
+    def __init__(self) -> None:
+        self.peers: Peers | None = None
+        self.status = 0  # 128 + n once a signal n has asked for the end
+        self.saves_wanted = self.saves_agreed = 0  # so many times
+        self.at_once = True  # a stop is raised in the main thread as soon as it is heard
+        self.before: dict[int, Any] = {}  # the handlers of others
+
+    def __enter__(self) -> "Stops":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in filter(None, (*STOPS, SAVE)):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # a shell's background job ignores SIGINT
+                self.before[number] = signal.signal(number, self._hear)
+        self.parent = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
+        self.bell, woken = socket.socketpair()
+        woken.setblocking(False)
+        self.woken = woken
+        self.woken_before = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+        self.watch = threading.Thread(target=self._watch, name="stops", daemon=True)
+        self.watch.start()
+        _listening.add(self)
+        return self
+
+    def __exit__(self, *failure) -> None:
+        if self not in _listening:
+            return
+        _listening.discard(self)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self.woken_before)
+        self.woken.setblocking(True)
+        self.woken.send(b"\0")  # no signal has this number
+        self.watch.join()
+        self.bell.close()
+        self.woken.close()
+
+    def _hear(self, number: int, frame: Any) -> None:
+        """Notes a signal, in the main thread between two of its instructions."""
+        if number == SAVE:
+            self.saves_wanted += 1
+            return
+        self.status = max(self.status, 128 + number)
+        if self.at_once:
+            self.at_once = False
+            first = self.peers is None or self.peers.is_first
+            raise Stopped(f"stopped by {name_of(self.status)} before a step was done" if first else "", self.status)
+
+    def _watch(self) -> None:
+        first = None
+        while True:
+            if not select.select([self.bell], [], [], 1.0)[0]:
+                if self.parent is not None and os.getppid() != self.parent:
+                    self.parent = None
+                    os.kill(os.getpid(), signal.SIGTERM)
+                continue
+            for number in self.bell.recv(100):
+                if number == 0:
+                    return
+                if number in STOPS:
+                    first = first or time.monotonic()
+                    if time.monotonic() - first > SECOND:
+                        note(f"{Path(sys.argv[0]).name}: ended at once by a second {signal.Signals(number).name}")
+                        os._exit(128 + number)
+
+    def agree(self) -> int:
+        """Returns the largest wish of all processes, which all call at the end of a step."""
+        wanted = self.saves_wanted
+        wish = self.status or (TO_SAVE if wanted > self.saves_agreed else NOTHING)
+        self.saves_agreed = wanted
+        return wish if self.peers is None else self.peers.largest(wish)
+
+    def training_begins(self) -> None:
+        """From now on a stop waits for the end of a step, except in what is `droppable`."""
+        self.at_once = False
+
+    @contextmanager
+    def droppable(self, patiently: bool = False) -> Iterator[Callable[[], None]]:
+        """Lets a stop break off what is inside, in all processes, which all enter.
+
+        Yields:
+            What every process calls once when its share is done, before the shares are put together: there they agree.
+
+        Raises:
+            Stopped: in all processes, if one was asked to stop.
+        """
+        met = False
+
+        def meet() -> None:
+            nonlocal met
+            self.at_once, met = False, True
+            if status := self.status if self.peers is None else self.peers.largest(self.status, patiently):
+                raise Stopped("", status)
+
+        try:
+            self.at_once = True
+            if self.status:
+                raise Stopped("", self.status)
+            yield meet
+        except Stopped:
+            self.at_once = False
+            if not met:
+                meet()  # where the others are, or come to
+            raise
+        finally:
+            self.at_once = False
+
+
+def name_of(status: int) -> str:
+    return signal.Signals(status - 128).name
