@@ -117,7 +117,7 @@ def test_a_text_that_would_fill_the_memory_is_refused_before_anything_is_made_of
 
 
 def test_a_prefix_that_would_fill_the_memory_is_refused_by_name(tokenizer):
-    with pytest.raises(ValueError, match="prefix=.* has 1048577 characters"):
+    with pytest.raises(ValueError, match=r"prefix=.* has 1048577 characters"):
         tiny_model(vocab_size=MASK + 1).generate(prefix="a" * (2**20 + 1), tokenizer=tokenizer, length=8)
 
 

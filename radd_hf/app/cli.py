@@ -275,7 +275,7 @@ def _write_texts(args: argparse.Namespace) -> None:
         if args.seed is None:
             args.seed = secrets.randbelow(2**31)
 
-        outputs, batch = [], 1 if args.live else args.batch_size
+        outputs, batch = list[Any](), 1 if args.live else args.batch_size
         for first in range(0, args.number, batch):
             samples = range(first, min(first + batch, args.number))
             output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
