@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Stand before a text that continues another; several, since the text's first token must not swallow them.
 BEFORE = ("a", "0", ".")
+# Characters of a text that is read at once; a tokenizer takes some 200 bytes for each.
+MAX_CHARACTERS = 2**20
 # Special tokens whose spelling in a text was reported.
 REPORTED: set[str] = set()
 
@@ -110,6 +112,12 @@ def check_unicode(text: str, name: str) -> None:
         ) from None
 
 
+def check_characters(text: str, name: str, most: int = MAX_CHARACTERS) -> None:
+    """Raises a ValueError for a text that is too long to be read at once."""
+    if len(text) > most:
+        raise ValueError(f"{name}={quoted(text)} has {len(text)} characters; it must have at most {most}.")
+
+
 def quoted(text: str) -> str:
     """Shows the beginning of a text in a message."""
     return repr(text) if len(text) <= 60 else f"{text[:57]!r} ..."
@@ -191,8 +199,8 @@ def check_tokenizer_mask(tokenizer: Any, mask_token_id: int) -> None:
 # Finds the beginning of a blank in any spelling, so that a slip is an error and not text.
 BLANK_BEGINS = r"\[(?i:MASK)"
 BLANK = re.compile(r"\[MASK(?::([0-9]{1,9}))?\]")
-# Longer than any model's text: a typing error must not fill the memory.
-MAX_BLANK = 2**16
+# Longer than any model's text: a typing error must not fill the memory. Tokens of all blanks of a text together.
+MAX_BLANKS = 2**16
 
 
 def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
@@ -217,8 +225,9 @@ def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
         L ids.
 
     Raises:
-        ValueError: for a blank that is malformed, empty or of more than `MAX_BLANK` tokens, and for text that the
-            tokenizer cannot encode as it stands (see [`encode_text`] and [`encode_after_text`]).
+        ValueError: for a blank that is malformed or empty, blanks of more than `MAX_BLANKS` tokens together, more than
+            `MAX_CHARACTERS` characters, and for text that the tokenizer cannot encode as it stands (see [`encode_text`]
+            and [`encode_after_text`]).
     """
     return encode_with_blanks(text, tokenizer, mask_token_id).ids
 
@@ -251,6 +260,7 @@ def encode_with_blanks(text: str, tokenizer: Any, mask_token_id: int, name: str 
     if not isinstance(text, str):
         raise ValueError(f"{name}={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
     check_tokenizer_mask(tokenizer, mask_token_id)
+    check_characters(text, name)
     check_unicode(text, name)
     pieces, sizes = split_at_blanks(text, tokenizer.mask_token, name)
     pieces = [*(piece.removesuffix(" ") for piece in pieces[:-1]), pieces[-1]]
@@ -268,12 +278,15 @@ def encode_with_blanks(text: str, tokenizer: Any, mask_token_id: int, name: str 
 
 def split_at_blanks(text: str, mask_token: str | None, name: str = "text") -> tuple[list[str], list[int]]:
     """Returns the K + 1 pieces of text around the K blanks, and the tokens of each blank."""
-    blank_begins = re.compile(r"(\\*)(?:" + BLANK_BEGINS + (f"|{re.escape(mask_token)}" if mask_token else "") + ")")
-    pieces, sizes = [""], list[int]()
-    end = 0  # of what has been read of the text
+    spellings = BLANK_BEGINS + (f"|{re.escape(mask_token)}" if mask_token else "")
+    # A run of backslashes is looked at once, from its beginning: it may be long.
+    blank_begins = re.compile(rf"(?<!\\)(\\*+)(?:{spellings})")
+    pieces, sizes = list[str](), list[int]()
+    parts = list[str]()  # of the present piece; adding to a string would copy it each time
+    total = end = 0  # of what has been read of the text
     for found in blank_begins.finditer(text):
         begin, escapes = found.end(1), len(found[1])
-        pieces[-1] += text[end : found.start()] + "\\" * (escapes // 2)
+        parts += [text[end : found.start()], "\\" * (escapes // 2)]
         end = begin
         if escapes % 2:  # what looks like a blank is text
             continue
@@ -282,20 +295,27 @@ def split_at_blanks(text: str, mask_token: str | None, name: str = "text") -> tu
         else:
             blank = BLANK.match(text, begin)
             size = int(blank[1] or 1) if blank else 0
-            if blank is None or not 1 <= size <= MAX_BLANK:
+            if blank is None or not 1 <= size <= MAX_BLANKS:
                 raise ValueError(
                     f"{name} has {text[begin : begin + 16]!r} at character {begin}; a blank is written [MASK] for one "
-                    f"token or [MASK:n] for n tokens, n from 1 to {MAX_BLANK}, and \\[ is a bracket that is text."
+                    f"token or [MASK:n] for n tokens, n from 1 to {MAX_BLANKS}, and \\[ is a bracket that is text."
                 )
             end = blank.end()
+        total += size
+        if total > MAX_BLANKS:
+            raise ValueError(
+                f"{name}={quoted(text)} has blanks of {total} tokens up to character {end}; all blanks of a text must "
+                f"have at most {MAX_BLANKS} together."
+            )
         sizes.append(size)
-        pieces.append("")
-    pieces[-1] += text[end:]
-    return pieces, sizes
+        pieces.append("".join(parts))
+        parts = []
+    return [*pieces, "".join([*parts, text[end:]])], sizes
 
 
 __all__ = [
     "BlankedText",
+    "check_characters",
     "check_tokenizer_mask",
     "check_unicode",
     "decode_after_text",

@@ -21,10 +21,17 @@ from radd_hf.generation_radd import LENGTHS
 from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline
-from radd_hf.text_radd import decode_span, encode_after_text, encode_blanks, encode_text, encode_with_blanks
+from radd_hf.text_radd import (
+    decode_span,
+    encode_after_text,
+    encode_blanks,
+    encode_text,
+    encode_with_blanks,
+    split_at_blanks,
+)
 from support.paths import CHECKPOINT, ROOT
 from support.tokenizer_kinds import KINDS, WORDS
-from support.toys import seeded
+from support.toys import seeded, tiny_model
 
 MASK = 4095
 TEXTS = [
@@ -87,6 +94,38 @@ def test_blanks_may_touch_begin_end_and_be_the_tokenizers_own_mask(tokenizer):
 def test_a_malformed_blank_is_refused_with_its_place(tokenizer, blank):
     with pytest.raises(ValueError, match=r"at character 7; a blank is written \[MASK\] for one token or \[MASK:n\]"):
         encode_blanks(f"It was {blank}", tokenizer, MASK)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[MASK:65536]" * 4000,
+            "has blanks of 131072 tokens up to character 24; all blanks of a text must have at most",
+        ),
+        ("[MASK]" * (2**16 + 1), "has blanks of 65537 tokens"),
+        ("a" * (2**20 + 1), "has 1048577 characters; it must have at most 1048576"),
+        ("[MASK:99999999999999999999]", "at character 0; a blank is written"),
+    ],
+)
+def test_a_text_that_would_fill_the_memory_is_refused_before_anything_is_made_of_it(text, message):
+    class Tokenizer:  # which encodes nothing
+        mask_token, mask_token_id = "<|mask|>", MASK
+
+    with pytest.raises(ValueError, match=message):
+        encode_blanks(text, Tokenizer(), MASK)
+
+
+def test_a_prefix_that_would_fill_the_memory_is_refused_by_name(tokenizer):
+    with pytest.raises(ValueError, match=r"prefix=.* has 1048577 characters"):
+        tiny_model(vocab_size=MASK + 1).generate(prefix="a" * (2**20 + 1), tokenizer=tokenizer, length=8)
+
+
+def test_a_long_run_of_backslashes_and_many_escapes_are_read_once():
+    pieces, sizes = split_at_blanks("\\" * 2**19 + "[MASK]", None)
+    assert (list(map(len, pieces)), sizes) == ([2**18, 0], [1])
+    pieces, sizes = split_at_blanks("\\[MASK]" * 2**15, None)
+    assert (pieces, sizes) == (["[MASK]" * 2**15], [])
 
 
 def test_a_backslash_makes_a_blank_text_and_two_are_one_before_a_blank(tokenizer):

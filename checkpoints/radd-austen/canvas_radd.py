@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from .inputs_radd import as_tensor
 from .settings_radd import is_integer, plain, shortened
-from .text_radd import check_tokenizer_mask, encode_after_text, encode_text, encode_with_blanks
+from .text_radd import check_characters, check_tokenizer_mask, encode_after_text, encode_text, encode_with_blanks
 
 # Text, several texts, ids of one row, or rows of ids, in lists, tensors or arrays of NumPy; text needs a tokenizer.
 TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -240,6 +240,8 @@ def id_rows(
     if texts and all(isinstance(text, str) for text in texts):
         if tokenizer is None:
             raise ValueError(f"{name}={shortened(value)} is text: pass tokenizer= with it, or token ids.")
+        for text in texts:
+            check_characters(text, name)
         rows = encode(texts, tokenizer, name)
     elif not texts or is_integer(texts[0]):
         rows = [list(texts)]

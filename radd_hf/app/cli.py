@@ -35,6 +35,8 @@ PACKAGE = Path(__file__).parents[1]
 SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["TEXT_SETTINGS"]
 ENDINGS = runpy.run_path(str(PACKAGE / "endings.py"))
 UsageError, note = ENDINGS["UsageError"], ENDINGS["note"]
+# Characters that are read of standard input; a text may have half of them.
+MAX_INPUT = 2**21
 DTYPES = ("float32", "bfloat16", "float16")
 
 EXAMPLES = """\
@@ -219,7 +221,8 @@ def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
     for name in ("text", "prefix", "suffix"):
         if getattr(args, name) == "-" or (name == "text" and piped):
             try:
-                setattr(args, name, stdin.read().removesuffix("\n").removesuffix("\r").removeprefix("\ufeff"))
+                # A text of more characters is refused: a pipe may have no end.
+                setattr(args, name, stdin.read(MAX_INPUT).removesuffix("\n").removesuffix("\r").removeprefix("\ufeff"))
             except UnicodeDecodeError as error:
                 raise UsageError(f"standard input is not in {error.encoding}: {error}") from error
     if piped and not args.text:
@@ -232,11 +235,11 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UsageError: for a value that does not fit.
     """
-    for name, least in (("number", 1), ("batch_size", 1), ("pause", 0)):
-        if not least <= getattr(args, name) < 2**31:  # nor is NaN
-            raise UsageError(
-                f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least} and less than 2^31."
-            )
+    for name, least, most in (("number", 1, 2**31), ("batch_size", 1, 2**12), ("pause", 0, 3600)):
+        value = getattr(args, name)
+        if not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"a number, and at most {most}"
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be {bound}.")
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed} must be an integer in 0 .. 2^63 - 1.")
     if args.pause and not args.live:
@@ -272,13 +275,14 @@ def _write_texts(args: argparse.Namespace) -> None:
         if args.seed is None:
             args.seed = secrets.randbelow(2**31)
 
-        outputs, batch = [], 1 if args.live else args.batch_size
+        outputs, batch = list[Any](), 1 if args.live else args.batch_size
         for first in range(0, args.number, batch):
             samples = range(first, min(first + batch, args.number))
             output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
             for row, sample in enumerate(samples):
                 _report(args, output, row, sample, given, tokenizer, seconds)
-            outputs.append(output)
+            if args.order_map is not None or not outputs:  # the first is for a picture; others would fill the memory
+                outputs.append(output)
     _draw_pictures(args, outputs, model, tokenizer, settings)
 
 

@@ -11,7 +11,6 @@ import contextlib
 import html
 import math
 import secrets
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,7 +27,9 @@ from ..hub.loading import load
 from ..likelihood import nats_of_tokens, order_of, order_round, perplexity_of
 from ..modeling_radd import RaddForMaskedLM
 from ..randomness_radd import check_seed
-from ..text_radd import encode_blanks, encode_text
+from ..settings_radd import TEXT_SETTINGS, is_integer, is_number, shortened
+from ..text_radd import check_characters, check_unicode, encode_blanks, encode_text, split_at_blanks
+from .turns import Stop
 from .visualize import RETURN, token_texts
 
 BLANKS, ENDS = FORMS = ("text with blanks", "beginning and end")
@@ -37,6 +38,13 @@ GIVEN_ALL_OTHERS = "each token given all others"
 SCORED_AT_ONCE = 16
 # A page is redrawn at most this often, in seconds, however fast the model is.
 FRAME = 0.05
+# Seconds that a run may wait for the eye, of an event and in all: others wait for the model meanwhile.
+LONGEST_PAUSE, PAUSES = 1.0, 60.0
+# Characters of a text for each token that a model can read; English has four.
+CHARACTERS_OF_TOKEN = 16
+LONGEST_NAME = 1000  # characters of a folder or repository
+# So fine a grid is continuous time, for texts of a page.
+MOST_STEPS = 2**14
 
 
 class Stopped(Exception):
@@ -48,9 +56,16 @@ class Stopped(Exception):
 # ---------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
 def load_for_page(model: str, tokenizer: str) -> tuple[RaddForMaskedLM, PreTrainedTokenizerBase]:
     """Both by name, on an accelerator if there is one. An empty tokenizer name means the one beside the model."""
+    for name, value in (("model", model), ("tokenizer", tokenizer)):
+        if not isinstance(value, str) or len(value) > LONGEST_NAME or "\0" in value:
+            raise ValueError(f"{name}={shortened(value)} must be the name of a folder or repository.")
+    return _load_for_page(model, tokenizer)
+
+
+@lru_cache(maxsize=1)
+def _load_for_page(model: str, tokenizer: str) -> tuple[RaddForMaskedLM, PreTrainedTokenizerBase]:
     if not model.strip():
         raise ValueError(f"model={model!r} must be a folder or the name of a repository.")
     flag = "the name of its tokenizer (the authors' models: gpt2)"
@@ -73,19 +88,31 @@ def canvas_of_form(
             texts share its memory).
     """
     longest = model.config.max_position_embeddings
+    for name, value in (("text", text), ("prefix", prefix), ("suffix", suffix)):
+        check_text(name, value, longest)
     if form == BLANKS:
+        check_length("the text with its blanks", sum(split_at_blanks(text, tokenizer.mask_token)[1]), longest)
         ids = encode_blanks(text, tokenizer, model.config.mask_token_id)
         if model.config.mask_token_id not in ids:
             raise ValueError(f"text={text!r} has no blank to fill: write [MASK:12] where twelve tokens are wanted.")
         canvas = torch.tensor(ids)
     elif form == ENDS:
-        if length is not None and not 1 <= length <= longest:
+        TEXT_SETTINGS["length"].check("length", length)
+        if length is not None and length > longest:
             raise ValueError(f"length={length} must lie in 1 .. {longest}, the length the model was trained at.")
         canvas = make_canvas(model.config, prefix=prefix, suffix=suffix, length=length, tokenizer=tokenizer)[0][0]
     else:
         raise ValueError(f"form={form!r} must be one of {FORMS}.")
     check_length("the text with its blanks", len(canvas), longest)
     return canvas
+
+
+def check_text(name: str, value: Any, longest: int) -> None:
+    """Raises a ValueError for what is no text, or is too long for a model of `longest` tokens whatever it says."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name}={shortened(value)} must be a text.")
+    check_characters(value, name, CHARACTERS_OF_TOKEN * longest)
+    check_unicode(value, name)
 
 
 def check_length(what: str, tokens: int, longest: int) -> None:
@@ -98,7 +125,9 @@ def generation_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
     None is a setting's default, and so are no (0) steps.
     """
-    method = sampling["method"]
+    method, steps = sampling["method"], sampling["steps"]
+    if steps and is_integer(steps) and steps > MOST_STEPS:
+        raise ValueError(f"steps={steps} must be at most {MOST_STEPS}.")
     return dict(sampling) | {
         "steps": None if method == "first_hitting" else sampling["steps"] or None,
         "order": sampling["order"] if method == "ordered" else None,
@@ -118,14 +147,19 @@ def choose_seed(seed: int | None) -> int:
 
 
 class DraftStreamer:
-    """A streamer of `generate`: holds the newest canvas (L,), waits `pause` seconds for the eye, ends at `stop`."""
+    """A streamer of `generate`: holds the newest canvas (L,), waits `pause` seconds for the eye, ends at `stop`.
 
-    def __init__(self, canvas: Tensor, stop: threading.Event, pause: float):
-        self.canvas, self.stop, self.pause = canvas, stop, pause
+    All its pauses together take PAUSES seconds at most.
+    """
+
+    def __init__(self, canvas: Tensor, stop: Stop, pause: float):
+        self.canvas, self.stop, self.pause, self.left = canvas, stop, pause, PAUSES
 
     def put_draft(self, canvas: Tensor) -> None:
         self.canvas = canvas[0]
-        if self.stop.wait(self.pause):
+        pause = min(self.pause, self.left)
+        self.left -= pause
+        if self.stop.wait(pause):
             raise Stopped
 
     def put(self, ids: Tensor) -> None:
@@ -136,7 +170,7 @@ class DraftStreamer:
 
 
 def denoise(
-    model: RaddForMaskedLM, canvas: Tensor, *, stop: threading.Event, pause: float = 0.0, **settings: Any
+    model: RaddForMaskedLM, canvas: Tensor, *, stop: Stop, pause: float = 0.0, **settings: Any
 ) -> Iterator[tuple[Tensor, RaddGenerateOutput | None]]:
     """Runs `generate` in a thread and yields the canvas (L,) as it fills; with the output, once it is full.
 
@@ -165,7 +199,7 @@ def denoise(
         yield cast(Tensor, output.sequences)[0].cpu(), output
 
 
-def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: threading.Event, seed: int = 0) -> Iterator[Tensor]:
+def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: Stop, seed: int = 0) -> Iterator[Tensor]:
     """Yields (L,) float64 nats of each token, nan where not known yet, after every batch.
 
     In an order ("forward", "backward", "random") each token is given those before it, and the sum is the
@@ -254,7 +288,7 @@ def number_of(count: int, noun: str) -> str:
 
 
 def write(
-    stop: threading.Event,
+    stop: Stop,
     *,
     model: str,
     tokenizer: str,
@@ -271,6 +305,8 @@ def write(
 
     sampling: the fields of [`generation_settings`]. Until the end the newest tokens are marked.
     """
+    if not is_number(pause) or not 0 <= pause <= LONGEST_PAUSE:
+        raise ValueError(f"pause={pause!r} must be a number of seconds in 0 .. {LONGEST_PAUSE:g}.")
     network, words = load_for_page(model, tokenizer)
     mask_id = network.config.mask_token_id
     shown = canvas_of_form(network, words, form, text, prefix, suffix, length)  # (L,)
@@ -287,7 +323,7 @@ def write(
         if output is None:
             yield page, line, ""
     if output is None:
-        yield page, f"Stopped: {line} · seed {seed}", ""
+        yield page, f"{stop.reason}: {line} · seed {seed}", ""
         return
     nll = -cast(Tensor, output.token_logprobs)[0].cpu()  # (L,)
     evaluations = number_of(int(cast(Tensor, output.num_function_evaluations)[0]), "network evaluation")
@@ -296,9 +332,10 @@ def write(
     yield page, line, render_heat(shown, nll.masked_fill(given, math.nan), words, blind_guess(network))
 
 
-def judge(stop: threading.Event, *, model: str, tokenizer: str, text: str, order: str) -> Iterator[tuple[str, str]]:
+def judge(stop: Stop, *, model: str, tokenizer: str, text: str, order: str) -> Iterator[tuple[str, str]]:
     """Yields the heat map of a text, as far as it is known, and a line about it."""
     network, words = load_for_page(model, tokenizer)
+    check_text("text", text, network.config.max_position_embeddings)
     ids = torch.tensor(encode_text([text], words)[0], dtype=torch.int64)  # (L,)
     check_length("the text", len(ids), network.config.max_position_embeddings)
     if len(ids) == 0:
@@ -310,7 +347,7 @@ def judge(stop: threading.Event, *, model: str, tokenizer: str, text: str, order
         line = f"{int((~nll.isnan()).sum())} of {number_of(len(ids), 'token')} scored"
         yield heat, line
     if bool(nll.isnan().any()):
-        yield heat, f"Stopped: {line}"
+        yield heat, f"{stop.reason}: {line}"
         return
     total = float(nll.double().sum())
     line = f"{number_of(len(ids), 'token')} · {total / len(ids):.2f} nats per token"

@@ -1,5 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The web page on which a model writes: how it looks, and who may stop what; what it does is in `live.py`.
+"""The web page on which a model writes: how it looks, and how it is served.
+
+What it does is in `live.py`, who has the model when in `turns.py`, what a request may ask for in `gate.py`.
 
 It needs gradio, the extra `demo`.
 """
@@ -7,18 +9,23 @@ It needs gradio, the extra `demo`.
 import argparse
 import contextlib
 import html
+import math
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..endings import note
 from ..settings_radd import METHODS, ORDERS, TEXT_SETTINGS
-from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, write
+from .gate import Gate, is_loopback
+from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, number_of, write
+from .turns import Job, Limits, Turns
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: nothing is reported to anybody
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
 except ModuleNotFoundError as error:
     if error.name != "gradio":
         raise
@@ -62,40 +69,19 @@ CSS = """
 """
 
 
-class Runs:
-    """What stops the run of a button on an open page (its session), and no other."""
-
-    def __init__(self) -> None:
-        self._stop: dict[tuple[str, str], threading.Event] = {}
-
-    def begin(self, session: str, button: str) -> None:
-        self._stop[session, button] = threading.Event()
-
-    def get(self, session: str, button: str) -> threading.Event | None:
-        """None if the page was closed meanwhile."""
-        return self._stop.get((session, button))
-
-    def stop(self, session: str, button: str) -> None:
-        if (stop := self.get(session, button)) is not None:
-            stop.set()
-
-    def forget(self, session: str) -> None:
-        for key in [key for key in self._stop if key[0] == session]:
-            self._stop.pop(key).set()
-
-
-def build_page(models: Sequence[str], any_model: bool = True) -> gr.Blocks:
+def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | None = None) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
         models: to choose from; the first is what the page begins with.
         any_model: whether a visitor may name any other folder or repository, and a tokenizer.
+        turns: who has the model when.
     """
+    turns = turns or Turns()
     longest = load_for_page(models[0], "")[0].config.max_position_embeddings
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(INTRODUCTION, elem_id="introduction")
-        chosen = _add_models(models, any_model)
-        runs = Runs()
+        chosen = _add_models(turns, models, any_model)
         with gr.Tab("Write"):
             fields = chosen | _add_sampling()
             with gr.Row(equal_height=False):
@@ -107,7 +93,7 @@ def build_page(models: Sequence[str], any_model: bool = True) -> gr.Blocks:
                     line = gr.HTML(elem_id="line")
                     gr.Markdown("#### How unlikely each word was when it was written")
                     heat = gr.HTML(elem_id="heat", min_height=60)
-            _connect(runs, buttons, write, fields, [canvas, line, heat])
+            _connect(turns, buttons, write, fields, [canvas, line, heat])
         with gr.Tab("Likelihood of a text"), gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 text = gr.Textbox(PASSAGE, label="Text", lines=4, elem_id="passage")
@@ -116,16 +102,16 @@ def build_page(models: Sequence[str], any_model: bool = True) -> gr.Blocks:
             with gr.Column(scale=6, min_width=320):
                 heat = gr.HTML(elem_id="judged", min_height=120)
                 line = gr.HTML(elem_id="judged-line")
-            _connect(runs, buttons, judge, chosen | {"text": text, "order": order}, [heat, line])
+            _connect(turns, buttons, judge, chosen | {"text": text, "order": order}, [heat, line])
 
-        def forget(request: gr.Request):
-            runs.forget(request.session_hash)
+        async def forget(request: gr.Request):
+            turns.stop(session_of(request))
 
         page.unload(forget)
     return page
 
 
-def _add_models(models: Sequence[str], any_model: bool) -> dict[str, Any]:
+def _add_models(turns: Turns, models: Sequence[str], any_model: bool) -> dict[str, Any]:
     with gr.Accordion("Model", open=False):
         with gr.Row():
             model = gr.Dropdown(
@@ -148,11 +134,14 @@ def _add_models(models: Sequence[str], any_model: bool) -> dict[str, Any]:
             choose = gr.Button("Load", scale=0, elem_id="load")
         about = gr.HTML(describe(models[0], ""), elem_id="about")
 
-    def load_it(model, tokenizer):
-        with _errors_shown():
-            return describe(model, tokenizer)
+    async def load_it(model, tokenizer, request: gr.Request):
+        async with _turn(turns, "load", request) as job:
+            async for before in turns.wait(job):
+                yield f"Waiting: {number_of(before, 'run')} before this one"
+            async for shown in turns.run(job, (describe(model, tokenizer) for _ in range(1))):
+                yield shown
 
-    choose.click(load_it, [model, tokenizer], about, concurrency_id="model", api_visibility="private")
+    choose.click(load_it, [model, tokenizer], about, concurrency_limit=None, api_visibility="private")
     return {"model": model, "tokenizer": tokenizer}
 
 
@@ -232,39 +221,54 @@ def _add_buttons(label: str, name: str) -> tuple[Any, Any]:
     return start, stop
 
 
-def _connect(runs: Runs, buttons: tuple[Any, Any], run: Callable, fields: dict[str, Any], outputs: list) -> None:
+def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict[str, Any], outputs: list) -> None:
     """`run` on the values of the fields, between the two buttons.
 
-    Stopping is our own and not gradio's cancelling, so that the page shows how far the run came; both ends and the
-    stop go past the queue, in which the run itself waits for its turn.
+    Waiting and stopping are our own and not gradio's, so that visitors take turns and the page shows how far a run
+    came. `outputs` are what `run` yields; while it waits, the line among them says so.
     """
+    (start, stop), name = buttons, run.__name__
+    line = next(output for output in outputs if str(output.elem_id).endswith("line"))
 
-    def begin(request: gr.Request):
-        runs.begin(request.session_hash, name)
-        return gr.update(interactive=False), gr.update(interactive=True)
-
-    def go(values: dict, request: gr.Request):
+    async def go(values: dict, request: gr.Request):
         named = {key: values[field] for key, field in fields.items()}
-        with _errors_shown():
-            if (stop_it := runs.get(request.session_hash, name)) is not None:
-                yield from run(stop_it, **named)
+        async with _turn(turns, name, request) as job:
+            async for before in turns.wait(job):
+                yield {line: f"Waiting: {number_of(before, 'run')} before this one"}
+            async for shown in turns.run(job, run(job.stop, **named)):
+                yield dict(zip(outputs, shown, strict=True))
+
+    async def halt(request: gr.Request):
+        turns.stop(session_of(request), name)
+
+    def begin():
+        return gr.update(interactive=False), gr.update(interactive=True)
 
     def end():
         return gr.update(interactive=True), gr.update(interactive=False)
 
-    def halt(request: gr.Request):
-        runs.stop(request.session_hash, name)
-
-    (start, stop), name = buttons, run.__name__
     at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     begun = start.click(begin, None, [start, stop], **at_once)
     ended = begun.then(
-        go, set(fields.values()), outputs, concurrency_id="model", show_progress="hidden", api_visibility="private"
+        go, set(fields.values()), outputs, concurrency_limit=None, show_progress="hidden", api_visibility="private"
     )
     # Not `then`, which gradio 6 does not trigger where the run has raised.
     ended.success(end, None, [start, stop], **at_once)
     ended.failure(end, None, [start, stop], **at_once)
     stop.click(halt, None, None, **at_once)
+
+
+def session_of(request: gr.Request) -> str:
+    return str(request.session_hash)
+
+
+@contextlib.asynccontextmanager
+async def _turn(turns: Turns, button: str, request: gr.Request) -> AsyncIterator[Job]:
+    """A job of who pressed a button; what is wrong with it is shown."""
+    address = request.client.host if request.client else ""
+    with _errors_shown():
+        async with turns.job(session_of(request), address, button) as job:
+            yield job
 
 
 @contextlib.contextmanager
@@ -303,21 +307,56 @@ def make_theme() -> Any:
 
 
 def serve(
-    models: Sequence[str], host: str = "127.0.0.1", port: int | None = None, any_model: bool | None = None
+    models: Sequence[str],
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    any_model: bool | None = None,
+    allowed_hosts: Sequence[str] = (),
+    seconds: float | None = None,
+    trust_visitors: bool = False,
 ) -> None:
     """Serves the page until it is interrupted.
 
     Args:
         port: default: the first free one from 7860.
         any_model: see [`build_page`]. Default: only where no other machine can reach the page.
+        allowed_hosts: names by which the page may be called, beside `host`, numbers, and the name of a Space.
+        seconds: of one run. Default: two minutes, or an hour where no other machine can reach the page.
+        trust_visitors: needed for any_model where another machine can reach the page.
 
     Raises:
-        ValueError: for a first model that cannot be loaded.
+        ValueError: for a first model that cannot be loaded, and for any_model where it may not be.
     """
-    if any_model is None:
-        any_model = host in ("127.0.0.1", "localhost", "::1")
-    page = build_page(models, any_model)
-    page.queue(api_open=False).launch(
+    alone = is_loopback(host)
+    any_model = alone if any_model is None else any_model
+    if any_model and not (alone or trust_visitors):
+        raise ValueError(
+            f"any_model=True with host={host!r}: whoever reaches the page could have this machine download and read "
+            "any model. List the models by --model instead, or pass --trust-visitors, too."
+        )
+    if seconds is None:
+        seconds = 3600.0 if alone else Limits().seconds
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds={seconds!r} must be a positive number, of one run.")
+    of_space = [name.strip() for name in os.environ.get("SPACE_HOST", "").split(",") if name.strip()]
+    streams = Counter[str]()
+    # To a Space, all visitors come by way of the Hub's proxy.
+    limits = Limits(seconds=seconds, of_address=None) if of_space else Limits(seconds=seconds)
+    page = build_page(models, any_model, Turns(limits, streams))
+    gate = Middleware(
+        Gate,
+        hosts=[host.strip("[]"), *allowed_hosts, *of_space],
+        addresses_allowed=not alone,
+        functions=frozenset(page.fns),
+        streams=streams,
+        shared_address=bool(of_space),
+    )
+    if not alone:
+        note(
+            f"warning: host={host!r} lets every machine that can reach this one use the page, unencrypted and without "
+            f"a password; models: {'any' if any_model else ', '.join(models)}."
+        )
+    page.queue(api_open=False, max_size=2 * limits.in_all, default_concurrency_limit=None).launch(
         server_name=host,
         server_port=port,
         share=False,
@@ -328,7 +367,9 @@ def serve(
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        show_error=True,
+        show_error=False,  # of what is not meant for visitors
+        max_file_size=0,
+        app_kwargs={"middleware": [gate]},
     )
 
 
@@ -340,12 +381,21 @@ def main(arguments: Sequence[str], model: str) -> None:
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT"), help="default: 7860 or above")
     parser.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a name by which the page is called, too"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="of one run; default: 120, or 3600 if the host is this machine alone"
+    )
+    parser.add_argument(
         "--any-model",
         action=argparse.BooleanOptionalAction,
         help="visitors may name any model; default: only if the host is this machine alone",
     )
-    settings = parser.parse_args(arguments)
+    parser.add_argument(
+        "--trust-visitors", action="store_true", help="allow --any-model where other machines reach the page"
+    )
+    args = parser.parse_args(arguments)
     try:
-        serve(settings.model, settings.host, settings.port, settings.any_model)
+        serve(args.model, args.host, args.port, args.any_model, args.allowed_host, args.seconds, args.trust_visitors)
     except (ValueError, OSError) as error:  # a model that cannot be loaded; a port that is taken
         parser.error(str(error))

@@ -283,6 +283,9 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
         ([TEXT, "--method", "first_hitting", "--steps", "3"], "leave steps out"),
         ([TEXT, "--number", "0"], "--number 0 must be at least 1"),
         ([TEXT, "--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        ([TEXT, "--batch-size", "999999999"], "--batch-size 999999999 must be a number, and at most 4096"),
+        ([TEXT, "--live", "--pause", "nan"], "--pause nan must be a number"),
+        (["[MASK:65536]" * 9], "has blanks of 131072 tokens"),
         ([TEXT, "--pause", "1"], "pass --live, too"),
         ([TEXT, "--picture", "x.bmp"], "must end in .html or .gif or .png"),
         ([TEXT, "--order-map", "x.gif"], "must end in .png"),
@@ -295,6 +298,12 @@ def test_a_command_line_at_fault_ends_with_status_2_and_says_why(radd, arguments
     result = radd("generate", *arguments)
     assert (result.code, result.out) == (2, "")
     assert reason in result.err.splitlines()[-1]
+
+
+def test_no_more_is_read_of_an_endless_input_than_a_text_may_have(radd):
+    result = radd("generate", stdin="a" * 2**22)
+    assert result.code == 2
+    assert "has 2097152 characters; it must have at most 1048576" in result.err
 
 
 def test_an_empty_standard_input_is_a_fault(radd):

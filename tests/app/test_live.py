@@ -5,7 +5,6 @@ import importlib
 import math
 import re
 import sys
-import threading
 import time
 from itertools import pairwise
 
@@ -25,6 +24,7 @@ from radd_hf.app.live import (
     score,
     write,
 )
+from radd_hf.app.turns import Stop
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.settings_radd import METHODS, ORDERS
 from support.paths import CHECKPOINT, GOLDEN, ROOT
@@ -61,7 +61,7 @@ def test_what_is_watched_is_what_generate_writes_mask_by_mask(austen):
     model, tokenizer = austen
     canvas = canvas_of_form(model, tokenizer, BLANKS, "It was [MASK:12] of spring")
     given = canvas != model.config.mask_token_id
-    run = denoise(model, canvas, stop=threading.Event(), pause=0.06, steps=6, generator=seeded(3))
+    run = denoise(model, canvas, stop=Stop(), pause=0.06, steps=6, generator=seeded(3))
     shown = list(run)
     assert torch.equal(shown[0][0], canvas)
     assert len(shown) > 4
@@ -75,7 +75,7 @@ def test_what_is_watched_is_what_generate_writes_mask_by_mask(austen):
 
 @pytest.mark.parametrize("how", ["stop", "close"])
 def test_a_run_ends_at_its_next_event_when_it_is_stopped_or_nobody_looks_any_more(how):
-    model, stop = FlatNetwork(vocab_size=5, length=4), threading.Event()
+    model, stop = FlatNetwork(vocab_size=5, length=4), Stop()
     run = denoise(model, torch.full((4,), 4), stop=stop, pause=8, method="first_hitting")
     started = time.monotonic()
     shown = [next(run)[0], next(run)[0]]
@@ -92,7 +92,7 @@ def test_a_run_ends_at_its_next_event_when_it_is_stopped_or_nobody_looks_any_mor
 
 
 def test_what_generate_refuses_reaches_who_asked():
-    run = denoise(tiny_model(), torch.full((3,), 3), stop=threading.Event(), temperature=-1)
+    run = denoise(tiny_model(), torch.full((3,), 3), stop=Stop(), temperature=-1)
     with pytest.raises(ValueError, match=r"temperature=-1"):
         list(run)
 
@@ -100,7 +100,7 @@ def test_what_generate_refuses_reaches_who_asked():
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_nats_of_the_tokens_add_up_to_the_exact_likelihood_in_that_order(order):
     model, ids = tiny_model(vocab_size=6, length=20), torch.randint(5, (20,), generator=seeded(1))
-    seen = list(score(model, ids, order, stop=threading.Event(), seed=2))
+    seen = list(score(model, ids, order, stop=Stop(), seed=2))
     known = [int((~nll.isnan()).sum()) for nll in seen]
     assert known == [16, 20]
     # The same permutation in both: of "random", the seed's.
@@ -111,7 +111,7 @@ def test_the_nats_of_the_tokens_add_up_to_the_exact_likelihood_in_that_order(ord
 
 def test_a_token_can_be_scored_given_all_others():
     model, ids = tiny_model(vocab_size=6, length=5), torch.tensor([0, 4, 2, 2, 1])
-    (nll,) = score(model, ids, GIVEN_ALL_OTHERS, stop=threading.Event())
+    (nll,) = score(model, ids, GIVEN_ALL_OTHERS, stop=Stop())
     for position in range(5):
         hidden = ids.clone()
         hidden[position] = 5
@@ -121,7 +121,7 @@ def test_a_token_can_be_scored_given_all_others():
 
 
 def test_scoring_can_be_stopped_and_leaves_what_it_does_not_know_open():
-    stop = threading.Event()
+    stop = Stop()
     run = score(tiny_model(vocab_size=6, length=40), torch.zeros(40, dtype=torch.int64), "backward", stop=stop)
     nll = next(run)
     stop.set()
@@ -158,7 +158,7 @@ def test_a_beginning_and_an_end_make_the_canvas_that_generate_would_make(austen)
 )
 def test_a_field_that_does_not_fit_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        list(write(threading.Event(), **FIELDS | fields))
+        list(write(Stop(), **FIELDS | fields))
 
 
 @pytest.mark.parametrize(
@@ -167,18 +167,18 @@ def test_a_field_that_does_not_fit_is_named(fields, message):
 )
 def test_a_text_that_has_no_likelihood_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        list(judge(threading.Event(), model=AUSTEN, tokenizer="", text=text, order="forward"))
+        list(judge(Stop(), model=AUSTEN, tokenizer="", text=text, order="forward"))
 
 
 def test_what_spells_the_mask_has_a_likelihood_as_any_text():
-    *_, (heat, line) = judge(threading.Event(), model=AUSTEN, tokenizer="", text="a <|mask|>", order="forward")
+    *_, (heat, line) = judge(Stop(), model=AUSTEN, tokenizer="", text="a <|mask|>", order="forward")
     assert "bits per byte" in line
     assert "radd-mask" not in heat
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_writes_with_the_page_as_it_opens(method):
-    page, line, heat = list(write(threading.Event(), **FIELDS | {"method": method}))[-1]
+    page, line, heat = list(write(Stop(), **FIELDS | {"method": method}))[-1]
     assert 'data-masks="0"' in page
     assert re.fullmatch(r"6 of 6 tokens written · \d network evaluations? · .* nats per token · seed 0", line)
     assert page.count("radd-written") == heat.count("radd-heat") == 6
@@ -186,14 +186,14 @@ def test_every_method_writes_with_the_page_as_it_opens(method):
 
 def test_an_empty_field_means_the_default_and_seed_minus_one_a_new_seed_each_time():
     sampling = {"steps": None, "temperature": None, "top_p": None, "top_k": None, "refresh_interval": None}
-    lines = [list(write(threading.Event(), **FIELDS | sampling | {"seed": seed}))[-1][1] for seed in (-1, None)]
+    lines = [list(write(Stop(), **FIELDS | sampling | {"seed": seed}))[-1][1] for seed in (-1, None)]
     first, second = (int(line.split("seed ")[1]) for line in lines)
     assert first != second
 
 
 def test_a_text_is_judged_with_its_figures():
     text = "It is a truth universally acknowledged."
-    heat, line = list(judge(threading.Event(), model=AUSTEN, tokenizer="", text=text, order="forward"))[-1]
+    heat, line = list(judge(Stop(), model=AUSTEN, tokenizer="", text=text, order="forward"))[-1]
     tokens, nats, perplexity, bits, total = (float(number) for number in re.findall(r"[\d.]+\d|\d", line))
     assert heat.count("radd-heat") == tokens
     assert nats == pytest.approx(total / tokens, abs=0.01)

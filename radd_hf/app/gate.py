@@ -1,0 +1,248 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Lets through to the page's server what the page itself sends, and nothing else.
+
+    request -> host and origin -> route -> connections -> body -> the application
+
+gradio serves more than a page needs: uploads, files, a proxy, monitoring, calls of any function by its name. The gate
+knows the few routes of the page and refuses others. It is an ASGI middleware, and needs no gradio.
+"""
+
+import asyncio
+import ipaddress
+import json
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+API = "/gradio_api"
+SESSION = r"[A-Za-z0-9_-]{1,64}"
+# What a browser asks for to show the page, to call its functions, and to say that it is open.
+READ = re.compile(
+    rf"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/(?!.*\.\.)[\w./-]+)"
+    rf"|{API}/(theme\.css|startup-events|queue/data|heartbeat/{SESSION})"
+)
+CALLS = (f"{API}/queue/join", f"{API}/run/predict")
+STREAMS = re.compile(rf"{API}/(?:queue/data|heartbeat/({SESSION}))")
+
+LARGEST_BODY = 2**20  # bytes
+BODY_SECONDS = 30.0
+# Fields of a call that the page sends; others (a batch, an event of another's) are left out.
+FIELDS = ("data", "fn_index", "session_hash", "trigger_id")
+SCALARS = (str, int, float, bool, type(None))
+CONNECTIONS, CONNECTIONS_OF_ADDRESS = 1024, 128
+
+
+class Refused(Exception):
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+class Gate:
+    """An ASGI middleware that passes on the requests of the page.
+
+    Args:
+        hosts: names by which the page may be called, beside those of this machine. A browser sends the name that its
+            user sees, so that another's name that leads here (DNS rebinding) is refused.
+        addresses_allowed: whether a number, such as 192.168.1.7, is a name of the page, too; nobody else can own one.
+        functions: indices of the page's functions.
+        streams: counts the open connections of each session.
+        shared_address: whether all visitors come by way of one proxy, so that an address is no visitor.
+    """
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        hosts: Iterable[str] = (),
+        addresses_allowed: bool = False,
+        functions: Collection[int] = (),
+        streams: Counter[str] | None = None,
+        shared_address: bool = False,
+    ):
+        self.app = app
+        self.hosts = {*LOOPBACK, *(host.lower() for host in hosts)}
+        self.addresses_allowed = addresses_allowed
+        self.functions = functions
+        self.streams = Counter[str]() if streams is None else streams
+        self.shared_address = shared_address
+        self.connections = Counter[str]()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # the page opens no web socket
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        address, session = address_of(scope), None
+        try:
+            self.check_sender(headers_of(scope))
+            session = self.check_route(scope)
+            self.check_connections(address)
+            if scope["method"] == "POST":
+                body = self.checked_call(await read_body(receive, headers_of(scope)))
+                scope, receive = with_body(scope, body, receive)
+        except Refused as refusal:
+            await answer(send, refusal.status, str(refusal))
+            return
+        self.connections[address] += 1
+        if session is not None:
+            self.streams[session] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            for counter, key in ((self.connections, address), (self.streams, session)):
+                if key is not None:
+                    counter[key] -= 1
+                    if counter[key] <= 0:
+                        del counter[key]
+
+    def check_sender(self, headers: dict[str, list[str]]) -> None:
+        """Refuses requests under another's name, and those of another's page."""
+        hosts, origins = headers.get("host", []), headers.get("origin", [])
+        if len(hosts) != 1 or not self.is_own(host_of(f"//{hosts[0]}")):
+            raise Refused(421, "This page is not served under that name: the server allows more by --allowed-host.")
+        for origin in origins:
+            host = host_of(origin)
+            if origin.partition("//")[2] != hosts[0] and (host is None or host not in self.hosts.difference(LOOPBACK)):
+                raise Refused(403, "Only the page itself may call its functions.")
+
+    def is_own(self, host: str | None) -> bool:
+        if host is None:
+            return False
+        return host in self.hosts or (self.addresses_allowed and is_address(host))
+
+    def check_route(self, scope: Scope) -> str | None:
+        """Refuses routes that the page does not use; returns the session that a connection is held open for."""
+        method, path = scope["method"], scope["path"]
+        if not (
+            (method in ("GET", "HEAD") and READ.fullmatch(path))
+            or (method == "POST" and path in CALLS)
+            or method == "OPTIONS"
+        ):
+            raise Refused(404, "There is nothing here that the page uses.")
+        found = STREAMS.fullmatch(path)
+        if found is None or method != "GET":
+            return None
+        if found[1] is not None:
+            return found[1]
+        given = parse_qs(scope.get("query_string", b"").decode("latin-1"), max_num_fields=8).get("session_hash", [])
+        if len(given) != 1 or not re.fullmatch(SESSION, given[0]):
+            raise Refused(400, "session_hash must be the session of the page.")
+        return given[0]
+
+    def check_connections(self, address: str) -> None:
+        mine = 0 if self.shared_address else self.connections[address]
+        if mine >= CONNECTIONS_OF_ADDRESS or self.connections.total() >= CONNECTIONS:
+            raise Refused(503, "The page is busy: too many connections are open. Try again later.")
+
+    def checked_call(self, body: bytes) -> bytes:
+        """Returns the call of a function, with the fields that the page sends alone."""
+        try:
+            call = json.loads(body)
+        except (ValueError, RecursionError):
+            call = None
+        if not isinstance(call, dict):
+            raise Refused(400, "A call is an object of JSON.")
+        call = {name: call[name] for name in FIELDS if name in call}
+        session, function, trigger = call.get("session_hash"), call.get("fn_index"), call.get("trigger_id")
+        if not isinstance(session, str) or not re.fullmatch(SESSION, session):
+            raise Refused(400, "session_hash must be the session of the page.")
+        if type(function) is not int or function not in self.functions:
+            raise Refused(400, "fn_index must be one of the page's functions.")
+        if type(trigger) not in (int, type(None)):
+            raise Refused(400, "trigger_id must be an integer.")
+        data = call.get("data")
+        if not isinstance(data, list) or len(data) > 64 or not all(isinstance(value, SCALARS) for value in data):
+            raise Refused(400, "data must be a list of texts and numbers.")  # not of files
+        return json.dumps(call).encode()
+
+
+def headers_of(scope: Scope) -> dict[str, list[str]]:
+    headers: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return headers
+
+
+def host_of(url: str) -> str | None:
+    """Returns the host of an origin or of `//host:port`, in small letters and without brackets, or None."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises an error for what is no number
+    except ValueError:
+        return None
+    odd = parts.path or parts.query or parts.fragment or "@" in parts.netloc
+    return None if odd else parts.hostname
+
+
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether a host to listen at is reached from this machine alone."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def address_of(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
+async def read_body(receive: Receive, headers: dict[str, list[str]]) -> bytes:
+    """Returns the body of a request, which must be small and soon here."""
+    length = headers.get("content-length", ["0"])[0]
+    if not length.isdecimal() or int(length[:20]) > LARGEST_BODY:
+        raise Refused(413, f"A call has at most {LARGEST_BODY:,} bytes.")
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "The call has no end.")
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > LARGEST_BODY:
+                    raise Refused(413, f"A call has at most {LARGEST_BODY:,} bytes.")
+    except TimeoutError:
+        raise Refused(408, f"A call must arrive within {BODY_SECONDS:g} s.") from None
+    return bytes(body)
+
+
+def with_body(scope: Scope, body: bytes, receive: Receive) -> tuple[Scope, Receive]:
+    """Returns the request with another body, of JSON."""
+    replaced = (b"content-length", b"content-type", b"transfer-encoding")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in replaced]
+    headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+    given = False
+
+    async def receive_again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return scope | {"headers": headers}, receive_again
+
+
+async def answer(send: Send, status: int, reason: str) -> None:
+    body = json.dumps({"error": reason, "detail": reason}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

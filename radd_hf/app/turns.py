@@ -1,0 +1,190 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Lets the visitors of a page have the model one after the other, each for a limited time.
+
+    a button is pressed -> join, or Busy -> wait, while others have their turn -> run, until done, stopped or too long
+
+A visitor is a session (an open page) at an address. Sessions are free to make, so each address has a limit, too.
+Behind a proxy all visitors may have one address; then only the limits of a session and of the whole queue hold.
+
+Everything here runs in the event loop of the server, and needs no lock.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+# Seconds between two looks whether a visitor who waits is still there.
+LOOK = 0.5
+
+
+class Limits(NamedTuple):
+    """Bounds what visitors may ask for.
+
+    seconds: of one job, from the beginning of its turn. gone: seconds without an open connection after which a visitor
+    has left. of_session: jobs that wait or run, of all buttons of an open page. of_address: likewise; None: no limit.
+    in_all: likewise, of all visitors.
+    """
+
+    seconds: float = 120.0
+    gone: float = 5.0
+    of_session: int = 2
+    of_address: int | None = 8
+    in_all: int = 64
+
+
+class Busy(ValueError):
+    """Too many jobs wait already."""
+
+
+class Stop(threading.Event):
+    """Ends a run at its next event. `reason` is what the page says then."""
+
+    reason = "Stopped"
+
+    def set_because(self, reason: str) -> None:
+        if not self.is_set():
+            self.reason = reason
+            self.set()
+
+
+@dataclass(eq=False)
+class Job:
+    """Is one press of a button. `arrival` counts the jobs; `seen` is when its visitor was last there, by the loop."""
+
+    session: str
+    address: str
+    button: str
+    arrival: int
+    seen: float
+    stop: Stop = field(default_factory=Stop)
+    turn: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Turns:
+    """Gives the model to one job at a time, and to visitors in turn.
+
+    Of the jobs that wait, the next is of the address that was served longest ago, of its sessions likewise, and of
+    these jobs the oldest. So a visitor with many jobs or many sessions does not delay another by more than one job.
+
+    Args:
+        streams: open connections of each session, counted elsewhere. A job without one for a while is given up.
+    """
+
+    def __init__(self, limits: Limits | None = None, streams: Mapping[str, int] | None = None) -> None:
+        self.limits = limits or Limits()
+        self.streams = streams
+        self.jobs: list[Job] = []  # the first has the model, if its turn has come
+        self._arrivals = itertools.count(1)
+        self._served: dict[str, int] = {}  # the last turn of each address and session; forgotten when nobody waits
+
+    def join(self, session: str, address: str, button: str) -> Job:
+        """Queues a job.
+
+        Raises:
+            Busy: beyond a limit.
+        """
+        sessions = Counter(job.session for job in self.jobs)
+        addresses = Counter(job.address for job in self.jobs)
+        if any((job.session, job.button) == (session, button) for job in self.jobs):
+            raise Busy("This page has such a run that waits or writes: stop it, or wait for its end.")
+        if sessions[session] >= self.limits.of_session:
+            raise Busy(f"This page has {sessions[session]} runs that wait or write: wait for the end of one.")
+        if self.limits.of_address is not None and addresses[address] >= self.limits.of_address:
+            raise Busy(f"Your address has {addresses[address]} runs that wait or write: wait for the end of one.")
+        if len(self.jobs) >= self.limits.in_all:
+            raise Busy(f"The page is busy: {len(self.jobs)} runs wait or write. Try again later.")
+        now = asyncio.get_running_loop().time()
+        job = Job(session, address, button, next(self._arrivals), now)
+        self.jobs.append(job)
+        self._give_turn()
+        return job
+
+    def leave(self, job: Job) -> None:
+        """Takes a job out, whether it ran or not; the next gets its turn."""
+        job.stop.set()
+        if job in self.jobs:
+            self.jobs.remove(job)
+            self._give_turn()
+
+    def stop(self, session: str, button: str | None = None) -> None:
+        """Ends the jobs of a session, of one button or of all."""
+        for job in self.jobs:
+            if job.session == session and button in (job.button, None):
+                job.stop.set()
+
+    @asynccontextmanager
+    async def job(self, session: str, address: str, button: str) -> AsyncIterator[Job]:
+        job = self.join(session, address, button)
+        try:
+            yield job
+        finally:
+            self.leave(job)
+
+    async def wait(self, job: Job) -> AsyncIterator[int]:
+        """Yields how many jobs come before this one, when that changes; ends at its turn, or if it is stopped."""
+        told = None
+        while not (job.turn.is_set() or job.stop.is_set()):
+            if (before := self._order().index(job)) != told:
+                yield (told := before)
+            try:
+                await asyncio.wait_for(job.turn.wait(), LOOK)
+            except TimeoutError:
+                self._look_for_visitor(job)
+
+    async def run(self, job: Job, work: Iterator[Any]) -> AsyncIterator[Any]:
+        """Yields what `work` does, which is advanced in a thread; ends it by `job.stop` after the time of a job."""
+        seconds = self.limits.seconds
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(seconds, job.stop.set_because, f"Stopped after {seconds:g} s")
+        watch = loop.create_task(self._watch(job))
+        end = object()
+        try:
+            while (shown := await asyncio.to_thread(next, work, end)) is not end:
+                yield shown
+        finally:
+            timer.cancel()
+            watch.cancel()
+            job.stop.set()
+
+    async def _watch(self, job: Job) -> None:
+        while not job.stop.is_set():
+            await asyncio.sleep(LOOK)
+            self._look_for_visitor(job)
+
+    def _look_for_visitor(self, job: Job) -> None:
+        now = asyncio.get_running_loop().time()
+        if self.streams is None or self.streams.get(job.session, 0):
+            job.seen = now
+        elif now - job.seen > self.limits.gone:
+            job.stop.set()
+
+    def _order(self) -> list[Job]:
+        """The jobs by turn, the one that has the model first. A visitor's jobs are dealt among those of others."""
+        served, waiting = dict(self._served), [job for job in self.jobs if not job.turn.is_set()]
+        order = [job for job in self.jobs if job.turn.is_set()]
+        for turn in itertools.count(max(served.values(), default=0) + 1):
+            if not waiting:
+                return order
+            job = min(waiting, key=lambda each: _precedence(each, served))
+            waiting.remove(job)
+            order.append(job)
+            served[job.address] = served[f"{job.address} {job.session}"] = turn
+        return order
+
+    def _give_turn(self) -> None:
+        if not self.jobs:
+            self._served.clear()
+        elif not any(job.turn.is_set() for job in self.jobs):
+            job = self._order()[0]
+            turn = max(self._served.values(), default=0) + 1
+            self._served[job.address] = self._served[f"{job.address} {job.session}"] = turn
+            job.turn.set()
+
+
+def _precedence(job: Job, served: Mapping[str, int]) -> tuple[int, int, int]:
+    return served.get(job.address, 0), served.get(f"{job.address} {job.session}", 0), job.arrival
