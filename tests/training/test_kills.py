@@ -1,7 +1,7 @@
 """A run that was killed or stopped ends as one that was not, bit for bit; of one process and of two.
 
-`RADD_KILLS` is how often each run is interrupted at some moment, `RADD_EVENTS` at how many of the changes that it makes to
-its folder it is killed: few in `make test`, more in `make torture`.
+`RADD_KILLS` is how often each run is interrupted at some moment, `RADD_EVENTS` at how many of the changes that it
+makes to its folder it is killed: few in `make test`, more in `make torture`.
 """
 
 import json
