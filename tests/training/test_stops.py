@@ -17,6 +17,7 @@ from radd_hf import RaddForMaskedLM, likelihood
 from radd_hf.endings import Stopped, status_of
 from radd_hf.training import run as run_folder
 from radd_hf.training import train
+from radd_hf.training.checkpoints import all_checkpoints
 from radd_hf.training.peers import Peers
 from radd_hf.training.stops import Stops
 from support.launches import QUIET, TINY, command, kill
@@ -25,6 +26,14 @@ from support.paths import ROOT
 
 STEPS = 8  # of which 4 and 8 are logged, saved, evaluated and sampled from
 SETTINGS = {"max_steps": STEPS, "log_steps": 3, "save_steps": 4, "hidden_dropout": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def heed_interrupts():
+    """A shell has its background jobs ignore them, and pytest may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -103,7 +112,7 @@ def test_a_run_that_is_asked_to_save_saves_and_goes_on(start, whole, monkeypatch
     with monkeypatch.context() as patched:
         signal_in(patched, train, "optimizer_step", 2, signal.SIGUSR1)
         folder = start("run")
-    assert [path.name for path in run_folder.all_checkpoints(folder)] == ["step_2", "step_4", "step_8"]
+    assert [path.name for path in all_checkpoints(folder)] == ["step_2", "step_4", "step_8"]
     assert same(outcome(folder, STEPS), whole)
 
 
