@@ -44,6 +44,7 @@ from ..evaluation.metric import DiffusionPerplexity
 from ..evaluation.quality import judge, token_entropy, write_samples
 from ..randomness_radd import stream_seed
 from ..results import to_json
+from ..settings_radd import shortened
 from .adapters import has_adapters, merged
 from .averages import Ema
 from .restart import check_identity, read_progress, restored_schedule, restoring, step_of
@@ -274,7 +275,7 @@ def drop_later_metrics(file: Path, step: int) -> None:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # half-written as a rule, when the run was killed
-            logger.warning("%s: a line that is no JSON is left out: %.40s", file, line)
+            logger.warning("%s: a line that is no JSON is left out: %s", file, shortened(line))
             continue
         if record["step"] <= step and not any(name.startswith("final_") for name in record):
             kept.append(line + "\n")
