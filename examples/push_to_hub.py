@@ -21,7 +21,7 @@ import yaml
 from huggingface_hub import upload_file
 
 from radd_hf.hub.loading import load_model, load_tokenizer
-from radd_hf.hub.model_card import Origin, model_card, with_results
+from radd_hf.hub.model_card import Origin, check_license, check_repository, model_card, with_results
 
 
 def main(argv: list[str]) -> None:
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--dry_run", action="store_true", help="print the card and upload nothing")
     args = parser.parse_args(argv)
+    check_repository("repository", args.repository)
+    check_license("license", args.license)
 
     # In the precision of the folder, which is what is published.
     model = load_model(str(args.folder), dtype="auto", argument="folder")

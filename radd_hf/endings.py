@@ -11,9 +11,14 @@ It imports the standard library alone, since the command `radd` runs this file b
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+# What a terminal obeys, or a reader cannot see and is misled by: control characters of both sets, line and paragraph
+# separators, bidirectional controls; and lone surrogates, which no stream can write.
+INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UsageError(Exception):
@@ -28,6 +33,17 @@ class Stopped(BaseException):
     def __init__(self, message: str, exit_status: int):
         super().__init__(message)
         self.exit_status = exit_status
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Returns text from outside as a terminal may show it: in one line, control characters as escapes, `\\u001b`.
+
+    The text of all scripts stays as it is. The escapes are those of JSON, so that a line of JSON stays what it was.
+
+    Args:
+        keep: characters to leave, such as the line breaks of a text.
+    """
+    return INVISIBLE.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
 
 
 def note(text: str) -> None:
@@ -66,7 +82,7 @@ def status_of(run: Callable[[], object], name: str, debug: bool = False) -> int:
 def reason_of(error: BaseException) -> str:
     """The error as one line; of one that was not written to be read, where to see more."""
     reason = " ".join([str(error), *getattr(error, "__notes__", ())])
-    reason = " ".join(reason.split())
+    reason = visible(" ".join(reason.split()))
     if isinstance(error, (UsageError, ValueError, OSError, ArithmeticError)):
         return reason or type(error).__name__
     return f"{type(error).__name__}: {reason} (--debug shows where)"

@@ -1,6 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Commands and scripts end with one line and a status that says what kind of end it was."""
 
+import json
 import os
 import re
 import signal
@@ -10,7 +11,8 @@ import time
 
 import pytest
 
-from radd_hf.endings import UsageError, reason_of, status_of
+from radd_hf.endings import UsageError, reason_of, status_of, visible
+from support.hostile import FOR_TERMINALS
 from support.launches import QUIET
 from support.paths import ROOT
 
@@ -48,6 +50,42 @@ def test_notes_of_an_error_belong_to_its_line():
     error = ValueError("no such text.")
     error.add_note("There are austen and text8.")
     assert reason_of(error) == "no such text. There are austen and text8."
+
+
+@pytest.mark.parametrize("text", FOR_TERMINALS.values(), ids=FOR_TERMINALS)
+def test_text_from_outside_is_shown_in_one_line_that_commands_no_terminal(text, capsys):
+    shown = visible(text)
+    assert re.sub(r"\\u[0-9a-f]{4}", "", shown).isprintable()
+    assert re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), shown) == text
+    assert visible(shown) == shown
+    assert status_of(fail(ValueError(f"of a file: {text}.")), "me") == 1
+    (line, end) = capsys.readouterr().err.split("\n")
+    assert line.isprintable()
+    assert end == ""
+
+
+def test_text_of_every_script_is_shown_as_it_is():
+    for text in (
+        "naïve “œuvre” …",
+        "Привет",
+        "שלום עולם",
+        "السلام",
+        "می‌خواهم",
+        "हिन्दी क्‍ष",
+        "日本語　全角",
+        "👩‍🚀",
+        "a\\b",
+        "½\xa0€",
+    ):
+        assert visible(text) == text
+    assert visible("a\n\tb\r", keep="\n\t") == "a\n\tb\\u000d"
+
+
+def test_a_line_of_json_holds_the_same_when_it_is_made_visible():
+    texts = [*FOR_TERMINALS.values(), "日本語"]
+    line = visible(json.dumps(texts, ensure_ascii=False))
+    assert line.isprintable()
+    assert json.loads(line) == texts
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:

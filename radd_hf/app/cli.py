@@ -34,7 +34,7 @@ from typing import Any, TextIO
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["TEXT_SETTINGS"]
 ENDINGS = runpy.run_path(str(PACKAGE / "endings.py"))
-UsageError, note = ENDINGS["UsageError"], ENDINGS["note"]
+UsageError, note, visible = ENDINGS["UsageError"], ENDINGS["note"], ENDINGS["visible"]
 # Characters that are read of standard input; a text may have half of them.
 MAX_INPUT = 2**21
 DTYPES = ("float32", "bfloat16", "float16")
@@ -392,9 +392,10 @@ def _report(
         "seed": args.seed,
     }
     if args.json:
-        print(json.dumps(result, ensure_ascii=False), flush=True)
-    else:
-        print("\n" * (sample > 0) + str(result["text"]), flush=True)
+        print(visible(json.dumps(result, ensure_ascii=False)), flush=True)
+    else:  # a model can write anything, and a terminal obeys control characters
+        text = visible(str(result["text"]), keep="\n\t") if sys.stdout.isatty() else result["text"]
+        print("\n" * (sample > 0) + text, flush=True)
     if not args.quiet:
         note(
             f"[{sample + 1} of {args.number}: {result['tokens']} tokens in {result['nfe']} network evaluations, "
@@ -507,8 +508,7 @@ class _LiveCanvas:
             if self.ids[index] == self.mask_token_id:
                 text.append(mask, style="dim")
                 continue
-            # A model can write anything, and a terminal obeys control characters.
-            piece = re.sub(r"[^\n -~\xa0-\U0010ffff]", "\ufffd", piece.replace("\t", " "))
+            piece = visible(piece.replace("\t", " "), keep="\n")
             if self.given[index]:
                 text.append(piece)
             else:
@@ -539,15 +539,16 @@ def info(argv: Sequence[str]) -> int:
 
 def _show_facts(args: argparse.Namespace) -> None:
     from radd_hf.hub.facts import model_facts
+    from radd_hf.results import to_json
 
     facts = model_facts(args.model)
     if args.json:
-        print(json.dumps(facts, indent=2))
+        print(to_json(facts, indent=2, default=str))
         return
     for name, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key.replace('_', ' ')} {_figure(part)}" for key, part in value.items())
-        print(f"{name.replace('_', ' '):<22}{_figure(value)}")
+        print(visible(f"{name.replace('_', ' '):<22}{_figure(value)}"))
 
 
 def _figure(value: Any) -> str:

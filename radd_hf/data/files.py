@@ -47,6 +47,8 @@ from datasets import (
 )
 from datasets.fingerprint import Hasher
 
+from ..endings import visible
+
 logger = logging.getLogger(__name__)
 
 # Endings of files, and what is in them; each may be followed by one of COMPRESSED.
@@ -209,7 +211,7 @@ def _kind(files: list[Path], name: str) -> str:
 
 @cache  # each line once
 def _say(line: str, warning: str) -> None:
-    logger.log(logging.WARNING if warning else logging.INFO, "%s%s", line, warning)
+    logger.log(logging.WARNING if warning else logging.INFO, "%s", visible(line + warning))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -341,7 +343,7 @@ def _text_of_file(file: Path, column: str) -> Iterator[tuple[str, str]]:
         text = text.replace("\r\n", "\n")
         changes.append("line ends CR LF are read as LF")
     if changes:
-        logger.warning("%s: %s", file, " and ".join(changes))
+        logger.warning("%s: %s", visible(str(file)), " and ".join(changes))
     yield str(file), text
 
 

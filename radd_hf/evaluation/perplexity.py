@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
+from ..endings import visible
 from ..hub.loading import load
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes, plan_rounds
@@ -220,4 +221,4 @@ def table(identity: dict, figures: dict) -> str:
         lines.append(f"Between blocks, nats per token have a standard deviation of {figures['spread']:.2f}.")
     if "bits_per_byte" not in figures:
         lines.append("The tokens do not hold the whole text, so there is no figure per byte.")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))

@@ -12,7 +12,6 @@ processes changes its random numbers. The first process scores them all under th
 import importlib.util
 import math
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from accelerate import Accelerator
 from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
+from ..endings import note, visible
 from ..hub.loading import load
 from ..processes import launched_precision, make_accelerator, script_parser
 from ..ranges import COUNT, LARGEST, Range, check_fields
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
         if key not in known:
             known[key] = text_figures(ids, tokenizer, judged_by, batch_size=args.judge_batch_size)
         if judged_by is not None:
-            print(f"judged {name}", file=sys.stderr, flush=True)
+            note(f"judged {visible(name)}")
         return known[key]
 
     rows = []
@@ -180,7 +180,7 @@ def write(
                 **asdict(sampler),
             )
             if accelerator.is_main_process:
-                print(f"wrote {sampler} in {samples.seconds:.1f} s", file=sys.stderr, flush=True)
+                note(f"wrote {sampler} in {samples.seconds:.1f} s")
             yield samples
 
 
@@ -304,7 +304,7 @@ def table(result: dict) -> str:
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     ]
-    return "\n".join(notes[:3] + body + notes[3:])
+    return "\n".join(map(visible, notes[:3] + body + notes[3:]))
 
 
 def approximation(result: dict) -> str:

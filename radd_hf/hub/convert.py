@@ -39,7 +39,7 @@ from transformers.utils import extract_commit_hash
 
 from ..configuration_radd import RaddConfig
 from ..data.documents import add_mask_token
-from ..endings import run_program
+from ..endings import run_program, visible
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
 from ..settings_radd import shortened
 from .loading import (
@@ -53,7 +53,7 @@ from .loading import (
     load_model,
     load_tokenizer,
 )
-from .model_card import Origin, model_card
+from .model_card import Origin, check_license, check_repository, model_card
 from .sources import RUN_CHECKPOINT, RUN_CONFIG, WEIGHTS, find_beside, read_config, weight_files
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -98,8 +98,11 @@ def convert(
 
     Raises:
         ValueError: for a source that is damaged, of another model or not consistent in itself, for a tokenizer whose
-            mask is not the model's and for a target in use. The target is then not made.
+            mask is not the model's, for a target in use, and for a license or repository that cannot be one. The
+            target is then not made.
     """
+    check_license("license", license)
+    check_repository("push_to_hub", push_to_hub)
     target = _free_target(target)
     model, origin = _load(source, use_ema=use_ema, dtype=dtype)
     text_tools = None if tokenizer is None else _load_tokenizer(tokenizer, cast(RaddConfig, model.config))
@@ -132,6 +135,7 @@ def to_original(
     Raises:
         ValueError: as [`convert`], and for a configuration that their network cannot express, naming the field.
     """
+    check_repository("push_to_hub", push_to_hub)
     target = _free_target(target)
     model, _ = _load(source, use_ema=use_ema, dtype=dtype)
     config = cast(RaddConfig, model.config)
@@ -446,7 +450,7 @@ def main(argv: list[str]) -> None:
         to_original(args.source, args.target, **options)
     else:
         convert(args.source, args.target, tokenizer=args.tokenizer, license=args.license, **options)
-    print(f"{args.target} is written.")
+    print(f"{visible(args.target)} is written.")
     if not args.to_original and args.tokenizer is None:
         print("No tokenizer is in it; --tokenizer NAME_OR_DIR puts one there.")
 

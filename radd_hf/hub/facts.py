@@ -7,6 +7,7 @@ really ran; importing this file adds the products of `kernels_radd.py` to those 
 Symbols as in modeling_radd.py: D hidden size, I width inside the MLP, H heads, L length, V vocabulary, n layers.
 """
 
+import html
 import math
 import re
 from collections.abc import Sequence
@@ -127,7 +128,8 @@ def model_facts(name: str) -> dict[str, Any]:
     facts["generation"] = chosen or "defaults"
 
     source = read_beside(name, "README.md") or ""
-    facts |= {row[1].lower().replace(" ", "_"): row[2].replace("`", "") for row in re.finditer(CARD_ROW, source)}
+    rows = re.finditer(CARD_ROW, source)
+    facts |= {row[1].lower().replace(" ", "_"): html.unescape(row[2].replace("`", "")) for row in rows}
     recipe = read_beside(name, "training/config.yaml") or read_beside(name, "config.yaml")
     if recipe is not None:
         facts["training"] = {key: recipe[key] for key in RECIPE if recipe.get(key) is not None}

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 
+from ..endings import visible
 from ..modeling_radd import RaddForMaskedLM
 
 # The task of AutoModelForMaskedLM; text-generation would promise a model that writes left to right.
@@ -63,6 +65,16 @@ RECIPE = (
     "seed",
 )
 
+# Identifiers of licenses, by SPDX or the Hub: mit, cc-by-nc-4.0, GPL-2.0+.
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
+
+# Of the figures that `eval_ppl.py` writes: value, error, interval, digits.
+FIGURES = {
+    "bits per byte": ("bits_per_byte", "bits_per_byte_error", "bits_per_byte_interval", 4),
+    "nats per token": ("nats_per_token", "standard_error", "interval", 4),
+    "perplexity": ("perplexity", "perplexity_error", "perplexity_interval", 2),
+}
+
 
 @dataclass
 class Origin:
@@ -90,11 +102,16 @@ def model_card(
         with_tokenizer: whether a tokenizer lies beside the model; usage is then in text and not in ids.
         license: identifier of the weights' license, such as "apache-2.0"; None names none.
         repository: name on the Hub, for the lines of usage.
+
+    Raises:
+        ValueError: for a license or a repository that cannot be one.
     """
+    check_license("license", license)
+    check_repository("repository", repository)
+    check_repository("origin.name", origin.name if origin.is_repository else None)
     config = model.config
-    source = f"[{origin.name}](https://huggingface.co/{origin.name})" if origin.is_repository else f"`{origin.name}`"
+    source = f"[{origin.name}](https://huggingface.co/{origin.name})" if origin.is_repository else _code(origin.name)
     facts = {
-        "Source": f"{source}, {origin.layout}",
         "Revision": origin.revision,
         "Weights": origin.weights,
         "Training step": origin.step,
@@ -105,10 +122,12 @@ def model_card(
         "Vocabulary": f"{config.vocab_size}, of which {config.mask_token_id} is the mask",
         "Noise": config.noise_type,
     }
+    rows = {"Source": f"{source}, {_escaped(origin.layout)}"}
+    rows |= {name: _escaped(value) for name, value in facts.items() if value is not None}
     return CARD.format(
         metadata=ModelCardData(license=license, library_name="transformers", pipeline_tag=TASK, tags=TAGS),
         weights_license="stay under the license of their source" if license is None else f"are under {license}",
-        facts="\n".join(f"| {name} | {value} |" for name, value in facts.items() if value is not None),
+        facts="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         usage=_usage(repository, min(config.max_position_embeddings, 64), with_tokenizer),
         pipeline=PIPELINE if with_tokenizer else "",
     )
@@ -129,9 +148,10 @@ def with_results(
         repository: name on the Hub that the card is for; in the lines of usage, too.
 
     Raises:
-        ValueError: for a card without the section "License", which those of `model_card` have, and for an evaluation
-            that lacks figures.
+        ValueError: for a card without the section "License", which those of `model_card` have, for an evaluation that
+            lacks figures, and for a repository that cannot be one.
     """
+    check_repository("repository", repository)
     if "\n## License\n" not in card:
         raise ValueError("card has no section '## License'; it must be one that model_card has written.")
     card = re.sub(r"^## (Training|Evaluation)\n.*?(?=^## )", "", card, flags=re.MULTILINE | re.DOTALL)  # of old
@@ -139,7 +159,7 @@ def with_results(
         card = re.sub(r"^name = .*$", f'name = "{repository}"', card, flags=re.MULTILINE)
     sections = ""
     if recipe is not None:
-        rows = [f"| `{name}` | {recipe[name]} |" for name in RECIPE if recipe.get(name) is not None]
+        rows = [f"| `{name}` | {_escaped(recipe[name])} |" for name in RECIPE if recipe.get(name) is not None]
         sections += "\n".join(["## Training\n", "| | |", "|---|---|", *rows]) + "\n\n"
     if evaluation is not None:
         sections += _evaluation(evaluation)
@@ -151,28 +171,53 @@ def with_results(
     return str(extended)
 
 
+def check_license(argument: str, license: str | None) -> None:
+    """Raises a ValueError for what is no identifier of a license; None names none."""
+    if license is not None and not LICENSE.fullmatch(license):
+        raise ValueError(f"{argument}={license!r} must be the identifier of a license, such as apache-2.0.")
+
+
+def check_repository(argument: str, repository: str | None) -> None:
+    """Raises a ValueError for what is no name of a repository on the Hub; None names none."""
+    if repository is None:
+        return
+    try:
+        validate_repo_id(repository)
+    except ValueError as error:
+        raise ValueError(
+            f"{argument}={repository!r} must be the name of a repository, such as me/my-model. {error}"
+        ) from error
+
+
+def _escaped(value: Any) -> str:
+    """Returns a value as text of one line that Markdown and HTML show and do not obey."""
+    return re.sub(r"[&<>`*|\[\]\\~$]", lambda found: f"&#{ord(found[0])};", visible(str(value)))
+
+
+def _code(name: str) -> str:
+    """Returns a name as code or, since entities mean nothing there, as text where something must be escaped."""
+    return f"`{name}`" if _escaped(name) == name else _escaped(name)
+
+
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
     """The section with the figures, each with its error, and what they are of."""
-    figures = {
-        "bits per byte": ("bits_per_byte", "bits_per_byte_error", "bits_per_byte_interval", 4),
-        "nats per token": ("nats_per_token", "standard_error", "interval", 4),
-        "perplexity": ("perplexity", "perplexity_error", "perplexity_interval", 2),
-    }
     try:
         rows = []
-        for title, (value, error, interval, digits) in figures.items():
-            if value in evaluation:  # a protocol that drops text has no figure per byte
-                low, high = (f"{end:.{digits}f}" for end in evaluation[interval])
-                rows.append(
-                    f"| {title} | {evaluation[value]:.{digits}f} | {evaluation[error]:.{digits}f} | {low} .. {high} |"
-                )
+        for title, (value, error, interval, digits) in FIGURES.items():
+            if evaluation.get(value) is None:  # none per byte where text was dropped; null: beyond the largest number
+                continue
+            numbers = evaluation[value], evaluation[error], *evaluation[interval]
+            if None not in numbers:
+                figure, deviation, low, high = (f"{number:.{digits}f}" for number in numbers)
+                rows.append(f"| {title} | {figure} | {deviation} | {low} .. {high} |")
+        text = {name: _escaped(found) for name, found in evaluation.items()}
         return "\n".join(
             [
                 "## Evaluation\n",
-                f"On `{evaluation['dataset']}`, split {evaluation['split']}, protocol {evaluation['protocol']}: "
-                f"{evaluation['n_tokens']:,} tokens in blocks of {evaluation['length']},",
-                f"estimator {evaluation['estimator']} with {evaluation['passes']} passes, seed {evaluation['seed']}; "
-                f"weights {evaluation['weights']}, ids {evaluation['ids']}.\n",
+                f"On {_code(str(evaluation['dataset']))}, split {text['split']}, protocol {text['protocol']}: "
+                f"{evaluation['n_tokens']:,} tokens in blocks of {text['length']},",
+                f"estimator {text['estimator']} with {text['passes']} passes, seed {text['seed']}; "
+                f"weights {text['weights']}, ids {text['ids']}.\n",
                 "| | | standard error | 95 % interval |",
                 "|---|---:|---:|---|",
                 *rows,
@@ -181,20 +226,22 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
         )
     except KeyError as error:
         raise ValueError(f"evaluation lacks {error}; it must be what eval_ppl.py writes with --output.") from error
+    except (TypeError, ValueError) as error:  # of a figure that is no number
+        raise ValueError(f"evaluation must be what eval_ppl.py writes with --output: {error}.") from error
 
 
 def _eval_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type=evaluation["dataset"],
-            dataset_name=evaluation["dataset"],
-            dataset_split=evaluation["split"],
+            dataset_type=visible(str(evaluation["dataset"])),
+            dataset_name=visible(str(evaluation["dataset"])),
+            dataset_split=visible(str(evaluation["split"])),
             metric_type=metric,
             metric_value=evaluation[metric],
         )
         for metric in ("bits_per_byte", "perplexity")
-        if metric in evaluation
+        if evaluation.get(metric) is not None
     ]
 
 

@@ -42,6 +42,7 @@ from ..evaluation.quality import judge, token_entropy, write_samples
 from ..processes import on_main
 from ..randomness_radd import stream_seed
 from ..results import to_json
+from ..settings_radd import shortened
 from .adapters import has_adapters, merged
 from .averages import Ema
 from .checkpoints import (
@@ -324,7 +325,7 @@ def drop_later_metrics(file: Path, step: int) -> list[str]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # half-written as a rule, when the run was killed
-            logger.warning("%s: a line that is no JSON is left out: %.40s", file, line)
+            logger.warning("%s: a line that is no JSON is left out: %s", file, shortened(line))
             continue
         if record["step"] <= step and not any(name.startswith("final_") for name in record):
             kept.append(line + "\n")

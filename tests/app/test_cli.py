@@ -3,6 +3,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import runpy
@@ -20,6 +21,7 @@ from radd_hf.hub import convert
 from radd_hf.hub.facts import forward_flops
 from radd_hf.text_radd import encode_blanks
 from radd_hf.version import __version__
+from support.hostile import FOR_CARDS, FOR_TERMINALS
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 from support.toys import random_model
 
@@ -432,9 +434,29 @@ def test_what_the_model_writes_cannot_command_the_terminal(terminal, capsys):
     with cli._LiveCanvas([9, 9], tokenizer, mask_token_id=9, pause=0.0, shown=True) as live:
         live.put_draft(torch.tensor([[0, 1]]))
     written = capsys.readouterr().err
-    assert "\ufffd[2J\ufffd\ufffd" in written
+    assert r"\u001b[2J\u0007\u009b" in written
     assert "\x1b[2J" not in written
     assert "\x07" not in written
+
+
+@pytest.mark.parametrize("text", FOR_TERMINALS.values(), ids=FOR_TERMINALS)
+def test_a_text_commands_no_terminal_and_is_as_it_was_written_elsewhere(text, monkeypatch, capsys):
+    text = f"one\n\ttwo {text}"
+    given = SimpleNamespace(fills=lambda *args, **settings: [text], filled=lambda fills: fills[0])
+    one = torch.ones(1, 1)
+    output = SimpleNamespace(sequences=one, reveal_step=one, num_function_evaluations=one[0], token_logprobs=one)
+
+    def report(json: bool, stream: io.StringIO) -> str:
+        monkeypatch.setattr(sys, "stdout", stream)
+        args = SimpleNamespace(json=json, quiet=True, number=1, seed=0)
+        cli._report(args, output, 0, 0, given, None, 0.0)
+        return stream.getvalue()
+
+    assert report(False, io.StringIO()) == text + "\n"
+    assert all(line.isprintable() for line in report(False, Terminal()).replace("\t", "").split("\n"))
+    line = report(True, Terminal())
+    assert line.removesuffix("\n").isprintable()
+    assert json.loads(line)["text"] == text
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -506,6 +528,24 @@ def test_info_says_which_file_is_damaged(radd, tmp_path):
         result = radd("info", model=str(tmp_path))
         assert result.code == 1
         assert reason in result.err
+
+
+@pytest.mark.parametrize("text", FOR_CARDS.values(), ids=FOR_CARDS)
+def test_info_shows_what_files_say_in_its_own_rows_and_as_json(radd, tmp_path, text):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "config.json").write_text((CHECKPOINT / "config.json").read_text())
+    written = text.encode(errors="replace").decode()  # a README has no surrogates
+    (tmp_path / "README.md").write_text(f"| Source | {written} |\n| Revision | 1{written} |\n", newline="")
+    (tmp_path / "training/config.yaml").write_text(json.dumps({"dataset": text, "seed": [text]}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"order": text}))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"dataset": text, "split": {text: 1}, "perplexity": math.inf}))
+    facts = json.loads(radd("info", "--json", model=str(tmp_path)).out, parse_constant=pytest.fail)
+    assert facts["training"] == {"dataset": text, "seed": [text]}
+    assert facts["generation"] == {"order": text}
+    assert facts["evaluation"] == {"dataset": text, "split": {text: 1}, "perplexity": None}
+    lines = radd("info", model=str(tmp_path)).out.removesuffix("\n").split("\n")
+    assert len(lines) == len(facts)
+    assert all(line.isprintable() for line in lines)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
-from radd_hf.evaluation import samples
+from radd_hf.evaluation import perplexity, samples
 from radd_hf.evaluation.quality import distinct_n, judge, load_judge, token_entropy, write_samples
 from radd_hf.noise_radd import expected_evaluations, get_noise
+from support.hostile import FOR_TERMINALS
 from support.judges import LIMIT, random_judge
 from support.launches import QUIET, command
-from support.paths import ROOT
+from support.paths import CHECKPOINT, ROOT
 from support.texts import SENTENCES
 from support.toys import random_model
 
@@ -229,6 +230,21 @@ def test_the_page_shows_the_table_of_the_recorded_result():
     result = json.loads((ROOT / "docs/figures/generative_quality.json").read_text())
     page = (ROOT / "docs/generative_quality.md").read_text()
     assert textwrap.indent(samples.table(result), " " * 4) in page
+
+
+@pytest.mark.parametrize("text", FOR_TERMINALS.values(), ids=FOR_TERMINALS)
+def test_the_tables_show_names_from_outside_and_obey_none(text):
+    result = json.loads((ROOT / "docs/figures/generative_quality.json").read_text())
+    hostile = result | dict.fromkeys(("model", "judge", "device"), text)
+    hostile["reference"] = result["reference"] | {"text": text}
+    figures = json.loads((CHECKPOINT / "evaluation.json").read_text())
+    identity = figures | dict.fromkeys(("model", "dataset", "split", "end_of_text", "protocol"), text)
+    for shown, plain in (
+        (samples.table(hostile), samples.table(result)),
+        (perplexity.table(identity, figures), perplexity.table(figures, figures)),
+    ):
+        assert all(line.isprintable() for line in shown.split("\n"))
+        assert shown.count("\n") == plain.count("\n")
 
 
 @pytest.mark.parametrize(
