@@ -25,13 +25,13 @@ NONE, ZERO, BIG = frozenset[str](), frozenset({"0"}), frozenset({str(2**31), str
 TRAINING: dict[str, frozenset[str]] = {
     **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads"), NONE),
     **dict.fromkeys(("hidden_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "ema_decay"), ZERO),
-    **dict.fromkeys(("embedding_std", "max_grad_norm", "adam_epsilon"), BIG),
+    **dict.fromkeys(("embedding_std", "max_grad_norm"), BIG),
     **dict.fromkeys(("learning_rate", "weight_decay"), ZERO | BIG),
     **dict.fromkeys(("lora_rank", "warmup_steps", "n_samples", "held_out", "random_length_fraction"), ZERO),
     **dict.fromkeys(("lora_alpha", "vocab_size", "length", "tokenizing_workers"), NONE),
     **dict.fromkeys(("max_steps", "batch_size", "accumulation", "eval_sequences", "eval_passes"), NONE),
     **dict.fromkeys(("log_steps", "save_steps", "eval_steps", "sample_steps", "sampling_steps", "keep_last"), NONE),
-    "timeout": NONE,
+    **dict.fromkeys(("timeout", "adam_epsilon"), NONE),
     "seed": ZERO | {str(2**31)},
 }
 PERPLEXITY: dict[str, frozenset[str]] = {

@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 class RoundsFile:
     """The rounds of an evaluation beside its result: `RESULT.rounds.P.jsonl` for process P, a line for each.
 
-    The first line is the identity, and every other names it by a hash: a line shows by itself whose it is. A line that
-    is damaged, or has a number that cannot be, is left out and its round computed again. A half-written last line is
-    what an interrupt leaves.
+    The first line is the identity. Every other names it by a hash and has a checksum of its own: a line shows by itself
+    whose it is, and that it is as it was written. A line that is damaged is left out and its round computed again. A
+    half-written last line is what an interrupt leaves.
 
     Two evaluations that write to one result at once do not harm each other: each ends with its own figures, and the
     later one writes the result. Only what they would have kept for `--resume` may be lost.
@@ -44,6 +44,8 @@ class RoundsFile:
         self.known: dict[tuple[int, int], float] = {}
         contradicted: set[tuple[int, int]] = set()
         for path in self._files():
+            if not path.is_file():  # a pipe would be waited for
+                raise ValueError(f"{path} must be a file of rounds: remove it.")
             if not resume:
                 raise ValueError(f"{path} has the rounds of an interrupted evaluation: pass --resume, or remove it.")
             found, damaged = self._read(path)
@@ -91,7 +93,8 @@ class RoundsFile:
         places = (("sequence", self.sequences), ("round", self.rounds))
         inside = all(type(record.get(name)) is int and 0 <= record[name] < count for name, count in places)
         nats = record.get("nats")
-        return inside and record.get("of") == self.hash and isinstance(nats, float) and math.isfinite(nats)
+        sound = isinstance(nats, float) and math.isfinite(nats) and record.get("sum") == checksum_of(record)
+        return inside and record.get("of") == self.hash and sound
 
     def open(self) -> None:
         """Opens this process's file, written anew with all rounds in it that are good.
@@ -107,7 +110,8 @@ class RoundsFile:
         self.file = self.path.open("a", encoding="utf-8")
 
     def _line(self, sequence: int, number: int, nats: float) -> str:
-        return json.dumps({"of": self.hash, "sequence": sequence, "round": number, "nats": nats})
+        record = {"of": self.hash, "sequence": sequence, "round": number, "nats": nats}
+        return json.dumps(record | {"sum": checksum_of(record)})
 
     def add(self, sequence: int, number: int, nats: float) -> None:
         assert self.file is not None
@@ -118,6 +122,12 @@ class RoundsFile:
         """Once the result is written."""
         for path in self._files():
             path.unlink(missing_ok=True)
+
+
+def checksum_of(record: dict) -> str:
+    """Returns twelve hexadecimal digits that tell whether a round is as it was written."""
+    text = json.dumps([record.get(name) for name in ("of", "sequence", "round", "nats")])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _record(line: str) -> dict | None:

@@ -64,7 +64,7 @@ RANGES = {
     "vocab_size": Range(LEAST_VOCABULARY, LARGEST),
     "held_out": Range(0, LARGEST),
     "random_length_fraction": FRACTION,
-    "adam_epsilon": Range(torch.finfo(torch.float32).tiny),  # less is 0 to the optimizer, which divides by it
+    "adam_epsilon": Range(torch.finfo(torch.float32).tiny, 1),  # less is 0 to the optimizer, which divides by it
     "seed": Range(0, 2**32 - 1),  # NumPy takes no other
 }
 

@@ -69,7 +69,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:  # SafetensorError and RuntimeError of the tensors, a bare Exception of tokenizers
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(f"{folder} could not be written ({reason}); the checkpoints before it are whole.") from error
+        raise OSError(f"{folder} could not be written ({reason}); earlier checkpoints are whole.") from error
 
 
 def make_partial(partial: Path) -> None:
@@ -148,12 +148,15 @@ def sync(path: Path) -> None:
 def find_checkpoint(output: Path, strict: bool) -> Path | None:
     """Returns the newest checkpoint that is whole, None where there are no checkpoints.
 
-    Damaged ones that are newer are named in the log, and left as they are.
+    Damaged ones that are newer are named in the log, and left as they are; so are links with the name of a step.
 
     Raises:
         ValueError: if all are damaged, or with `strict` a newer one is.
         OSError: if the folder cannot be read.
     """
+    for link in (output / "checkpoints").glob("step_*"):
+        if link.is_symlink() and re.fullmatch(STEP, link.name):
+            logger.warning("%s is a link, and is left alone", link)
     damaged: dict[str, str] = {}
     whole = None
     for checkpoint in reversed(all_checkpoints(output)):
@@ -179,6 +182,9 @@ def find_checkpoint(output: Path, strict: bool) -> Path | None:
 
 def damage_of(checkpoint: Path) -> str | None:
     """Says which file of a checkpoint is not as it was saved; None: all are."""
+    place = checkpoint / MANIFEST
+    if os.path.lexists(place) and not place.is_file():  # a pipe would be waited for
+        return f"{MANIFEST} is no file"
     try:
         manifest = read_manifest(checkpoint)
     except FileNotFoundError:
@@ -220,6 +226,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
     if digest_of(said) != read["sha256"]:
         raise ValueError("the manifest has another digest")
     files = {name: (entry["bytes"], entry["sha256"]) for name, entry in said["files"].items()}
+    if any(".." in Path(name).parts or Path(name).is_absolute() for name in files):
+        raise ValueError("the manifest names files outside of the checkpoint")
     return Manifest(said["step"], {name: said[name] for name in IDENTITIES}, files)
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 NAME = "run.lock"
 PATIENCE = 5.0  # seconds, in which a holder that was killed a moment ago is gone
 
-_held: set[int] = set()  # descriptors of the locks of this process
+_held: dict[int, Path] = {}  # the locks of this process: descriptor and file
 
 
 def _leave_to_parent() -> None:
@@ -75,7 +75,7 @@ def acquire(output: Path) -> int:
         ValueError: when another process, or another run of this one, holds it.
     """
     lock = os.open(output / NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.add(lock)
+    _held[lock] = output / NAME
     deadline = time.monotonic() + PATIENCE
     while (state := _try_to_lock(lock)) == "held":
         if time.monotonic() > deadline:
@@ -94,6 +94,17 @@ def acquire(output: Path) -> int:
     return lock
 
 
+def check_held(output: Path) -> None:
+    """Raises an OSError if somebody removed the lock file that this process holds: a second run may then be here."""
+    for lock, path in _held.items():
+        try:
+            kept = path != output / NAME or os.path.samestat(os.fstat(lock), path.stat())
+        except FileNotFoundError:
+            kept = False
+        if not kept:
+            raise OSError(f"{path}, which keeps other runs out, was removed")
+
+
 def release(lock: int) -> None:
     with suppress(OSError):  # as on a disk that is gone: the run has ended all the same
         os.ftruncate(lock, 0)
@@ -101,7 +112,7 @@ def release(lock: int) -> None:
 
 
 def _close(lock: int) -> None:
-    _held.discard(lock)
+    _held.pop(lock, None)
     os.close(lock)
 
 

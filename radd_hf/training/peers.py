@@ -80,7 +80,7 @@ class Peers:
             who = f"process {', '.join(map(str, missing))}" if missing else "another process"
             raise TimeoutError(
                 f"{who} of {self.number} has ended, or did not come within timeout="
-                f"{self.timeout / timedelta(minutes=1):g} minutes; the last checkpoint is whole."
+                f"{self.timeout / timedelta(minutes=1):g} minutes; earlier checkpoints are whole."
             ) from error
 
     def missing(self) -> list[int]:

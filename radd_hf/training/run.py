@@ -56,6 +56,7 @@ from .checkpoints import (
     write_synced,
     writing,
 )
+from .lock import check_held
 from .restart import check_identity, read_progress, restored_schedule, restoring
 from .sharding import by_deepspeed, gather_whole, own_part
 from .state import load_optimizer, load_tensors, optimizer_tensors, whole_on_main
@@ -108,7 +109,7 @@ class Run:
 
         Raises:
             FloatingPointError: for weights or averages that are not finite; then nothing is written or deleted.
-            OSError: in all processes, if the main one cannot write it; the checkpoints before it are whole.
+            OSError: in all processes, if the main one cannot write it; earlier checkpoints are whole.
         """
         self.check_finite()
         folder = self.output / "checkpoints" / f"partial_{self.step}"
@@ -121,7 +122,11 @@ class Run:
 
             on_main(self.accelerator, guarded)
 
-        write(lambda: make_partial(folder))
+        def begin() -> None:
+            check_held(self.output)
+            make_partial(folder)
+
+        write(begin)
         if by_deepspeed(self.accelerator):
             with writing(folder):
                 self.accelerator.save_state(str(folder / "state"))
@@ -321,14 +326,20 @@ def drop_later_metrics(file: Path, step: int) -> list[str]:
     if not file.exists():
         return []
     kept, figures = [], set[str]()
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_bytes().splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # half-written as a rule, when the run was killed
-            logger.warning("%s: a line that is no JSON is left out: %s", file, shortened(line))
+            text = line.decode("utf-8")
+            record = json.loads(text)
+            at = record["step"]
+            if type(at) is not int:
+                raise ValueError(f"step={at!r}")
+        except (ValueError, KeyError, TypeError, RecursionError):  # half-written as a rule, when the run was killed
+            logger.warning(
+                "%s: a line that is no record is left out: %s", file, shortened(line.decode(errors="replace"))
+            )
             continue
-        if record["step"] <= step and not any(name.startswith("final_") for name in record):
-            kept.append(line + "\n")
-            figures |= record.keys() if record["step"] == step else set()
+        if at <= step and not any(name.startswith("final_") for name in record):
+            kept.append(text + "\n")
+            figures |= record.keys() if at == step else set()
     replace_text(file, "".join(kept))
     return sorted(figures)

@@ -43,10 +43,12 @@ def take_part(target: Tensor, whole: Tensor, name: str) -> None:
     """Copies to a tensor, of which this process may hold a part, from the whole, which every process has read.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes or the dtypes differ.
     """
     if target.shape != whole.shape:
         raise ValueError(f"{name} has the shape {tuple(whole.shape)}, and must have {tuple(target.shape)}")
+    if target.dtype != whole.dtype:
+        raise ValueError(f"{name} is {whole.dtype}, and must be {target.dtype}")
     if isinstance(target, DTensor):
         whole = distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(whole)

@@ -1,6 +1,7 @@
 """The evaluation script: a figure with its error and protocol, and what was computed is not lost."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from radd_hf.evaluation import perplexity
 from radd_hf.evaluation.metric import DiffusionPerplexity
-from radd_hf.evaluation.rounds import RoundsFile
+from radd_hf.evaluation.rounds import RoundsFile, checksum_of
 from support.launches import QUIET, command
 from support.paths import GOLDEN, ROOT
 from support.texts import SENTENCES
@@ -119,7 +120,8 @@ def rounds_file(tmp_path, *lines: str, process: int = 0, end: str = "\n") -> Pat
 
 
 def a_round(sequence=0, number=0, nats: object = 1.5, of: object = HASH) -> str:
-    return json.dumps({"of": of, "sequence": sequence, "round": number, "nats": nats})
+    record = {"of": of, "sequence": sequence, "round": number, "nats": nats}
+    return json.dumps(record | {"sum": checksum_of(record)})
 
 
 def known(result: Path) -> dict:
@@ -137,6 +139,7 @@ def known(result: Path) -> dict:
         a_round(nats=True),
         a_round(nats=2),
         a_round(nats=[1.5]),
+        a_round().replace("1.5", "1.25"),
         a_round().replace("1.5", "1e400"),
         a_round().replace("1.5", "1" + "0" * 400),
         a_round(sequence=3),
@@ -164,6 +167,12 @@ def test_a_damaged_round_is_left_out_with_a_line_and_the_others_stay(tmp_path, c
     result = rounds_file(tmp_path, *head, a_round(2, 1, 2.5), line, a_round(1, 0, 3.5))
     assert known(result) == {(2, 1): 2.5, (1, 0): 3.5}
     assert "r.json.rounds.0.jsonl has damaged lines, whose rounds are computed again" in caplog.text
+
+
+def test_a_pipe_in_the_place_of_a_file_of_rounds_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "r.json.rounds.0.jsonl")
+    with pytest.raises(ValueError, match=r"rounds\.0\.jsonl must be a file of rounds"):
+        known(tmp_path / "r.json")
 
 
 @pytest.mark.parametrize("first", [json.dumps(IDENTITY), None, "{"])

@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_damage(folder, monkeypatch):
 
 def test_files_that_are_something_else_are_damage(folder):
     newest = folder / "checkpoints/step_8"
-    for name in ("state/ema.safetensors", "tokenizer.json"):
+    for name in ("state/manifest.json", "state/ema.safetensors", "tokenizer.json"):
         whole = (newest / name).read_bytes()
         (newest / name).unlink()
         (newest / name).mkdir()
@@ -191,6 +191,9 @@ def test_files_that_are_something_else_are_damage(folder):
         os.mkfifo(newest / name)
         assert damage_of(newest) == f"{name} is no file"
         (newest / name).unlink()
+        if name == "state/manifest.json":
+            (newest / name).write_bytes(whole)
+            continue
         (newest / name).symlink_to(Path(name).name)
         assert damage_of(newest) == f"{name} cannot be read (Too many levels of symbolic links)"
         (newest / name).unlink()
@@ -262,7 +265,7 @@ def test_code_that_is_planted_with_the_tokenizer_is_not_run(folder, tiny_text, t
 # Names
 
 
-def test_links_and_names_beside_the_checkpoints_never_matter(folder, tiny_text, tmp_path):
+def test_links_and_names_beside_the_checkpoints_never_matter(folder, tiny_text, tmp_path, caplog):
     place, elsewhere = folder / "checkpoints", tmp_path / "elsewhere"
     shutil.copytree(place / "step_8", elsewhere)
     kept = contents(elsewhere)
@@ -273,6 +276,7 @@ def test_links_and_names_beside_the_checkpoints_never_matter(folder, tiny_text, 
     shutil.copytree(place / "step_8", place / "step_12_backup")
     (place / "step_8" / "link").symlink_to(elsewhere)
     assert find_checkpoint(folder, strict=True).name == "step_8"
+    assert f"{place / 'step_99'} is a link, and is left alone" in caplog.text
     start(folder, dataset=tiny_text, max_steps=12, keep_last=1)
     assert contents(elsewhere) == kept
     assert [path.name for path in all_checkpoints(folder)] == ["step_12"]

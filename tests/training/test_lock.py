@@ -75,6 +75,21 @@ def test_of_two_starts_at_once_one_gets_the_folder_and_a_killed_holder_gives_it_
         os.kill(child, signal.SIGKILL)
 
 
+def test_a_run_whose_lock_was_removed_ends_before_its_next_save(monkeypatch, tiny_config, tmp_path):
+    step, steps = train.optimizer_step, []
+
+    def remove_the_lock(*arguments):
+        steps.append(0)
+        if len(steps) == 6:
+            (tmp_path / "run.lock").unlink()
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "optimizer_step", remove_the_lock)
+    with pytest.raises(OSError, match=r"run\.lock, which keeps other runs out, was removed"):
+        train.main(["--config", tiny_config(max_steps=8, save_steps=4), "--output_dir", str(tmp_path)])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_4"]
+
+
 def test_a_holder_that_is_about_to_end_is_waited_for(monkeypatch, tmp_path):
     held = lock.acquire(tmp_path)
 

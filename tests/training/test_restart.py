@@ -290,7 +290,9 @@ def test_a_run_that_moved_is_not_begun_anew_at_its_old_place(folder, tmp_path):
 def test_lines_of_the_metrics_that_are_whole_are_kept(folder):
     file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join([lines[0], lines[1][:9] + "\n", *lines[2:]]))
+    damaged = [lines[1][:9], '["step"]', '{"step": "4"}', "4", "\udcff" + lines[1].strip()]
+    text = "".join([lines[0], *(line + "\n" for line in damaged), *lines[2:]])
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
     drop_later_metrics(file, 8)
     kept = [lines[0], *(line for line in lines[2:] if "final_" not in line)]
     assert file.read_text().splitlines(keepends=True) == kept

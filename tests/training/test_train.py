@@ -334,7 +334,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(run, tmp_
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(Run, "save", save_on_a_full_disk)
-    with pytest.raises(OSError, match=r"partial_8 could not be written \(.*\); the checkpoints before it are whole"):
+    with pytest.raises(OSError, match=r"partial_8 could not be written \(.*\); earlier checkpoints are whole"):
         run()
     folder = tmp_path / "run" / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {"step_4", "partial_8"}
