@@ -1,11 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Seconds that a save of the paper's small model takes, and what of them its manifest and the disk take.
+"""Times a save of the paper's small model, and how much of it the manifest and the disk add.
 
     python -m benchmarks.saving [--folder runs] [--repeats 3]
 
-A save without a manifest ends when its files are written, in memory as a rule. Ours then hashes them and waits until
-they are on the disk. Two kinds of saves take turns: one does one after the other, so that each can be timed, and one
-is as training does it, with both at once in several threads. Figures are medians.
+Without a manifest, a save would end when its files are written, which usually means in memory. Our save then hashes
+the files and waits until they are on the disk. The benchmark alternates two kinds of saves. The first kind does these
+parts one after the other, so that each can be timed. The second kind is the save of a training run, which hashes and
+waits at once in several threads. All figures are medians.
 """
 
 import argparse

@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The web page under visitors, who write, score, stop, leave half-way and send garbage, and one who asks for 300 runs.
+"""Tries the web page with visitors who write, score, stop, leave half-way and send garbage, and one with 300 runs.
 
     make visitors
     .browser/bin/python -m benchmarks.visitors --visitors 50 --seconds 60
 
-Each visitor has an address of its own, 127.0.0.x, and speaks HTTP as the page in a browser does. Printed are the runs
-by how they ended; a run is lost if who waited got neither an answer nor a reason. Only Linux lets a visitor choose its
-address.
+Each visitor has its own address, 127.0.0.x, and speaks HTTP as the page in a browser does. The benchmark counts runs by
+how they ended. A run is lost if its visitor got neither an answer nor a reason. The benchmark needs Linux: only there
+can a visitor choose its address.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def check_fields(fields: Mapping[str, Any], ranges: Mapping[str, Range]) -> None
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
-    """Returns an integer; raises a ValueError for what is none, or out of range."""
+    """Returns the value as an int; raises a ValueError if it is not an integer or is out of range."""
     value = plain(value)
     if not is_integer(value) or not least <= value <= most:
         raise ValueError(f"{name}={shortened(value)} must be an integer of at least {least}, and at most {most}.")

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Lets through to the page's server what the page itself sends, and nothing else.
+"""Passes only the requests of the page itself on to the page's server.
 
     request -> host and origin -> route -> connections -> body -> the application
 
@@ -51,12 +51,13 @@ class Gate:
     """An ASGI middleware that passes on the requests of the page.
 
     Args:
-        hosts: names by which the page may be called, beside those of this machine. A browser sends the name that its
-            user sees, so that another's name that leads here (DNS rebinding) is refused.
-        addresses_allowed: whether a number, such as 192.168.1.7, is a name of the page, too; nobody else can own one.
+        hosts: host names of the page, besides those of this machine. A browser sends the host name that its user sees,
+            so the gate can refuse another site's name that resolves to this server (DNS rebinding).
+        addresses_allowed: accept any IP address, such as 192.168.1.7, as a host name of the page, too; another site
+            cannot own one.
         functions: indices of the page's functions.
         streams: counts the open connections of each session.
-        shared_address: whether all visitors come by way of one proxy, so that an address is no visitor.
+        shared_address: all visitors come through one proxy, so that an address does not identify a visitor.
     """
 
     def __init__(

@@ -23,11 +23,11 @@ LOOK = 0.5
 
 
 class Limits(NamedTuple):
-    """Bounds what visitors may ask for.
+    """Limits what visitors may ask for.
 
-    seconds: of one job, from the beginning of its turn. gone: seconds without an open connection after which a visitor
-    has left. of_session: jobs that wait or run, of all buttons of an open page. of_address: likewise; None: no limit.
-    in_all: likewise, of all visitors.
+    seconds: of one job, from the beginning of its turn. gone: seconds without an open connection, after which a visitor
+    counts as gone. of_session: jobs of one open page that wait or run, all buttons together. of_address: the same for
+    one address; None: no limit. in_all: the same for all visitors together.
     """
 
     seconds: float = 120.0
@@ -68,8 +68,9 @@ class Job:
 class Turns:
     """Gives the model to one job at a time, and to visitors in turn.
 
-    Of the jobs that wait, the next is of the address that was served longest ago, of its sessions likewise, and of
-    these jobs the oldest. So a visitor with many jobs or many sessions does not delay another by more than one job.
+    The next job comes from the waiting address that was served longest ago. Within that address it comes from the
+    session that was served longest ago, and within that session it is the oldest job. So a visitor with many jobs or
+    many sessions does not delay another by more than one job.
 
     Args:
         streams: open connections of each session, counted elsewhere. A job without one for a while is given up.
@@ -137,7 +138,7 @@ class Turns:
                 self._look_for_visitor(job)
 
     async def run(self, job: Job, work: Iterator[Any]) -> AsyncIterator[Any]:
-        """Yields what `work` does, which is advanced in a thread; ends it by `job.stop` after the time of a job."""
+        """Yields the results of `work`, which runs in a thread. Sets `job.stop` when the job's time is over."""
         seconds = self.limits.seconds
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds, job.stop.set_because, f"Stopped after {seconds:g} s")

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What an evaluation has computed so far: kept in files, so that an interrupted one goes on, and shown as it grows."""
+"""Keeps the results of an evaluation in files, so that an interrupted one can go on, and shows a running estimate."""
 
 import glob
 import hashlib
@@ -26,13 +26,13 @@ class RoundsFile:
 
     Args:
         result: where the result will be written.
-        identity: what the rounds depend on; an evaluation goes on with rounds of its own alone.
-        sequences, rounds: how many there are at most; numbers lie below.
-        process: P, which writes its own file; all files are read.
-        resume: go on with the rounds that there are.
+        identity: what the rounds depend on; an evaluation uses only rounds with the same identity.
+        sequences, rounds: upper limits; every sequence number and round number must be below its limit.
+        process: P; a process writes its own file, and reads all files.
+        resume: go on with the rounds that exist.
 
     Raises:
-        ValueError: when there are rounds and `resume` is not set, or when they are of another evaluation.
+        ValueError: when rounds exist and `resume` is not set, or when they belong to another evaluation.
     """
 
     def __init__(self, result: Path, identity: dict, process: int, resume: bool, *, sequences: int, rounds: int):
@@ -119,7 +119,7 @@ class RoundsFile:
         self.file.flush()
 
     def remove(self) -> None:
-        """Once the result is written."""
+        """Deletes the files of all processes. Call it once the result is written."""
         for path in self._files():
             path.unlink(missing_ok=True)
 
@@ -165,7 +165,7 @@ class RunningEstimate:
 
 
 def _mean_and_variance(rounds: list[float]) -> tuple[float, float]:
-    """Of the rounds' mean."""
+    """Returns the mean of the rounds, and the variance of that mean."""
     mean = math.fsum(rounds) / len(rounds)
     if len(rounds) == 1:
         return mean, 0.0

@@ -6,8 +6,8 @@
     checkpoints/step_N_damaged/               one that a restart found damaged; nothing reads or deletes it
     checkpoints/partial_N/, deleted_N/        left by a save or a deletion that was killed; removed by the next one
 
-A folder gets the name of a step once all of it is on the disk, and loses the name before the first file is deleted.
-A link is no checkpoint, nor is anything else that lies there: it is left alone.
+A folder gets the name `step_N` once all of it is on the disk, and loses the name before its first file is deleted.
+A link or any other entry is not a checkpoint, and is left alone.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def all_checkpoints(output: Path) -> list[Path]:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Makes an OSError that names the folder of whatever a full disk has the libraries raise."""
+    """Turns any exception of a write into an OSError that names the folder: a full disk raises many kinds of them."""
     try:
         yield
     except Exception as error:  # SafetensorError and RuntimeError of the tensors, a bare Exception of tokenizers
@@ -80,12 +80,12 @@ def make_partial(partial: Path) -> None:
 
 
 def complete(partial: Path, identities: dict[str, str], logged: Path) -> Path:
-    """Makes a checkpoint of the folder in which all its files are written, and returns it.
+    """Turns a folder with all its files written into a checkpoint, and returns its path.
 
     Args:
         partial: `partial_N`, which becomes `step_N`.
-        identities: a value for each of `IDENTITIES`, which the files of the state have, too.
-        logged: a file that must not fall behind the checkpoint when the power fails.
+        identities: a value for each of `IDENTITIES`; the files of the state hold the same values.
+        logged: a file that must be on the disk, too, before the checkpoint has its name.
     """
     target = partial.with_name(partial.name.replace("partial", "step"))
     paths = sorted(partial.rglob("*"))
@@ -181,7 +181,7 @@ def find_checkpoint(output: Path, strict: bool) -> Path | None:
 
 
 def damage_of(checkpoint: Path) -> str | None:
-    """Says which file of a checkpoint is not as it was saved; None: all are."""
+    """Returns why a checkpoint is damaged, with the file that differs from what was saved; None if it is whole."""
     place = checkpoint / MANIFEST
     if os.path.lexists(place) and not place.is_file():  # a pipe would be waited for
         return f"{MANIFEST} is no file"
@@ -275,7 +275,7 @@ def set_aside_after(output: Path, step: int) -> None:
 
 
 def set_aside(path: Path, why: str) -> None:
-    """Renames what stands where it must not to `NAME_why`, so that it neither ends the run nor is lost."""
+    """Renames an entry that is in the way to `NAME_why`, so that it neither ends the run nor is lost."""
     if not os.path.lexists(path):
         return
     names = chain([f"{path.name}_{why}"], (f"{path.name}_{why}_{n}" for n in count(2)))

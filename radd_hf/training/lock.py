@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Keeps a second run out of a run folder.
 
-The first process of a run holds an exclusive lock of `run.lock` from before anything is written to the end. The file
-says who holds it, and is empty between two runs. The lock is the kernel's: it ends with its holder, however that ends,
-so that a file which a killed run has left is in nobody's way.
+The first process of a run holds an exclusive lock of `run.lock`, from before it writes anything until the run ends. The
+file says who holds the lock, and is empty between two runs. The kernel releases the lock when its holder ends, for
+whatever reason, so the file that a killed run leaves blocks nobody.
 """
 
 import logging
@@ -69,7 +69,7 @@ def exclusive(output: Path, peers: Peers) -> Iterator[None]:
 
 
 def acquire(output: Path) -> int:
-    """Returns the descriptor of the lock file, locked; where a file system has no locks, unlocked, with a warning.
+    """Locks the lock file and returns its descriptor. If the file system has no locks, it warns and does not lock.
 
     Raises:
         ValueError: when another process, or another run of this one, holds it.

@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Has the processes of a run meet on the CPU, so that no meeting waits for a card, and find out who is missing.
+"""Lets the processes of a run meet on the CPU, and finds out which one is missing. No meeting waits for a card.
 
-Gloo carries the meetings. It finds its network interface by the name of the host; GLOO_SOCKET_IFNAME names another.
+The meetings use gloo. It finds its network interface by the host name; set GLOO_SOCKET_IFNAME to choose another.
 """
 
 import re
@@ -47,7 +47,7 @@ class Peers:
         return int(box)
 
     def tell(self, value: Any) -> Any:
-        """Returns in every process what the first one gives, of which it may take long to make."""
+        """Returns the first process's value in every process; the others wait for hours if need be."""
         if self.patient is None:
             return value
         box = [value]
@@ -69,7 +69,7 @@ class Peers:
 
     @contextmanager
     def naming_the_missing(self) -> Iterator[None]:
-        """Turns what a lost or hanging process makes the others raise to a TimeoutError that says which one it is."""
+        """Turns the error that a lost or hanging process causes in the others into a TimeoutError that names it."""
         try:
             yield
         except (RuntimeError, OSError) as error:
@@ -84,7 +84,7 @@ class Peers:
             ) from error
 
     def missing(self) -> list[int]:
-        """Returns the processes that do not say within a few seconds that they miss somebody, too; none if unknown."""
+        """Returns the processes that do not report within a few seconds; an empty list if that cannot be known."""
         find_store = getattr(dist.distributed_c10d, "_get_default_store", None)
         if find_store is None:
             return []

@@ -69,7 +69,7 @@ SAMPLES_AT_ONCE = 16
 
 @dataclass
 class Run:
-    """What is trained, where it stands, and how it is saved, brought back, evaluated and sampled from."""
+    """Holds the parts and the state of a training run. It saves, resumes, evaluates and samples from the run."""
 
     accelerator: Accelerator
     model: torch.nn.Module
@@ -150,7 +150,7 @@ class Run:
         self.tokenizer.save_pretrained(folder)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """What a restart needs, by file: weights, moments of the optimizer, averages; sharded as they are."""
+        """Returns the tensors that a restart needs, by file: weights, optimizer moments and averages, as sharded."""
         model = self.accelerator.unwrap_model(self.model)
         averages: dict[str, Mapping[str, Tensor]] = {"ema.safetensors": self.ema.state_dict()}
         if by_deepspeed(self.accelerator):
@@ -209,7 +209,7 @@ class Run:
         self.run_id = progress["run_id"]
 
     def _restore_deepspeed(self, state: Path) -> None:
-        """Has DeepSpeed read its own files, which are pickles: docs/training.md says whose one may take."""
+        """Lets DeepSpeed read its own files. They are pickles: see "Trust" in docs/training.md."""
         given = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.accelerator.load_state(str(state))
         self.accelerator.step = 0  # forwards since the last step of the optimizer: accumulation may differ now
@@ -224,10 +224,10 @@ class Run:
 
     @contextmanager
     def averaged(self) -> Iterator[Any]:
-        """The model with the averaged weights, whole in each process and in evaluation mode; all processes call.
+        """Yields the model with the averaged weights, whole in each process, in evaluation mode; all processes call.
 
-        A forward of a sharded model is one of all processes together, which have different numbers of batches to
-        evaluate: of such a model each process gets a copy.
+        A forward of a sharded model needs all processes at once, but they have different numbers of batches to
+        evaluate. So each process gets its own copy of such a model.
         """
         model = self.accelerator.unwrap_model(self.model)
         if self.blank is None:
@@ -242,7 +242,7 @@ class Run:
             yield copied.eval()
 
     def evaluate(self, sequences: Sequence[Tensor], passes: int, n_bytes: int | None = None) -> dict:
-        """Of the averaged model on sequences (L,), by all processes together; see [`DiffusionPerplexity`].
+        """Evaluates the averaged model on sequences (L,), by all processes together; see [`DiffusionPerplexity`].
 
         Raises:
             FloatingPointError: for a model whose weights or likelihoods are not finite.
@@ -267,9 +267,9 @@ class Run:
         return figures
 
     def sample(self, count: int, settings: dict, judged_by: tuple | None) -> dict[str, float]:
-        """Texts of the averaged model to `samples/step_N`, shared out over the processes; their quality.
+        """Writes texts of the averaged model to `samples/step_N`, by all processes together; returns their quality.
 
-        Each text has a generator of its own, whoever writes it; see [`write_samples`].
+        Each text has its own generator, whichever process writes it; see [`write_samples`].
         """
         self.check_finite()
         seed = stream_seed(self.seed, "sample", self.step)
@@ -307,7 +307,7 @@ class Run:
         return figures
 
     def log(self, note: str = "", **figures) -> None:
-        """To metrics.jsonl, the trackers and, with a note, the log; by the first process."""
+        """Writes figures to metrics.jsonl, the trackers and the log (with `note`), if this is the first process."""
         if not self.accelerator.is_main_process:
             return
         with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:

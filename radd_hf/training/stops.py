@@ -29,8 +29,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 SAVE = getattr(signal, "SIGUSR1", None)
 # What processes agree on is the largest of their wishes: nothing, to save, or an exit status 128 + n.
 NOTHING, TO_SAVE = 0, 1
-# Seconds after the first signal from which on another one is a second wish. A launcher passes on what its processes,
-# which have the same terminal or job, were sent as well.
+# A signal that comes this many seconds after the first one counts as a second request. An earlier one may be a copy: a
+# terminal signals the processes of a launcher directly, and the launcher passes the same signal on to them.
 SECOND = 2.0
 # Set by `torchrun` and `accelerate launch`, and by nobody else.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION")
@@ -65,13 +65,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class Stops:
-    """Listens to signals while it is entered; elsewhere than in the main thread, which alone gets them, to none.
+    """Listens to signals while it is entered. Outside the main thread, which alone gets signals, it does nothing.
 
-    peers: with whom this process agrees, set as soon as they are known.
+    peers: the processes that this one agrees with, set as soon as they are known.
 
-    A handler of Python waits for the call in hand, which may be one that waits for another process. A thread, which the
-    interpreter wakes for every signal, sees to it that a second one ends the process even then. It also looks whether
-    the launcher is still there.
+    Python runs a signal handler only after the current call returns, and that call may wait for another process. So a
+    thread, which the interpreter wakes at every signal, ends the process at a second signal. The thread also checks
+    that the launcher still runs.
     """
 
     def __init__(self) -> None:
@@ -151,10 +151,11 @@ class Stops:
 
     @contextmanager
     def droppable(self, patiently: bool = False) -> Iterator[Callable[[], None]]:
-        """Lets a stop break off what is inside, in all processes, which all enter.
+        """Lets a stop break off the body of the `with`, in all processes. All processes must enter it.
 
         Yields:
-            What every process calls once when its share is done, before the shares are put together: there they agree.
+            A function that every process calls once, when its share is done and before the shares are put together. In
+            this call the processes agree whether to stop.
 
         Raises:
             Stopped: in all processes, if one was asked to stop.

@@ -69,9 +69,9 @@ logger = logging.getLogger("radd_hf.train")
 LOG_FORMAT = "%(asctime)s %(message)s"
 # Steps in a row that fp16 may leave out. Its scale begins at 2^16: so many halvings leave nothing to overflow.
 MOST_OVERFLOWS = 40
-# Those of the model's arguments that its configuration keeps.
+# The arguments of the model that its configuration keeps.
 CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
-# Of these, what belongs to the training and not to the weights, and may differ from `init_from`.
+# The settings among them that concern the training and not the weights; they may differ from `init_from`.
 FREE_SETTINGS = ("hidden_dropout", "noise_type")
 
 
@@ -174,7 +174,7 @@ def check_memory_of_a_step(
     tokenizer: PreTrainedTokenizerBase | None,
     accelerator: Accelerator,
 ) -> None:
-    """Refuses what cannot fit before any text is read; of a sharded model, whose parts are elsewhere, nothing."""
+    """Refuses a step that cannot fit in memory, before any text is read. A sharded model is not checked."""
     if args.force or sharding_of(accelerator) != "none":
         return
     start, given = base or RaddConfig(), given_settings(model_args)
@@ -254,10 +254,10 @@ def load_data(
 def named_tokenizer(
     model_args: ModelArguments, data_args: DataArguments, base: RaddConfig | None, last: Path | None
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of the last checkpoint when a run goes on, else that which is named; None: one is made of the text.
+    """Returns the last checkpoint's tokenizer when a run goes on, else the named one. None: one is made of the text.
 
     Raises:
-        ValueError: for one that does not fit `init_from`, and a `vocab_size` that is not its own.
+        ValueError: for a tokenizer that does not fit `init_from`, or a `vocab_size` other than the tokenizer's.
     """
     if last is not None:
         with restoring(last):
@@ -425,13 +425,14 @@ def begin(run: Run) -> list[str]:
 
 
 def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, logged: Sequence[str]) -> None:
-    """Trains to the last step, or to that at which a signal stops it.
+    """Trains to the last step, or to the step at which a signal stops it.
 
-    A step is logged, saved, evaluated and sampled from in this order, so that a stop meanwhile drops nothing but what a
+    After a step the run logs, saves, evaluates and samples, in this order. So a stop in between loses only work that a
     restart does again.
 
     Args:
-        logged: figures of the step at which a run goes on; what else was due there is done first.
+        logged: the figures that `metrics.jsonl` already has of the step at which a run goes on. Other figures due at
+            that step are computed first.
 
     Raises:
         Stopped: in all processes, after a checkpoint of that step.
@@ -499,7 +500,7 @@ def look(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, log
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Has torch choose kernels that give the same bits every time, or a card's fastest, which add up in any order."""
+    """Makes torch use kernels that give the same bits every time, or else the fastest, which may add in any order."""
     fills: Any = torch.utils.deterministic
     before, filled = torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory
     torch.use_deterministic_algorithms(wanted)
@@ -512,9 +513,10 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 class LateLosses:
-    """Reads the losses of each step, nats per sequence, and the norm of its gradients while the next step is computed.
+    """Reads the losses of a step (nats per sequence) and its gradient norm while the next step is computed.
 
-    Reading makes the host wait for the device: for the step before, which is nearly done, and not for the present one.
+    Reading makes the host wait for the device. So it waits for the step before, which is nearly done, and not for the
+    present one.
     """
 
     def __init__(self, run: Run, parts: list[range]):
@@ -583,11 +585,12 @@ def as_scalar(norm: Any, loss: Tensor) -> Tensor:
 
 
 def leave_out_if_not_finite(run: Run, norm: Tensor) -> None:
-    """Has the device leave weights and moments as they are if the norm of the gradients is not finite.
+    """Makes the device keep weights and moments unchanged if the norm of the gradients is not finite.
 
-    It does so by itself, as the protocol of `torch.amp.GradScaler` lets a fused optimizer do: the host learns of the
-    norm a step later. The averages then see the weights of the step before, and [`LateLosses`] ends the run. Under fp16
-    the scaler does all this. DeepSpeed steps within the backward pass; there nothing is saved after the step.
+    The host learns of the norm only a step later, so the device must decide by itself. A fused optimizer can do so: it
+    reads `found_inf`, as under `torch.amp.GradScaler`. The averages then see the weights of the step before, and
+    [`LateLosses`] ends the run. Under fp16 the scaler does all this. DeepSpeed steps within the backward pass; there
+    nothing is saved after the step.
     """
     optimizer = getattr(run.optimizer, "optimizer", None)
     if run.accelerator.scaler is None and isinstance(optimizer, torch.optim.AdamW):
@@ -595,7 +598,7 @@ def leave_out_if_not_finite(run: Run, norm: Tensor) -> None:
 
 
 def forwards_of_a_step(batch_size: int, processes: int, accumulation: int, process: int) -> list[range]:
-    """Which rows of every step this process computes, one range a forward."""
+    """Returns the rows of every step that this process computes, as one range for each forward."""
     if batch_size % (processes * accumulation):
         raise ValueError(
             f"batch_size={batch_size} must be a multiple of {processes} processes x accumulation={accumulation}."
@@ -607,7 +610,7 @@ def forwards_of_a_step(batch_size: int, processes: int, accumulation: int, proce
 
 @contextmanager
 def progress_bar(run: Run, args: TrainingArguments) -> Iterator[tqdm]:
-    """With the time that is left; on a terminal, for the first process. Elsewhere the lines of the log do."""
+    """Shows steps and time left, on the terminal of the first process. Elsewhere the lines of the log show the time."""
     shown = on_terminal(run.accelerator)
     redirected = logging_redirect_tqdm() if shown else nullcontext()
     bar = tqdm(total=args.max_steps, initial=run.step, unit="step", dynamic_ncols=True, disable=not shown)
