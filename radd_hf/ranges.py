@@ -35,7 +35,7 @@ class Range:
 
 
 COUNT = Range(1, LARGEST)
-COUNT_OR_NONE = Range(0, LARGEST)
+COUNT_OR_ZERO = Range(0, LARGEST)
 POSITIVE = Range(0, open_low=True)
 NOT_NEGATIVE = Range(0)
 FRACTION = Range(0, 1)

@@ -27,7 +27,7 @@ from ..losses import LOSS_TYPES, check_loss_type
 from ..processes import launched_precision, launcher_setting, script_parser
 from ..ranges import (
     COUNT,
-    COUNT_OR_NONE,
+    COUNT_OR_ZERO,
     FRACTION,
     FRACTION_BELOW_ONE,
     LARGEST,
@@ -56,7 +56,7 @@ RANGES = {
     **dict.fromkeys(("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps", "sampling_steps"), COUNT),
     **dict.fromkeys(("batch_size", "accumulation", "eval_sequences", "eval_passes", "keep_last"), COUNT),
     **dict.fromkeys(("length", "tokenizing_workers"), COUNT),
-    **dict.fromkeys(("n_samples", "lora_rank", "warmup_steps"), COUNT_OR_NONE),
+    **dict.fromkeys(("n_samples", "lora_rank", "warmup_steps"), COUNT_OR_ZERO),
     **dict.fromkeys(("hidden_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "ema_decay"), FRACTION_BELOW_ONE),
     **dict.fromkeys(("learning_rate", "weight_decay"), NOT_NEGATIVE),
     **dict.fromkeys(("embedding_std", "max_grad_norm"), POSITIVE),

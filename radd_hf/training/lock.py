@@ -58,7 +58,7 @@ def exclusive(output: Path, peers: Peers) -> Iterator[None]:
             refusal = str(error)
         except OSError as error:
             refusal = f"output_dir={str(output)!r} must be a folder that can be written to ({error})."
-    refusal = peers.tell(refusal)
+    refusal = peers.broadcast(refusal)
     if refusal is not None:
         raise ValueError(refusal)
     try:

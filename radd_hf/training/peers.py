@@ -46,7 +46,7 @@ class Peers:
         dist.all_reduce(box, dist.ReduceOp.MAX, group=self.patient if patiently else self.quick)
         return int(box)
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Returns the first process's value in every process; the others wait for hours if need be."""
         if self.patient is None:
             return value

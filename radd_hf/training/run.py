@@ -249,7 +249,7 @@ class Run:
             Stopped: in all processes, for a signal in the meantime; so does `sample`.
         """
         self.check_finite()
-        with self.averaged() as model, self.stops.droppable() as before_gathering:
+        with self.averaged() as model, self.stops.interruptible() as before_gathering:
             figures = DiffusionPerplexity().compute(
                 predictions=sequences,
                 model=model,
@@ -273,7 +273,7 @@ class Run:
         """
         self.check_finite()
         seed = stream_seed(self.seed, "sample", self.step)
-        with self.averaged() as model, self.stops.droppable() as before_gathering:
+        with self.averaged() as model, self.stops.interruptible() as before_gathering:
             rows = write_samples(
                 model,
                 count,
@@ -284,7 +284,7 @@ class Run:
                 **settings,
             ).ids  # (count, L)
         figures: dict[str, float] = {}
-        with self.stops.droppable(patiently=True) as wait:  # for a judge, which may be slow
+        with self.stops.interruptible(patiently=True) as wait:  # for a judge, which may be slow
             if self.accelerator.is_main_process:
                 figures = self._look_at(rows, judged_by)
             wait()

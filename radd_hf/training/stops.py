@@ -31,7 +31,7 @@ SAVE = getattr(signal, "SIGUSR1", None)
 NOTHING, TO_SAVE = 0, 1
 # A signal that comes this many seconds after the first one counts as a second request. An earlier one may be a copy: a
 # terminal signals the processes of a launcher directly, and the launcher passes the same signal on to them.
-SECOND = 2.0
+SECONDS_BETWEEN = 2.0
 # Set by `torchrun` and `accelerate launch`, and by nobody else.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION")
 
@@ -134,7 +134,7 @@ class Stops:
                     return
                 if number in STOPS:
                     first = first or time.monotonic()
-                    if time.monotonic() - first > SECOND:
+                    if time.monotonic() - first > SECONDS_BETWEEN:
                         note(f"{Path(sys.argv[0]).name}: ended at once by a second {signal.Signals(number).name}")
                         os._exit(128 + number)
 
@@ -146,11 +146,11 @@ class Stops:
         return wish if self.peers is None else self.peers.largest(wish)
 
     def training_begins(self) -> None:
-        """From now on a stop waits for the end of a step, except in what is `droppable`."""
+        """From now on a stop waits for the end of a step, except in what is `interruptible`."""
         self.at_once = False
 
     @contextmanager
-    def droppable(self, patiently: bool = False) -> Iterator[Callable[[], None]]:
+    def interruptible(self, patiently: bool = False) -> Iterator[Callable[[], None]]:
         """Lets a stop break off the body of the `with`, in all processes. All processes must enter it.
 
         Yields:

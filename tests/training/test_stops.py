@@ -215,7 +215,7 @@ import sys
 import time
 from radd_hf.training import stops
 
-stops.SECOND = 0.5
+stops.SECONDS_BETWEEN = 0.5
 with stops.Stops() as heard:
     heard.training_begins()
     print("ready", flush=True)
@@ -302,6 +302,6 @@ def test_a_timeout_that_is_none_is_refused():
 def test_a_run_of_one_process_has_nobody_to_wait_for():
     peers = Peers(Accelerator(cpu=True), timedelta(minutes=1))
     assert (peers.quick, peers.patient) == (None, None)
-    assert (peers.largest(7), peers.tell("x")) == (7, "x")
+    assert (peers.largest(7), peers.broadcast("x")) == (7, "x")
     with pytest.raises(RuntimeError, match="timed out"), peers.naming_the_missing():
         raise RuntimeError("timed out")
