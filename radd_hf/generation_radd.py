@@ -62,6 +62,7 @@ from .settings_radd import (
     plain,
     shortened,
 )
+from .text_radd import check_tokenizer
 
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
 # few times as much.
@@ -823,8 +824,8 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         raise ValueError(
             f"eos_token_id={shortened(given['eos_token_id'])} ends a text only with stop_on_eos=True: pass both."
         )
-    if tokenizer is not None and not callable(tokenizer):
-        raise TypeError(f"tokenizer={shortened(tokenizer)} must be a tokenizer of transformers, loaded.")
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         raise TypeError(f"streamer={shortened(streamer)} must have the methods put and end.")
     if getattr(streamer, "skip_prompt", False):

@@ -484,7 +484,7 @@ class LikelihoodRounds:
         self.model, self.estimator, self.passes = model, estimator, passes
         self.target_se, self.batch_size, self.seed = target_se, batch_size, check_integer_seed(seed)
         self.accelerator, self.known, self.before_gathering = accelerator, known or {}, before_gathering
-        self.sequences, self.scored, self.n_scored = check_texts(model.config, sequences, scored)
+        self.sequences, self.scored, self.n_scored = check_texts(config_of(model), sequences, scored)
         # (S,) how much each sequence's nats per token count in the mean
         self.share = self.n_scored / self.n_scored.sum() if weights is None else _check_weights(weights, sequences)
         self.rows, self.first_rounds, self.most_rounds = plan_rounds(estimator, passes, target_se)
@@ -690,7 +690,7 @@ def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, se
     """Computes the nats of each sequence in each of K orders, (S, K) float64."""
     orders, batch_size, seed = plain(orders), plain(batch_size), check_integer_seed(seed)
     check_batch_size(batch_size)
-    sequences, scored, n_scored = check_texts(model.config, sequences, scored)
+    sequences, scored, n_scored = check_texts(config_of(model), sequences, scored)
     for n in set(n_scored.tolist()):
         order_of(order, int(n), torch.Generator())  # raises, before any work, if it does not fit
 
@@ -727,7 +727,7 @@ def conditional_likelihood(
         check_list(name, texts)
         if len(texts) != len(targets):
             raise ValueError(f"{name} must hold one for each of the {len(targets)} targets; it has {len(texts)}.")
-        columns.append([check_ids(model.config, f"{name}[{index}]", text) for index, text in enumerate(texts)])
+        columns.append([check_ids(config_of(model), f"{name}[{index}]", text) for index, text in enumerate(texts)])
     for index, target in enumerate(columns[1]):
         if not len(target):
             raise ValueError(f"targets[{index}] is empty; it must have at least one token.")
@@ -740,6 +740,13 @@ def conditional_likelihood(
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Returns the mean of independent values (n,), and its standard error."""
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def config_of(model: Any) -> Any:
+    """Returns the configuration of a model; raises a TypeError for what is none, such as its name."""
+    if not hasattr(model, "config"):
+        raise TypeError(f"model={shortened(model)} must be a model, loaded by RaddForMaskedLM.from_pretrained.")
+    return model.config
 
 
 def check_estimator(estimator: str) -> None:

@@ -59,6 +59,7 @@ from .kernels_radd import (
     token_nll,
     zero_without_keys,
 )
+from .settings_radd import shortened
 
 logger = logging.get_logger(__name__)
 
@@ -717,6 +718,8 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             TypeError: for an unknown keyword.
         """
         kwargs = check_keywords(self.config, RaddForMaskedLM.forward, kwargs)
+        if not isinstance(output_logits, bool):
+            raise ValueError(f"output_logits={shortened(output_logits)} must be True or False.")
         if labels is None and loss_weights is not None:
             raise ValueError("loss_weights are weights of a loss: pass labels with them.")
         if labels is not None and output_positions is not None:
@@ -764,7 +767,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             loss = (loss_weights * sequence_nll).mean()
         else:
             number = labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            loss = sequence_nll.sum() / number
+            loss = (sequence_nll.sum() / number).reshape(())  # of one number in a list, too
         return RaddMaskedLMOutput(
             loss=loss, logits=logits, sequence_nll=sequence_nll, token_nll=of_each_token, **recorded
         )

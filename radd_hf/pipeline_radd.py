@@ -15,7 +15,7 @@ from transformers import Pipeline
 from .generation_radd import LENGTHS, RaddGenerationConfig, own_settings
 from .randomness_radd import check_seed, sample_generators, text_seed
 from .settings_radd import SETTINGS, SYNONYMS, own_arguments
-from .text_radd import BlankedText, encode_with_blanks
+from .text_radd import BlankedText, check_tokenizer, encode_with_blanks
 
 # What a saved model's config.json says, so that `pipeline("radd-infilling", ...)` finds the class below.
 CUSTOM_PIPELINES = {
@@ -68,6 +68,7 @@ class RaddInfillingPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.tokenizer is None:
             raise ValueError("tokenizer=None: the pipeline reads and writes text, pass the model's tokenizer.")
+        check_tokenizer(self.tokenizer)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # any token will do: padding is not attended to
 

@@ -12,6 +12,7 @@ Shapes: L tokens, K blanks.
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,12 @@ BEFORE = ("a", "0", ".")
 MAX_CHARACTERS = 2**20
 # Special tokens whose spelling in a text was reported.
 REPORTED: set[str] = set()
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises a TypeError for what is no tokenizer, such as the name of one."""
+    if not callable(tokenizer):
+        raise TypeError(f"tokenizer={tokenizer!r} must be a tokenizer of transformers, loaded.")
 
 
 def encode_text(
@@ -35,13 +42,18 @@ def encode_text(
 
     Raises:
         ValueError: for a text with a lone surrogate; for one that spells a special token whose characters the tokenizer
-            cannot encode.
+            cannot encode, and for one that a tokenizer without an unknown token cannot.
     """
     for text in texts:
         check_unicode(text, name)
     if not texts:
         return []
-    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    try:
+        rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    except Exception as error:  # tokenizers raises a bare one
+        if type(error) is not Exception:
+            raise
+        raise ValueError(f"{name}={quoted(texts[0])} has text that the tokenizer cannot encode: {error}") from error
     special = special_ids(tokenizer)
     return [
         # Most texts spell none, and are encoded once.
@@ -147,8 +159,14 @@ def encode_after_text(texts: Sequence[str], tokenizer: Any, name: str = "text") 
 
 def _encode_after_text(text: str, alone: list[int], tokenizer: Any, name: str) -> list[int]:
     """`alone`: the ids of the text by itself."""
-    heads = encode_text(BEFORE, tokenizer)
-    wholes = encode_text([before + text for before in BEFORE], tokenizer, name)
+    heads, wholes = list[list[int]](), list[list[int]]()
+    for before in BEFORE:
+        with suppress(ValueError):  # of a tokenizer that has no unknown token
+            (head,), (whole,) = encode_text([before], tokenizer), encode_text([before + text], tokenizer, name)
+            heads.append(head)
+            wholes.append(whole)
+    if not heads:
+        raise ValueError(f"{name}={quoted(text)} cannot stand directly behind other text. Begin it with a space.")
     rests = [whole[len(head) :] for head, whole in zip(heads, wholes, strict=True) if whole[: len(head)] == head]
     wanted = _decode(wholes[0], tokenizer)
     for ids in (alone, *rests):
@@ -166,9 +184,16 @@ def decode_after_text(rows: Sequence[Sequence[int]], tokenizer: Any, **settings:
     Args:
         settings: for `tokenizer.decode`.
     """
-    (head,) = encode_text(BEFORE[:1], tokenizer)
+    head = next((ids for before in BEFORE if (ids := _head(tokenizer, before))), [])
     before = _decode(head, tokenizer)
     return [_decode([*head, *ids], tokenizer, **settings).removeprefix(before) for ids in rows]
+
+
+def _head(tokenizer: Any, before: str) -> list[int]:
+    """Returns the ids of a text; none where the tokenizer has none."""
+    with suppress(ValueError):
+        return encode_text([before], tokenizer)[0]
+    return []
 
 
 def decode_span(ids: Sequence[int], begin: int, end: int, tokenizer: Any, **settings: Any) -> str:

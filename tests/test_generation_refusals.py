@@ -135,7 +135,7 @@ BAD = {
     "new tokens beyond what memory holds": ({"max_new_tokens": 2**63}, "max_new_tokens=9223372036854775808 must be"),
     "more rows than memory holds": (
         {"num_return_sequences": 2**40},
-        "num_return_sequences=1099511627776 of 1 rows of 12 tokens must have at most 16777216 tokens together",
+        "num_return_sequences=1099511627776 must be an integer of at least 1 and at most 65536",
     ),
     "rows beyond 64 bits": ({"num_return_sequences": 2**63}, "num_return_sequences=9223372036854775808 must be"),
     "top_k beyond 64 bits": ({"top_k": 2**63}, "top_k=9223372036854775808 must be"),

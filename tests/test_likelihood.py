@@ -418,3 +418,9 @@ def test_sequences_that_are_no_list_are_refused_by_name(model, sequences):
 def test_nothing_to_score_is_refused(model, sequences):
     with pytest.raises(ValueError, match="at least one"):
         estimate_likelihood(model, sequences)
+
+
+def test_the_name_of_a_model_is_refused_as_none():
+    for call in (lambda: exact_likelihood("radd", [[4]]), lambda: estimate_likelihood("radd", [[4, 5]])):
+        with pytest.raises(TypeError, match="model='radd' must be a model, loaded by"):
+            call()

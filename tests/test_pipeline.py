@@ -431,3 +431,20 @@ def test_whatever_saves_a_model_saves_its_pipeline(pipe, tmp_path):
         assert json.loads((folder / "config.json").read_text())["custom_pipelines"] == CUSTOM_PIPELINES
     again = pipeline("radd-infilling", model=str(tmp_path / "pipeline"), trust_remote_code=True, device="cpu")
     assert_same(again(TEXTS[:2], seed=0), pipe(TEXTS[:2], seed=0))
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", object()])
+def test_what_is_no_tokenizer_is_refused_by_name(tokenizer):
+    with pytest.raises(TypeError, match=r"tokenizer=.* must be a tokenizer of transformers, loaded"):
+        RaddInfillingPipeline(model=tiny_model(), tokenizer=tokenizer)
+
+
+def test_a_tokenizer_without_an_unknown_token_reads_what_it_knows_and_names_what_it_does_not():
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<mask>": 2}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, mask_token="<mask>")
+    assert encode_after_text([" b"], tokenizer) == [[1]]
+    with pytest.raises(ValueError, match="text='b' cannot stand directly behind other text. Begin it with a space"):
+        encode_after_text(["b"], tokenizer)
+    with pytest.raises(ValueError, match="text='c' has text that the tokenizer cannot encode: WordLevel error"):
+        encode_text(["c"], tokenizer)

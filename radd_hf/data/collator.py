@@ -13,6 +13,7 @@ Shapes: B rows of a step, b rows of them in one forward, L length.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..configuration_radd import RaddConfig
-from ..inputs_radd import shown
+from ..inputs_radd import as_tensor, shown
 from ..losses import check_loss_type, draw_step_masks
 from ..noise_radd import get_noise
 from ..randomness_radd import stream_seed
@@ -174,7 +175,14 @@ class DiffusionCollator:
         The first epoch's are those of the script's steps. In a loop without one they belong to the number of the call,
         and a worker of a DataLoader draws from a stream of its own, anew each time it is started.
         """
-        blocks = [torch.as_tensor(each["input_ids"] if isinstance(each, dict) else each) for each in features]
+        blocks = []
+        for row, each in enumerate(features):
+            if isinstance(each, Mapping) and "input_ids" not in each:
+                raise ValueError(f"features[{row}] has the keys {sorted(map(str, each))}; 'input_ids' must be there.")
+            block = as_tensor(f"features[{row}]", each["input_ids"] if isinstance(each, Mapping) else each)
+            if block.ndim != 1:
+                raise ValueError(f"features[{row}]{shown(block)}; it must hold the ids of a block, (L,).")
+            blocks.append(block)
         if len({len(block) for block in blocks}) != 1:
             raise ValueError(f"examples must be blocks of one length; got lengths {sorted({len(b) for b in blocks})}.")
         rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

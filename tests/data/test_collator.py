@@ -275,3 +275,19 @@ def test_the_stock_trainer_has_the_losses_of_the_script(tmp_path, tiny_text, los
         callbacks=[Losses()],
     ).train()
     assert [loss / data_args.length for loss in losses] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([{}], r"features\[0\] has the keys \[\]; 'input_ids' must be there"),
+        ([[1, 2], {"ids": [1]}], r"features\[1\] has the keys \['ids'\]; 'input_ids' must be there"),
+        ([{"input_ids": "abc"}], r"features\[0\]='abc' must be a tensor, or lists of numbers"),
+        ([[2**70]], r"features\[0\]=.* must be a tensor, or lists of numbers"),
+        ([[[1, 2]]], r"features\[0\] .*; it must hold the ids of a block, \(L,\)"),
+    ],
+)
+def test_an_example_without_ids_is_named(features, message):
+    collator = DiffusionCollator(random_model().config, "lambda_DCE", seed=0)
+    with pytest.raises(ValueError, match=message):
+        collator(features)
