@@ -160,8 +160,12 @@ def _add_text(longest: int) -> dict[str, Any]:
         prefix = gr.Textbox("It was a very", label="Beginning", lines=2, elem_id="prefix")
         suffix = gr.Textbox(" of spring.", label="End", lines=2, elem_id="suffix")
         length = gr.Number(min(32, longest), label="Tokens in all", precision=0, elem_id="length")
+
+    async def show_form(form):
+        return gr.update(visible=form == BLANKS), gr.update(visible=form == ENDS)
+
     form.change(
-        lambda form: [gr.update(visible=form == BLANKS), gr.update(visible=form == ENDS)],
+        show_form,
         form,
         [blanks, ends],
         queue=False,
@@ -200,8 +204,11 @@ def _add_sampling() -> dict[str, Any]:
             window = number("refresh_window", TEXT_SETTINGS["refresh_window"].default)
             pause = gr.Slider(0, 1, 0.1, step=0.05, label="Seconds between events", elem_id="pause")
 
+    async def show_settings(method):
+        return gr.update(visible=method != "first_hitting"), gr.update(visible=method == "ordered")
+
     method.change(
-        lambda method: [gr.update(visible=method != "first_hitting"), gr.update(visible=method == "ordered")],
+        show_settings,
         method,
         [steps, order],
         queue=False,
@@ -241,10 +248,11 @@ def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict
     async def halt(request: gr.Request):
         turns.stop(session_of(request), name)
 
-    def begin():
+    # Coroutines need no thread, of which gradio has a few.
+    async def begin():
         return gr.update(interactive=False), gr.update(interactive=True)
 
-    def end():
+    async def end():
         return gr.update(interactive=True), gr.update(interactive=False)
 
     at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -359,6 +367,9 @@ def serve(
     page.queue(api_open=False, max_size=2 * limits.in_all, default_concurrency_limit=None).launch(
         server_name=host,
         server_port=port,
+        # gradio gives a place among so many to each run, also to one that waits for its turn. The other half is for
+        # what takes a moment: the refusal of a run, and the other buttons.
+        max_threads=2 * limits.in_all,
         share=False,
         theme=make_theme(),
         css=CSS,
