@@ -61,8 +61,10 @@ class Page:
 async def ask(
     page: Page, client: httpx.AsyncClient, function: str, session: str, leave: bool = False, **fields: object
 ) -> str:
-    """Presses a button and waits; says how it ended: done, stopped, busy, refused, left, or lost."""
-    async with asyncio.timeout(PATIENCE):
+    """Presses a button of an open page and waits; says how it ended: done, stopped, busy, refused, left, or lost."""
+    async with asyncio.timeout(PATIENCE), client.stream("GET", f"{API}/heartbeat/{session}") as heartbeat:
+        if heartbeat.status_code != 200:
+            return "busy" if heartbeat.status_code == 503 else "lost"
         joined = await client.post(f"{API}/queue/join", json=page.call(function, session, **fields))
         if joined.status_code != 200:
             return "busy" if joined.status_code == 503 else "refused"

@@ -13,16 +13,19 @@ import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..endings import note
 from ..settings_radd import METHODS, ORDERS, TEXT_SETTINGS
-from .gate import Gate, is_loopback
+from .gate import CONNECTIONS, Gate, is_loopback, visitor_at
 from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, number_of, write
 from .turns import Job, Limits, Turns
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: nothing is reported to anybody
+# Nor is a table of the last calls made anew after each of them.
+os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**31)}
 try:
     import gradio as gr
     from starlette.middleware import Middleware
@@ -266,6 +269,41 @@ def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict
     stop.click(halt, None, None, **at_once)
 
 
+class Kept:
+    """Is what gradio keeps for each session: answers until they are read, events, values of the page.
+
+    gradio drops some of it after an hour, and the rest never. Its stores are no interface of gradio's, so they are
+    looked up here alone, and a release that renamed one fails as the page begins.
+    """
+
+    def __init__(self, page: gr.Blocks):
+        self.page, self.queue = page, page._queue
+        self.stores = [self.queue.pending_messages_per_session, self.queue.pending_event_ids_session]
+
+    def unread(self, session: str) -> int | None:
+        if session not in self.queue.pending_messages_per_session:
+            return None
+        return len(self.queue.pending_event_ids_session.get(session, ()))
+
+    async def forget(self, session: str) -> None:
+        await self.queue.clean_events(session_hash=session)  # a run of the session writes to nobody
+        for store in (*self.stores, self.page.state_holder.session_data, self.page.state_holder.time_last_used):
+            store.pop(session, None)
+
+
+def checks_of(page: gr.Blocks) -> dict[int, Callable[[list], None]]:
+    """For each function of a page: what raises an exception for inputs that gradio would fail at, and log."""
+
+    def check(inputs: Sequence[Any], data: list) -> None:
+        if len(data) != len(inputs):
+            raise ValueError(f"{len(data)} inputs must be {len(inputs)}")
+        for component, value in zip(inputs, data, strict=True):
+            if not isinstance(component, gr.State):
+                component.preprocess(value)
+
+    return {index: partial(check, function.inputs) for index, function in page.fns.items()}
+
+
 def session_of(request: gr.Request) -> str:
     return str(request.session_hash)
 
@@ -273,7 +311,7 @@ def session_of(request: gr.Request) -> str:
 @contextlib.asynccontextmanager
 async def _turn(turns: Turns, button: str, request: gr.Request) -> AsyncIterator[Job]:
     """A job of who pressed a button; what is wrong with it is shown."""
-    address = request.client.host if request.client else ""
+    address = visitor_at(request.client.host) if request.client else ""
     with _errors_shown():
         async with turns.job(session_of(request), address, button) as job:
             yield job
@@ -335,38 +373,44 @@ def serve(
     Raises:
         ValueError: for a first model that cannot be loaded, and for any_model where it may not be.
     """
-    alone = is_loopback(host)
+    of_space = [name.strip() for name in os.environ.get("SPACE_HOST", "").split(",") if name.strip()]
+    # A page with a name has a proxy in front of it, by which others reach it.
+    alone = is_loopback(host) and not (allowed_hosts or of_space)
     any_model = alone if any_model is None else any_model
+    names = [*allowed_hosts, *of_space]
+    named = f" and the names {', '.join(names)}" if names else ""
     if any_model and not (alone or trust_visitors):
         raise ValueError(
-            f"any_model=True with host={host!r}: whoever reaches the page could have this machine download and read "
-            "any model. List the models by --model instead, or pass --trust-visitors, too."
+            f"any_model=True with host={host!r}{named}: whoever reaches the page could have this machine download and "
+            "read any model. List the models by --model instead, or pass --trust-visitors, too."
         )
     if seconds is None:
         seconds = 3600.0 if alone else Limits().seconds
     if not 0 < seconds < math.inf:
         raise ValueError(f"seconds={seconds!r} must be a positive number, of one run.")
-    of_space = [name.strip() for name in os.environ.get("SPACE_HOST", "").split(",") if name.strip()]
     streams = Counter[str]()
     # To a Space, all visitors come by way of the Hub's proxy.
     limits = Limits(seconds=seconds, of_address=None) if of_space else Limits(seconds=seconds)
     page = build_page(models, any_model, Turns(limits, streams))
+    page.queue(api_open=False, max_size=2 * limits.in_all, default_concurrency_limit=None)
     gate = Middleware(
         Gate,
-        hosts=[host.strip("[]"), *allowed_hosts, *of_space],
-        addresses_allowed=not alone,
-        functions=frozenset(page.fns),
+        hosts=[host.strip("[]"), *names],
+        addresses_allowed=not is_loopback(host),
+        functions=checks_of(page),
         streams=streams,
+        sessions=Kept(page),
         shared_address=bool(of_space),
     )
     if not alone:
         note(
-            f"warning: host={host!r} lets every machine that can reach this one use the page, unencrypted and without "
-            f"a password; models: {'any' if any_model else ', '.join(models)}."
+            f"warning: host={host!r}{named} lets every machine that can reach this one use the page, unencrypted and "
+            f"without a password; models: {'any' if any_model else ', '.join(models)}."
         )
-    page.queue(api_open=False, max_size=2 * limits.in_all, default_concurrency_limit=None).launch(
+    page.launch(
         server_name=host,
         server_port=port,
+        state_session_capacity=CONNECTIONS,
         # gradio gives a place among so many to each run, also to one that waits for its turn. The other half is for
         # what takes a moment: the refusal of a run, and the other buttons.
         max_threads=2 * limits.in_all,
