@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
     longest = load_for_page(models[0], "")[0].config.max_position_embeddings
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(INTRODUCTION, elem_id="introduction")
-        chosen = _add_models(turns, models, any_model)
+        paths = {} if any_model else paths_of(models)
+        chosen = _add_models(turns, models, paths)
         with gr.Tab("Write"):
             fields = chosen | _add_sampling()
             with gr.Row(equal_height=False):
@@ -96,7 +97,7 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
                     line = gr.HTML(elem_id="line")
                     gr.Markdown("#### How unlikely each word was when it was written")
                     heat = gr.HTML(elem_id="heat", min_height=60)
-            _connect(turns, buttons, write, fields, [canvas, line, heat])
+            _connect(turns, buttons, at_path(write, paths), fields, [canvas, line, heat])
         with gr.Tab("Likelihood of a text"), gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 text = gr.Textbox(PASSAGE, label="Text", lines=4, elem_id="passage")
@@ -105,7 +106,7 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
             with gr.Column(scale=6, min_width=320):
                 heat = gr.HTML(elem_id="judged", min_height=120)
                 line = gr.HTML(elem_id="judged-line")
-            _connect(turns, buttons, judge, chosen | {"text": text, "order": order}, [heat, line])
+            _connect(turns, buttons, at_path(judge, paths), chosen | {"text": text, "order": order}, [heat, line])
 
         async def forget(request: gr.Request):
             turns.stop(session_of(request))
@@ -114,12 +115,33 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
     return page
 
 
-def _add_models(turns: Turns, models: Sequence[str], any_model: bool) -> dict[str, Any]:
+def paths_of(models: Sequence[str]) -> dict[str, str]:
+    """The models by names for visitors, who need not know the folders of the server."""
+    short = Counter(Path(name).name for name in models)
+    return {
+        Path(name).name if short[Path(name).name] == 1 else f"{Path(name).name} ({number})": name
+        for number, name in enumerate(models, 1)
+    }
+
+
+def at_path(run: Callable, paths: dict[str, str]) -> Callable:
+    """`run` with the model that a name stands for."""
+
+    @wraps(run)
+    def run_at_path(stop: Any, *, model: str, **fields: Any) -> Any:
+        return run(stop, model=paths.get(model, model), **fields)
+
+    return run_at_path
+
+
+def _add_models(turns: Turns, models: Sequence[str], paths: dict[str, str]) -> dict[str, Any]:
+    """`paths`: the models by name, of which alone a visitor may choose; empty: any model."""
+    any_model = not paths
     with gr.Accordion("Model", open=False):
         with gr.Row():
             model = gr.Dropdown(
-                [(Path(name).name, name) for name in models],
-                value=models[0],
+                [(name, name) for name in paths] or [(Path(path).name, path) for path in models],
+                value=next(iter(paths), models[0]),
                 label="Model",
                 info="a folder, or a repository of the Hub" if any_model else None,
                 allow_custom_value=any_model,
@@ -141,7 +163,8 @@ def _add_models(turns: Turns, models: Sequence[str], any_model: bool) -> dict[st
         async with _turn(turns, "load", request) as job:
             async for before in turns.wait(job):
                 yield f"Waiting: {number_of(before, 'run')} before this one"
-            async for shown in turns.run(job, (describe(model, tokenizer) for _ in range(1))):
+            about_it = (describe(paths.get(model, model), tokenizer) for _ in range(1))  # in the thread of the run
+            async for shown in turns.run(job, about_it):
                 yield shown
 
     choose.click(load_it, [model, tokenizer], about, concurrency_limit=None, api_visibility="private")

@@ -271,7 +271,7 @@ def test_a_page_that_is_closed_stops_writing_so_that_others_get_their_turn(chrom
         ("#text textarea", "It was [MASK:0] of spring", "a blank is written [MASK] for one token or [MASK:n]"),
         ("#text textarea", "<i>no</i> blank", "text='<i>no</i> blank' has no blank to fill"),
         ("#text textarea", "[MASK:999]", "the text with its blanks has 999 tokens; at most 128"),
-        ("#steps input", "-3", "steps=-3 must be an integer of at least 1."),
+        ("#steps input", "-3", "steps=-3 must be an integer of at least 1"),
         ("#tokenizer textarea", "no-such", "tokenizer='no-such' cannot be loaded"),
     ],
 )
@@ -327,9 +327,11 @@ def test_a_page_for_other_machines_offers_only_its_own_models_whatever_is_sent_t
     from radd_hf.app.web import build_page
 
     shipped = str(CHECKPOINT)
-    blocks = {block.elem_id: block for block in build_page([shipped], any_model=False).blocks.values()}
+    page = build_page([shipped], any_model=False)
+    assert str(CHECKPOINT.parent) not in json.dumps(page.get_config_file(), default=str)
+    blocks = {block.elem_id: block for block in page.blocks.values()}
     assert isinstance(blocks["model"], Dropdown)
-    assert blocks["model"].preprocess(shipped) == shipped
+    assert blocks["model"].preprocess(CHECKPOINT.name) == CHECKPOINT.name
     with pytest.raises(Error, match="not in the list of choices"):
         blocks["model"].preprocess("someone/else")
     assert not isinstance(blocks.get("tokenizer"), Textbox)
