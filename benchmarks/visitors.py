@@ -61,8 +61,10 @@ class Page:
 async def ask(
     page: Page, client: httpx.AsyncClient, function: str, session: str, leave: bool = False, **fields: object
 ) -> str:
-    """Presses a button and waits; says how it ended: done, stopped, busy, refused, left, or lost."""
-    async with asyncio.timeout(PATIENCE):
+    """Presses a button of an open page and waits; says how it ended: done, stopped, busy, refused, left, or lost."""
+    async with asyncio.timeout(PATIENCE), client.stream("GET", f"{API}/heartbeat/{session}") as heartbeat:
+        if heartbeat.status_code != 200:
+            return "busy" if heartbeat.status_code == 503 else "lost"
         joined = await client.post(f"{API}/queue/join", json=page.call(function, session, **fields))
         if joined.status_code != 200:
             return "busy" if joined.status_code == 503 else "refused"
@@ -116,10 +118,16 @@ async def visit(page: Page, number: int, until: float, ended: Counter[str], wait
 
 
 async def be_greedy(page: Page, runs: int, ended: Counter[str]) -> None:
-    """One visitor who asks for many runs at once, each in a session of its own."""
+    """One visitor who asks for many runs, each in a session of its own, as many at once as there are connections."""
+    places = asyncio.Semaphore(40)  # of two connections each, and one for a call now and then
+
+    async def ask_in(session: str) -> str:
+        async with places:
+            return await ask(page, client, WRITE, session, text="[MASK:100]", pause=0)
+
     transport = httpx.AsyncHTTPTransport(local_address="127.0.1.1", limits=CONNECTIONS)
     async with httpx.AsyncClient(base_url=page.address, transport=transport, timeout=PATIENCE) as client:
-        asked = (ask(page, client, WRITE, f"greedy-{run}", text="[MASK:100]", pause=0) for run in range(runs))
+        asked = (ask_in(f"greedy-{run}") for run in range(runs))
         for how in await asyncio.gather(*asked, return_exceptions=True):
             ended[f"greedy: {'lost' if isinstance(how, BaseException) else how}"] += 1
 

@@ -10,10 +10,11 @@ knows the few routes of the page and refuses others. It is an ASGI middleware, a
 import asyncio
 import ipaddress
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 Scope = dict[str, Any]
@@ -30,21 +31,36 @@ READ = re.compile(
     rf"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/(?!.*\.\.)[\w./-]+)"
     rf"|{API}/(theme\.css|startup-events|queue/data|heartbeat/{SESSION})"
 )
-CALLS = (f"{API}/queue/join", f"{API}/run/predict")
-STREAMS = re.compile(rf"{API}/(?:queue/data|heartbeat/({SESSION}))")
+JOIN = f"{API}/queue/join"
+CALLS = (JOIN, f"{API}/run/predict")
+QUEUE = f"{API}/queue/data"
+STREAMS = re.compile(rf"{QUEUE}|{API}/heartbeat/({SESSION})")
 
-LARGEST_BODY = 2**20  # bytes
+# Bytes. The connections together bound what bodies take: 64 MiB.
+LARGEST_BODY = 2**16
 BODY_SECONDS = 30.0
 # Fields of a call that the page sends; others (a batch, an event of another's) are left out.
 FIELDS = ("data", "fn_index", "session_hash", "trigger_id")
 SCALARS = (str, int, float, bool, type(None))
 CONNECTIONS, CONNECTIONS_OF_ADDRESS = 1024, 128
+# Calls of an open page that wait for their answers, or whose answers it has not read.
+UNREAD = 4
 
 
 class Refused(Exception):
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
         self.status = status
+
+
+class Sessions(Protocol):
+    """What the application keeps for each open page."""
+
+    def unread(self, session: str) -> int | None:
+        """The number of calls whose answers the page has not read, None if the page has called nothing yet."""
+
+    async def forget(self, session: str) -> None:
+        """Drops what is kept, as the page has no open connection any more."""
 
 
 class Gate:
@@ -55,8 +71,11 @@ class Gate:
             so the gate can refuse another site's name that resolves to this server (DNS rebinding).
         addresses_allowed: accept any IP address, such as 192.168.1.7, as a host name of the page, too; another site
             cannot own one.
-        functions: indices of the page's functions.
-        streams: counts the open connections of each session.
+        functions: the page's functions by their indices. Each takes the list of inputs of a call, and raises any
+            exception for one that the application would fail at.
+        streams: counts the open connections of each session. A page opens one before it calls anything; a call without
+            one is refused, since nobody would read the answer.
+        sessions: what the application keeps for each session.
         shared_address: all visitors come through one proxy, so that an address does not identify a visitor.
     """
 
@@ -65,15 +84,17 @@ class Gate:
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         hosts: Iterable[str] = (),
         addresses_allowed: bool = False,
-        functions: Collection[int] = (),
+        functions: Mapping[int, Callable[[list], Any]] | None = None,
         streams: Counter[str] | None = None,
+        sessions: Sessions | None = None,
         shared_address: bool = False,
     ):
         self.app = app
         self.hosts = {*LOOPBACK, *(host.lower() for host in hosts)}
         self.addresses_allowed = addresses_allowed
-        self.functions = functions
+        self.functions = functions or {}
         self.streams = Counter[str]() if streams is None else streams
+        self.sessions = sessions
         self.shared_address = shared_address
         self.connections = Counter[str]()
 
@@ -84,14 +105,11 @@ class Gate:
         if scope["type"] != "http":  # the page opens no web socket
             await send({"type": "websocket.close", "code": 1008})
             return
-        address, session = address_of(scope), None
+        address = address_of(scope)
         try:
             self.check_sender(headers_of(scope))
             session = self.check_route(scope)
             self.check_connections(address)
-            if scope["method"] == "POST":
-                body = self.checked_call(await read_body(receive, headers_of(scope)))
-                scope, receive = with_body(scope, body, receive)
         except Refused as refusal:
             await answer(send, refusal.status, str(refusal))
             return
@@ -99,13 +117,33 @@ class Gate:
         if session is not None:
             self.streams[session] += 1
         try:
+            await self.pass_on(self.without_foreign_host(scope), receive, send)
+        finally:
+            count_down(self.connections, address)
+            if session is not None:
+                count_down(self.streams, session)
+                await self.forget_if_gone(session)
+
+    async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        try:
+            call = self.checked_call(await read_body(receive, headers_of(scope)))
+            if scope["path"] == JOIN:
+                self.check_unread(call["session_hash"])
+        except Refused as refusal:
+            await answer(send, refusal.status, str(refusal))
+            return
+        scope, receive = with_body(scope, json.dumps(call).encode(), receive)
+        try:
             await self.app(scope, receive, send)
         finally:
-            for counter, key in ((self.connections, address), (self.streams, session)):
-                if key is not None:
-                    counter[key] -= 1
-                    if counter[key] <= 0:
-                        del counter[key]
+            await self.forget_if_gone(call["session_hash"])  # its page was closed meanwhile
+
+    async def forget_if_gone(self, session: str) -> None:
+        if session not in self.streams and self.sessions is not None:
+            await self.sessions.forget(session)
 
     def check_sender(self, headers: dict[str, list[str]]) -> None:
         """Refuses requests under another's name, and those of another's page."""
@@ -115,12 +153,23 @@ class Gate:
         for origin in origins:
             host = host_of(origin)
             if origin.partition("//")[2] != hosts[0] and (host is None or host not in self.hosts.difference(LOOPBACK)):
-                raise Refused(403, "Only the page itself may call its functions.")
+                raise Refused(
+                    403, "Only the page itself may call its functions: the server allows more names by --allowed-host."
+                )
 
     def is_own(self, host: str | None) -> bool:
         if host is None:
             return False
         return host in self.hosts or (self.addresses_allowed and is_address(host))
+
+    def without_foreign_host(self, scope: Scope) -> Scope:
+        """Returns the request without a name from a proxy that is none of the page's: addresses are made from it."""
+        headers = [
+            (name, value)
+            for name, value in scope["headers"]
+            if name.lower() != b"x-forwarded-host" or self.is_own(host_of(f"//{value.decode('latin-1')}"))
+        ]
+        return scope | {"headers": headers}
 
     def check_route(self, scope: Scope) -> str | None:
         """Refuses routes that the page does not use; returns the session that a connection is held open for."""
@@ -139,6 +188,8 @@ class Gate:
         given = parse_qs(scope.get("query_string", b"").decode("latin-1"), max_num_fields=8).get("session_hash", [])
         if len(given) != 1 or not re.fullmatch(SESSION, given[0]):
             raise Refused(400, "session_hash must be the session of the page.")
+        if self.sessions is not None and self.sessions.unread(given[0]) is None:
+            raise Refused(404, "There is no such session.")
         return given[0]
 
     def check_connections(self, address: str) -> None:
@@ -146,10 +197,14 @@ class Gate:
         if mine >= CONNECTIONS_OF_ADDRESS or self.connections.total() >= CONNECTIONS:
             raise Refused(503, "The page is busy: too many connections are open. Try again later.")
 
-    def checked_call(self, body: bytes) -> bytes:
+    def check_unread(self, session: str) -> None:
+        if self.sessions is not None and (self.sessions.unread(session) or 0) >= UNREAD:
+            raise Refused(429, f"This page has {UNREAD} calls without an answer: wait for the end of one.")
+
+    def checked_call(self, body: bytes) -> dict[str, Any]:
         """Returns the call of a function, with the fields that the page sends alone."""
         try:
-            call = json.loads(body)
+            call = json.loads(body, parse_constant=no_number)
         except (ValueError, RecursionError):
             call = None
         if not isinstance(call, dict):
@@ -158,6 +213,8 @@ class Gate:
         session, function, trigger = call.get("session_hash"), call.get("fn_index"), call.get("trigger_id")
         if not isinstance(session, str) or not re.fullmatch(SESSION, session):
             raise Refused(400, "session_hash must be the session of the page.")
+        if not self.streams[session]:
+            raise Refused(409, "This page has no open connection: load it again.")
         if type(function) is not int or function not in self.functions:
             raise Refused(400, "fn_index must be one of the page's functions.")
         if type(trigger) not in (int, type(None)):
@@ -165,7 +222,23 @@ class Gate:
         data = call.get("data")
         if not isinstance(data, list) or len(data) > 64 or not all(isinstance(value, SCALARS) for value in data):
             raise Refused(400, "data must be a list of texts and numbers.")  # not of files
-        return json.dumps(call).encode()
+        if any(isinstance(value, float) and not math.isfinite(value) for value in data):
+            raise Refused(400, "data must have finite numbers.")
+        try:
+            self.functions[function](data)
+        except Exception:
+            raise Refused(400, "data must have a possible value for each input of the function.") from None
+        return call
+
+
+def no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def count_down(counter: Counter[str], key: str) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
 
 
 def headers_of(scope: Scope) -> dict[str, list[str]]:
@@ -176,14 +249,16 @@ def headers_of(scope: Scope) -> dict[str, list[str]]:
 
 
 def host_of(url: str) -> str | None:
-    """Returns the host of an origin or of `//host:port`, in small letters and without brackets, or None."""
+    """Returns the host of an origin or of `//host:port`, in small letters, without brackets and a last dot, or None."""
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018 - raises an error for what is no number
     except ValueError:
         return None
-    odd = parts.path or parts.query or parts.fragment or "@" in parts.netloc
-    return None if odd else parts.hostname
+    plain = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]@:]*)(:\d*)?", parts.netloc)
+    if parts.path or parts.query or parts.fragment or not plain or not parts.hostname:
+        return None
+    return parts.hostname.removesuffix(".")
 
 
 def is_address(host: str) -> bool:
@@ -201,7 +276,18 @@ def is_loopback(host: str) -> bool:
 
 def address_of(scope: Scope) -> str:
     client = scope.get("client")
-    return client[0] if client else ""
+    return visitor_at(client[0]) if client else ""
+
+
+def visitor_at(address: str) -> str:
+    """Returns what stands for the visitor at an address: a visitor has all of an IPv6 network of 64 bits."""
+    try:
+        number = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(number, ipaddress.IPv4Address):
+        return str(number)
+    return str(number.ipv4_mapped or ipaddress.ip_network((int(number) >> 64 << 64, 64)))
 
 
 async def read_body(receive: Receive, headers: dict[str, list[str]]) -> bytes:

@@ -38,8 +38,8 @@ GIVEN_ALL_OTHERS = "each token given all others"
 SCORED_AT_ONCE = 16
 # A page is redrawn at most this often, in seconds, however fast the model is.
 FRAME = 0.05
-# Seconds that a run may wait for the eye, of an event and in all: others wait for the model meanwhile.
-LONGEST_PAUSE, PAUSES = 1.0, 60.0
+# Seconds that a run may wait for the eye, of an event and in all, and between two looks whether others wait for it.
+LONGEST_PAUSE, PAUSES, LOOK = 1.0, 60.0, 0.1
 # Characters of a text for each token that a model can read; English has four.
 CHARACTERS_OF_TOKEN = 16
 LONGEST_NAME = 1000  # characters of a folder or repository
@@ -149,7 +149,7 @@ def choose_seed(seed: int | None) -> int:
 class DraftStreamer:
     """A streamer of `generate`: holds the newest canvas (L,), waits `pause` seconds for the eye, ends at `stop`.
 
-    All its pauses together take PAUSES seconds at most.
+    All its pauses together take PAUSES seconds at most, and there are none while others wait for the model.
     """
 
     def __init__(self, canvas: Tensor, stop: Stop, pause: float):
@@ -158,8 +158,12 @@ class DraftStreamer:
     def put_draft(self, canvas: Tensor) -> None:
         self.canvas = canvas[0]
         pause = min(self.pause, self.left)
-        self.left -= pause
-        if self.stop.wait(pause):
+        while pause > 0 and not self.stop.others_wait():
+            part = min(pause, LOOK)
+            pause, self.left = pause - part, self.left - part
+            if self.stop.wait(part):
+                break
+        if self.stop.is_set():
             raise Stopped
 
     def put(self, ids: Tensor) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -42,9 +42,16 @@ class Busy(ValueError):
 
 
 class Stop(threading.Event):
-    """Ends a run at its next event. `reason` is what the page says then."""
+    """Ends a run at its next event. `reason` is what the page says then.
+
+    `others_wait` tells whether another run waits for this one. It may be asked from any thread.
+    """
 
     reason = "Stopped"
+
+    def __init__(self, others_wait: Callable[[], bool] = lambda: False) -> None:
+        super().__init__()
+        self.others_wait = others_wait
 
     def set_because(self, reason: str) -> None:
         if not self.is_set():
@@ -61,7 +68,7 @@ class Job:
     button: str
     arrival: int
     seen: float
-    stop: Stop = field(default_factory=Stop)
+    stop: Stop
     turn: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -100,7 +107,8 @@ class Turns:
         if len(self.jobs) >= self.limits.in_all:
             raise Busy(f"The page is busy: {len(self.jobs)} runs wait or write. Try again later.")
         now = asyncio.get_running_loop().time()
-        job = Job(session, address, button, next(self._arrivals), now)
+        stop = Stop(others_wait=lambda: len(self.jobs) > 1)
+        job = Job(session, address, button, next(self._arrivals), now, stop)
         self.jobs.append(job)
         self._give_turn()
         return job

@@ -13,16 +13,19 @@ import math
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 from ..endings import note
 from ..settings_radd import METHODS, ORDERS, TEXT_SETTINGS
-from .gate import Gate, is_loopback
+from .gate import CONNECTIONS, Gate, is_loopback, visitor_at
 from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, number_of, write
 from .turns import Job, Limits, Turns
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: nothing is reported to anybody
+# Nor is a table of the last calls made anew after each of them.
+os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**31)}
 try:
     import gradio as gr
     from starlette.middleware import Middleware
@@ -81,7 +84,8 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
     longest = load_for_page(models[0], "")[0].config.max_position_embeddings
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.HTML(INTRODUCTION, elem_id="introduction")
-        chosen = _add_models(turns, models, any_model)
+        paths = {} if any_model else paths_of(models)
+        chosen = _add_models(turns, models, paths)
         with gr.Tab("Write"):
             fields = chosen | _add_sampling()
             with gr.Row(equal_height=False):
@@ -93,7 +97,7 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
                     line = gr.HTML(elem_id="line")
                     gr.Markdown("#### How unlikely each word was when it was written")
                     heat = gr.HTML(elem_id="heat", min_height=60)
-            _connect(turns, buttons, write, fields, [canvas, line, heat])
+            _connect(turns, buttons, at_path(write, paths), fields, [canvas, line, heat])
         with gr.Tab("Likelihood of a text"), gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 text = gr.Textbox(PASSAGE, label="Text", lines=4, elem_id="passage")
@@ -102,7 +106,7 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
             with gr.Column(scale=6, min_width=320):
                 heat = gr.HTML(elem_id="judged", min_height=120)
                 line = gr.HTML(elem_id="judged-line")
-            _connect(turns, buttons, judge, chosen | {"text": text, "order": order}, [heat, line])
+            _connect(turns, buttons, at_path(judge, paths), chosen | {"text": text, "order": order}, [heat, line])
 
         async def forget(request: gr.Request):
             turns.stop(session_of(request))
@@ -111,12 +115,33 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
     return page
 
 
-def _add_models(turns: Turns, models: Sequence[str], any_model: bool) -> dict[str, Any]:
+def paths_of(models: Sequence[str]) -> dict[str, str]:
+    """The models by names for visitors, who need not know the folders of the server."""
+    short = Counter(Path(name).name for name in models)
+    return {
+        Path(name).name if short[Path(name).name] == 1 else f"{Path(name).name} ({number})": name
+        for number, name in enumerate(models, 1)
+    }
+
+
+def at_path(run: Callable, paths: dict[str, str]) -> Callable:
+    """`run` with the model that a name stands for."""
+
+    @wraps(run)
+    def run_at_path(stop: Any, *, model: str, **fields: Any) -> Any:
+        return run(stop, model=paths.get(model, model), **fields)
+
+    return run_at_path
+
+
+def _add_models(turns: Turns, models: Sequence[str], paths: dict[str, str]) -> dict[str, Any]:
+    """`paths`: the models by name, of which alone a visitor may choose; empty: any model."""
+    any_model = not paths
     with gr.Accordion("Model", open=False):
         with gr.Row():
             model = gr.Dropdown(
-                [(Path(name).name, name) for name in models],
-                value=models[0],
+                [(name, name) for name in paths] or [(Path(path).name, path) for path in models],
+                value=next(iter(paths), models[0]),
                 label="Model",
                 info="a folder, or a repository of the Hub" if any_model else None,
                 allow_custom_value=any_model,
@@ -138,7 +163,8 @@ def _add_models(turns: Turns, models: Sequence[str], any_model: bool) -> dict[st
         async with _turn(turns, "load", request) as job:
             async for before in turns.wait(job):
                 yield f"Waiting: {number_of(before, 'run')} before this one"
-            async for shown in turns.run(job, (describe(model, tokenizer) for _ in range(1))):
+            about_it = (describe(paths.get(model, model), tokenizer) for _ in range(1))  # in the thread of the run
+            async for shown in turns.run(job, about_it):
                 yield shown
 
     choose.click(load_it, [model, tokenizer], about, concurrency_limit=None, api_visibility="private")
@@ -160,8 +186,12 @@ def _add_text(longest: int) -> dict[str, Any]:
         prefix = gr.Textbox("It was a very", label="Beginning", lines=2, elem_id="prefix")
         suffix = gr.Textbox(" of spring.", label="End", lines=2, elem_id="suffix")
         length = gr.Number(min(32, longest), label="Tokens in all", precision=0, elem_id="length")
+
+    async def show_form(form):
+        return gr.update(visible=form == BLANKS), gr.update(visible=form == ENDS)
+
     form.change(
-        lambda form: [gr.update(visible=form == BLANKS), gr.update(visible=form == ENDS)],
+        show_form,
         form,
         [blanks, ends],
         queue=False,
@@ -200,8 +230,11 @@ def _add_sampling() -> dict[str, Any]:
             window = number("refresh_window", TEXT_SETTINGS["refresh_window"].default)
             pause = gr.Slider(0, 1, 0.1, step=0.05, label="Seconds between events", elem_id="pause")
 
+    async def show_settings(method):
+        return gr.update(visible=method != "first_hitting"), gr.update(visible=method == "ordered")
+
     method.change(
-        lambda method: [gr.update(visible=method != "first_hitting"), gr.update(visible=method == "ordered")],
+        show_settings,
         method,
         [steps, order],
         queue=False,
@@ -241,10 +274,11 @@ def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict
     async def halt(request: gr.Request):
         turns.stop(session_of(request), name)
 
-    def begin():
+    # Coroutines need no thread, of which gradio has a few.
+    async def begin():
         return gr.update(interactive=False), gr.update(interactive=True)
 
-    def end():
+    async def end():
         return gr.update(interactive=True), gr.update(interactive=False)
 
     at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -258,6 +292,41 @@ def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict
     stop.click(halt, None, None, **at_once)
 
 
+class Kept:
+    """Is what gradio keeps for each session: answers until they are read, events, values of the page.
+
+    gradio drops some of it after an hour, and the rest never. Its stores are no interface of gradio's, so they are
+    looked up here alone, and a release that renamed one fails as the page begins.
+    """
+
+    def __init__(self, page: gr.Blocks):
+        self.page, self.queue = page, page._queue
+        self.stores = [self.queue.pending_messages_per_session, self.queue.pending_event_ids_session]
+
+    def unread(self, session: str) -> int | None:
+        if session not in self.queue.pending_messages_per_session:
+            return None
+        return len(self.queue.pending_event_ids_session.get(session, ()))
+
+    async def forget(self, session: str) -> None:
+        await self.queue.clean_events(session_hash=session)  # a run of the session writes to nobody
+        for store in (*self.stores, self.page.state_holder.session_data, self.page.state_holder.time_last_used):
+            store.pop(session, None)
+
+
+def checks_of(page: gr.Blocks) -> dict[int, Callable[[list], None]]:
+    """For each function of a page: what raises an exception for inputs that gradio would fail at, and log."""
+
+    def check(inputs: Sequence[Any], data: list) -> None:
+        if len(data) != len(inputs):
+            raise ValueError(f"{len(data)} inputs must be {len(inputs)}")
+        for component, value in zip(inputs, data, strict=True):
+            if not isinstance(component, gr.State):
+                component.preprocess(value)
+
+    return {index: partial(check, function.inputs) for index, function in page.fns.items()}
+
+
 def session_of(request: gr.Request) -> str:
     return str(request.session_hash)
 
@@ -265,7 +334,7 @@ def session_of(request: gr.Request) -> str:
 @contextlib.asynccontextmanager
 async def _turn(turns: Turns, button: str, request: gr.Request) -> AsyncIterator[Job]:
     """A job of who pressed a button; what is wrong with it is shown."""
-    address = request.client.host if request.client else ""
+    address = visitor_at(request.client.host) if request.client else ""
     with _errors_shown():
         async with turns.job(session_of(request), address, button) as job:
             yield job
@@ -327,38 +396,47 @@ def serve(
     Raises:
         ValueError: for a first model that cannot be loaded, and for any_model where it may not be.
     """
-    alone = is_loopback(host)
+    of_space = [name.strip() for name in os.environ.get("SPACE_HOST", "").split(",") if name.strip()]
+    # A page with a name has a proxy in front of it, by which others reach it.
+    alone = is_loopback(host) and not (allowed_hosts or of_space)
     any_model = alone if any_model is None else any_model
+    names = [*allowed_hosts, *of_space]
+    named = f" and the names {', '.join(names)}" if names else ""
     if any_model and not (alone or trust_visitors):
         raise ValueError(
-            f"any_model=True with host={host!r}: whoever reaches the page could have this machine download and read "
-            "any model. List the models by --model instead, or pass --trust-visitors, too."
+            f"any_model=True with host={host!r}{named}: whoever reaches the page could have this machine download and "
+            "read any model. List the models by --model instead, or pass --trust-visitors, too."
         )
     if seconds is None:
         seconds = 3600.0 if alone else Limits().seconds
     if not 0 < seconds < math.inf:
         raise ValueError(f"seconds={seconds!r} must be a positive number, of one run.")
-    of_space = [name.strip() for name in os.environ.get("SPACE_HOST", "").split(",") if name.strip()]
     streams = Counter[str]()
     # To a Space, all visitors come by way of the Hub's proxy.
     limits = Limits(seconds=seconds, of_address=None) if of_space else Limits(seconds=seconds)
     page = build_page(models, any_model, Turns(limits, streams))
+    page.queue(api_open=False, max_size=2 * limits.in_all, default_concurrency_limit=None)
     gate = Middleware(
         Gate,
-        hosts=[host.strip("[]"), *allowed_hosts, *of_space],
-        addresses_allowed=not alone,
-        functions=frozenset(page.fns),
+        hosts=[host.strip("[]"), *names],
+        addresses_allowed=not is_loopback(host),
+        functions=checks_of(page),
         streams=streams,
+        sessions=Kept(page),
         shared_address=bool(of_space),
     )
     if not alone:
         note(
-            f"warning: host={host!r} lets every machine that can reach this one use the page, unencrypted and without "
-            f"a password; models: {'any' if any_model else ', '.join(models)}."
+            f"warning: host={host!r}{named} lets every machine that can reach this one use the page, unencrypted and "
+            f"without a password; models: {'any' if any_model else ', '.join(models)}."
         )
-    page.queue(api_open=False, max_size=2 * limits.in_all, default_concurrency_limit=None).launch(
+    page.launch(
         server_name=host,
         server_port=port,
+        state_session_capacity=CONNECTIONS,
+        # gradio gives a place among so many to each run, also to one that waits for its turn. The other half is for
+        # what takes a moment: the refusal of a run, and the other buttons.
+        max_threads=2 * limits.in_all,
         share=False,
         theme=make_theme(),
         css=CSS,

@@ -15,6 +15,7 @@ from radd_hf.app.live import (
     BLANKS,
     ENDS,
     GIVEN_ALL_OTHERS,
+    LOOK,
     canvas_of_form,
     denoise,
     judge,
@@ -89,6 +90,16 @@ def test_a_run_ends_at_its_next_event_when_it_is_stopped_or_nobody_looks_any_mor
     assert int((shown[-1] == 4).sum()) == 3
     assert model.rows_evaluated == [1]
     assert time.monotonic() - started < 7, "the pause between events must end with the run"
+
+
+def test_a_pause_ends_as_soon_as_others_wait_for_the_model(monkeypatch):
+    pauses, answers = [], iter([False, False])  # then somebody comes
+    stop = Stop(others_wait=lambda: next(answers, True))
+    monkeypatch.setattr(stop, "wait", pauses.append)
+    model = FlatNetwork(vocab_size=5, length=4)
+    *_, (canvas, _) = denoise(model, torch.full((4,), 4), stop=stop, pause=8, method="first_hitting")
+    assert pauses == [LOOK, LOOK]
+    assert not bool((canvas == 4).any())
 
 
 def test_what_generate_refuses_reaches_who_asked():

@@ -124,3 +124,16 @@ def test_a_run_that_fails_gives_its_turn_to_the_next():
     following = []
 
     assert asyncio.run(run())
+
+
+def test_a_run_knows_whether_another_waits_for_it():
+    async def run():
+        turns = Turns()
+        first = turns.join("x", "a", "write")
+        alone = first.stop.others_wait()
+        second = turns.join("y", "b", "write")
+        waited_for = first.stop.others_wait()
+        turns.leave(second)
+        return alone, waited_for, first.stop.others_wait()
+
+    assert asyncio.run(run()) == (False, True, False)

@@ -5,6 +5,7 @@ Named so that `make test`, where none of them is installed, passes it by. Screen
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from radd_hf.app.live import FORMS
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 
 BUILD = ROOT / "build"
@@ -269,7 +271,7 @@ def test_a_page_that_is_closed_stops_writing_so_that_others_get_their_turn(chrom
         ("#text textarea", "It was [MASK:0] of spring", "a blank is written [MASK] for one token or [MASK:n]"),
         ("#text textarea", "<i>no</i> blank", "text='<i>no</i> blank' has no blank to fill"),
         ("#text textarea", "[MASK:999]", "the text with its blanks has 999 tokens; at most 128"),
-        ("#steps input", "-3", "steps=-3 must be an integer of at least 1."),
+        ("#steps input", "-3", "steps=-3 must be an integer of at least 1"),
         ("#tokenizer textarea", "no-such", "tokenizer='no-such' cannot be loaded"),
     ],
 )
@@ -325,12 +327,64 @@ def test_a_page_for_other_machines_offers_only_its_own_models_whatever_is_sent_t
     from radd_hf.app.web import build_page
 
     shipped = str(CHECKPOINT)
-    blocks = {block.elem_id: block for block in build_page([shipped], any_model=False).blocks.values()}
+    page = build_page([shipped], any_model=False)
+    assert str(CHECKPOINT.parent) not in json.dumps(page.get_config_file(), default=str)
+    blocks = {block.elem_id: block for block in page.blocks.values()}
     assert isinstance(blocks["model"], Dropdown)
-    assert blocks["model"].preprocess(shipped) == shipped
+    assert blocks["model"].preprocess(CHECKPOINT.name) == CHECKPOINT.name
     with pytest.raises(Error, match="not in the list of choices"):
         blocks["model"].preprocess("someone/else")
     assert not isinstance(blocks.get("tokenizer"), Textbox)
+
+
+def test_what_gradio_would_fail_at_and_log_is_told_beforehand():
+    from radd_hf.app.web import build_page, checks_of
+
+    page = build_page([str(CHECKPOINT)])
+    checks = {page.fns[index].api_name: check for index, check in checks_of(page).items()}
+    checks["begin"]([])
+    checks["show_form"]([FORMS[0]])
+    for name, data in (("begin", [1]), ("show_form", []), ("show_form", ["no such form"]), ("go", ["x"] * 17)):
+        with pytest.raises(Exception, match=r"."):
+            checks[name](data)
+
+
+@pytest.mark.parametrize("settings", [{"allowed_hosts": ["page.example"]}, {"host": "0.0.0.0"}], ids=str)
+def test_a_page_that_others_reach_needs_trust_for_any_model(settings):
+    from radd_hf.app.web import serve
+
+    with pytest.raises(ValueError, match="--trust-visitors"):
+        serve([str(CHECKPOINT)], any_model=True, **settings)
+
+
+def test_sixty_runs_that_wait_leave_the_buttons_of_another_free(address):
+    from benchmarks.visitors import SCORE, WRITE, Page, ask
+
+    served = Page(address.rstrip("/"))
+
+    def client(number: int) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(local_address=f"127.0.1.{number + 1}")
+        return httpx.AsyncClient(base_url=served.address, transport=transport, timeout=GROUP_TIMEOUT)
+
+    async def run() -> tuple[str, str, int]:
+        async with contextlib.AsyncExitStack() as stack:
+            *clients, other = [await stack.enter_async_context(client(number)) for number in range(11)]
+            runs = [
+                asyncio.create_task(ask(served, clients[number % 10], WRITE, f"run-{number}", text="[MASK:126]"))
+                for number in range(60)
+            ]
+            await asyncio.sleep(1)
+            begun = await ask(served, other, "begin", "other")
+            told = await ask(served, other, SCORE, "other", leave=True)  # it leaves as soon as it is told anything
+            waiting = sum(not run.done() for run in runs)
+            for each in runs:
+                each.cancel()
+            await asyncio.gather(*runs, return_exceptions=True)
+            return begun, told, waiting
+
+    begun, told, waiting = asyncio.run(run())
+    assert (begun, told) == ("done", "left")
+    assert waiting > 40, "gradio's own number of runs"
 
 
 @pytest.mark.parametrize(
