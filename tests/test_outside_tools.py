@@ -226,7 +226,10 @@ def test_a_processor_that_returns_no_scores_is_named(network, processor, message
         ({"target_se": 0.0}, "target_se=0.0 must be a positive"),
         ({"target_se": -1.0}, "target_se=-1.0 must be a positive"),
         ({"target_se": float("nan")}, "target_se=nan must be a positive"),
-        ({"weights": torch.ones(3)}, "add up to 3; they must be one for each of the 3 sequences, none negative, and add up to 1"),
+        (
+            {"weights": torch.ones(3)},
+            "add up to 3; they must be one for each of the 3 sequences, none negative, and add up to 1",
+        ),
         ({"weights": torch.tensor([0.5, 0.5])}, r"shape \(2,\)"),
         ({"weights": torch.full((3,), float("nan"))}, "add up to nan"),
     ],

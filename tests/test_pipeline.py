@@ -444,7 +444,7 @@ def test_a_tokenizer_without_an_unknown_token_reads_what_it_knows_and_names_what
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, mask_token="<mask>")
     assert encode_after_text([" b"], tokenizer) == [[1]]
-    with pytest.raises(ValueError, match="text='b' cannot stand directly behind other text. Begin it with a space"):
+    with pytest.raises(ValueError, match=r"text='b' cannot stand directly behind other text\. Begin it with a space"):
         encode_after_text(["b"], tokenizer)
     with pytest.raises(ValueError, match="text='c' has text that the tokenizer cannot encode: WordLevel error"):
         encode_text(["c"], tokenizer)
