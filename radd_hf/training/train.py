@@ -113,10 +113,11 @@ def run_training(
     if last is not None:
         run.resume(last)
     judge = None if args.judge is None or not accelerator.is_main_process else load_judge(args.judge)
+    peers.wait()  # for a judge that the first process had to fetch
     logged = begin(run)
     if args.judge is None and args.n_samples:
         logger.info("no --judge: the samples get a token entropy and no generative perplexity")
-    peers.wait()  # for a judge or a tracker that the first process had to reach
+    peers.wait()  # for a tracker that the first process had to reach
     stops.training_begins()
     stopped = None
     try:
