@@ -152,8 +152,7 @@ SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
     ),
     "use_cache": boolean_setting(True, "False evaluates the network also at steps that reveal nothing"),
     "cuda_graphs": boolean_setting(True, "on a card, record each shape of event once and replay it"),
-    # Each sample has a generator, and an event takes its logits of all.
-    "num_return_sequences": integer_setting(1, 1, "texts for each masked sequence", most=2**16),
+    "num_return_sequences": integer_setting(1, 1, "texts for each masked sequence", most=2**20),
     "output_history": boolean_setting(False, "return the sequence after every event, too"),
     "return_dict_in_generate": boolean_setting(False, "return a RaddGenerateOutput"),
 }

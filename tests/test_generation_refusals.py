@@ -135,7 +135,7 @@ BAD = {
     "new tokens beyond what memory holds": ({"max_new_tokens": 2**63}, "max_new_tokens=9223372036854775808 must be"),
     "more rows than memory holds": (
         {"num_return_sequences": 2**40},
-        "num_return_sequences=1099511627776 must be an integer of at least 1 and at most 65536",
+        "num_return_sequences=1099511627776 must be an integer of at least 1 and at most 1048576",
     ),
     "rows beyond 64 bits": ({"num_return_sequences": 2**63}, "num_return_sequences=9223372036854775808 must be"),
     "top_k beyond 64 bits": ({"top_k": 2**63}, "top_k=9223372036854775808 must be"),
@@ -349,3 +349,8 @@ def test_a_model_without_settings_of_generation_can_still_be_configured():
     assert RaddForMaskedLM(
         RaddConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     ).generation_config
+
+
+def test_samples_with_a_seed_are_bounded_before_their_generators_are_made():
+    with pytest.raises(ValueError, match="num_return_sequences=100000 with a seed must be at most 65536"):
+        random_model().generate(length=1, num_return_sequences=100_000, seed=0)

@@ -8,7 +8,7 @@ Shapes: R rows, L length.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,12 +32,24 @@ def text_seed(seed: int, text: int = 0) -> int:
     return stream_seed(seed, "text", text)
 
 
-def sample_generators(seed_of_text: int, samples: Iterable[int]) -> list[torch.Generator]:
+# Each takes five kilobytes.
+MOST_GENERATORS = 2**16
+
+
+def sample_generators(seed_of_text: int, samples: Sequence[int]) -> list[torch.Generator]:
     """Makes a generator for each of these samples of a text; `seed_of_text` is what [`text_seed`] returned.
 
     Every writer of text calls this: `generate(seed=)`, the pipeline, the command line, the web page and
     `eval_generation.py`. So the same seed, settings and number of the sample give the same text in each.
+
+    Raises:
+        ValueError: for more than `MOST_GENERATORS` samples.
     """
+    if len(samples) > MOST_GENERATORS:
+        raise ValueError(
+            f"num_return_sequences={len(samples)} with a seed must be at most {MOST_GENERATORS}, since each sample has a "
+            "generator: make several calls."
+        )
     return [torch.Generator().manual_seed(stream_seed(seed_of_text, "sample", sample)) for sample in samples]
 
 
