@@ -47,8 +47,8 @@ def sample_generators(seed_of_text: int, samples: Sequence[int]) -> list[torch.G
     """
     if len(samples) > MOST_GENERATORS:
         raise ValueError(
-            f"num_return_sequences={len(samples)} with a seed must be at most {MOST_GENERATORS}, since each sample has a "
-            "generator: make several calls."
+            f"num_return_sequences={len(samples)} with a seed must be at most {MOST_GENERATORS}, since each sample has "
+            "a generator: make several calls."
         )
     return [torch.Generator().manual_seed(stream_seed(seed_of_text, "sample", sample)) for sample in samples]
 
