@@ -54,18 +54,6 @@ def checkpoint() -> dict:
 
 
 @pytest.fixture
-def run(tmp_path) -> Path:
-    """A training run of the authors' that a test may damage."""
-    return Path(shutil.copytree(RUN, tmp_path / "sources" / "a-run"))
-
-
-@pytest.fixture
-def hub(tmp_path) -> Path:
-    """A released folder that a test may damage."""
-    return Path(shutil.copytree(HUB, tmp_path / "sources" / "a-release"))
-
-
-@pytest.fixture
 def words(tmp_path) -> Path:
     """A tokenizer without a mask token, of as many words as the golden model has tokens."""
     vocabulary = {"<|endoftext|>": 0} | {f"word{number}": number for number in range(1, 96)}

@@ -4,7 +4,6 @@
 import io
 import pickle
 import re
-import shutil
 import tarfile
 import time
 import zipfile
@@ -18,18 +17,6 @@ from radd_hf.hub.convert import convert
 from support.paths import GOLDEN
 
 HUB, RUN = GOLDEN / "hub", GOLDEN / "run"
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    """A training run of the authors' that a test may damage."""
-    return Path(shutil.copytree(RUN, tmp_path / "sources" / "a-run"))
-
-
-@pytest.fixture
-def hub(tmp_path) -> Path:
-    """A released folder that a test may damage."""
-    return Path(shutil.copytree(HUB, tmp_path / "sources" / "a-release"))
 
 
 # Pickles that would make the file MARK, by the function that is called: (module, name, argument as Python code).
