@@ -16,11 +16,15 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 GridMethod = Literal["tweedie", "euler"]
 Method = Literal["tweedie", "euler", "first_hitting", "ordered"]
-Order = Literal["forward", "backward", "random"]
+FixedOrder = Literal["forward", "backward", "random"]
+AdaptiveOrder = Literal["confidence", "margin", "entropy"]
+Order = FixedOrder | AdaptiveOrder
 
 GRID_METHODS = get_args(GridMethod)  # diffusion on a grid of times
 METHODS = get_args(Method)
-ORDERS = get_args(Order)
+FIXED_ORDERS = get_args(FixedOrder)  # known before the first evaluation
+ADAPTIVE_ORDERS = get_args(AdaptiveOrder)  # chosen from the network's distributions, see `policy_radd.py`
+ORDERS = FIXED_ORDERS + ADAPTIVE_ORDERS
 
 
 class Setting(NamedTuple):
@@ -108,9 +112,24 @@ TEXT_SETTINGS: dict[str, Setting] = {
         str,
         "forward",
         lambda v: v in ORDERS if isinstance(v, str) else True,
-        f"one of {ORDERS}, or a permutation of the positions",
-        "the order of 'ordered'",
+        f"one of {ORDERS}, a permutation of the positions, or a function",
+        "the order of 'ordered'; the last three reveal first what the model is most certain of",
         ORDERS,
+    ),
+    "entropy_bound": Setting(
+        float,
+        None,
+        lambda v: is_number(v) and v >= 0,
+        "a number of nats, at least 0",
+        "of an adaptive order (default: 'entropy'): reveal at once what keeps the sum of the entropies less the largest "
+        "within so many nats",
+    ),
+    "confidence_threshold": Setting(
+        float,
+        None,
+        lambda v: is_number(v) and 0 < v <= 1,
+        "a probability in (0, 1]",
+        "of an adaptive order (default: 'confidence'): reveal at once all tokens that have at least this probability",
     ),
     "temperature": Setting(
         float,
@@ -296,6 +315,8 @@ def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -
 
 
 __all__ = [
+    "ADAPTIVE_ORDERS",
+    "FIXED_ORDERS",
     "FOREIGN",
     "GRID_METHODS",
     "METHODS",

@@ -20,6 +20,7 @@ SHIPPED = tuple(
         "canvas",
         "programs",
         "plan",
+        "policy",
         "generation",
         "modeling",
         "pipeline",

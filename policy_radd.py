@@ -1,0 +1,1 @@
+radd_hf/policy_radd.py
