@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .settings_radd import ADAPTIVE_ORDERS, shortened
+from .settings_radd import is_adaptive, shortened
 
 # A user's own: scores (m, V) and positions (m,) of a row's masks -> the places in these, or a boolean mask (m,).
 PolicyFunction = Callable[[Tensor, Tensor], Any]
@@ -117,11 +117,9 @@ class Policy:
 
 def policy_of(settings: Any) -> Policy | None:
     """Returns the policy that settings of `generate` ask for; None for a plan that is made first."""
-    order = settings.order
-    adaptive = callable(order) or isinstance(order, str) and order in ADAPTIVE_ORDERS
-    if settings.method != "ordered" or not adaptive:
+    if settings.method != "ordered" or not is_adaptive(settings.order):
         return None
-    return Policy(order, settings.entropy_bound, settings.confidence_threshold)
+    return Policy(settings.order, settings.entropy_bound, settings.confidence_threshold)
 
 
 __all__ = ["Beliefs", "Policy", "PolicyFunction", "policy_of"]
