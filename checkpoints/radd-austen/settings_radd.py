@@ -126,15 +126,16 @@ TEXT_SETTINGS: dict[str, Setting] = {
         None,
         lambda v: is_number(v) and v >= 0,
         "a number of nats, at least 0",
-        "of an adaptive order ('entropy'): reveal at once as many positions as keep the sum of their entropies less the "
-        "largest within so many nats",
+        "of an adaptive order, 'entropy' by default: reveal as many positions at once as keep the sum of their "
+        "entropies, less the largest, within so many nats",
     ),
     "confidence_threshold": Setting(
         float,
         None,
         lambda v: is_number(v) and 0 < v <= 1,
         "a probability in (0, 1]",
-        "of an adaptive order ('confidence'): reveal at once all positions whose likeliest token is at least so probable",
+        "of an adaptive order, 'confidence' by default: reveal all positions at once whose likeliest token has at least "
+        "this probability",
     ),
     "temperature": Setting(
         float,
