@@ -134,8 +134,8 @@ TEXT_SETTINGS: dict[str, Setting] = {
         None,
         lambda v: is_number(v) and 0 < v <= 1,
         "a probability in (0, 1]",
-        "of an adaptive order, 'confidence' by default: reveal all positions at once whose likeliest token has at least "
-        "this probability",
+        "of an adaptive order, 'confidence' by default: reveal all positions at once whose likeliest token has this "
+        "probability or more",
     ),
     "temperature": Setting(
         float,
