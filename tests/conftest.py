@@ -37,6 +37,7 @@ SAMPLERS = (
     "test_generation_draws",
     "test_generation_laws",
     "test_generation_plans",
+    "test_generation_policies",
     "test_generation_refusals",
     "test_generation_rows",
     "test_partial_caching",

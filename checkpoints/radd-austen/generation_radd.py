@@ -749,7 +749,8 @@ class RaddGenerationMixin:
         deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
         history = [state.sequences()] if settings.output_history else None
         watched = history is not None or streamer is not None
-        events_between_questions = EVENTS_BETWEEN_QUESTIONS if schedule.captured and not watched else 1
+        asked = watched or schedule.open_ended  # after every event
+        events_between_questions = EVENTS_BETWEEN_QUESTIONS if schedule.captured and not asked else 1
         while len(schedule):
             if settings.max_time is not None:
                 state.wait()  # or the host would be ahead of a card, and its clock early
