@@ -80,10 +80,10 @@ class Policy:
         """
         assert callable(self.order)
         answer = self.order(scores, positions)
-        chosen = torch.zeros(len(scores), device=scores.device)  # (m,)
+        chosen = torch.zeros(len(scores))  # (m,) on the CPU, where a wrong place is an error that can be caught
         try:
-            places = torch.as_tensor(answer, device=scores.device)
-            if places.ndim != 1 or places.is_floating_point() and len(places) > 0:  # an empty list makes floats
+            places = torch.as_tensor(answer).cpu()
+            if places.ndim != 1 or (places.is_floating_point() and len(places) > 0):  # an empty list makes floats
                 raise TypeError
             chosen[places if places.dtype == torch.bool else places.long()] = 1
         except (TypeError, ValueError, IndexError, RuntimeError):
@@ -93,7 +93,7 @@ class Policy:
             ) from None
         if not bool(chosen.any()):
             raise ValueError(f"order={shortened(self.order)} chose no position; each event must reveal one at least.")
-        return Beliefs(chosen, torch.zeros_like(chosen), chosen)
+        return Beliefs(*(chosen.to(scores.device),) * 3)  # nothing looks at the last two
 
     def choose(self, beliefs: Beliefs, masked: Tensor, count: Tensor | int = 1) -> Tensor:
         """Chooses the positions to reveal, at least one in each row that has a mask.
