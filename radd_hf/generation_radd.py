@@ -56,6 +56,7 @@ from .policy_radd import Beliefs, Policy, PolicyFunction, policy_of
 from .programs_radd import Programs, StaticTensors, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import (
+    BOUNDS,
     GRID_METHODS,
     MOST_TOKENS,
     SETTINGS,
@@ -167,8 +168,6 @@ class RaddGenerationConfig(GenerationConfig):
 
 # The settings that say how many tokens a text has.
 LENGTHS = "length", "max_new_tokens"
-# The settings by which an adaptive order decides how many positions an event reveals, and the order of each by default.
-BOUNDS = {"entropy_bound": "entropy", "confidence_threshold": "confidence"}
 
 
 def own_settings(source: Any) -> dict[str, Any]:
