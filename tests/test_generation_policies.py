@@ -240,6 +240,14 @@ def test_a_function_gets_scores_and_positions_of_a_rows_masks(model):
     assert torch.equal(out.reveal_step, backward.reveal_step)
 
 
+def test_a_function_is_shown_by_a_configuration_and_not_saved(tmp_path):
+    config = RaddGenerationConfig(method="ordered", order=max)
+    assert "built-in function max" in repr(config)
+    with pytest.raises(ValueError, match=r"order=<built-in function max> is a function, which no file holds"):
+        config.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_function_may_write_block_by_block(model):
     def in_blocks_of_4(scores, positions):
         block = positions // 4 == positions[0] // 4

@@ -158,6 +158,16 @@ class RaddGenerationConfig(GenerationConfig):
             settings |= chosen
         return cls(**settings)
 
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | ({"order": shortened(self.order)} if callable(self.order) else {})
+
+    def save_pretrained(self, *args, **kwargs):
+        if callable(self.order):
+            raise ValueError(
+                f"order={shortened(self.order)} is a function, which no file holds: pass it to generate."
+            )
+        super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_model_config(cls, model_config):
         raise NotImplementedError("RaddConfig holds no generation settings.")
