@@ -163,9 +163,7 @@ class RaddGenerationConfig(GenerationConfig):
 
     def save_pretrained(self, *args, **kwargs):
         if callable(self.order):
-            raise ValueError(
-                f"order={shortened(self.order)} is a function, which no file holds: pass it to generate."
-            )
+            raise ValueError(f"order={shortened(self.order)} is a function, which no file holds: pass it to generate.")
         super().save_pretrained(*args, **kwargs)
 
     @classmethod
