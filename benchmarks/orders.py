@@ -11,14 +11,11 @@ Shapes: S blocks, L length.
 
 import argparse
 
-import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from radd_hf import RaddForMaskedLM
 from radd_hf.data.benchmark_texts import load_evaluation_text
 from radd_hf.endings import run_program
-from radd_hf.hub.loading import find_device
+from radd_hf.hub.loading import load
 from radd_hf.likelihood import exact_likelihood, mean_and_error
 from radd_hf.settings_radd import ORDERS
 
@@ -38,9 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", help="default: a card if there is one")
     args = parser.parse_args(argv)
 
-    model = RaddForMaskedLM.from_pretrained(CHECKPOINT, dtype=torch.float32).to(find_device(args.device))
+    model, tokenizer = load(str(CHECKPOINT), device=args.device)
     length = args.length or model.config.max_position_embeddings
-    whole = load_evaluation_text("austen", AutoTokenizer.from_pretrained(CHECKPOINT), length=length).blocks
+    whole = load_evaluation_text("austen", tokenizer, length=length).blocks
     blocks = [whole[place] for place in spread(args.blocks, len(whole) - 1)]
     print(f"{len(blocks)} blocks of {length} tokens, spread evenly over Persuasion; nats per token, +- one standard")
     print("error over blocks; its difference to random order on the same blocks\n")
