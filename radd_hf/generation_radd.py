@@ -982,6 +982,13 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         )
 
 
+def ordered_settings(**given: Any) -> RaddGenerationConfig:
+    """Returns complete settings of `generate(method="ordered")`, checked together; None is a setting not given."""
+    settings = RaddGenerationConfig.resolve({"method": "ordered"} | given)
+    _check_together(settings, dict.fromkeys((*SETTINGS, "eos_token_id")) | given, None, None)
+    return settings
+
+
 def _make_sampling(
     logits_processor: Any, settings: RaddGenerationConfig, ending: Ending | None, policy: Policy | None
 ) -> Sampling:
@@ -1025,4 +1032,4 @@ def _execution_device(trunk: Any) -> torch.device:
     return torch.device(hook.execution_device)
 
 
-__all__ = ["RaddGenerateOutput", "RaddGenerationConfig", "RaddGenerationMixin"]
+__all__ = ["RaddGenerateOutput", "RaddGenerationConfig", "RaddGenerationMixin", "ordered_settings"]

@@ -25,18 +25,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .generation_radd import RaddGenerationMixin
+from .generation_radd import RaddGenerationConfig, RaddGenerationMixin, ordered_settings
 from .inputs_radd import as_permutation, as_tensor, shown
 from .kernels_radd import evaluation_mode, packed_weights
 from .losses import LOSS_TYPES, draw_masks
 from .noise_radd import Noise, get_noise
+from .plan_radd import plan_sequence
+from .policy_likelihood import nats_under_policy
+from .policy_radd import Policy, PolicyFunction, policy_of
 from .programs_radd import programs_of
 from .randomness_radd import stream_seed
 from .ranges import check_count
-from .settings_radd import LARGEST_INTEGER, is_integer, is_number, plain, shortened
+from .settings_radd import LARGEST_INTEGER, ORDERS, is_adaptive, is_integer, is_number, plain, shortened
 
-ORDERS = {"ar_forward": "forward", "ar_backward": "backward", "ar_random": "random"}
-ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDERS)
+# An order of the tokens: a name, or the places of the tokens in it, or the function of a policy.
+Order = str | Tensor | Sequence[int] | PolicyFunction
+
+ORDER_OF = {f"ar_{order}": order for order in ORDERS}  # of the estimators that are exact in an order
+ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDER_OF)
 
 # Fewest rounds that give a standard error. A fixed number of passes makes no more, so that each has many strata.
 ROUNDS = 2
@@ -63,6 +69,10 @@ class Round:
     weight: Tensor
     controlled: bool = False
 
+    @property
+    def rows(self) -> int:
+        return len(self.weight)
+
     def estimate(self, nll: Tensor) -> float:
         """Returns the sum over rows of weight x S, from -log c at the scored tokens, (R, n) float64, 0 elsewhere.
 
@@ -82,10 +92,24 @@ class Round:
         return float(self.weight @ total)
 
 
-def draw_round(estimator: str, n: int, rows: int, noise: Noise, generator: torch.Generator) -> Round:
+@dataclass(frozen=True)
+class AdaptiveRound:
+    """Stands for the masks of one sequence in the order that a policy chooses; each depends on the evaluation before.
+
+    It is one row of a batch, which is evaluated once for each event.
+    """
+
+    policy: Policy
+    steps: int | None = None
+    rows: int = 1
+
+
+def draw_round(estimator: str, n: int, rows: int, noise: Noise, generator: torch.Generator) -> Round | AdaptiveRound:
     """Draws a round of `rows` masks (n, for an order) over n tokens, for an estimator of [`estimate_likelihood`]."""
-    if estimator in ORDERS:
-        return order_round(order_of(ORDERS[estimator], n, generator))
+    if is_adaptive(ORDER_OF.get(estimator)):
+        return AdaptiveRound(Policy(ORDER_OF[estimator]))
+    if estimator in ORDER_OF:
+        return order_round(order_of(ORDER_OF[estimator], n, generator))
     if estimator == "k_stratified":
         return stratified_round(n, rows, generator)
     masks = draw_masks(estimator, rows, n, noise, generator)
@@ -107,22 +131,27 @@ def stratified_round(n: int, rows: int, generator: torch.Generator) -> Round:
     return Round(masked, masked, width * n / k, controlled=True)
 
 
-def order_of(order: str | Tensor | Sequence[int], n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Returns (n,) the places of the tokens in the order in which they are filled."""
+def order_of(order: Any, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Returns (n,) the places of the tokens in an order that is known beforehand."""
     if not isinstance(order, str):
         return as_permutation("order", order, n)
-    if order not in ORDERS.values():
-        raise ValueError(f"order={shortened(order)} must be one of {tuple(ORDERS.values())} or a permutation.")
+    if order not in ORDERS:
+        raise ValueError(f"order={shortened(order)} must be one of {ORDERS}, a permutation or a function.")
     if order == "random":
         return torch.randperm(n, generator=generator)
     return torch.arange(n) if order == "forward" else torch.arange(n).flip(0)
 
 
-def order_round(order: Tensor) -> Round:
-    """Makes the round of the chain rule: row i scores token order[i] given those before it in the order."""
-    place = order.argsort()  # (n,) when each token is filled
-    turn = torch.arange(len(order))[:, None]
-    return Round(place >= turn, place == turn, torch.ones(len(order), dtype=torch.float64))
+def order_round(order: Tensor, steps: int | None = None) -> Round:
+    """Makes the round of the chain rule: row i scores token order[i] given those before it in the order.
+
+    With fewer `steps` than tokens, row i scores the i-th of as many balanced groups given the groups before.
+    """
+    everywhere = torch.ones(1, len(order), dtype=torch.bool)
+    event = plan_sequence(everywhere, order.argsort()[None], steps)[0]  # (n,) when each token is filled
+    events = int(event.max()) + 1
+    turn = torch.arange(events)[:, None]
+    return Round(event >= turn, event == turn, torch.ones(events, dtype=torch.float64))
 
 
 def perplexity_of(nats_per_token: float) -> float:
@@ -156,7 +185,7 @@ class Likelihood(NatsPerToken):
 
     n_tokens: int  # number of scored tokens
     n_sequences: int
-    passes: int  # masks drawn for each sequence; for ar_random orders; 1 for ar_forward and ar_backward
+    passes: int  # masks drawn for each sequence; for ar_random orders; 1 where an order is exact
     estimator: str = "k_stratified"
     degrees_of_freedom: float = math.inf  # of the standard error
     spread: float = math.nan  # standard deviation between sequences of their nats per token
@@ -295,7 +324,7 @@ def compute_rounds(
     model: Any,
     sequences: Sequence[Tensor],
     scored: Sequence[Tensor],
-    draw: Callable[[int, int], Round],
+    draw: Callable[[int, int], Round | AdaptiveRound],
     todo: Iterable[tuple[int, int]],
     batch_size: int,
 ) -> Iterator[RoundNats]:
@@ -306,17 +335,18 @@ def compute_rounds(
         todo: (sequence, number) of the rounds to compute.
     """
     ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # so that equal lengths share a batch
-    waiting: list[tuple[int, int, Round]] = []
+    waiting: list[tuple[int, int, Any]] = []  # sequence, number, round; the rounds are of one kind
 
     def compute() -> list[RoundNats]:
         with evaluation_mode(model):  # not while the caller has its turn
+            if isinstance(waiting[0][2], AdaptiveRound):
+                return list(_compute_adaptive(model, sequences, scored, waiting))
             return list(_compute(model, sequences, scored, waiting, batch_size))
 
     for index, number in ordered:
         drawn = draw(index, number)
         if waiting and (
-            len(scored[waiting[0][0]]) != len(scored[index])
-            or sum(len(each.weight) for _, _, each in waiting) >= batch_size
+            len(scored[waiting[0][0]]) != len(scored[index]) or sum(each.rows for _, _, each in waiting) >= batch_size
         ):
             yield from compute()
             waiting = []
@@ -325,15 +355,20 @@ def compute_rounds(
         yield from compute()
 
 
-def count_evaluations(scored: Sequence[Tensor], rounds: int, rows: int | None, batch_size: int) -> int:
-    """Forwards that so many rounds of every sequence take; only rows of equal length share one.
+def count_evaluations(
+    scored: Sequence[Tensor], rounds: int, rows: int | None, batch_size: int, adaptive: bool = False
+) -> int:
+    """Counts the forwards that so many rounds of every sequence take at most; only rows of equal length share one.
 
-    rows: of a round; None in an order, where a round has as many as the sequence has scored tokens.
+    rows: of a round; None in an order, where a round has as many as the sequence has scored tokens. adaptive: a round
+        has one row, which is evaluated once for each scored token.
     """
-    rows_of_length = Counter[int]()
+    rows_of_length, evaluations_of_a_row = Counter[int](), Counter[int]()
     for where in scored:
-        rows_of_length[len(where)] += rounds * (rows or int(where.sum()))
-    return sum(math.ceil(count / batch_size) for count in rows_of_length.values())
+        n = int(where.sum())
+        rows_of_length[len(where)] += rounds * (1 if adaptive else rows or n)
+        evaluations_of_a_row[len(where)] = max(evaluations_of_a_row[len(where)], n if adaptive else 1)
+    return sum(math.ceil(count / batch_size) * evaluations_of_a_row[each] for each, count in rows_of_length.items())
 
 
 def _compute(
@@ -350,13 +385,24 @@ def _compute(
         where = scored[index].expand(len(chosen), -1)
         return torch.zeros(where.shape, dtype=torch.bool).masked_scatter(where, chosen)
 
-    x0 = torch.cat([sequences[index].expand(len(drawn.weight), -1) for index, _, drawn in rounds])  # (N, L)
+    x0 = torch.cat([sequences[index].expand(drawn.rows, -1) for index, _, drawn in rounds])  # (N, L)
     masked = torch.cat([spread(index, drawn.masked) for index, _, drawn in rounds])  # (N, L)
     of_these = torch.cat([spread(index, drawn.scored) for index, _, drawn in rounds])  # (N, L)
     nll = torch.cat(list(nats_of_tokens(model, x0, masked, of_these, batch_size)))  # (N, L)
-    rows = nll.split([len(drawn.weight) for _, _, drawn in rounds])  # (R, L) each
+    rows = nll.split([drawn.rows for _, _, drawn in rounds])  # (R, L) each
     for (index, number, drawn), values in zip(rounds, rows, strict=True):
         yield RoundNats(index, number, drawn.estimate(values[:, scored[index]]))
+
+
+def _compute_adaptive(
+    model: Any, sequences: Sequence[Tensor], scored: Sequence[Tensor], rounds: list[tuple[int, int, AdaptiveRound]]
+) -> Iterator[RoundNats]:
+    """Yields rounds under one policy of sequences of one length, computed side by side."""
+    x0 = torch.stack([sequences[index] for index, _, _ in rounds])  # (B, L)
+    masked = torch.stack([scored[index] for index, _, _ in rounds])  # (B, L)
+    *_, nats = nats_under_policy(model, x0, masked, rounds[0][2].policy, rounds[0][2].steps)  # (B, L)
+    for (index, number, _), total in zip(rounds, nats.sum(dim=1).tolist(), strict=True):
+        yield RoundNats(index, number, total)
 
 
 class Texts(NamedTuple):
@@ -527,7 +573,7 @@ class LikelihoodRounds:
             nats = self.accelerator.reduce(nats.float().to(self.accelerator.device), "sum").double().cpu()
         return nats / self.n_scored[:, None]
 
-    def _draw(self, index: int, number: int) -> Round:
+    def _draw(self, index: int, number: int) -> Round | AdaptiveRound:
         generator = _generator(self.seed, index, number)
         return draw_round(self.estimator, int(self.n_scored[index]), self.rows, self.noise, generator)
 
@@ -552,7 +598,7 @@ class LikelihoodRounds:
 
 def plan_rounds(estimator: str, passes: int, target_se: float | None) -> tuple[int, int, int]:
     """Returns the passes of a round, the number of rounds to begin with, and the most rounds."""
-    if estimator in ("ar_forward", "ar_backward"):
+    if estimator in ORDER_OF and estimator != "ar_random":
         return 1, 1, 1
     if estimator != "k_stratified":
         return 1, (passes if target_se is None else min(passes, ROWS_OF_AN_ADDED_ROUND)), passes
@@ -596,7 +642,9 @@ def estimate_likelihood(
         estimator: "k_stratified", with the smallest error for its passes, see [`stratified_round`] and
             [`Round.estimate`]; one of the objectives, "t_DSE", "t_DCE", "lambda_DCE", "k_DCE", with independent draws
             (the offset of t_DCE is left out: it has mean zero and no information); "ar_forward" and "ar_backward",
-            exact in that order, with one row for each scored token; "ar_random", the same in `passes` random orders.
+            exact in that order, with one row for each scored token; "ar_random", the same in `passes` random orders;
+            "ar_confidence", "ar_margin" and "ar_entropy", exact in the order that the model chooses, see
+            [`exact_likelihood`], with one evaluation after the other for each scored token.
         passes: masks (orders, for "ar_random") drawn for each sequence, the most of them with `target_se`; even.
         target_se: add rounds until the standard error, in nats per token, is at most this.
         batch_size: rows of a forward pass. seed: for all draws.
@@ -625,9 +673,10 @@ def estimate_likelihood(
         accelerator=accelerator,
         before_gathering=before_gathering,
     )
-    rows = None if estimator in ORDERS else rounds.rows
+    rows = None if estimator in ORDER_OF else rounds.rows
+    adaptive = is_adaptive(ORDER_OF.get(estimator))
     # Packed from the first round to the last, since nobody has a turn between two rounds to change the weights.
-    with packed_weights(count_evaluations(rounds.scored, rounds.first_rounds, rows, batch_size)):
+    with packed_weights(count_evaluations(rounds.scored, rounds.first_rounds, rows, batch_size, adaptive)):
         for _ in rounds:
             pass
     return rounds.summary(n_bytes)
@@ -641,26 +690,43 @@ def estimate_likelihood(
 def exact_likelihood(
     model,
     sequences: Sequence[Tensor],
-    order: str | Tensor = "forward",
+    order: Order | None = None,
     *,
+    steps: int | None = None,
+    entropy_bound: float | None = None,
+    confidence_threshold: float | None = None,
     scored: Sequence[Tensor] | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
     """Computes -log p of each sequence (L,) when its tokens are filled in one order: (S,) float64, nats per sequence.
 
-    It takes n rows a sequence, the head at one position of each.
+    This p is the distribution that `generate(method="ordered")` samples with the same order, `steps` and bounds, at
+    temperature 1, top_k 0 and top_p 1. With "random" and an order that is given, it is the one given that order. Tokens
+    of one event are drawn independently, so that their nats given the tokens before the event add up.
+
+    An order known beforehand takes n rows a sequence, all independent, the head at one position of each. A policy takes
+    one row a sequence and n evaluations one after the other, fewer with `steps` or a bound, the head at all masked
+    positions (arXiv:2603.01367). It compares rounded figures (`policy_radd.STEPS_OF_CERTAINTY`). One that lies at the
+    edge of a step may be rounded otherwise in a batch of another shape, and the order then differs.
 
     Args:
-        order: "forward", "backward", "random" (for each sequence another, from `seed`), or (n,) the places of the
-            scored tokens, counted among them, in the order in which they are filled.
+        order: "forward" (default), "backward", "random" (for each sequence another, from `seed`); (n,) the places of
+            the scored tokens, counted among them, in the order in which they are filled; or one that a policy chooses
+            from the masked sequence: "confidence", "margin", "entropy" or a function, see `policy_radd.Policy`.
+        steps: the number of events, if fewer than the scored tokens: balanced groups, as `generate` makes them.
+        entropy_bound, confidence_threshold: of a policy, one of them: how many tokens an event reveals, see
+            `policy_radd.Policy`. Default order then "entropy" and "confidence".
         scored: for each sequence, (L,) bool: the tokens whose likelihood is computed, given all others. Default: all.
 
     Raises:
         ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, an unknown
-            order or one that is no permutation.
+            order or one that is no permutation, `steps` or a bound that does not fit the order.
     """
-    return _in_orders(model, sequences, order, 1, scored, batch_size, seed)[:, 0]
+    settings = ordered_settings(
+        order=order, steps=steps, entropy_bound=entropy_bound, confidence_threshold=confidence_threshold
+    )
+    return _in_orders(model, sequences, settings, 1, scored, batch_size, seed)[:, 0]
 
 
 def mixture_likelihood(
@@ -678,7 +744,8 @@ def mixture_likelihood(
     over the same orders (Jensen's inequality). One order gives `exact_likelihood`.
     """
     check_count("orders", orders, most=MOST_PASSES)
-    return mixture(_in_orders(model, sequences, "random", orders, scored, batch_size, seed))
+    settings = ordered_settings(order="random")
+    return mixture(_in_orders(model, sequences, settings, orders, scored, batch_size, seed))
 
 
 def mixture(nats: Tensor) -> Tensor:
@@ -686,20 +753,33 @@ def mixture(nats: Tensor) -> Tensor:
     return math.log(nats.shape[1]) - torch.logsumexp(-nats, dim=1)
 
 
-def _in_orders(model, sequences, order, orders: int, scored, batch_size: int, seed: int) -> Tensor:
-    """Computes the nats of each sequence in each of K orders, (S, K) float64."""
+def _in_orders(
+    model: Any,
+    sequences: Sequence[Tensor],
+    settings: RaddGenerationConfig,
+    orders: int,
+    scored: Sequence[Tensor] | None,
+    batch_size: int,
+    seed: int,
+) -> Tensor:
+    """Computes the nats of each sequence in each of K orders, (S, K) float64; settings: of `generate`."""
     orders, batch_size, seed = plain(orders), plain(batch_size), check_integer_seed(seed)
     check_batch_size(batch_size)
     sequences, scored, n_scored = check_texts(config_of(model), sequences, scored)
-    for n in set(n_scored.tolist()):
-        order_of(order, int(n), torch.Generator())  # raises, before any work, if it does not fit
+    policy = policy_of(settings)
+    if policy is None:
+        for n in set(n_scored.tolist()):
+            order_of(settings.order, int(n), torch.Generator())  # raises, before any work, if it does not fit
 
-    def draw(index: int, number: int) -> Round:
-        return order_round(order_of(order, int(n_scored[index]), _generator(seed, index, number)))
+    def draw(index: int, number: int) -> Round | AdaptiveRound:
+        if policy is not None:
+            return AdaptiveRound(policy, settings.steps)
+        order = order_of(settings.order, int(n_scored[index]), _generator(seed, index, number))
+        return order_round(order, settings.steps)
 
     todo = [(index, number) for index in range(len(sequences)) for number in range(orders)]
     nats = torch.zeros(len(sequences), orders, dtype=torch.float64)
-    with packed_weights(count_evaluations(scored, orders, None, batch_size)):
+    with packed_weights(count_evaluations(scored, orders, None, batch_size, policy is not None)):
         for found in compute_rounds(model, sequences, scored, draw, todo, batch_size):
             nats[found.sequence, found.number] = found.nats
     return nats
@@ -711,13 +791,17 @@ def conditional_likelihood(
     *,
     prefixes: Sequence[Tensor] | None = None,
     suffixes: Sequence[Tensor] | None = None,
-    order: str | Tensor = "forward",
+    order: Order | None = None,
+    steps: int | None = None,
+    entropy_bound: float | None = None,
+    confidence_threshold: float | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Tensor:
     """Computes -log p(target | prefix, suffix) in one order of the target's tokens: (S,) float64, nats per target.
 
-    A continuation has a prefix alone, an infill both; any of them may be empty, but not the target.
+    A continuation has a prefix alone, an infill both; any of them may be empty, but not the target. The order and what
+    belongs to it are those of [`exact_likelihood`].
     """
     check_list("targets", targets)
     nothing = [torch.empty(0, dtype=torch.int64)] * len(targets)
@@ -734,7 +818,17 @@ def conditional_likelihood(
     parts = list(zip(*columns, strict=True))
     sequences = [torch.cat(three) for three in parts]
     scored = [torch.cat([torch.full(each.shape, place == 1) for place, each in enumerate(three)]) for three in parts]
-    return exact_likelihood(model, sequences, order, scored=scored, batch_size=batch_size, seed=seed)
+    return exact_likelihood(
+        model,
+        sequences,
+        order,
+        steps=steps,
+        entropy_bound=entropy_bound,
+        confidence_threshold=confidence_threshold,
+        scored=scored,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

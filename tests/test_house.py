@@ -53,6 +53,7 @@ ORDER = (
     ("pipeline_radd",),
     ("modeling_radd",),
     ("losses",),
+    ("policy_likelihood",),
     ("likelihood", "processes"),
     ("__init__",),
     ("data",),

@@ -26,6 +26,8 @@ from ..generation_radd import RaddGenerateOutput
 from ..hub.loading import load
 from ..likelihood import nats_of_tokens, order_of, order_round, perplexity_of
 from ..modeling_radd import RaddForMaskedLM
+from ..policy_likelihood import nats_under_policy
+from ..policy_radd import Policy
 from ..randomness_radd import check_seed
 from ..settings_radd import BOUNDS, TEXT_SETTINGS, is_adaptive, is_integer, is_number, shortened
 from ..text_radd import check_characters, check_unicode, encode_blanks, encode_text, split_at_blanks
@@ -205,10 +207,18 @@ def denoise(
 def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: Stop, seed: int = 0) -> Iterator[Tensor]:
     """Yields (L,) float64 nats of each token, nan where not known yet, after every batch.
 
-    In an order ("forward", "backward", "random") each token is given those before it, and the sum is the
-    negative log-likelihood of the text in that order (`likelihood.exact_likelihood`); in GIVEN_ALL_OTHERS each is
-    given all others, and the sum is no likelihood.
+    In an order each token is given those before it, and the sum is the negative log-likelihood of the text in that
+    order (`likelihood.exact_likelihood`); in GIVEN_ALL_OTHERS each is given all others, and the sum is no likelihood.
     """
+    if is_adaptive(order):
+        everywhere = torch.ones(1, len(ids), dtype=torch.bool)
+        events = nats_under_policy(model, ids[None], everywhere, Policy(order))  # a token each
+        for known, (nats,) in enumerate(events, 1):
+            if stop.is_set():
+                return
+            if known % SCORED_AT_ONCE == 0 or known == len(ids):
+                yield nats
+        return
     if order == GIVEN_ALL_OTHERS:
         masked = scored = torch.eye(len(ids), dtype=torch.bool)  # (L, L)
     else:

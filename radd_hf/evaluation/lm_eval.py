@@ -84,8 +84,9 @@ class RaddLM(TemplateLM):
         likelihood: how log p(continuation | context) is computed: one of `likelihood.ESTIMATORS`. "ar_forward", the
             default, is the chain rule from left to right: exact, what an autoregressive model would be asked for, and
             at one row for each token of the continuation cheaper than a good estimate of the mean over all orders
-            while continuations are short. The others, "k_stratified" for one, estimate other quantities, that mean
-            for the most part, and carry the noise of their `passes`.
+            while continuations are short. "ar_backward" is exact, too, and so are "ar_confidence", "ar_margin" and
+            "ar_entropy", in the order that the model chooses. The others, "k_stratified" for one, estimate other
+            quantities, that mean for the most part, and carry the noise of their `passes`.
         rolling: how log p(text) is computed, likewise. "k_stratified", the default, takes `passes` rows a block where
             "ar_forward" takes one for each token.
         passes: masks drawn for each text that is estimated; even.

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from benchmarks import estimators
+from benchmarks import estimators, orders
+from radd_hf.settings_radd import ORDERS
 
 
 @pytest.mark.parametrize("command", ["agreement --orders 2", "efficiency --reference 4 --repeats 2"])
@@ -13,3 +14,10 @@ def test_a_table_of_every_estimator_is_printed(monkeypatch, capsys, command):
     estimators.main()
     printed = capsys.readouterr().out
     assert all(f"| {name} |" in printed for name in ("k_stratified", "k_DCE", "lambda_DCE"))
+
+
+def test_a_table_of_every_order_is_printed(capsys):
+    orders.main(["--blocks", "2", "--length", "8", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "2 blocks of 8 tokens" in printed
+    assert all(f"| {order} | " in printed for order in ORDERS)

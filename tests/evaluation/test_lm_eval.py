@@ -122,7 +122,7 @@ def test_the_loglikelihood_is_the_chain_rule_from_left_to_right(make_lm, model, 
 
 
 @with_harness
-@pytest.mark.parametrize("likelihood", ["ar_forward", "k_stratified"])
+@pytest.mark.parametrize("likelihood", ["ar_forward", "k_stratified", "ar_confidence"])
 def test_neither_the_batch_nor_the_other_requests_change_an_answer(make_lm, likelihood):
     alone = [loglikelihoods(make_lm(likelihood=likelihood, batch_size=1), [pair])[0] for pair in CHOICES]
     together = loglikelihoods(make_lm(likelihood=likelihood, batch_size=32), CHOICES[::-1])[::-1]
@@ -149,6 +149,16 @@ def test_estimated_loglikelihoods_are_those_of_estimate_likelihood_with_masks_of
     assert loglikelihoods(make_lm(likelihood="k_stratified", passes=6), [CHOICES[1]]) != loglikelihoods(
         lm, [CHOICES[1]]
     )
+
+
+@with_harness
+@pytest.mark.parametrize("order", ["confidence", "margin", "entropy"])
+def test_the_loglikelihood_may_be_exact_in_an_order_that_the_model_chooses(make_lm, model, tiny_tokenizer, order):
+    found = loglikelihoods(make_lm(likelihood=f"ar_{order}"), CHOICES[:3])
+    for (context, continuation), (nats, _) in zip(CHOICES, found, strict=False):
+        before, after = parts(tiny_tokenizer, context, continuation)
+        expected = conditional_likelihood(model, [torch.tensor(after)], prefixes=[torch.tensor(before)], order=order)
+        assert nats == pytest.approx(-expected.item(), rel=1e-5)
 
 
 @with_harness

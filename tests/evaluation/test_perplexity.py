@@ -109,6 +109,32 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(evaluate
     assert not list(tmp_path.glob("result.json.rounds.*"))
 
 
+@pytest.mark.parametrize("estimator", ["ar_confidence", "ar_margin", "ar_entropy"])
+def test_an_order_that_the_model_chooses_is_exact_and_goes_on_after_an_interrupt(
+    evaluate, tmp_path, monkeypatch, estimator
+):
+    whole = evaluate(estimator=estimator)
+    assert (whole["standard_error"], whole["passes"]) == (0, 1)
+    forward, calls = perplexity.RaddForMaskedLM.compute_logits, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 20:  # in the second batch of blocks of 16 tokens
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(perplexity.RaddForMaskedLM, "compute_logits", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(estimator=estimator, batch_size=2)
+    (left,) = tmp_path.glob("result.json.rounds.*.jsonl")
+    assert len(left.read_text().splitlines()) == 1 + 2, "the identity, and the first batch"
+    with pytest.raises(ValueError, match=r"is of another evaluation; .*'estimator'"):
+        evaluate(resume=True)
+    resumed = evaluate(estimator=estimator, resume=True)
+    assert resumed["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=1e-6)
+
+
 IDENTITY, HASH = {"seed": 0}, "de7d7744ccd7"
 
 
@@ -216,10 +242,14 @@ def test_a_file_is_whole_again_once_an_evaluation_goes_on(tmp_path, caplog):
     assert json.loads((tmp_path / "r.json.rounds.0.jsonl").read_text().split("\n")[0]) == IDENTITY
 
 
-def test_two_processes_share_what_does_not_divide_and_get_the_figure_of_one(evaluate, checkpoint, text, tmp_path):
-    one = evaluate()
+@pytest.mark.parametrize("estimator", ["k_stratified", "ar_entropy"])
+def test_two_processes_share_what_does_not_divide_and_get_the_figure_of_one(
+    evaluate, checkpoint, text, tmp_path, estimator
+):
+    one = evaluate(estimator=estimator)
     assert one["n_sequences"] % 2 == 1
     arguments = ["--model", checkpoint, "--dataset", str(text), "--passes", "4", "--batch_size", "3"]
+    arguments += ["--estimator", estimator]
     arguments += ["--output", str(tmp_path / "two.json")]
     subprocess.run(command(2, str(ROOT / "eval_ppl.py"), *arguments), env=QUIET, check=True, capture_output=True)
     two = json.loads((tmp_path / "two.json").read_text())

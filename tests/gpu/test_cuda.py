@@ -5,6 +5,7 @@
 """
 
 import copy
+import itertools
 import os
 import random
 import subprocess
@@ -22,7 +23,7 @@ from radd_hf.likelihood import estimate_likelihood, exact_likelihood
 from radd_hf.training.averages import Ema
 from support.paths import CHECKPOINT, ROOT
 from support.programs import assert_same_output, graphs_of, make_model, random_settings
-from support.toys import random_model, seeded
+from support.toys import random_model, seeded, tiny_model
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device, and make test-gpu, which does not hide it"
@@ -195,6 +196,16 @@ def test_an_exact_likelihood_is_replays(austen):
     found = exact_likelihood(model, texts, "random", batch_size=16)
     assert graphs_of(model) == 1
     torch.testing.assert_close(found, exact_likelihood(austen, texts, "random", batch_size=16), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"order": "confidence"}, {"order": "margin", "steps": 2}, {"entropy_bound": 0.7}, {"order": lambda *_: [0]}],
+)
+def test_in_an_order_that_the_model_chooses_the_probabilities_of_all_texts_sum_to_one(how):
+    texts = [torch.tensor(text) for text in itertools.product(range(3), repeat=3)]
+    nats = exact_likelihood(tiny_model().cuda(), texts, **how)
+    assert float(nats.neg().exp().sum()) == pytest.approx(1, abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -80,7 +80,13 @@ class _Trunk:
         return {"attention_mask": attention_mask}
 
     def __call__(
-        self, *, input_ids: Tensor, attention_mask: Tensor | None, output_positions: Positions, cache, partial
+        self,
+        *,
+        input_ids: Tensor,
+        output_positions: Positions,
+        attention_mask: Tensor | None = None,
+        cache=None,
+        partial=None,
     ):
         assert cache is partial is None, "a stand-in has no keys and values to keep"
         assert not self.owner.training, "generate must evaluate without dropout"
