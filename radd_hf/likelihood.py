@@ -707,8 +707,8 @@ def exact_likelihood(
 
     An order known beforehand takes n rows a sequence, all independent, the head at one position of each. A policy takes
     one row a sequence and n evaluations one after the other, fewer with `steps` or a bound, the head at all masked
-    positions (arXiv:2603.01367). It compares rounded figures (`policy_radd.STEPS_OF_CERTAINTY`). One that lies at the
-    edge of a step may be rounded otherwise in a batch of another shape, and the order then differs.
+    positions (arXiv:2603.01367). Two positions that are almost a tie (`policy_radd.TIE`) may be ranked otherwise in a
+    batch of another shape, where the network rounds otherwise.
 
     Args:
         order: "forward" (default), "backward", "random" (for each sequence another, from `seed`); (n,) the places of
