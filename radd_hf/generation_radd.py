@@ -48,13 +48,26 @@ from .canvas_radd import Positions, TextOrIds, make_canvas, padded_nonzero
 from .inputs_radd import as_permutation
 from .kernels_radd import evaluation_mode, packed_weights
 from .noise_radd import get_noise, reveal_probabilities
-from .plan_radd import GIVEN, Schedule, Shape, events_at_most, plan_grid, plan_sequence, recomputed_in
+from .plan_radd import (
+    GIVEN,
+    Schedule,
+    Shape,
+    check_profile,
+    check_work,
+    events_at_most,
+    group_sizes,
+    plan_grid,
+    plan_sequence,
+    profile_of_length,
+    recomputed_in,
+)
 from .programs_radd import Programs, StaticTensors, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import (
     GRID_METHODS,
     MOST_TOKENS,
     SETTINGS,
+    GroupSchedule,
     Method,
     Order,
     is_integer,
@@ -100,6 +113,8 @@ class RaddGenerationConfig(GenerationConfig):
     steps: int | None
     method: Method
     order: Order | Sequence[int] | Tensor
+    schedule: GroupSchedule | None
+    information_profile: Sequence[float] | None
     cuda_graphs: bool
     refresh_interval: int
     refresh_window: int
@@ -119,6 +134,8 @@ class RaddGenerationConfig(GenerationConfig):
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
         for name, setting in SETTINGS.items():
             setting.check(name, getattr(self, name))
+        if self.information_profile is not None:
+            check_profile(self.information_profile)
         if self.length is not None and self.max_new_tokens is not None:
             raise ValueError(
                 f"length={self.length} and max_new_tokens={self.max_new_tokens} both say how long a text is; pass one "
@@ -136,6 +153,10 @@ class RaddGenerationConfig(GenerationConfig):
         for chosen in map(own_settings, reversed([source for source in sources if source is not None])):
             if not chosen.keys().isdisjoint(LENGTHS):
                 settings |= dict.fromkeys(LENGTHS)
+            if "schedule" in chosen:  # in place of the method and order of a lower source
+                settings |= dict.fromkeys(PLANS) | {"method": "ordered", "order": "random"}
+            elif settings["schedule"] is not None and not chosen.keys().isdisjoint(PLANS):
+                settings |= {name: cls.DEFAULTS[name] for name in (*PLANS, "schedule")}
             settings |= chosen
         return cls(**settings)
 
@@ -149,6 +170,8 @@ class RaddGenerationConfig(GenerationConfig):
 
 # The settings that say how many tokens a text has.
 LENGTHS = "length", "max_new_tokens"
+# The settings that say which positions are revealed when, as `schedule` does instead.
+PLANS = "method", "order", "entropy_bound", "confidence_threshold"
 
 
 def own_settings(source: Any) -> dict[str, Any]:
@@ -475,6 +498,8 @@ class RaddGenerationMixin:
         steps: int | None = None,
         method: Method | None = None,
         order: Order | Sequence[int] | Tensor | None = None,
+        schedule: GroupSchedule | None = None,
+        information_profile: Sequence[float] | Tensor | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -520,6 +545,12 @@ class RaddGenerationMixin:
                 "first_hitting", diffusion in continuous time, one token an event; "ordered", any-order autoregression.
             order: of "ordered": "forward" (default), "backward", "random" (one permutation a row), or the positions
                 in the order in which they are revealed, (L,) for all rows or (R, L).
+            schedule: "profile", instead of a method and an order: `steps` events in uniformly random order ("ordered",
+                "random"), which reveal as many positions each as loses least by drawing them together, a few first and
+                ever more (`plan_radd.group_sizes`). A saved one gives way to a method or an order that a call names.
+            information_profile: (L,) of `schedule`, saved with the model by `radd profile`: mean nats of the next token
+                in random order when 0, 1, 2, ... of L tokens are visible. A text of another length takes it at each
+                fraction of visible tokens.
             temperature, top_k, top_p: of the token draw, as transformers' warpers define them. Defaults 1, 0, 1 change
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
@@ -608,10 +639,12 @@ class RaddGenerationMixin:
             attention_mask = attention_mask.repeat_interleave(copies, dim=0)
         if isinstance(streamer, TextStreamer) and len(canvas) > 1:
             raise ValueError(f"streamer={type(streamer).__name__} prints one row; this batch has {len(canvas)}.")
+        masked = canvas == self.config.mask_token_id  # (R, L)
         order_of_positions = _check_order(settings, canvas)
         if seed is not None:
             generator = _seeded(seed, generator, batch, copies)
         not_padding = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        sizes = _sizes_of_groups(settings, masked, not_padding)
         uniforms = Uniforms(generator, not_padding, device)
         # Raises if the attention cannot take fewer queries than keys.
         cache = self.model.make_cache(len(canvas)) if settings.refresh_interval > 1 else None
@@ -620,8 +653,7 @@ class RaddGenerationMixin:
         steps_of_rows = not_padding.sum(dim=1).clamp(min=1)  # (R,)
         if settings.steps is not None:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
-        masked = canvas == self.config.mask_token_id  # (R, L)
-        plan = self._make_plan(masked, order_of_positions, settings, steps_of_rows, uniforms)
+        plan = self._make_plan(masked, order_of_positions, settings, steps_of_rows, sizes, uniforms)
         uniform = uniforms()  # (R, L) for the tokens
         all_steps = steps_of_rows if settings.method in GRID_METHODS and not settings.use_cache else None
 
@@ -730,11 +762,18 @@ class RaddGenerationMixin:
         return torch.cat(tokens), torch.cat(draws)
 
     def _make_plan(
-        self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, steps: Tensor, uniforms: Uniforms
+        self,
+        masked: Tensor,
+        order: Tensor | None,
+        settings: RaddGenerationConfig,
+        steps: Tensor,
+        sizes: list[list[int]] | None,
+        uniforms: Uniforms,
     ) -> Tensor:
         """Returns the plan (R, L) int64: the step of the grid, or the event of a method without one, of each mask.
 
-        order: (R, L), None for a random one. steps: (R,) of each row's grid. uniforms: gives (R, L) at each call.
+        order: (R, L), None for a random one. steps: (R,) of each row's grid. sizes: of each row's groups, None for
+        balanced ones. uniforms: gives (R, L) at each call.
         """
         if settings.method in GRID_METHODS:
             uniform, plan = uniforms(), masked.long()
@@ -746,7 +785,7 @@ class RaddGenerationMixin:
         if settings.method == "first_hitting":
             return plan_sequence(masked, uniforms())
         priority = uniforms() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
-        return plan_sequence(masked, priority, settings.steps)
+        return plan_sequence(masked, priority, settings.steps, sizes)
 
     def _end_and_padding(self, settings: RaddGenerationConfig) -> tuple[list[int], int | None]:
         """Returns the ids that end a row and the one that pads it, of the settings, else of the configuration."""
@@ -811,6 +850,18 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         raise ValueError(
             f"order={shortened(given['order'])} is for method='ordered'; method={method!r} draws its own order."
         )
+    if settings.schedule is not None:
+        for name, fits in (("method", "ordered"), ("order", "random")):
+            if (value := getattr(settings, name)) != fits:
+                raise ValueError(
+                    f"{name}={shortened(value)} and schedule={settings.schedule!r} both say which positions are "
+                    f"revealed when; leave out one of them. The schedule is that of {name}={fits!r} in other groups."
+                )
+        if settings.information_profile is None:
+            raise ValueError(
+                f"schedule={settings.schedule!r} needs an information_profile, and the model's generation config has "
+                "none: estimate and save it with `radd profile MODEL --dataset TEXT`."
+            )
     if given["steps"] is not None and method == "first_hitting":
         raise ValueError(f"steps={given['steps']}: method='first_hitting' reveals one token an event, leave steps out.")
     if settings.use_cache is False and settings.refresh_interval > 1:
@@ -860,6 +911,23 @@ def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | Non
     if isinstance(settings.order, str):
         return (position if settings.order == "forward" else position.flip(0)).expand(rows, length)
     return as_permutation("order", settings.order, length, rows).to(canvas.device).expand(rows, length)
+
+
+def _sizes_of_groups(settings: RaddGenerationConfig, masked: Tensor, not_padding: Tensor) -> list[list[int]] | None:
+    """Returns for each row how many positions each of its events reveals; None if that needs no profile.
+
+    masked, not_padding: (R, L) bool.
+
+    Raises:
+        ValueError: for groups that would take minutes to find.
+    """
+    if settings.schedule is None or settings.steps is None:
+        return None
+    rows = list(zip(masked.sum(dim=1).tolist(), not_padding.sum(dim=1).tolist(), strict=True))  # masks, length
+    for masks, _ in rows:
+        check_work(masks, settings.steps)
+    profile = cast(Sequence[float], settings.information_profile)
+    return [group_sizes(profile_of_length(profile, length), masks, settings.steps) for masks, length in rows]
 
 
 def _execution_device(trunk: Any) -> torch.device:
