@@ -53,7 +53,7 @@ ORDER = (
     ("pipeline_radd",),
     ("modeling_radd",),
     ("losses",),
-    ("likelihood", "processes"),
+    ("likelihood", "information", "processes"),
     ("__init__",),
     ("data",),
     ("hub",),
