@@ -9,7 +9,7 @@ from transformers import LogitsProcessorList, TextDiffusionStreamer, TextStreame
 from transformers.generation import MinPLogitsWarper
 
 from radd_hf import RaddForMaskedLM, RaddGenerateOutput, RaddGenerationConfig
-from radd_hf.generation_radd import LENGTHS
+from radd_hf.generation_radd import BOUNDS, LENGTHS
 from support.toys import random_model, seeded
 
 V, M, L = 300, 299, 12
@@ -366,13 +366,14 @@ def test_keyword_then_argument_then_model_then_default(model, keyword, argument,
     assert output.num_function_evaluations.item() == evaluations
 
 
-@pytest.mark.parametrize("name", LENGTHS)
-def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path, name):
+@pytest.mark.parametrize(("name", "bound"), zip(LENGTHS, BOUNDS, strict=True))
+def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path, name, bound):
     settings = {
         name: 7,
         "steps": 3,
         "method": "euler",
         "order": [0, 1],
+        bound: 0.5,
         "temperature": 0.5,
         "top_k": 4,
         "top_p": 0.9,
@@ -386,7 +387,7 @@ def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path,
         "output_history": True,
         "return_dict_in_generate": True,
     }
-    assert {*settings, *LENGTHS} == set(RaddGenerationConfig.DEFAULTS)
+    assert {*settings, *LENGTHS, *BOUNDS} == set(RaddGenerationConfig.DEFAULTS)
     model.generation_config = RaddGenerationConfig(**settings, eos_token_id=3, pad_token_id=4)
     model.save_pretrained(tmp_path)
     loaded = RaddForMaskedLM.from_pretrained(tmp_path).generation_config

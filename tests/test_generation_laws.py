@@ -26,7 +26,6 @@ from support.laws import (
     each_method,
     each_warp,
     goodness_of_fit,
-    joint_law,
     logits_by_canvas,
     p_value,
     real_network,
@@ -94,7 +93,7 @@ def test_when_and_what_together_follow_the_joint_law(method):
     out = network.generate(
         **method.arguments, num_return_sequences=100_000, generator=seeded(2), return_dict_in_generate=True
     )
-    joint = joint_law(logits_by_canvas(network), FREE, method.plans(FREE, renumber=False))
+    joint = method.joint(logits_by_canvas(network), FREE, renumber=False)
     assert goodness_of_fit(torch.cat([out.reveal_step, out.sequences], dim=1), joint) > ACCEPTED
 
 
@@ -193,6 +192,13 @@ def test_a_rate_5_percent_off_in_one_of_50_steps_is_caught_in_the_reveal_steps(n
         ("tweedie-loglinear-2", {"steps": 3}),
         ("tweedie-geometric-3", {"method": "euler"}),
         ("euler-geometric-3", {"method": "tweedie"}),
+        ("confidence", {"order": "margin"}),
+        ("margin", {"order": "entropy"}),
+        ("entropy", {"order": "forward"}),
+        ("confidence-2", {"steps": None}),
+        ("0.4", {"entropy_bound": 0.3}),
+        ("0.75", {"confidence_threshold": 0.8}),
+        ("function", {"order": "confidence"}),
     ],
 )
 def test_another_plan_is_caught(name, sampled):

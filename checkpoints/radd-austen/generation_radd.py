@@ -13,6 +13,9 @@ network does not depend on time (arXiv:2406.03736, section 3.1). So the plan can
 evaluated only where the plan reveals something. This is the paper's "caching" (section 3.2), and the output has the
 distribution of the published samplers (algorithms 5 and 6). Equations are numbered as in version 4 of the paper.
 
+An adaptive order (`policy_radd.py`) leaves to the event which masked positions it reveals, or also how many. The event
+chooses them by the network's distributions at all masked positions. The plan then only has the number of each event.
+
 All that an event needs is known before the first one, except for the logits. So an event is a function of tensors that
 stay where they are: canvas, plan, random numbers, and the index of the event. On a card the function is captured once
 for each shape, and replayed (`programs_radd.py`). Elsewhere it is called.
@@ -61,6 +64,7 @@ from .plan_radd import (
     profile_of_length,
     recomputed_in,
 )
+from .policy_radd import Beliefs, Policy, PolicyFunction, policy_of
 from .programs_radd import Programs, StaticTensors, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import (
@@ -70,6 +74,7 @@ from .settings_radd import (
     GroupSchedule,
     Method,
     Order,
+    is_adaptive,
     is_integer,
     own_arguments,
     plain,
@@ -112,7 +117,9 @@ class RaddGenerationConfig(GenerationConfig):
     max_new_tokens: int | None
     steps: int | None
     method: Method
-    order: Order | Sequence[int] | Tensor
+    order: Order | Sequence[int] | Tensor | PolicyFunction
+    entropy_bound: float | None
+    confidence_threshold: float | None
     schedule: GroupSchedule | None
     information_profile: Sequence[float] | None
     cuda_graphs: bool
@@ -141,6 +148,11 @@ class RaddGenerationConfig(GenerationConfig):
                 f"length={self.length} and max_new_tokens={self.max_new_tokens} both say how long a text is; pass one "
                 "of them."
             )
+        if self.entropy_bound is not None and self.confidence_threshold is not None:
+            raise ValueError(
+                f"entropy_bound={self.entropy_bound} and confidence_threshold={self.confidence_threshold} both say how "
+                "many positions an event reveals; pass one of them."
+            )
 
     @classmethod
     def resolve(cls, *sources: Any) -> "RaddGenerationConfig":
@@ -157,6 +169,12 @@ class RaddGenerationConfig(GenerationConfig):
                 settings |= dict.fromkeys(PLANS) | {"method": "ordered", "order": "random"}
             elif settings["schedule"] is not None and not chosen.keys().isdisjoint(PLANS):
                 settings |= {name: cls.DEFAULTS[name] for name in (*PLANS, "schedule")}
+            if not chosen.keys().isdisjoint(("order", "steps", *BOUNDS)):  # that an order of a lower source had
+                settings |= dict.fromkeys(BOUNDS)
+            for bound, order in BOUNDS.items():
+                if bound in chosen:
+                    settings["steps"] = None
+                    settings["order"] = settings["order"] if is_adaptive(settings["order"]) else order
             settings |= chosen
         return cls(**settings)
 
@@ -172,6 +190,8 @@ class RaddGenerationConfig(GenerationConfig):
 LENGTHS = "length", "max_new_tokens"
 # The settings that say which positions are revealed when, as `schedule` does instead.
 PLANS = "method", "order", "entropy_bound", "confidence_threshold"
+# The settings by which an adaptive order decides how many positions an event reveals, and the order of each by default.
+BOUNDS = {"entropy_bound": "entropy", "confidence_threshold": "confidence"}
 
 
 def own_settings(source: Any) -> dict[str, Any]:
@@ -281,7 +301,8 @@ class Ending:
 class Sampling:
     """Holds how tokens are drawn, and when a row ends.
 
-    processors: the caller's. warpers: transformers' temperature, top-k and top-p, which come after them.
+    processors: the caller's. warpers: transformers' temperature, top-k and top-p, which come after them. policy: of an
+    adaptive order, which sees what lies between the two.
     """
 
     temperature: float
@@ -290,29 +311,33 @@ class Sampling:
     processors: LogitsProcessorList
     warpers: LogitsProcessorList
     ending: Ending | None
+    policy: Policy | None = None
 
     @property
     def key(self) -> Hashable:
         """Gives what a capture depends on. With processors of the caller nothing is captured."""
-        return self.temperature, self.top_k, self.top_p, self.ending
+        return self.temperature, self.top_k, self.top_p, self.ending, self.policy and self.policy.key
 
     def process(self, logits: Tensor, canvases: Callable[[], Tensor]) -> Tensor:
-        """Applies processors and warpers to logits (n, V). The caller's processors see the `canvases()` (n, L), too."""
-        scores = logits.float()
-        if self.processors:
-            # Processors get a copy, since they may work in place.
-            scores = self.processors(cast(Any, canvases()), cast(Any, scores.clone()))
-            right = isinstance(scores, Tensor) and scores.is_floating_point() and scores.device == logits.device
-            if not right or scores.shape != logits.shape:
-                found = type(scores).__name__
-                if isinstance(scores, Tensor):
-                    found = f"{tuple(scores.shape)} in {scores.dtype} on the device {str(scores.device)!r}"
-                raise ValueError(
-                    f"logits_processor returned {found}; it must return scores {tuple(logits.shape)} in a "
-                    f"floating-point dtype on the device {str(logits.device)!r}."
-                )
-            scores = scores.masked_fill(logits.isneginf(), -torch.inf)  # the mask has no probability, whatever they do
-        return self.warpers(cast(Any, None), cast(Any, scores))  # which do not look at canvases
+        """Applies the caller's processors to logits (n, V). They see the `canvases()` (n, L), too."""
+        if not self.processors:
+            return logits
+        # Processors get a copy, since they may work in place.
+        scores = self.processors(cast(Any, canvases()), cast(Any, logits.float().clone()))
+        right = isinstance(scores, Tensor) and scores.is_floating_point() and scores.device == logits.device
+        if not right or scores.shape != logits.shape:
+            found = type(scores).__name__
+            if isinstance(scores, Tensor):
+                found = f"{tuple(scores.shape)} in {scores.dtype} on the device {str(scores.device)!r}"
+            raise ValueError(
+                f"logits_processor returned {found}; it must return scores {tuple(logits.shape)} in a "
+                f"floating-point dtype on the device {str(logits.device)!r}."
+            )
+        return scores.masked_fill(logits.isneginf(), -torch.inf)  # the mask has no probability, whatever they do
+
+    def warp(self, scores: Tensor) -> Tensor:
+        """Applies temperature, top-k and top-p to scores (n, V)."""
+        return self.warpers(cast(Any, None), cast(Any, scores.float())) if self.warpers else scores
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -357,6 +382,7 @@ class SamplerState:
         self.generated = put("generated", schedule.event_of != GIVEN)  # (R, L)
         self.ended_after = put("ended_after", torch.full_like(rows, self.NEVER))  # (R,) events of a row that has ended
         self.slots = put("slots", torch.arange(length, device=self.device))  # (L,)
+        self.events = put("events", torch.arange(self.first.shape[1], device=self.device))  # (E + 1,)
         self.row_begins = put("row_begins", torch.arange(len(rows), device=self.device)[:, None] * length)  # (R, 1)
 
         def put_input(name: str) -> Callable[[Tensor, int], Tensor]:
@@ -373,18 +399,59 @@ class SamplerState:
 
     # What an event does.
 
-    def revealed(self, shape: Shape) -> tuple[Positions, Tensor]:
-        """Returns the positions that this event reveals, and the same N on the flattened canvas (N,), row after row."""
-        begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
-        slot = begin + self.slots[: shape.per_row]  # (A, K)
-        real = (slot < end) & (self.ended_after[: shape.rows, None] > self.now[0])  # (A, K)
-        indices = self.order[: shape.rows].gather(1, slot)  # (A, K)
-        indices = indices.where(real, indices[:, :1])  # repeats the first where there are fewer
-        flat_index = torch.where(real, indices + self.row_begins[: shape.rows], self.spare).flatten()  # (A K,)
+    def evaluated(self, shape: Shape) -> tuple[Positions, Tensor]:
+        """Returns the positions that this event draws at, and the same N on the flattened canvas (N,), row after row.
+
+        They are those that it reveals, or under an adaptive order all that are still masked.
+        """
+        _, real, indices, flat_index = self._slots(shape)  # (A, K) each
+        indices, flat_index = indices.where(real, indices[:, :1]), flat_index.flatten()  # repeats a row's first
         if shape.total == len(flat_index):
             return Positions(indices), flat_index
         kept, real = (each.squeeze(0) for each in padded_nonzero(real.view(1, -1), shape.total))  # (N,) both
         return Positions(indices, kept), torch.where(real, flat_index[kept], self.spare)
+
+    def _slots(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the places in `order` that this event draws at, which of them are real, and their positions.
+
+        Returns:
+            (A, K) each: the place in `order`; whether it is real; its position; its position on the flattened canvas.
+        """
+        begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
+        slot = begin + self.slots[: shape.per_row]  # (A, K)
+        real = slot < (self.length if shape.adaptive else end)  # (A, K)
+        real = real & (self.ended_after[: shape.rows, None] > self.now[0])
+        indices = self.order[: shape.rows].gather(1, slot)  # (A, K)
+        return slot, real, indices, torch.where(real, indices + self.row_begins[: shape.rows], self.spare)
+
+    def choose(self, shape: Shape, policy: Policy, flat_index: Tensor, beliefs: Beliefs) -> Tensor:
+        """Lets the policy choose what this event reveals, and moves that to the front of what is still masked.
+
+        Args:
+            flat_index: (N,) the masked positions on the flattened canvas. beliefs: of each.
+
+        Returns:
+            (N,) the same index where a position was chosen, that of the spare element elsewhere.
+        """
+        slot, real, indices, rectangle = self._slots(shape)  # (A, K) each
+        board = torch.stack(beliefs, dim=1).new_zeros(self.spare + 1, len(beliefs))  # (R L + 1, 3)
+        board.index_copy_(0, flat_index, torch.stack(beliefs, dim=1))
+        begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
+        chosen = policy.choose(Beliefs(*board[rectangle].unbind(dim=2)), real, end - begin)  # (A, K)
+
+        # Chosen positions come first, then the others, each from left to right. So ties go to the left.
+        key = indices + self.length * ~chosen
+        key = key.where(slot < self.length, 2 * self.length)  # beyond the row
+        self.order[: shape.rows].scatter_(1, slot, indices.gather(1, key.argsort(dim=1, stable=True)))
+        if policy.decides_how_many:
+            first = self.first[: shape.rows]  # (A, E + 1)
+            later = self.events - self.now[1]  # (E + 1,) 0 for the next event
+            planned = begin + chosen.sum(dim=1, keepdim=True) + later  # (A, E + 1) one at a time from then on
+            first.copy_(torch.where(later < 0, first, planned.clamp(max=self.length)))
+        is_chosen = torch.zeros_like(self.ids, dtype=torch.bool)  # (R L + 1,)
+        is_chosen.index_copy_(0, rectangle.flatten(), chosen.flatten())
+        is_chosen[self.spare] = False
+        return torch.where(is_chosen[flat_index], flat_index, self.spare)
 
     def recomputed(self, shape: Shape, window: int) -> Positions | None:
         """Returns the positions that this event computes; None for all."""
@@ -433,6 +500,10 @@ class SamplerState:
         self.first.copy_(schedule.first)
         self.event_of.copy_(schedule.event_of)
         self.place_of_row = schedule.rows.argsort().to(self.device)
+
+    def progress(self) -> tuple[Tensor, Tensor]:
+        """Returns `order` (R, L) and `first` (R, E + 1), which adaptive events change; see `Schedule.follow`."""
+        return self.order[:, : self.length], self.first
 
     def sequences(self) -> Tensor:
         """Returns the ids (R, L), a copy, in the caller's order of rows."""
@@ -497,7 +568,9 @@ class RaddGenerationMixin:
         attention_mask: Tensor | None = None,
         steps: int | None = None,
         method: Method | None = None,
-        order: Order | Sequence[int] | Tensor | None = None,
+        order: Order | Sequence[int] | Tensor | PolicyFunction | None = None,
+        entropy_bound: float | None = None,
+        confidence_threshold: float | None = None,
         schedule: GroupSchedule | None = None,
         information_profile: Sequence[float] | Tensor | None = None,
         temperature: float | None = None,
@@ -544,7 +617,16 @@ class RaddGenerationMixin:
             method: "tweedie" (default) or "euler", diffusion on a grid of times (`noise_radd.reveal_probabilities`);
                 "first_hitting", diffusion in continuous time, one token an event; "ordered", any-order autoregression.
             order: of "ordered": "forward" (default), "backward", "random" (one permutation a row), or the positions
-                in the order in which they are revealed, (L,) for all rows or (R, L).
+                in the order in which they are revealed, (L,) for all rows or (R, L). Or an adaptive order, which
+                evaluates all masked positions: "confidence" reveals first where the likeliest token has the largest
+                probability, "margin" where the gap between the two likeliest is largest, "entropy" where the entropy is
+                least. They look at the distribution after `logits_processor` and before temperature, top-k and top-p;
+                ties go to the left. Or a function, called for each row with the scores (m, V) and positions (m,) of its
+                masks; it returns the places in these that are revealed now, or a boolean mask (m,).
+            entropy_bound: gamma, of an adaptive order ("entropy" by default): an event reveals as many positions as
+                keep the sum of their entropies less the largest within gamma nats (arXiv:2505.24857).
+            confidence_threshold: p, of an adaptive order ("confidence" by default): an event reveals all positions
+                whose likeliest token has at least this probability, and at least one.
             schedule: "profile", instead of a method and an order: `steps` events in uniformly random order ("ordered",
                 "random"), which reveal as many positions each as loses least by drawing them together, a few first and
                 ever more (`plan_radd.group_sizes`). A saved one gives way to a method or an order that a call names.
@@ -607,7 +689,8 @@ class RaddGenerationMixin:
         sized = settings if input_ids is None else RaddGenerationConfig.resolve(*sources[:2])
         _check_together(settings, given, streamer, tokenizer)
         ending = self._ending(settings) if settings.stop_on_eos else None
-        sampling = _make_sampling(logits_processor, settings, ending)
+        policy = policy_of(settings)
+        sampling = _make_sampling(logits_processor, settings, ending, policy)
 
         # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times. It is made on the CPU.
         canvas, attention_mask = make_canvas(
@@ -661,10 +744,19 @@ class RaddGenerationMixin:
         mask_on_device = None if attention_mask is None else attention_mask.to(device)
         inputs = self.model.fixed_inputs(canvas.to(device), mask_on_device)
         layout = SamplerState.layout(canvas, inputs, events_at_most(plan, all_steps))
-        capturing = settings.cuda_graphs and not logits_processor and self.model.can_prune()
+        python = bool(logits_processor) or callable(settings.order)
+        capturing = settings.cuda_graphs and not python and self.model.can_prune()
         with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, capturing) as programs:
             captured = programs.capturer is not None
-            schedule = Schedule(plan, all_steps, settings.refresh_interval, settings.refresh_window, captured)
+            schedule = Schedule(
+                plan,
+                all_steps,
+                settings.refresh_interval,
+                settings.refresh_window,
+                captured,
+                adaptive=policy is not None,
+                open_ended=policy is not None and policy.decides_how_many,
+            )
             if cache is not None:
                 cache = programs.objects.setdefault("cache", cache)  # graphs write to that of the first call
             state = SamplerState(programs.tensors, schedule, canvas, uniform, inputs, cache)
@@ -694,20 +786,31 @@ class RaddGenerationMixin:
             if settings.max_time is not None:
                 state.wait()  # or the host would be ahead of a card, and its clock early
                 if time.monotonic() > deadline:
+                    if schedule.adaptive:
+                        schedule.follow(*state.progress())
                     state.arrange(schedule.reveal_all(), schedule)
             shape = schedule.next()
             window = min(settings.refresh_window, state.length) if shape.recomputed else 0
             key = shape, window, state.cache is not None, sampling.key
             programs.run(key, partial(self._run_event, state, shape, window, sampling))
+            if schedule.open_ended:
+                schedule.follow(*state.progress())
+                before = schedule.arrange()
+                if not torch.equal(before, before.sort().values):
+                    state.arrange(before, schedule)
             if sampling.ending is not None and schedule.current % events_between_questions == 0:
                 ended_after = state.ended_after.cpu()
                 if bool((ended_after < schedule.evaluations).any()):
+                    if schedule.adaptive:
+                        schedule.follow(*state.progress())
                     state.arrange(schedule.end_rows(ended_after), schedule)
             if history is not None:
                 history.append(state.sequences())
             if streamer is not None and hasattr(streamer, "put_draft"):
                 streamer.put_draft(state.sequences().to("cpu", copy=True))
 
+        if schedule.adaptive:
+            schedule.follow(*state.progress())
         output = state.output(schedule, sampling.ending)
         output.history = None if history is None else tuple(history)
         if streamer is not None:
@@ -720,46 +823,60 @@ class RaddGenerationMixin:
 
         It is a program (`programs_radd.py`): whatever differs between two events of one shape is in `state`.
         """
-        reveals, flat_index = state.revealed(shape)
+        positions, flat_index = state.evaluated(shape)
         hidden = self.model(
             input_ids=state.canvas[: shape.rows],
-            output_positions=reveals,
+            output_positions=positions,
             cache=state.cache,
             partial=state.recomputed(shape, window),
             **state.inputs_of(shape.rows),
         ).last_hidden_state  # (N, D), or (A, K, D)
         hidden = hidden.view(len(flat_index), hidden.shape[-1])  # (N, D), in the order of flat_index
-        state.write(flat_index, *self._draw(hidden, state, flat_index, sampling))
+        tokens, draws, beliefs = self._draw(hidden, state, flat_index, sampling)
+        if shape.adaptive:
+            flat_index = state.choose(shape, cast(Policy, sampling.policy), flat_index, cast(Beliefs, beliefs))
+        state.write(flat_index, tokens, draws)
         if sampling.ending is not None:
             state.end_rows(shape.rows, sampling.ending)
         state.now.add_(1)
 
     def _draw(
         self, hidden: Tensor, state: SamplerState, flat_index: Tensor, sampling: Sampling
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Beliefs | None]:
         """Draws a token from each hidden state (N, D), in chunks.
+
+        A position that is not chosen by a policy is drawn again in a later event, with the same uniform number. The
+        choice does not look at the draw, so that the number is still uniform then.
 
         Returns:
             Tokens (N,), and of each draw (N, 3) float32: the log-probability of the token before processors and
             warpers; logsumexp of the logits; logsumexp of the processed scores, or their maximum at temperature 0. Each
-            of the last two is finite if some token is possible.
+            of the last two is finite if some token is possible. And what a policy looks at.
         """
-        tokens, draws = [], []
-        size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
-        changes_logits = bool(sampling.processors or sampling.warpers)
-        for h, where in zip(hidden.split(size), flat_index.split(size), strict=True):
+        tokens, draws, beliefs = [], [], []
+        policy = sampling.policy
+        sizes: Any = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
+        if policy is not None and callable(policy.order):  # which sees all of a row
+            sizes = (flat_index // state.length).unique_consecutive(return_counts=True)[1].tolist()
+        for h, where in zip(hidden.split(sizes), flat_index.split(sizes), strict=True):
             logits = self.compute_logits(h)  # (n, V)
-            scores = sampling.process(logits, partial(state.canvases, where)) if changes_logits else logits
+            processed = sampling.process(logits, partial(state.canvases, where))
+            scores = sampling.warp(processed)
             if sampling.temperature == 0:
                 normaliser, token = scores.max(dim=-1)  # (n,) both
             else:
                 token, normaliser = draw_tokens(scores, state.uniform[where])
-            known = not changes_logits and sampling.temperature != 0
+            known = scores is logits and sampling.temperature != 0
             log_sum = normaliser if known else logits.float().logsumexp(dim=-1)
             logprob = logits.gather(1, token[:, None]).squeeze(1) - log_sum
             tokens.append(token)
             draws.append(torch.stack((logprob.float(), log_sum.float(), normaliser.float()), dim=1))
-        return torch.cat(tokens), torch.cat(draws)
+            if policy is not None and callable(policy.order):
+                beliefs.append(policy.ask(processed, where % state.length))
+            elif policy is not None:
+                beliefs.append(policy.beliefs(processed))
+        believed = Beliefs(*map(torch.cat, zip(*beliefs, strict=True))) if beliefs else None
+        return torch.cat(tokens), torch.cat(draws), believed
 
     def _make_plan(
         self,
@@ -785,6 +902,7 @@ class RaddGenerationMixin:
         if settings.method == "first_hitting":
             return plan_sequence(masked, uniforms())
         priority = uniforms() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
+        # of which an adaptive order takes the numbers alone
         return plan_sequence(masked, priority, settings.steps, sizes)
 
     def _end_and_padding(self, settings: RaddGenerationConfig) -> tuple[list[int], int | None]:
@@ -851,11 +969,12 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
             f"order={shortened(given['order'])} is for method='ordered'; method={method!r} draws its own order."
         )
     if settings.schedule is not None:
-        for name, fits in (("method", "ordered"), ("order", "random")):
+        for name, fits in (("method", "ordered"), *((bound, None) for bound in BOUNDS), ("order", "random")):
             if (value := getattr(settings, name)) != fits:
                 raise ValueError(
                     f"{name}={shortened(value)} and schedule={settings.schedule!r} both say which positions are "
-                    f"revealed when; leave out one of them. The schedule is that of {name}={fits!r} in other groups."
+                    "revealed when: leave out one of them. The schedule is method='ordered', order='random' in groups "
+                    "of other sizes."
                 )
         if settings.information_profile is None:
             raise ValueError(
@@ -864,6 +983,29 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
             )
     if given["steps"] is not None and method == "first_hitting":
         raise ValueError(f"steps={given['steps']}: method='first_hitting' reveals one token an event, leave steps out.")
+    for bound in BOUNDS:
+        if given[bound] is None:
+            continue
+        if method != "ordered":
+            raise ValueError(f"{bound}={given[bound]} is for method='ordered'; method={method!r} draws its own order.")
+        if not is_adaptive(settings.order) or callable(settings.order):
+            raise ValueError(
+                f"{bound}={given[bound]} is for order='confidence', 'margin' or 'entropy', not for "
+                f"order={shortened(settings.order)}."
+            )
+        others = [name for name in ("steps", *BOUNDS) if name != bound and given[name] is not None]
+        if others:
+            raise ValueError(
+                f"{bound}={given[bound]} and {others[0]}={given[others[0]]} both say how many positions an event "
+                "reveals: pass one of them."
+            )
+    if callable(settings.order) and given["steps"] is not None and method == "ordered":
+        raise ValueError(f"steps={given['steps']}: a function as order itself says how many positions are revealed.")
+    if method == "ordered" and is_adaptive(settings.order) and settings.refresh_interval > 1:
+        raise ValueError(
+            f"refresh_interval={settings.refresh_interval} evaluates few positions; order={shortened(settings.order)} "
+            "needs all that are masked: pass refresh_interval=1."
+        )
     if settings.use_cache is False and settings.refresh_interval > 1:
         raise ValueError(
             f"refresh_interval={settings.refresh_interval} reuses keys and values, use_cache=False evaluates all "
@@ -885,7 +1027,9 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         )
 
 
-def _make_sampling(logits_processor: Any, settings: RaddGenerationConfig, ending: Ending | None) -> Sampling:
+def _make_sampling(
+    logits_processor: Any, settings: RaddGenerationConfig, ending: Ending | None, policy: Policy | None
+) -> Sampling:
     """Lists the caller's processors, and temperature, top-k and top-p in transformers' order."""
     if not isinstance(logits_processor, (list, tuple, type(None))) or not all(map(callable, logits_processor or ())):
         raise TypeError(
@@ -899,17 +1043,20 @@ def _make_sampling(logits_processor: Any, settings: RaddGenerationConfig, ending
         warpers.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         warpers.append(TopPLogitsWarper(float(top_p)))
-    return Sampling(temperature, top_k, top_p, LogitsProcessorList(logits_processor or []), warpers, ending)
+    return Sampling(temperature, top_k, top_p, LogitsProcessorList(logits_processor or []), warpers, ending, policy)
 
 
 def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | None:
-    """Returns (R, L), the positions of each row in the order of revealing; None if it is random or unused."""
+    """Returns (R, L), the positions of each row in the order of revealing; None if it is random or unused.
+
+    For an adaptive order the positions from left to right, until events choose others.
+    """
     rows, length = canvas.shape
     if settings.method != "ordered" or settings.order == "random":
         return None
     position = torch.arange(length, device=canvas.device)
-    if isinstance(settings.order, str):
-        return (position if settings.order == "forward" else position.flip(0)).expand(rows, length)
+    if isinstance(settings.order, str) or callable(settings.order):
+        return (position.flip(0) if settings.order == "backward" else position).expand(rows, length)
     return as_permutation("order", settings.order, length, rows).to(canvas.device).expand(rows, length)
 
 

@@ -10,6 +10,9 @@ An event is one evaluation of the network, which reveals tokens at some position
 first one, since the time at which a token is revealed depends neither on the network nor on the text
 (arXiv:2406.03736, section 3.1). Equations are numbered as in version 4 of the paper.
 
+Under an adaptive order (`policy_radd.py`) the plan only says how many positions each event reveals. The events choose
+which, or also how many, and the schedule follows them.
+
 Shapes: R rows, L length, n steps of the grid, E events to come, A rows that still have events, N positions revealed in
         one event, at most K in any row; C positions of a partial evaluation of a row; w window; m masks of a row.
 """
@@ -223,23 +226,25 @@ class Shape(NamedTuple):
 
     rows: A, rows that still have events; they are the first. per_row: K, at least the positions revealed in any row.
     total: N, at least the positions revealed in all rows. recomputed: C, at least the positions that a partial
-    evaluation computes in any row; 0 for a whole evaluation.
+    evaluation computes in any row; 0 for a whole evaluation. adaptive: whether a policy chooses what is revealed; then
+    K and N count all positions that are still masked.
     """
 
     rows: int
     per_row: int
     total: int
     recomputed: int
+    adaptive: bool = False
 
     def rounded(self, most_rows: int, length: int) -> "Shape":
         """Rounds up to powers of two, at most to the size of the batch, so that many events have one shape."""
         rows, per_row = min(_power_of_two(self.rows), most_rows), min(_power_of_two(self.per_row), length)
         recomputed = min(_power_of_two(self.recomputed), length) if self.recomputed else 0
-        return Shape(rows, per_row, min(_power_of_two(self.total), rows * per_row), recomputed)
+        return Shape(rows, per_row, min(_power_of_two(self.total), rows * per_row), recomputed, self.adaptive)
 
     def covers(self, other: "Shape") -> bool:
         """Tells whether an event of the other shape can be run in this one."""
-        same_kind = bool(self.recomputed) == bool(other.recomputed)
+        same_kind = bool(self.recomputed) == bool(other.recomputed) and self.adaptive == other.adaptive
         return same_kind and all(size >= needed for size, needed in zip(self, other, strict=True))
 
 
@@ -299,6 +304,9 @@ class Schedule:
         all_steps: (R,) number of steps of each row, all of which are evaluated; None: only those that reveal something.
         refresh_interval, refresh_window: see `generate`.
         captured: whether events are captured as graphs: then few shapes are better than small ones.
+        adaptive: whether events choose which positions they reveal, as many as the plan says.
+        open_ended: whether they also choose how many. Then only the next event is known, and `follow` must be called
+            after each.
     """
 
     def __init__(
@@ -308,12 +316,15 @@ class Schedule:
         refresh_interval: int = 1,
         refresh_window: int = 0,
         captured: bool = False,
+        adaptive: bool = False,
+        open_ended: bool = False,
     ):
         self.plan = plan.cpu()
         self.event_of = without_empty_steps(self.plan) if all_steps is None else self.plan  # (R, L)
         self.evaluations = self.event_of.amax(dim=1) + 1 if all_steps is None else all_steps.cpu()  # (R,)
         self.rows = torch.arange(len(plan), device="cpu")  # (R,)
         self.refresh_interval, self.refresh_window, self.captured = refresh_interval, refresh_window, captured
+        self.adaptive, self.open_ended = adaptive, open_ended
         self.capacity = events_at_most(plan, all_steps)
         self.current = 0  # number of events taken
         self.arrange()
@@ -326,6 +337,17 @@ class Schedule:
         self.current += 1
         return self.shapes.pop(0)
 
+    def follow(self, order: Tensor, first: Tensor) -> None:
+        """Takes over what adaptive events have chosen: `order` (R, L) and `first` (R, capacity + 1) of the device.
+
+        It leaves the rows where they are. `arrange` comes next.
+        """
+        slot = torch.arange(order.shape[1], device="cpu").expand(order.shape).contiguous()
+        event = torch.searchsorted(first.cpu(), slot, right=True) - 1  # (R, L) the event that reveals order[slot]
+        self.event_of = torch.empty_like(event).scatter_(1, order.cpu(), event)  # (R, L)
+        self.plan = self.event_of
+        self.evaluations = self.event_of.amax(dim=1) + 1  # (R,)
+
     def reveal_all(self) -> Tensor:
         """Replaces all events to come by one, a whole evaluation. Returns what `arrange` does."""
         late = self.event_of >= self.current  # (R, L)
@@ -334,7 +356,7 @@ class Schedule:
         self.plan = torch.where(late, soonest, self.plan)
         self.event_of = self.event_of.clamp(max=self.current)
         self.evaluations = self.evaluations.clamp(max=self.current + 1)
-        self.refresh_interval = 1
+        self.refresh_interval, self.adaptive, self.open_ended = 1, False, False  # nothing is left to choose
         return self.arrange()
 
     def end_rows(self, evaluations: Tensor) -> Tensor:
@@ -354,15 +376,21 @@ class Schedule:
 
         # (E,) of each event to come; none, where all rows have ended some events ago
         end = max(self.current, int(self.evaluations.max()))
+        if self.open_ended:
+            end = min(end, self.current + 1)
         event = torch.arange(self.current, end, device="cpu")
         in_use = self.evaluations[:, None] > event  # (R, E)
-        revealed = self.first.diff(dim=1)[:, self.current :][:, : len(event)]  # (R, E) positions
+        begin, stop = self.first[:, :-1], self.first[:, 1:]  # (R, capacity) both
+        if self.adaptive:
+            stop = torch.full_like(begin, self.event_of.shape[1])  # all that is still masked
+        evaluated = (stop - begin)[:, self.current :][:, : len(event)]  # (R, E) positions
         recomputed = torch.zeros_like(event)
         if self.refresh_interval > 1:
             partial = event % self.refresh_interval > 0
             recomputed = (self._count_recomputed(ascending, len(event)) * in_use).amax(dim=0) * partial  # (E,)
-        sizes = (in_use.sum(dim=0), revealed.amax(dim=0).clamp(min=1), revealed.sum(dim=0), recomputed)
-        self.shapes = [Shape(*each) for each in zip(*(size.tolist() for size in sizes), strict=True)]
+        sizes = (in_use.sum(dim=0), evaluated.amax(dim=0).clamp(min=1), evaluated.sum(dim=0), recomputed)
+        columns = zip(*(size.tolist() for size in sizes), strict=True)
+        self.shapes = [Shape(a, k, n, c, self.adaptive) for a, k, n, c in columns]
         if self.captured:
             self.shapes = merge_rare([shape.rounded(*self.event_of.shape) for shape in self.shapes])
         return before

@@ -17,7 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .settings_radd import ADAPTIVE_ORDERS, shortened
+from .settings_radd import is_adaptive, shortened
+
+# Certainties are rounded to multiples of 1 / STEPS_OF_CERTAINTY. In a text without a visible token all positions have the
+# same distribution, and the network's rounding must not decide which of them is first.
+STEPS_OF_CERTAINTY = 2**13
 
 # A user's own: scores (m, V) and positions (m,) of a row's masks -> the places in these, or a boolean mask (m,).
 PolicyFunction = Callable[[Tensor, Tensor], Any]
@@ -26,7 +30,8 @@ PolicyFunction = Callable[[Tensor, Tensor], Any]
 class Beliefs(NamedTuple):
     """Holds what the network's distribution says of each masked position; all (n,) or (A, K) float32.
 
-    certainty: the larger, the earlier is the position revealed. entropy: in nats. top: the largest probability.
+    certainty: the larger, the earlier is the position revealed; an integer. entropy: in nats. top: the largest
+    probability.
     """
 
     certainty: Tensor
@@ -36,7 +41,7 @@ class Beliefs(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Decides which masked positions an event reveals. Ties go to the position further left.
+    """Decides which masked positions an event reveals. Ties go to the left, see STEPS_OF_CERTAINTY.
 
     order: "confidence" takes the positions whose likeliest token has the largest probability, "margin" those with the
         largest gap between their two likeliest, "entropy" those with the least entropy; or a function of the user's.
@@ -65,7 +70,7 @@ class Policy:
         two = probabilities.topk(2, dim=-1).values  # (n, 2)
         top, entropy = two[:, 0], torch.special.entr(probabilities).sum(dim=-1)  # (n,) both
         certainty = {"confidence": top, "margin": top - two[:, 1], "entropy": -entropy}
-        return Beliefs(certainty[str(self.order)], entropy, top)
+        return Beliefs((certainty[str(self.order)] * STEPS_OF_CERTAINTY).round(), entropy, top)
 
     def ask(self, scores: Tensor, positions: Tensor) -> Beliefs:
         """Calls the user's function for the masks of one row, and returns its choice as certainty 1, else 0.
@@ -117,11 +122,9 @@ class Policy:
 
 def policy_of(settings: Any) -> Policy | None:
     """Returns the policy that settings of `generate` ask for; None for a plan that is made first."""
-    order = settings.order
-    adaptive = callable(order) or isinstance(order, str) and order in ADAPTIVE_ORDERS
-    if settings.method != "ordered" or not adaptive:
+    if settings.method != "ordered" or not is_adaptive(settings.order):
         return None
-    return Policy(order, settings.entropy_bound, settings.confidence_threshold)
+    return Policy(settings.order, settings.entropy_bound, settings.confidence_threshold)
 
 
 __all__ = ["Beliefs", "Policy", "PolicyFunction", "policy_of"]

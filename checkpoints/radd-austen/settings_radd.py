@@ -73,6 +73,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and abs(cast(float, value)) <= LARGEST_NUMBER
 
 
+def is_adaptive(order: Any) -> bool:
+    """Tells whether an order is chosen from the network's distributions, by a policy or a user's function."""
+    return callable(order) or (isinstance(order, str) and order in ADAPTIVE_ORDERS)
+
+
 def integer_setting(
     default: int | None, least: int, help: str, meaning: str = "", most: int = LARGEST_INTEGER
 ) -> Setting:
@@ -123,15 +128,16 @@ TEXT_SETTINGS: dict[str, Setting] = {
         None,
         lambda v: is_number(v) and v >= 0,
         "a number of nats, at least 0",
-        "of an adaptive order (default: 'entropy'): reveal at once what keeps the sum of the entropies less the largest "
-        "within so many nats",
+        "of an adaptive order, 'entropy' by default: reveal as many positions at once as keep the sum of their "
+        "entropies, less the largest, within so many nats",
     ),
     "confidence_threshold": Setting(
         float,
         None,
         lambda v: is_number(v) and 0 < v <= 1,
         "a probability in (0, 1]",
-        "of an adaptive order (default: 'confidence'): reveal at once all tokens that have at least this probability",
+        "of an adaptive order, 'confidence' by default: reveal all positions at once whose likeliest token has this "
+        "probability or more",
     ),
     "schedule": Setting(
         str,
@@ -343,11 +349,14 @@ __all__ = [
     "SETTINGS",
     "SYNONYMS",
     "TEXT_SETTINGS",
+    "AdaptiveOrder",
+    "FixedOrder",
     "GridMethod",
     "GroupSchedule",
     "Method",
     "Order",
     "Setting",
+    "is_adaptive",
     "own_arguments",
     "plain",
 ]

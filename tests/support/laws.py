@@ -138,6 +138,57 @@ def joint_law(logits_of, canvas: tuple[int, ...], plans: dict, **warp) -> dict[t
     return joint
 
 
+def chosen_by_policy(laws: dict[int, list[float]], count: int, settings: dict) -> list[int]:
+    """The positions that an adaptive order reveals, of those with a law: `count` of them, or what a bound allows."""
+    entropy = {position: -sum(p * math.log(p) for p in law if p) for position, law in laws.items()}
+    two = {position: sorted(law)[-2:] for position, law in laws.items()}
+    order, gamma, threshold = (settings.get(name) for name in ("order", "entropy_bound", "confidence_threshold"))
+    order = order or ("confidence" if gamma is None else "entropy")
+    if callable(order):
+        positions = sorted(laws)
+        scores = torch.tensor([[math.log(p) if p else -math.inf for p in laws[position]] for position in positions])
+        return [positions[place] for place in order(scores, torch.tensor(positions))]
+    certainty = {
+        "confidence": {position: most for position, (_, most) in two.items()},
+        "margin": {position: most - second for position, (second, most) in two.items()},
+        "entropy": {position: -nats for position, nats in entropy.items()},
+    }[order]
+    ranked = sorted(laws, key=lambda position: (-round(certainty[position] * 8192), position))
+    if gamma is not None:
+        nats = [entropy[position] for position in ranked]
+        count = max(k for k in range(1, len(ranked) + 1) if k == 1 or sum(nats[:k]) - max(nats[:k]) <= gamma)
+    if threshold is not None:
+        return [position for position in ranked if two[position][1] >= threshold] or ranked[:1]
+    return ranked[:count]
+
+
+def adaptive_joint_law(logits_of, canvas: tuple[int, ...], settings: dict, **warp) -> dict[tuple[int, ...], float]:
+    """P(plan, text) under an adaptive order, from the tree of all masked sequences that it can reach."""
+    masked = [position for position, token in enumerate(canvas) if token == MASK]
+    m, steps = len(masked), settings.get("steps")
+    events = [rank * steps // m if steps and steps < m else rank for rank in range(m)]
+    joint: Counter = Counter()
+
+    def grow(text: tuple[int, ...], plan: dict[int, int], event: int, p: float):
+        left = [position for position in masked if position not in plan]
+        if not left:
+            joint[tuple(plan[position] for position in masked) + text] += p
+            return
+        laws = {position: token_law(logits_of(text)[position]) for position in left}
+        chosen = chosen_by_policy(laws, events.count(event), settings)
+        drawn = [token_law(logits_of(text)[position], **warp) for position in chosen]
+        for tokens in itertools.product(range(MASK), repeat=len(chosen)):
+            after = list(text)
+            for position, token in zip(chosen, tokens, strict=True):
+                after[position] = token
+            q = math.prod(law[token] for law, token in zip(drawn, tokens, strict=True))
+            grow(tuple(after), plan | dict.fromkeys(chosen, event), event + 1, p * q)
+
+    grow(canvas, {}, 0, 1.0)
+    assert abs(sum(joint.values()) - 1) < 1e-9
+    return joint
+
+
 def marginal(joint: dict[tuple[int, ...], float], last: int) -> dict[tuple[int, ...], float]:
     law: Counter = Counter()
     for key, p in joint.items():
@@ -205,6 +256,14 @@ class Method:
         order = "random" if method == "first_hitting" else self.arguments["order"]
         return ordered_plans(order, masked, steps)
 
+    def joint(self, logits_of, canvas: tuple[int, ...], renumber: bool = True, **warp) -> dict[tuple[int, ...], float]:
+        """P(plan, text)."""
+        settings = self.arguments
+        bounded = settings.keys() & {"entropy_bound", "confidence_threshold"}
+        if bounded or callable(settings.get("order")) or settings.get("order") in ("confidence", "margin", "entropy"):
+            return adaptive_joint_law(logits_of, canvas, settings, **warp)
+        return joint_law(logits_of, canvas, self.plans(canvas, renumber), **warp)
+
 
 PERMUTATION = [2, 0, 1]
 GRID_METHODS = [
@@ -221,7 +280,31 @@ SEQUENCE_METHODS = [Method("first_hitting", {"method": "first_hitting"})] + [
         ("random", 7),
     ]
 ]
-METHODS = GRID_METHODS + SEQUENCE_METHODS
+
+
+def rightmost_and_certain(scores: Tensor, positions: Tensor) -> list[int]:
+    """A user's policy: the position furthest right, and those whose likeliest token is at least 95 % probable."""
+    certain = scores.softmax(dim=1).amax(dim=1) >= 0.95
+    return (certain | (positions == positions.max())).nonzero().flatten().tolist()
+
+
+ADAPTIVE_METHODS = [
+    Method("-".join(f"{value}" for value in settings.values()), {"method": "ordered"} | settings)
+    for settings in (
+        {"order": "confidence"},
+        {"order": "margin"},
+        {"order": "entropy"},
+        {"order": "confidence", "steps": 2},
+        {"order": "margin", "steps": 1},
+        {"entropy_bound": 0.2},
+        {"order": "confidence", "entropy_bound": 0.3},
+        {"order": "margin", "entropy_bound": 0.0},
+        {"confidence_threshold": 0.95},
+        {"order": "entropy", "confidence_threshold": 0.9},
+    )
+]
+ADAPTIVE_METHODS += [Method("function", {"method": "ordered", "order": rightmost_and_certain})]
+METHODS = GRID_METHODS + SEQUENCE_METHODS + ADAPTIVE_METHODS
 FEW_STEPS = [method for method in METHODS if (method.arguments.get("steps") or 1) < 50]
 BY_NAME = {method.name: method for method in METHODS}
 
@@ -263,7 +346,7 @@ def p_value(network, method: Method, canvas=FREE, sampled: dict | None = None, s
     if "input_ids" not in arguments and "prefix" not in arguments and "suffix" not in arguments:
         arguments["input_ids"] = list(canvas)
     text = network.generate(**arguments, num_return_sequences=samples, generator=seeded(seed))  # (R, L)
-    joint = joint_law(logits_by_canvas(network), canvas, method.plans(canvas), **warp)
+    joint = method.joint(logits_by_canvas(network), canvas, **warp)
     return goodness_of_fit(text, marginal(joint, LENGTH))
 
 
