@@ -59,7 +59,7 @@ def information_profile(
         report: called after each forward pass with the number of its rows.
 
     Raises:
-        ValueError: for what is no text, fewer than two, several lengths, and fewer than two rows for a number of tokens.
+        ValueError: for what is no text, fewer than two, several lengths, fewer than two rows for a number of tokens.
     """
     passes, seed = check_count("passes", passes), check_integer_seed(seed)
     check_batch_size(batch_size)
@@ -97,8 +97,8 @@ def check_lengths(sequences: Sequence[Tensor], passes: int) -> None:
         raise ValueError("sequences must hold at least two texts, whose differences give the error; it has one.")
     if passes * len(sequences) < ROWS_OF_A_COUNT * length:
         raise ValueError(
-            f"passes={passes} of {len(sequences)} sequences are {passes * len(sequences)} rows for the {length} numbers "
-            f"of visible tokens; at least {ROWS_OF_A_COUNT} for each are needed: "
+            f"passes={passes} of {len(sequences)} sequences are {passes * len(sequences)} rows for the {length} "
+            f"numbers of visible tokens; at least {ROWS_OF_A_COUNT} for each are needed: "
             f"passes >= {math.ceil(ROWS_OF_A_COUNT * length / len(sequences))}."
         )
 
@@ -106,9 +106,9 @@ def check_lengths(sequences: Sequence[Tensor], passes: int) -> None:
 def falling_curve(visible: Tensor, nats: Tensor, length: int) -> tuple[list[float], list[float]]:
     """Fits a falling curve to means over masked tokens; returns it and its standard errors, L numbers each.
 
-    Neighbouring numbers of visible tokens are pooled until each pool lies below the one before it by `DISTINCT` standard
-    errors of the difference: else the best groups would begin at steps of the noise. The curve joins the centres of the
-    pools by lines, and continues the first and the last of these.
+    Neighbouring numbers of visible tokens are pooled until each pool lies below the one before it by `DISTINCT`
+    standard errors of the difference: else the best groups would begin at steps of the noise. The curve joins the
+    centres of the pools by lines, and continues the first and the last of these.
 
     Args:
         visible: (rows,) number of visible tokens of each row; each of 0 .. L - 1 occurs twice at least.

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prepares results for files: checks that one can be written, makes JSON that all readers take, replaces a file whole."""
+"""Prepares results for files: checks that one can be written, makes JSON for all readers, replaces a file whole."""
 
 import json
 import math

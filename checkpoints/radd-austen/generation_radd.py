@@ -748,7 +748,7 @@ class RaddGenerationMixin:
         capturing = settings.cuda_graphs and not python and self.model.can_prune()
         with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, capturing) as programs:
             captured = programs.capturer is not None
-            schedule = Schedule(
+            events = Schedule(
                 plan,
                 all_steps,
                 settings.refresh_interval,
@@ -759,9 +759,9 @@ class RaddGenerationMixin:
             )
             if cache is not None:
                 cache = programs.objects.setdefault("cache", cache)  # graphs write to that of the first call
-            state = SamplerState(programs.tensors, schedule, canvas, uniform, inputs, cache)
-            with packed_weights(0 if captured else len(schedule)):  # a replay would read packed weights of this call
-                output = self._reveal(programs, state, schedule, sampling, settings, streamer)
+            state = SamplerState(programs.tensors, events, canvas, uniform, inputs, cache)
+            with packed_weights(0 if captured else len(events)):  # a replay would read packed weights of this call
+                output = self._reveal(programs, state, events, sampling, settings, streamer)
         return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
 
     def free_cuda_graphs(self) -> None:

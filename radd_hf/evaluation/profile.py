@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 from tqdm import tqdm
@@ -110,7 +111,7 @@ def check_target(args: Arguments) -> Path:
 def settings_at(target: Path, model: RaddForMaskedLM) -> RaddGenerationConfig:
     """Returns the settings that are saved there, else those of the model."""
     if target.exists():
-        return RaddGenerationConfig.from_pretrained(target.parent)
+        return cast(RaddGenerationConfig, RaddGenerationConfig.from_pretrained(target.parent))
     return RaddGenerationConfig(**model.generation_config.to_dict())
 
 

@@ -44,6 +44,13 @@ class Arguments:
     orders: str = field(
         default="forward", metadata={"help": f"of 'ordered', separated by commas: of {','.join(ORDERS)}"}
     )
+    schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "'profile': rows of generate's schedule of that name, too, for each of the steps; the model must "
+            "have its profile (radd profile)"
+        },
+    )
     n_samples: int = field(default=64, metadata={"help": "written for each row of the table; at least 2"})
     batch_size: int = field(default=32, metadata={"help": "samples written together in each process"})
     seed: int = 0
@@ -74,9 +81,11 @@ class Arguments:
 # The numbers that each field may be. A seed may be any: it is hashed.
 RANGES = {"n_samples": Range(2, LARGEST), "batch_size": COUNT, "judge_batch_size": COUNT}
 
-# Settings that all rows of the table share. Method, steps and order differ from row to row. Samples that end early, at
-# EOS or for lack of time, could not be compared.
-COMMON = [name for name in TEXT_SETTINGS if name not in ("method", "steps", "order", "stop_on_eos", "max_time")]
+# Settings that all rows of the table share. Those of `Sampler` differ from row to row. Samples that end early, at EOS
+# or for lack of time, could not be compared.
+COMMON = [
+    name for name in TEXT_SETTINGS if name not in ("method", "steps", "order", "schedule", "stop_on_eos", "max_time")
+]
 SamplingArguments = make_dataclass(
     "SamplingArguments",
     [
@@ -94,6 +103,7 @@ class Sampler:
     method: str
     order: str | None = None
     steps: int | None = None
+    schedule: str | None = None
 
     def __str__(self) -> str:
         return ", ".join([series_of(asdict(self)), *([] if self.steps is None else [f"{self.steps} steps"])])
@@ -104,9 +114,13 @@ def main(argv: list[str]) -> None:
     methods, orders, steps = check(args, drawing)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
-    model.generation_config = RaddGenerationConfig()  # flags, which the result names, replace the checkpoint's
+    profile = getattr(model.generation_config, "information_profile", None)
+    if args.schedule is not None and profile is None:
+        raise ValueError(f"schedule={args.schedule!r} needs a profile, which {args.model!r} has not: run radd profile.")
+    # Flags, which the result names, replace the checkpoint's settings.
+    model.generation_config = RaddGenerationConfig(information_profile=profile)
     length = drawing["length"] = drawing["length"] or model.config.max_position_embeddings
-    samplers = make_samplers(methods, orders, steps, length)
+    samplers = make_samplers(methods, orders, steps, length, args.schedule)
     # Before anything is written, since these can fail.
     judged_by = load_judge(args.judge) if args.judge is not None and accelerator.is_main_process else None
     reference = read_reference(args, tokenizer, length) if accelerator.is_main_process else None
@@ -206,7 +220,7 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
         raise ValueError(f"steps={args.steps!r} must be whole numbers of at least 1, separated by commas.")
     if args.reference is None and args.reference_split is not None:
         raise ValueError(f"reference_split={args.reference_split!r} is of reference=, which is not given.")
-    RaddGenerationConfig(**drawing)
+    RaddGenerationConfig(**drawing, schedule=args.schedule)
     check_output("output", args.output)
     check_output("plot", args.plot)
     if args.plot is not None:
@@ -235,16 +249,20 @@ def parse_list(name: str, value: str, allowed: Sequence[str] | None = None) -> l
     return parts
 
 
-def make_samplers(methods: list[str], orders: list[str], steps: list[int], length: int) -> list[Sampler]:
+def make_samplers(
+    methods: list[str], orders: list[str], steps: list[int], length: int, schedule: str | None = None
+) -> list[Sampler]:
     samplers: list[Sampler] = []
+    events = list(dict.fromkeys(min(step, length) for step in steps))  # of methods that have no more than tokens
     for method in methods:
         if method in GRID_METHODS:
             samplers += [Sampler(method, steps=step) for step in steps]
         elif method == "first_hitting":
             samplers.append(Sampler(method))
-        else:  # "ordered" has no more events than tokens: more steps would be the same row again
-            events = dict.fromkeys(min(step, length) for step in steps)
+        else:
             samplers += [Sampler(method, order, step) for order in orders for step in events]
+    if schedule is not None:
+        samplers += [Sampler("ordered", "random", step, schedule) for step in events]
     return samplers
 
 
@@ -265,7 +283,7 @@ def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor
 
 def series_of(row: dict) -> str:
     """Names the series of a row: the rows that differ in their steps alone."""
-    return row["method"] if row["order"] is None else f"{row['method']} {row['order']}"
+    return " ".join(filter(None, (row["method"], row["order"], row.get("schedule"))))
 
 
 def device_name(accelerator: Accelerator) -> str:
