@@ -43,8 +43,8 @@ class RaddInfillingPipeline(Pipeline):
     texts beside it do not matter, but for the rounding of the network's logits (see `generate`).
 
     With `pipeline`, or with the call:
-        num_return_sequences, method, steps, order, temperature, top_k, top_p, max_time, logits_processor,
-        generation_config and every other setting of `generate` that says how to draw, see there.
+        num_return_sequences, method, steps, order, entropy_bound, temperature, top_k, top_p, max_time,
+        logits_processor, generation_config and every other setting of `generate` that says how to draw, see there.
         batch_size, num_workers: as in every pipeline of transformers.
 
     Raises:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .settings_radd import is_adaptive, shortened
 
-# Certainties are rounded to multiples of 1 / STEPS_OF_CERTAINTY. In a text without a visible token all positions have the
-# same distribution, and the network's rounding must not decide which of them is first.
+# Certainties are rounded to multiples of 1 / STEPS_OF_CERTAINTY. In a text without a visible token all positions have
+# the same distribution, and the network's rounding must not decide which of them is first.
 STEPS_OF_CERTAINTY = 2**13
 
 # A user's own: scores (m, V) and positions (m,) of a row's masks -> the places in these, or a boolean mask (m,).
@@ -79,21 +79,21 @@ class Policy:
             ValueError: if it chooses no position, or returns something else than a choice.
         """
         assert callable(self.order)
-        answer = torch.as_tensor(self.order(scores, positions), device=scores.device)
-        chosen = torch.zeros(len(scores), device=scores.device)
-        boolean = answer.dtype == torch.bool and answer.shape == chosen.shape
-        integers = answer.ndim == 1 and not (answer.dtype.is_floating_point or answer.dtype == torch.bool)
-        if integers:
-            integers = bool(((answer >= -len(scores)) & (answer < len(scores))).all())
-        if not (boolean or integers):
+        answer = self.order(scores, positions)
+        chosen = torch.zeros(len(scores))  # (m,) on the CPU, where a wrong place is an error that can be caught
+        try:
+            places = torch.as_tensor(answer).cpu()
+            if places.ndim != 1 or (places.is_floating_point() and len(places) > 0):  # an empty list makes floats
+                raise TypeError
+            chosen[places if places.dtype == torch.bool else places.long()] = 1
+        except (TypeError, ValueError, IndexError, RuntimeError):
             raise ValueError(
                 f"order={shortened(self.order)} returned {shortened(answer)}; it must return the places of some of the "
-                f"{len(scores)} positions it was given, or a boolean mask of them."
-            )
-        chosen[answer if boolean else answer.long()] = 1
+                f"{len(scores)} positions that it was given, or a boolean mask of them."
+            ) from None
         if not bool(chosen.any()):
             raise ValueError(f"order={shortened(self.order)} chose no position; each event must reveal one at least.")
-        return Beliefs(chosen, torch.zeros_like(chosen), chosen)
+        return Beliefs(*(chosen.to(scores.device),) * 3)  # nothing looks at the last two
 
     def choose(self, beliefs: Beliefs, masked: Tensor, count: Tensor | int = 1) -> Tensor:
         """Chooses the positions to reveal, at least one in each row that has a mask.

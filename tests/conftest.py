@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach for the network
@@ -37,6 +38,7 @@ SAMPLERS = (
     "test_generation_draws",
     "test_generation_laws",
     "test_generation_plans",
+    "test_generation_policies",
     "test_generation_refusals",
     "test_generation_rows",
     "test_partial_caching",
@@ -52,12 +54,14 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(autouse=True)
-def events(request, monkeypatch) -> str:
+def events(request, monkeypatch) -> Iterator[str]:
     """Replays events from a tape, where a test is parametrised so, or asks for it as `replayed` does."""
     kind = getattr(request, "param", "called")
     if kind == "replayed":
         replay_events(monkeypatch)
-    return kind
+    yield kind
+    if kind == "replayed":
+        programs_radd.KEPT.clear()  # tapes keep what every operation returned
 
 
 @pytest.fixture

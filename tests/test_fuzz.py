@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from radd_hf import RaddForMaskedLM, RaddGenerateOutput
+from radd_hf.settings_radd import ADAPTIVE_ORDERS, is_adaptive
 from support.toys import random_model, seeded
 
 CASES = 200 * int(os.environ.get("RADD_FUZZ", "1"))  # of each test
@@ -166,6 +167,23 @@ def draw_canvas(draw: random.Random, model: RaddForMaskedLM) -> dict:
     return given
 
 
+def furthest_apart(scores: Tensor, positions: Tensor) -> list[int]:
+    """Is a policy: the two masks at the ends."""
+    return [0, -1]
+
+
+def most_certain_half(scores: Tensor, positions: Tensor) -> Tensor:
+    """Is a policy: a boolean mask of those whose likeliest token is as probable as the median, or more."""
+    top = scores.softmax(dim=1).amax(dim=1)
+    return top >= top.median()
+
+
+def is_chosen_by_the_model(settings: dict) -> bool:
+    """Tells whether the order is adaptive."""
+    bounded = "entropy_bound" in settings or "confidence_threshold" in settings
+    return bounded or is_adaptive(settings.get("order"))
+
+
 def draw_profile(draw: random.Random) -> list[float]:
     return sorted((draw.uniform(0, 9) for _ in range(draw.randint(1, 40))), reverse=True)
 
@@ -185,11 +203,15 @@ def draw_settings(draw: random.Random, model: RaddForMaskedLM, length: int) -> d
                 "method": "ordered",
                 "order": draw.choice([list, tuple, np.array, torch.tensor])(draw.sample(range(length), length)),
             },
+            {"method": "ordered", "order": draw.choice(ADAPTIVE_ORDERS), "steps": draw.choice([None, 1, 3, 15])},
+            {"method": "ordered", "entropy_bound": draw.choice([0, 0.1, draw.uniform(0, 9), 1e30])},
+            {"method": "ordered", "confidence_threshold": draw.choice([1e-9, draw.uniform(0.01, 1), 1])},
+            {"method": "ordered", "order": draw.choice([furthest_apart, most_certain_half])},
         ]
     )
     settings |= draw.choice([{}, {"temperature": 0}, {"temperature": draw.choice([1e-6, 0.5, 3, 1e30])}])
     settings |= draw.choice([{}, {"top_k": draw.randint(1, 50)}, {"top_p": draw.uniform(0.01, 1)}])
-    if settings.get("use_cache", True):
+    if settings.get("use_cache", True) and not is_chosen_by_the_model(settings):
         settings |= draw.choice(
             [{}, {}, {"refresh_interval": draw.randint(2, 9), "refresh_window": draw.randint(0, 5)}]
         )
@@ -262,7 +284,8 @@ def check_evaluations(model: RaddForMaskedLM, arguments: dict, output: RaddGener
         assert (evaluations <= (masks if arguments.get("use_cache", True) else expected)).all()
         return
     assert torch.equal(evaluations, expected)
-    if method in ("first_hitting", "ordered"):
+    bounded = is_chosen_by_the_model(arguments) and arguments.get("order") not in ADAPTIVE_ORDERS
+    if method in ("first_hitting", "ordered") and not bounded:
         assert torch.equal(evaluations, masks if steps is None else masks.clamp(max=steps))
 
 
@@ -333,6 +356,8 @@ HOSTILE = {
     "temperature": [*FLOATS, 1e-320, 1e300],
     "top_p": [*FLOATS, 0, 2],
     "max_time": [*FLOATS, 0],
+    "entropy_bound": FLOATS,
+    "confidence_threshold": [*FLOATS, 0, 2],
     "eos_token_id": [True, "3", 1.5, -1, 10**5000, [[1]], [True], [None, 1], {}, b"3", []],
     "method": ["ddim", 3, ["tweedie"], "", b"euler", True],
     "order": [
@@ -387,8 +412,22 @@ TOGETHER = {
     "suffix": dict.fromkeys(("input_ids", "attention_mask")),
     "length": {"max_new_tokens": None},
     "max_new_tokens": {"length": None},
-    "order": {"method": "ordered", "use_cache": None, "schedule": None},
-    "steps": {"method": "tweedie", "order": None, "schedule": None},
+    "order": {
+        "method": "ordered",
+        "schedule": None,
+        "use_cache": None,
+        "entropy_bound": None,
+        "confidence_threshold": None,
+    },
+    "steps": {
+        "method": "tweedie",
+        "schedule": None,
+        "order": None,
+        "entropy_bound": None,
+        "confidence_threshold": None,
+    },
+    "entropy_bound": {"method": "ordered", "order": None, "steps": None, "confidence_threshold": None},
+    "confidence_threshold": {"method": "ordered", "order": None, "steps": None, "entropy_bound": None},
     "eos_token_id": {"stop_on_eos": True},
     "seed": {"generator": None},
 }

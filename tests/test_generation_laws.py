@@ -7,11 +7,15 @@ shifted order, ...), which the same comparison must refuse.
 Shapes: R rows, L length, V vocabulary (mask last), m masked positions of a row, n steps of the grid.
 """
 
+import itertools
+
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 from radd_hf import generation_radd
+from radd_hf.generation_radd import SamplerState
 from support.laws import (
     ACCEPTED,
     BY_NAME,
@@ -204,6 +208,40 @@ def test_a_rate_5_percent_off_in_one_of_50_steps_is_caught_in_the_reveal_steps(n
 def test_another_plan_is_caught(name, sampled):
     method = BY_NAME[name]
     assert p_value(table_network(method.noise), method, sampled=sampled) < REFUSED
+
+
+@pytest.mark.parametrize(
+    ("order", "other"), itertools.permutations(("confidence", "margin", "entropy", "forward"), 2), ids=str
+)
+def test_another_order_is_caught(order, other):
+    # Of 300 tables this one tells the three adaptive orders best apart.
+    network = TableNetwork(4, LENGTH, scale=1.0, seed=294)
+    method = Method(order, {"method": "ordered", "order": order})
+    assert p_value(network, method) > ACCEPTED
+    assert p_value(network, method, sampled={"order": other}) < REFUSED
+
+
+@pytest.mark.called_only
+def test_a_choice_by_the_sum_of_all_entropies_is_caught(monkeypatch):
+    method, network = Method("bound", {"method": "ordered", "entropy_bound": 1.5}), TableNetwork(4, LENGTH, scale=1.0)
+    assert p_value(network, method) > ACCEPTED
+    monkeypatch.setattr(Tensor, "cummax", lambda self, dim: torch.return_types.cummax((self * 0, self)))
+    assert p_value(network, method) < REFUSED
+
+
+@pytest.mark.called_only
+@pytest.mark.parametrize("order", ["confidence", "entropy"])
+def test_a_choice_that_looks_at_the_draw_is_caught(monkeypatch, order):
+    """It is as tempting as wrong: a position whose draw came out likely is not chosen more often."""
+    method, network, choose = Method(order, {"method": "ordered", "order": order}), table_network(), SamplerState.choose
+
+    def wrong(state, shape, policy, flat_index, beliefs):
+        lucky = state.uniform[flat_index] < 0.5
+        return choose(state, shape, policy, flat_index, beliefs._replace(certainty=beliefs.certainty + 1e5 * lucky))
+
+    assert p_value(network, method) > ACCEPTED
+    monkeypatch.setattr(SamplerState, "choose", wrong)
+    assert p_value(network, method) < REFUSED
 
 
 def test_the_other_noise_is_caught():

@@ -97,6 +97,10 @@ CASES = {
     "warpers": {"temperature": 0.7, "top_k": 12, "top_p": 0.8, "method": "first_hitting"},
     "likeliest": {"temperature": 0, "method": "first_hitting"},
     "end of text": {"stop_on_eos": True, "method": "first_hitting", "num_return_sequences": 2},
+    "confidence": {"method": "ordered", "order": "confidence", "num_return_sequences": 2},
+    "margin and padding": {"method": "ordered", "order": "margin", **padded_batch()},
+    "entropy bound": {"method": "ordered", "entropy_bound": 0.5, "num_return_sequences": 2},
+    "confidence threshold": {"method": "ordered", "confidence_threshold": 0.9, "num_return_sequences": 2},
 }
 
 

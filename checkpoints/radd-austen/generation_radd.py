@@ -68,6 +68,7 @@ from .policy_radd import Beliefs, Policy, PolicyFunction, policy_of
 from .programs_radd import Programs, StaticTensors, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import (
+    BOUNDS,
     GRID_METHODS,
     MOST_TOKENS,
     SETTINGS,
@@ -189,9 +190,7 @@ class RaddGenerationConfig(GenerationConfig):
 # The settings that say how many tokens a text has.
 LENGTHS = "length", "max_new_tokens"
 # The settings that say which positions are revealed when, as `schedule` does instead.
-PLANS = "method", "order", "entropy_bound", "confidence_threshold"
-# The settings by which an adaptive order decides how many positions an event reveals, and the order of each by default.
-BOUNDS = {"entropy_bound": "entropy", "confidence_threshold": "confidence"}
+PLANS = "method", "order", *BOUNDS
 
 
 def own_settings(source: Any) -> dict[str, Any]:
@@ -781,7 +780,8 @@ class RaddGenerationMixin:
         deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
         history = [state.sequences()] if settings.output_history else None
         watched = history is not None or streamer is not None
-        events_between_questions = EVENTS_BETWEEN_QUESTIONS if schedule.captured and not watched else 1
+        asked = watched or schedule.open_ended  # after every event
+        events_between_questions = EVENTS_BETWEEN_QUESTIONS if schedule.captured and not asked else 1
         while len(schedule):
             if settings.max_time is not None:
                 state.wait()  # or the host would be ahead of a card, and its clock early

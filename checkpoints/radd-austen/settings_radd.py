@@ -27,6 +27,8 @@ FIXED_ORDERS = get_args(FixedOrder)  # known before the first evaluation
 ADAPTIVE_ORDERS = get_args(AdaptiveOrder)  # chosen from the network's distributions, see `policy_radd.py`
 ORDERS = FIXED_ORDERS + ADAPTIVE_ORDERS
 GROUP_SCHEDULES = get_args(GroupSchedule)
+# The settings by which an adaptive order decides how many positions an event reveals, and the order of each by default.
+BOUNDS = {"entropy_bound": "entropy", "confidence_threshold": "confidence"}
 
 
 class Setting(NamedTuple):
@@ -340,6 +342,7 @@ def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -
 
 __all__ = [
     "ADAPTIVE_ORDERS",
+    "BOUNDS",
     "FIXED_ORDERS",
     "FOREIGN",
     "GRID_METHODS",

@@ -27,7 +27,7 @@ from ..hub.loading import load
 from ..likelihood import nats_of_tokens, order_of, order_round, perplexity_of
 from ..modeling_radd import RaddForMaskedLM
 from ..randomness_radd import check_seed
-from ..settings_radd import TEXT_SETTINGS, is_integer, is_number, shortened
+from ..settings_radd import BOUNDS, TEXT_SETTINGS, is_adaptive, is_integer, is_number, shortened
 from ..text_radd import check_characters, check_unicode, encode_blanks, encode_text, split_at_blanks
 from .turns import Stop
 from .visualize import RETURN, token_texts
@@ -129,12 +129,10 @@ def generation_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
     method = None if schedule else sampling["method"]
     if steps and is_integer(steps) and steps > MOST_STEPS:
         raise ValueError(f"steps={steps} must be at most {MOST_STEPS}.")
-    return dict(sampling) | {
-        "method": method,
-        "schedule": schedule,
-        "steps": None if method == "first_hitting" else sampling["steps"] or None,
-        "order": sampling["order"] if method == "ordered" else None,
-    }
+    order = sampling["order"] if method == "ordered" else None
+    fitting = dict(sampling) | {"method": method, "order": order, "schedule": schedule}
+    fitting["steps"] = None if method == "first_hitting" else steps or None
+    return fitting if is_adaptive(order) else fitting | dict.fromkeys(BOUNDS)
 
 
 def choose_seed(seed: int | None) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..endings import note
-from ..settings_radd import GROUP_SCHEDULES, METHODS, ORDERS, TEXT_SETTINGS
+from ..settings_radd import ADAPTIVE_ORDERS, GROUP_SCHEDULES, METHODS, ORDERS, TEXT_SETTINGS
 from .gate import CONNECTIONS, Gate, is_loopback, visitor_at
 from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, number_of, write
 from .turns import Job, Limits, Turns
@@ -220,7 +220,7 @@ def _add_sampling() -> dict[str, Any]:
                 [("by the method", ""), *GROUP_SCHEDULES], value="", label="Tokens an event", elem_id="schedule"
             )
             steps = number("steps", 0, "0: as many as tokens")
-            order = gr.Dropdown(ORDERS, label="Order", visible=False, elem_id="order")
+            order = gr.Dropdown(ORDERS, value="forward", label="Order", visible=False, elem_id="order")
             seed = gr.Number(-1, label="Seed", info="-1: a new one each time", precision=0, elem_id="seed")
         with gr.Row():
             temperature = gr.Slider(
@@ -228,24 +228,36 @@ def _add_sampling() -> dict[str, Any]:
             )
             top_p = gr.Slider(0.01, 1, 1, step=0.01, label="Top-p", info=TEXT_SETTINGS["top_p"].help, elem_id="top-p")
             top_k = number("top_k", 0)
+        with gr.Row(visible=False) as bounds:
+            entropy_bound, threshold = (
+                gr.Number(None, label=label, info=TEXT_SETTINGS[name].help, elem_id=name.replace("_", "-"))
+                for name, label in (
+                    ("entropy_bound", "Entropy bound"),
+                    ("confidence_threshold", "Confidence threshold"),
+                )
+            )
         with gr.Row():
             refresh = number("refresh_interval", 1)
             window = number("refresh_window", TEXT_SETTINGS["refresh_window"].default)
             pause = gr.Slider(0, 1, 0.1, step=0.05, label="Seconds between events", elem_id="pause")
 
-    async def show_settings(method):
-        return gr.update(visible=method != "first_hitting"), gr.update(visible=method == "ordered")
+    async def show_settings(method, order):
+        adaptive = method == "ordered" and order in ADAPTIVE_ORDERS
+        shown = method != "first_hitting", method == "ordered", adaptive
+        return [gr.update(visible=each) for each in shown]
 
-    method.change(
+    gr.on(
+        [method.change, order.change],
         show_settings,
-        method,
-        [steps, order],
+        [method, order],
+        [steps, order, bounds],
         queue=False,
         show_progress="hidden",
         api_visibility="private",
     )
     fields = {"method": method, "steps": steps, "order": order, "temperature": temperature, "top_k": top_k}
-    fields |= {"schedule": schedule, "top_p": top_p, "refresh_interval": refresh, "refresh_window": window}
+    fields |= {"entropy_bound": entropy_bound, "confidence_threshold": threshold, "schedule": schedule}
+    fields |= {"top_p": top_p, "refresh_interval": refresh, "refresh_window": window}
     assert fields.keys() == TEXT_SETTINGS.keys() - set(WITHOUT_FIELD), "a setting of generate has no field"
     return fields | {"seed": seed, "pause": pause}
 

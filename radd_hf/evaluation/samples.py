@@ -13,9 +13,9 @@ import importlib.util
 import math
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -28,7 +28,7 @@ from ..hub.loading import load
 from ..processes import launched_precision, make_accelerator, script_parser
 from ..ranges import COUNT, LARGEST, Range, check_fields
 from ..results import check_output, to_json
-from ..settings_radd import GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS
+from ..settings_radd import ADAPTIVE_ORDERS, BOUNDS, GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS, is_adaptive
 from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
 
 
@@ -50,6 +50,14 @@ class Arguments:
             "help": "'profile': rows of generate's schedule of that name, too, for each of the steps; the model must "
             "have its profile (radd profile)"
         },
+    )
+    entropy_bounds: str | None = field(
+        default=None,
+        metadata={"help": "of the adaptive 'orders' ('entropy' if there is none), in nats, separated by commas"},
+    )
+    confidence_thresholds: str | None = field(
+        default=None,
+        metadata={"help": "of the adaptive 'orders' ('confidence' if there is none), separated by commas"},
     )
     n_samples: int = field(default=64, metadata={"help": "written for each row of the table; at least 2"})
     batch_size: int = field(default=32, metadata={"help": "samples written together in each process"})
@@ -81,11 +89,10 @@ class Arguments:
 # The numbers that each field may be. A seed may be any: it is hashed.
 RANGES = {"n_samples": Range(2, LARGEST), "batch_size": COUNT, "judge_batch_size": COUNT}
 
-# Settings that all rows of the table share. Those of `Sampler` differ from row to row. Samples that end early, at EOS
-# or for lack of time, could not be compared.
-COMMON = [
-    name for name in TEXT_SETTINGS if name not in ("method", "steps", "order", "schedule", "stop_on_eos", "max_time")
-]
+# Settings that differ from row to row of the table, and those that all rows share. Samples that end early, at EOS or
+# for lack of time, could not be compared.
+VARIED = ("method", "order", "steps", "schedule", *BOUNDS)
+COMMON = [name for name in TEXT_SETTINGS if name not in (*VARIED, "stop_on_eos", "max_time")]
 SamplingArguments = make_dataclass(
     "SamplingArguments",
     [
@@ -103,7 +110,14 @@ class Sampler:
     method: str
     order: str | None = None
     steps: int | None = None
+    entropy_bound: float | None = None
+    confidence_threshold: float | None = None
     schedule: str | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Tells whether the model decides how many evaluations a sample takes."""
+        return self.entropy_bound is not None or self.confidence_threshold is not None
 
     def __str__(self) -> str:
         return ", ".join([series_of(asdict(self)), *([] if self.steps is None else [f"{self.steps} steps"])])
@@ -111,7 +125,7 @@ class Sampler:
 
 def main(argv: list[str]) -> None:
     args, drawing = parse_arguments(argv)
-    methods, orders, steps = check(args, drawing)
+    methods, orders, steps, bounds = check(args, drawing)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
     profile = getattr(model.generation_config, "information_profile", None)
@@ -120,7 +134,7 @@ def main(argv: list[str]) -> None:
     # Flags, which the result names, replace the checkpoint's settings.
     model.generation_config = RaddGenerationConfig(information_profile=profile)
     length = drawing["length"] = drawing["length"] or model.config.max_position_embeddings
-    samplers = make_samplers(methods, orders, steps, length, args.schedule)
+    samplers = make_samplers(methods, orders, steps, length, bounds, args.schedule)
     # Before anything is written, since these can fail.
     judged_by = load_judge(args.judge) if args.judge is not None and accelerator.is_main_process else None
     reference = read_reference(args, tokenizer, length) if accelerator.is_main_process else None
@@ -146,7 +160,9 @@ def main(argv: list[str]) -> None:
         cost = {
             "nfe": samples.nfe,
             "nfe_error": samples.nfe_error,
-            "nfe_formula": expected_nfe(model.config, sampler.method, sampler.steps, length),
+            "nfe_formula": None
+            if sampler.bounded
+            else expected_nfe(model.config, sampler.method, sampler.steps, length),
             "seconds_per_sample": samples.seconds_per_sample,
         }
         rows.append(asdict(sampler) | cost | figures_of(samples.ids, str(sampler)))
@@ -210,14 +226,28 @@ def parse_arguments(argv: list[str]) -> tuple[Arguments, dict[str, Any]]:
     return args, asdict(drawing)
 
 
-def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str], list[int]]:
-    """Returns methods, orders and steps; raises a ValueError for arguments that would fail after loading."""
+def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str], list[int], dict[str, list[float]]]:
+    """Returns methods, orders, steps and bounds; raises a ValueError for what would fail after loading."""
     check_fields(asdict(args) | drawing, RANGES)
     methods = parse_list("methods", args.methods, METHODS)
     orders = parse_list("orders", args.orders, ORDERS)
     steps = [int(step) if step.isdecimal() else 0 for step in parse_list("steps", args.steps)]
     if not all(step in COUNT for step in steps):
         raise ValueError(f"steps={args.steps!r} must be whole numbers of at least 1, separated by commas.")
+    bounds = {
+        "entropy_bound": parse_numbers("entropy_bounds", args.entropy_bounds, "entropy_bound"),
+        "confidence_threshold": parse_numbers(
+            "confidence_thresholds", args.confidence_thresholds, "confidence_threshold"
+        ),
+    }
+    if "ordered" not in methods and any(bounds.values()):
+        raise ValueError(f"methods={args.methods!r} must have 'ordered', of which entropy_bounds and thresholds are.")
+    adaptive = any(map(is_adaptive, orders)) or any(bounds.values())
+    if "ordered" in methods and adaptive and drawing.get("refresh_interval", 1) > 1:
+        raise ValueError(
+            f"refresh_interval={drawing['refresh_interval']} evaluates few positions; the adaptive orders "
+            f"{ADAPTIVE_ORDERS} need all that are masked: pass refresh_interval=1, or other orders."
+        )
     if args.reference is None and args.reference_split is not None:
         raise ValueError(f"reference_split={args.reference_split!r} is of reference=, which is not given.")
     RaddGenerationConfig(**drawing, schedule=args.schedule)
@@ -225,7 +255,7 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
     check_output("plot", args.plot)
     if args.plot is not None:
         check_plot(args.plot)
-    return methods, orders, steps
+    return methods, orders, steps, bounds
 
 
 def check_plot(path: str) -> None:
@@ -249,8 +279,25 @@ def parse_list(name: str, value: str, allowed: Sequence[str] | None = None) -> l
     return parts
 
 
+def parse_numbers(name: str, value: str | None, setting: str) -> list[float]:
+    """Returns the numbers between commas, each a value of the setting of `generate`; none of None."""
+    try:
+        numbers = [float(part) for part in (value or "").split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{name}={value!r} must be numbers, separated by commas.") from None
+    for number in numbers:
+        if not TEXT_SETTINGS[setting].accepts(number):
+            raise ValueError(f"{name}={value!r}: {number:g} must be {TEXT_SETTINGS[setting].values}.")
+    return list(dict.fromkeys(numbers))
+
+
 def make_samplers(
-    methods: list[str], orders: list[str], steps: list[int], length: int, schedule: str | None = None
+    methods: list[str],
+    orders: list[str],
+    steps: list[int],
+    length: int,
+    bounds: dict[str, list[float]] | None = None,
+    schedule: str | None = None,
 ) -> list[Sampler]:
     samplers: list[Sampler] = []
     events = list(dict.fromkeys(min(step, length) for step in steps))  # of methods that have no more than tokens
@@ -261,8 +308,12 @@ def make_samplers(
             samplers.append(Sampler(method))
         else:
             samplers += [Sampler(method, order, step) for order in orders for step in events]
+            adaptive = [order for order in orders if is_adaptive(order)]
+            for name, values in (bounds or {}).items():
+                for order in adaptive or [BOUNDS[name]]:
+                    samplers += [replace(Sampler(method, order), **cast(Any, {name: value})) for value in values]
     if schedule is not None:
-        samplers += [Sampler("ordered", "random", step, schedule) for step in events]
+        samplers += [Sampler("ordered", "random", step, schedule=schedule) for step in events]
     return samplers
 
 
@@ -283,7 +334,11 @@ def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor
 
 def series_of(row: dict) -> str:
     """Names the series of a row: the rows that differ in their steps alone."""
-    return " ".join(filter(None, (row["method"], row["order"], row.get("schedule"))))
+    name = row["method"] if row["order"] is None else f"{row['method']} {row['order']}"
+    for bound, word in (("entropy_bound", "bound"), ("confidence_threshold", "threshold")):
+        if row.get(bound) is not None:
+            name += f", {word} {row[bound]:g}"
+    return name if row.get("schedule") is None else f"{name}, {row['schedule']}"
 
 
 def device_name(accelerator: Accelerator) -> str:
@@ -299,7 +354,8 @@ def table(result: dict) -> str:
     columns = ["method", "steps", "NFE measured", "formula", "s/sample", "perplexity", "entropy"]
     lines = [[*columns, *(f"distinct-{n}" for n in N_GRAMS)]]
     for row in result["rows"]:
-        cost = [f"{row['nfe']:.2f} +- {row['nfe_error']:.2f}", f"{row['nfe_formula']:.2f}"]
+        formula = "-" if row["nfe_formula"] is None else f"{row['nfe_formula']:.2f}"
+        cost = [f"{row['nfe']:.2f} +- {row['nfe_error']:.2f}", formula]
         steps = "-" if row["steps"] is None else str(row["steps"])
         lines.append([series_of(row), steps, *cost, f"{row['seconds_per_sample']:.3f}", *text_cells(row)])
     if result["reference"] is not None:
@@ -358,10 +414,14 @@ def plot(result: dict, path: str) -> None:
         steps = [row["steps"] for row in rows]
         for panel, axis in zip(panels, axes, strict=False):
             values, errors = zip(*(height(panel, row) for row in rows), strict=True)
-            if steps == [None]:  # a method without steps: one value for all
+            if steps == [None] and rows[0]["nfe_formula"] is None:  # as many steps as were taken
+                axis.errorbar(rows[0]["nfe"], values[0], errors[0], color=color, label=name, **marker)
+            elif steps == [None]:  # a method without steps: one value for all
                 axis.axhline(values[0], color=color, linestyle="--", label=name)
             else:
                 axis.errorbar(steps, values, errors, color=color, label=name, **marker)
+        if rows[0]["nfe_formula"] is None:
+            continue
         at = [result["length"]] if steps == [None] else steps
         axes[-1].plot(
             at, [row["nfe"] for row in rows], color=color, linestyle="none", label=f"{name}, measured", **marker

@@ -195,6 +195,17 @@ def test_every_flag_reaches_generate(radd, asked):
     assert not set(flags) & set(asked[-1])  # what is not said, the model's configuration says
 
 
+def test_the_model_may_choose_the_order(radd):
+    result = radd("generate", TEXT, "--method", "ordered", "--order", "confidence", "--temperature", "0", "--json")
+    assert result.code == 0
+    fewer = radd("generate", TEXT, "--method", "ordered", "--entropy-bound", "1e6", "--temperature", "0", "--json")
+    first, second = (json.loads(each.out)["nfe"] for each in (result, fewer))
+    assert first > second == 1
+    refused = radd("generate", TEXT, "--entropy-bound", "0.5")
+    assert refused.code == 2
+    assert "entropy_bound=0.5 is for method='ordered'" in refused.err
+
+
 def test_the_model_computes_in_the_type_asked_for(radd, monkeypatch):
     seen, load = [], cli._load
 

@@ -27,7 +27,7 @@ from radd_hf.app.live import (
 )
 from radd_hf.app.turns import Stop
 from radd_hf.likelihood import exact_likelihood
-from radd_hf.settings_radd import METHODS, ORDERS
+from radd_hf.settings_radd import ADAPTIVE_ORDERS, FIXED_ORDERS, METHODS
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 from support.toys import FlatNetwork, seeded, tiny_model
 
@@ -50,6 +50,8 @@ FIELDS = {
     "top_p": 1,
     "top_k": 0,
     "refresh_interval": 1,
+    "entropy_bound": None,
+    "confidence_threshold": None,
 }
 
 
@@ -108,7 +110,7 @@ def test_what_generate_refuses_reaches_who_asked():
         list(run)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", FIXED_ORDERS)
 def test_the_nats_of_the_tokens_add_up_to_the_exact_likelihood_in_that_order(order):
     model, ids = tiny_model(vocab_size=6, length=20), torch.randint(5, (20,), generator=seeded(1))
     seen = list(score(model, ids, order, stop=Stop(), seed=2))
@@ -193,6 +195,19 @@ def test_every_method_writes_with_the_page_as_it_opens(method):
     assert 'data-masks="0"' in page
     assert re.fullmatch(r"6 of 6 tokens written · \d network evaluations? · .* nats per token · seed 0", line)
     assert page.count("radd-written") == heat.count("radd-heat") == 6
+
+
+@pytest.mark.parametrize("order", ADAPTIVE_ORDERS)
+def test_the_page_writes_in_an_order_that_the_model_chooses_and_with_a_bound(order):
+    fields = FIELDS | {"method": "ordered", "order": order}
+    assert "6 network evaluations" in list(write(Stop(), **fields))[-1][1]
+    assert "1 network evaluation " in list(write(Stop(), **fields | {"entropy_bound": 1e6}))[-1][1]
+    assert "1 network evaluation " in list(write(Stop(), **fields | {"confidence_threshold": 1e-9}))[-1][1]
+
+
+def test_a_bound_that_the_page_hides_is_passed_over():
+    for fields in ({"method": "tweedie"}, {"method": "ordered", "order": "forward"}):
+        assert list(write(Stop(), **FIELDS | fields | {"entropy_bound": 0.5, "confidence_threshold": 0.5}))
 
 
 def test_an_empty_field_means_the_default_and_seed_minus_one_a_new_seed_each_time():

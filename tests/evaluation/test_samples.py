@@ -84,6 +84,45 @@ def test_every_method_has_its_rows_in_the_json_and_in_the_table(evaluate, folder
     assert all(row["seconds_per_sample"] > 0 for row in result["rows"])
 
 
+def test_adaptive_orders_have_rows_for_steps_and_for_bounds(evaluate, capsys):
+    flags = {"methods": "ordered", "orders": "random,margin", "steps": 4}
+    result = evaluate(**flags, entropy_bounds="0, 1e6", confidence_thresholds=1e-9)
+    rows = [
+        (row["order"], row["steps"], row["entropy_bound"], row["confidence_threshold"], row["nfe"], row["nfe_formula"])
+        for row in result["rows"]
+    ]
+    assert rows == [
+        ("random", 4, None, None, 4, 4),
+        ("margin", 4, None, None, 4, 4),
+        ("margin", None, 0, None, LENGTH, None),
+        ("margin", None, 1e6, None, 1, None),
+        ("margin", None, None, 1e-9, 1, None),
+    ]
+    out = capsys.readouterr().out
+    assert "ordered margin, bound 1e+06" in out
+    assert "ordered margin, threshold 1e-09" in out
+
+
+def test_a_bound_without_an_adaptive_order_means_its_own(evaluate):
+    result = evaluate(methods="ordered", steps=4, entropy_bounds=0.5, confidence_thresholds=0.5)
+    assert [row["order"] for row in result["rows"]] == ["forward", "entropy", "confidence"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"entropy_bounds": "0.1,high"}, "entropy_bounds='0.1,high' must be numbers"),
+        ({"entropy_bounds": "-1"}, "entropy_bounds='-1': -1 must be a number of nats"),
+        ({"confidence_thresholds": "0.5,2"}, "confidence_thresholds='0.5,2': 2 must be a probability"),
+        ({"methods": "tweedie", "entropy_bounds": "0.1"}, "methods='tweedie' must have 'ordered'"),
+        ({"orders": "entropy", "refresh_interval": 4}, "refresh_interval=4"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused_before_loading(evaluate, flags, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model="nowhere", **flags)
+
+
 def test_a_row_holds_the_figures_of_the_samples_that_its_seed_gives(evaluate, folders):
     result = evaluate(judge=folders.judge, methods="euler", steps="8", seed=5, temperature=0.5, top_k=40, length=10)
     model = RaddForMaskedLM.from_pretrained(folders.model, generation_config=RaddGenerationConfig())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from radd_hf import RaddForMaskedLM, RaddGenerateOutput, RaddGenerationConfig
 from radd_hf.programs_radd import KEPT
+from radd_hf.settings_radd import ADAPTIVE_ORDERS
 from support.toys import random_model
 
 VOCABULARY, MASK, LENGTH, EOS = 40, 39, 12, 7
@@ -53,11 +54,16 @@ def random_settings(draw: random.Random) -> dict:
             {"method": "ordered", "order": draw.choice(["forward", "backward", "random"])},
             {"schedule": "profile", "steps": draw.randint(1, 15), "information_profile": [3.0, 2.0, 1.5, 1.4]},
             {"method": "ordered", "steps": draw.randint(1, 15), "order": draw.sample(range(LENGTH), LENGTH)},
+            {"method": "ordered", "order": draw.choice(ADAPTIVE_ORDERS)},
+            {"method": "ordered", "order": draw.choice(ADAPTIVE_ORDERS), "steps": draw.randint(1, 15)},
+            {"method": "ordered", "entropy_bound": draw.uniform(0, 6)},
+            {"method": "ordered", "order": draw.choice(ADAPTIVE_ORDERS), "confidence_threshold": draw.uniform(0.1, 1)},
         ]
     )
+    adaptive = settings.get("order") in ADAPTIVE_ORDERS or "entropy_bound" in settings
     settings |= draw.choice([{}, {"temperature": 0}, {"temperature": draw.uniform(0.3, 2)}])
     settings |= draw.choice([{}, {"top_k": draw.randint(1, VOCABULARY)}, {"top_p": draw.uniform(0.3, 1)}])
-    if settings.get("use_cache", True):
+    if settings.get("use_cache", True) and not adaptive:
         settings |= draw.choice([{}, {"refresh_interval": draw.randint(2, 9), "refresh_window": draw.randint(0, 5)}])
     settings |= draw.choice([{}, {}, {"stop_on_eos": True}])
     settings |= draw.choice([{}, {"num_return_sequences": draw.randint(1, 5)}])

@@ -8,6 +8,7 @@ import torch
 
 from radd_hf.noise_radd import get_noise, reveal_probabilities
 from radd_hf.plan_radd import plan_grid, plan_sequence
+from support.laws import chosen_by_policy
 from support.toys import seeded
 
 ROWS, LENGTH, VOCABULARY = 3, 12, 11
@@ -42,6 +43,26 @@ def sample_slowly(network, ids: torch.Tensor, plan: torch.Tensor, uniform: torch
                     token, left = token + 1, left - probability
                 ids[row, position] = token
     return ids
+
+
+@torch.no_grad()
+def sample_slowly_by_policy(network, ids: torch.Tensor, settings: dict, uniform: torch.Tensor):
+    """Row by row, event by event, by the definition of each order; returns the text and the event of each position."""
+    ids, reveal_step, mask = ids.clone(), torch.full_like(ids, -1), network.config.mask_token_id
+    for row in range(len(ids)):
+        masks = int((ids[row] == mask).sum())
+        steps = min(settings.get("steps") or masks, masks)
+        events = [rank * steps // masks for rank in range(masks)]
+        event = 0
+        while left := (ids[row] == mask).nonzero().flatten().tolist():
+            law = network(input_ids=ids[row : row + 1]).logits[0].double().softmax(dim=-1)  # (L, V)
+            chosen = chosen_by_policy({place: law[place].tolist() for place in left}, events.count(event), settings)
+            for position in chosen:
+                distribution = law[position].cumsum(0)
+                ids[row, position] = int((distribution <= uniform[row, position] * distribution[-1]).sum())
+                reveal_step[row, position] = event
+            event += 1
+    return ids, reveal_step
 
 
 def plan_and_uniforms(network, ids: torch.Tensor, method: str, steps: int | None = None, order: str | None = None):
