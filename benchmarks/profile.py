@@ -4,11 +4,12 @@
     python -m benchmarks.profile [--texts N]
 
 For each text and random orders of its tokens: the nats of its tokens when they are drawn in groups, less those when
-they are drawn one by one. The mean is the divergence from the distribution of such texts that the groups add. Two things
-make the error small and leave the mean what it is. A group is a uniform choice of the masked tokens: its nats are taken
-as its size times the mean over all masked ones. And the orders of a text are rotations of one, so that each token is
-masked equally often. The best groups are those of the profile that is saved with the checkpoint, which is of other
-texts of the novel. The script prints the table of docs/generation.md and writes docs/figures/information_profile.json.
+they are drawn one by one. The mean is the divergence from the distribution of such texts that the groups add. Two
+things make the error small and leave the mean what it is. A group is a uniform choice of the masked tokens: its nats
+are taken as its size times the mean over all masked ones. And the orders of a text are rotations of one, so that each
+token is masked equally often. The best groups are those of the profile that is saved with the checkpoint, which is of
+other texts of the novel. The script prints the table of docs/generation.md, and writes
+docs/figures/information_profile.json.
 """
 
 import argparse
