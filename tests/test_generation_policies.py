@@ -11,6 +11,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from radd_hf import RaddGenerationConfig, generation_radd
+from radd_hf.policy_radd import rank_with_ties
 from support.samplers import sample_slowly_by_policy
 from support.spies import Watch
 from support.toys import FlatNetwork, TableNetwork, random_model, seeded
@@ -67,6 +68,14 @@ def test_an_adaptive_order_writes_what_its_definition_says(model, settings):
 def test_ties_go_to_the_left(order):
     out = write(FlatNetwork(V, L), order=order, suffix=[1, 2], length=L)
     assert out.reveal_step[0].tolist() == [*range(L - 2), -1, -1]
+
+
+def test_what_differs_by_rounding_is_a_tie_however_many_there_are():
+    noise = torch.rand(1, 50, generator=seeded(2)) * 2e-6
+    for certainty in torch.rand(40, generator=seeded(3)):
+        assert rank_with_ties(certainty + noise).tolist() == [list(range(50))]
+    certainty = torch.tensor([[0.5, 0.9, 0.9 + 4e-6, -torch.inf, 0.500002, 0.7]])
+    assert rank_with_ties(certainty).tolist() == [[1, 2, 5, 0, 4, 3]]
 
 
 @pytest.mark.parametrize(("steps", "groups"), [(5, [3, 2, 3, 2, 2]), (1, [12]), (12, [1] * 12), (40, [1] * 12)])
@@ -238,6 +247,14 @@ def test_a_function_gets_scores_and_positions_of_a_rows_masks(model):
     backward = write(model, input_ids=ids, order="backward")
     assert torch.equal(out.sequences, backward.sequences)
     assert torch.equal(out.reveal_step, backward.reveal_step)
+
+
+def test_a_function_is_shown_by_a_configuration_and_not_saved(tmp_path):
+    config = RaddGenerationConfig(method="ordered", order=max)
+    assert "built-in function max" in repr(config)
+    with pytest.raises(ValueError, match=r"order=<built-in function max> is a function, which no file holds"):
+        config.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_function_may_write_block_by_block(model):

@@ -335,8 +335,10 @@ def test_the_score_of_an_ordered_filling_is_its_exact_log_likelihood(pipe, token
         {"method": "euler", "steps": 3, "top_p": 0.9},
         {"method": "first_hitting"},
         {"method": "ordered", "order": "random"},
+        {"method": "ordered", "order": "margin"},
+        {"method": "ordered", "confidence_threshold": 0.02},
     ],
-    ids=lambda settings: settings.get("method", "default"),
+    ids=lambda settings: settings.get("order", settings.get("method", "default")),
 )
 def test_a_sample_does_not_depend_on_its_batch(pipe, monkeypatch, settings, side):
     monkeypatch.setattr(pipe.tokenizer, "padding_side", side)

@@ -179,6 +179,14 @@ class RaddGenerationConfig(GenerationConfig):
             settings |= chosen
         return cls(**settings)
 
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | ({"order": shortened(self.order)} if callable(self.order) else {})
+
+    def save_pretrained(self, *args, **kwargs):
+        if callable(self.order):
+            raise ValueError(f"order={shortened(self.order)} is a function, which no file holds: pass it to generate.")
+        super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_model_config(cls, model_config):
         raise NotImplementedError("RaddConfig holds no generation settings.")
@@ -433,8 +441,8 @@ class SamplerState:
             (N,) the same index where a position was chosen, that of the spare element elsewhere.
         """
         slot, real, indices, rectangle = self._slots(shape)  # (A, K) each
-        board = torch.stack(beliefs, dim=1).new_zeros(self.spare + 1, len(beliefs))  # (R L + 1, 3)
-        board.index_copy_(0, flat_index, torch.stack(beliefs, dim=1))
+        believed = torch.stack(beliefs, dim=1)  # (N, 3)
+        board = believed.new_zeros(self.spare + 1, len(beliefs)).index_copy_(0, flat_index, believed)  # (R L + 1, 3)
         begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
         chosen = policy.choose(Beliefs(*board[rectangle].unbind(dim=2)), real, end - begin)  # (A, K)
 

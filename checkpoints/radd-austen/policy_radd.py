@@ -19,9 +19,9 @@ from torch import Tensor
 
 from .settings_radd import is_adaptive, shortened
 
-# Certainties are rounded to multiples of 1 / STEPS_OF_CERTAINTY. In a text without a visible token all positions have
-# the same distribution, and the network's rounding must not decide which of them is first.
-STEPS_OF_CERTAINTY = 2**13
+# Certainties that lie closer than this, one after the other, are a tie. In a text without a visible token all positions
+# have the same distribution, and the network's rounding (some 1e-6) must not decide which of them is first.
+TIE = 1e-5
 
 # A user's own: scores (m, V) and positions (m,) of a row's masks -> the places in these, or a boolean mask (m,).
 PolicyFunction = Callable[[Tensor, Tensor], Any]
@@ -30,8 +30,7 @@ PolicyFunction = Callable[[Tensor, Tensor], Any]
 class Beliefs(NamedTuple):
     """Holds what the network's distribution says of each masked position; all (n,) or (A, K) float32.
 
-    certainty: the larger, the earlier is the position revealed; an integer. entropy: in nats. top: the largest
-    probability.
+    certainty: the larger, the earlier is the position revealed. entropy: in nats. top: the largest probability.
     """
 
     certainty: Tensor
@@ -41,7 +40,7 @@ class Beliefs(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Decides which masked positions an event reveals. Ties go to the left, see STEPS_OF_CERTAINTY.
+    """Decides which masked positions an event reveals. Ties go to the left, see TIE.
 
     order: "confidence" takes the positions whose likeliest token has the largest probability, "margin" those with the
         largest gap between their two likeliest, "entropy" those with the least entropy; or a function of the user's.
@@ -70,7 +69,7 @@ class Policy:
         two = probabilities.topk(2, dim=-1).values  # (n, 2)
         top, entropy = two[:, 0], torch.special.entr(probabilities).sum(dim=-1)  # (n,) both
         certainty = {"confidence": top, "margin": top - two[:, 1], "entropy": -entropy}
-        return Beliefs((certainty[str(self.order)] * STEPS_OF_CERTAINTY).round(), entropy, top)
+        return Beliefs(certainty[str(self.order)], entropy, top)
 
     def ask(self, scores: Tensor, positions: Tensor) -> Beliefs:
         """Calls the user's function for the masks of one row, and returns its choice as certainty 1, else 0.
@@ -106,10 +105,10 @@ class Policy:
             (A, K) bool.
         """
         certainty = beliefs.certainty.masked_fill(~masked, -torch.inf)
-        ranked = certainty.argsort(dim=1, descending=True, stable=True)  # (A, K) places, the most certain first
-        rank = ranked.argsort(dim=1)  # (A, K)
         if callable(self.order):
-            return masked & (certainty > 0)
+            return certainty > 0
+        ranked = rank_with_ties(certainty)  # (A, K) places, the most certain first
+        rank = ranked.argsort(dim=1)  # (A, K)
         if self.entropy_bound is not None:
             entropy = beliefs.entropy.masked_fill(~masked, torch.inf).gather(1, ranked).double()  # (A, K)
             excess = entropy.cumsum(dim=1) - entropy.cummax(dim=1).values  # (A, K), inf - inf beyond the masks
@@ -118,6 +117,14 @@ class Policy:
         if self.confidence_threshold is not None:
             chosen = (rank < 1) | (beliefs.top >= self.confidence_threshold)
         return masked & chosen
+
+
+def rank_with_ties(certainty: Tensor) -> Tensor:
+    """Returns the places of (A, K) in descending order, those of a tie from left to right: (A, K)."""
+    descending, ranked = certainty.sort(dim=1, descending=True)  # (A, K) both
+    falls = (descending[:, :-1] - descending[:, 1:] > TIE).cumsum(dim=1)  # (A, K - 1)
+    group = torch.zeros_like(ranked).scatter_(1, ranked[:, 1:], falls)  # (A, K) of each place; the first is 0
+    return group.argsort(dim=1, stable=True)
 
 
 def policy_of(settings: Any) -> Policy | None:

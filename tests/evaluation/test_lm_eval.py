@@ -326,7 +326,10 @@ def test_a_request_for_text_gives_its_settings_to_generate_and_keeps_the_end_of_
     generated(lm, context, max_gen_toks=7, do_sample=True, temperature=0.5, top_k=9, num_beams=1)
     generated(lm, "", max_new_tokens=3, steps=2)
     generated(lm, "")
-    long, empty, default = calls
+    chosen = {"method": "ordered", "order": "entropy", "entropy_bound": 0.5}
+    generated(make_lm(), context, **chosen)
+    long, empty, default, adaptive = calls
+    assert adaptive | chosen == adaptive
     assert long["prefix"] == [tiny_tokenizer(context)["input_ids"][-(LENGTH - 7) :]]
     assert (long["length"], long["steps"], long["temperature"], long["top_k"]) == (LENGTH, 5, 0.5, 9)
     assert long["stop_on_eos"], "what is drawn after it is of no use"

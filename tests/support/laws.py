@@ -172,7 +172,11 @@ def chosen_by_policy(laws: dict[int, list[float]], count: int, settings: dict) -
         "margin": {position: most - second for position, (second, most) in two.items()},
         "entropy": {position: -nats for position, nats in entropy.items()},
     }[order]
-    ranked = sorted(laws, key=lambda position: (-round(certainty[position] * 8192), position))
+    ranked = sorted(laws, key=lambda position: -certainty[position])
+    tie = {ranked[0]: 0}
+    for before, position in itertools.pairwise(ranked):  # what lies closer than 1e-5 is a tie, which goes to the left
+        tie[position] = tie[before] + (certainty[before] - certainty[position] > 1e-5)
+    ranked = sorted(laws, key=lambda position: (tie[position], position))
     if gamma is not None:
         nats = [entropy[position] for position in ranked]
         count = max(k for k in range(1, len(ranked) + 1) if k == 1 or sum(nats[:k]) - max(nats[:k]) <= gamma)
