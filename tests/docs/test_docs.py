@@ -199,10 +199,10 @@ COMMANDS_THAT_ARE_SCRIPTS = {
 def parse_radd(flags, monkeypatch):
     if flags and not flags[0].startswith("-"):
         command, *flags = flags
-        if command == "profile":
-            profile.parse_arguments(["--model", *flags])
-        elif flags in ([], ["--help"]) or command == "demo":  # named only; the page needs gradio
+        if flags in ([], ["--help"]) or command == "demo":  # named only; the page needs gradio
             assert command in cli.COMMANDS
+        elif command == "profile":
+            profile.parse_arguments(["--model", *flags])
         elif command in COMMANDS_THAT_ARE_SCRIPTS:
             PARSERS[COMMANDS_THAT_ARE_SCRIPTS[command]](flags, monkeypatch)
         else:
