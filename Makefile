@@ -160,6 +160,7 @@ checkpoint: .venv/ready
 	mkdir $(AUSTEN)/training
 	cp $(RUN)/config.yaml $(RUN)/metrics.jsonl $(AUSTEN)/training/
 	$(BIN)/python eval_ppl.py --model $(AUSTEN) --dataset austen --output $(AUSTEN)/evaluation.json
+	$(BIN)/radd profile $(AUSTEN) --dataset austen
 
 clean:
 	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .quantised .mypy_cache .pytest_cache .ruff_cache

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .app import visualize
     from .data.collator import DiffusionCollator
     from .evaluation.metric import DiffusionPerplexity
+    from .information import information_profile
     from .likelihood import LikelihoodRounds, conditional_likelihood, estimate_likelihood, exact_likelihood
 
 AutoConfig.register("radd", RaddConfig, exist_ok=True)
@@ -38,6 +39,7 @@ _LATER = {
     "conditional_likelihood": "likelihood",
     "estimate_likelihood": "likelihood",
     "exact_likelihood": "likelihood",
+    "information_profile": "information",
     "likelihood": "likelihood",
     "visualize": "app.visualize",
 }
@@ -71,6 +73,7 @@ __all__ = [
     "encode_blanks",
     "estimate_likelihood",
     "exact_likelihood",
+    "information_profile",
     "likelihood",
     "visualize",
 ]

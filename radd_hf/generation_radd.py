@@ -51,7 +51,19 @@ from .canvas_radd import Positions, TextOrIds, make_canvas, padded_nonzero
 from .inputs_radd import as_permutation
 from .kernels_radd import evaluation_mode, packed_weights
 from .noise_radd import get_noise, reveal_probabilities
-from .plan_radd import GIVEN, Schedule, Shape, events_at_most, plan_grid, plan_sequence, recomputed_in
+from .plan_radd import (
+    GIVEN,
+    Schedule,
+    Shape,
+    check_profile,
+    check_work,
+    events_at_most,
+    group_sizes,
+    plan_grid,
+    plan_sequence,
+    profile_of_length,
+    recomputed_in,
+)
 from .policy_radd import Beliefs, Policy, PolicyFunction, policy_of
 from .programs_radd import Programs, StaticTensors, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
@@ -60,6 +72,7 @@ from .settings_radd import (
     GRID_METHODS,
     MOST_TOKENS,
     SETTINGS,
+    GroupSchedule,
     Method,
     Order,
     is_adaptive,
@@ -108,6 +121,8 @@ class RaddGenerationConfig(GenerationConfig):
     order: Order | Sequence[int] | Tensor | PolicyFunction
     entropy_bound: float | None
     confidence_threshold: float | None
+    schedule: GroupSchedule | None
+    information_profile: Sequence[float] | None
     cuda_graphs: bool
     refresh_interval: int
     refresh_window: int
@@ -127,6 +142,8 @@ class RaddGenerationConfig(GenerationConfig):
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
         for name, setting in SETTINGS.items():
             setting.check(name, getattr(self, name))
+        if self.information_profile is not None:
+            check_profile(self.information_profile)
         if self.length is not None and self.max_new_tokens is not None:
             raise ValueError(
                 f"length={self.length} and max_new_tokens={self.max_new_tokens} both say how long a text is; pass one "
@@ -149,6 +166,10 @@ class RaddGenerationConfig(GenerationConfig):
         for chosen in map(own_settings, reversed([source for source in sources if source is not None])):
             if not chosen.keys().isdisjoint(LENGTHS):
                 settings |= dict.fromkeys(LENGTHS)
+            if "schedule" in chosen:  # in place of the method and order of a lower source
+                settings |= dict.fromkeys(PLANS) | {"method": "ordered", "order": "random"}
+            elif settings["schedule"] is not None and not chosen.keys().isdisjoint(PLANS):
+                settings |= {name: cls.DEFAULTS[name] for name in (*PLANS, "schedule")}
             if not chosen.keys().isdisjoint(("order", "steps", *BOUNDS)):  # that an order of a lower source had
                 settings |= dict.fromkeys(BOUNDS)
             for bound, order in BOUNDS.items():
@@ -176,6 +197,8 @@ class RaddGenerationConfig(GenerationConfig):
 
 # The settings that say how many tokens a text has.
 LENGTHS = "length", "max_new_tokens"
+# The settings that say which positions are revealed when, as `schedule` does instead.
+PLANS = "method", "order", *BOUNDS
 
 
 def own_settings(source: Any) -> dict[str, Any]:
@@ -555,6 +578,8 @@ class RaddGenerationMixin:
         order: Order | Sequence[int] | Tensor | PolicyFunction | None = None,
         entropy_bound: float | None = None,
         confidence_threshold: float | None = None,
+        schedule: GroupSchedule | None = None,
+        information_profile: Sequence[float] | Tensor | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -609,6 +634,12 @@ class RaddGenerationMixin:
                 keep the sum of their entropies less the largest within gamma nats (arXiv:2505.24857).
             confidence_threshold: p, of an adaptive order ("confidence" by default): an event reveals all positions
                 whose likeliest token has at least this probability, and at least one.
+            schedule: "profile", instead of a method and an order: `steps` events in uniformly random order ("ordered",
+                "random"), which reveal as many positions each as loses least by drawing them together, a few first and
+                ever more (`plan_radd.group_sizes`). A saved one gives way to a method or an order that a call names.
+            information_profile: (L,) of `schedule`, saved with the model by `radd profile`: mean nats of the next token
+                in random order when 0, 1, 2, ... of L tokens are visible. A text of another length takes it at each
+                fraction of visible tokens.
             temperature, top_k, top_p: of the token draw, as transformers' warpers define them. Defaults 1, 0, 1 change
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
@@ -698,10 +729,12 @@ class RaddGenerationMixin:
             attention_mask = attention_mask.repeat_interleave(copies, dim=0)
         if isinstance(streamer, TextStreamer) and len(canvas) > 1:
             raise ValueError(f"streamer={type(streamer).__name__} prints one row; this batch has {len(canvas)}.")
+        masked = canvas == self.config.mask_token_id  # (R, L)
         order_of_positions = _check_order(settings, canvas)
         if seed is not None:
             generator = _seeded(seed, generator, batch, copies)
         not_padding = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        sizes = _sizes_of_groups(settings, masked, not_padding)
         uniforms = Uniforms(generator, not_padding, device)
         # Raises if the attention cannot take fewer queries than keys.
         cache = self.model.make_cache(len(canvas)) if settings.refresh_interval > 1 else None
@@ -710,8 +743,7 @@ class RaddGenerationMixin:
         steps_of_rows = not_padding.sum(dim=1).clamp(min=1)  # (R,)
         if settings.steps is not None:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
-        masked = canvas == self.config.mask_token_id  # (R, L)
-        plan = self._make_plan(masked, order_of_positions, settings, steps_of_rows, uniforms)
+        plan = self._make_plan(masked, order_of_positions, settings, steps_of_rows, sizes, uniforms)
         uniform = uniforms()  # (R, L) for the tokens
         all_steps = steps_of_rows if settings.method in GRID_METHODS and not settings.use_cache else None
 
@@ -723,7 +755,7 @@ class RaddGenerationMixin:
         capturing = settings.cuda_graphs and not python and self.model.can_prune()
         with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, capturing) as programs:
             captured = programs.capturer is not None
-            schedule = Schedule(
+            events = Schedule(
                 plan,
                 all_steps,
                 settings.refresh_interval,
@@ -734,9 +766,9 @@ class RaddGenerationMixin:
             )
             if cache is not None:
                 cache = programs.objects.setdefault("cache", cache)  # graphs write to that of the first call
-            state = SamplerState(programs.tensors, schedule, canvas, uniform, inputs, cache)
-            with packed_weights(0 if captured else len(schedule)):  # a replay would read packed weights of this call
-                output = self._reveal(programs, state, schedule, sampling, settings, streamer)
+            state = SamplerState(programs.tensors, events, canvas, uniform, inputs, cache)
+            with packed_weights(0 if captured else len(events)):  # a replay would read packed weights of this call
+                output = self._reveal(programs, state, events, sampling, settings, streamer)
         return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
 
     def free_cuda_graphs(self) -> None:
@@ -855,11 +887,18 @@ class RaddGenerationMixin:
         return torch.cat(tokens), torch.cat(draws), believed
 
     def _make_plan(
-        self, masked: Tensor, order: Tensor | None, settings: RaddGenerationConfig, steps: Tensor, uniforms: Uniforms
+        self,
+        masked: Tensor,
+        order: Tensor | None,
+        settings: RaddGenerationConfig,
+        steps: Tensor,
+        sizes: list[list[int]] | None,
+        uniforms: Uniforms,
     ) -> Tensor:
         """Returns the plan (R, L) int64: the step of the grid, or the event of a method without one, of each mask.
 
-        order: (R, L), None for a random one. steps: (R,) of each row's grid. uniforms: gives (R, L) at each call.
+        order: (R, L), None for a random one. steps: (R,) of each row's grid. sizes: of each row's groups, None for
+        balanced ones. uniforms: gives (R, L) at each call.
         """
         if settings.method in GRID_METHODS:
             uniform, plan = uniforms(), masked.long()
@@ -871,7 +910,8 @@ class RaddGenerationMixin:
         if settings.method == "first_hitting":
             return plan_sequence(masked, uniforms())
         priority = uniforms() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
-        return plan_sequence(masked, priority, settings.steps)  # of which an adaptive order takes the numbers alone
+        # of which an adaptive order takes the numbers alone
+        return plan_sequence(masked, priority, settings.steps, sizes)
 
     def _end_and_padding(self, settings: RaddGenerationConfig) -> tuple[list[int], int | None]:
         """Returns the ids that end a row and the one that pads it, of the settings, else of the configuration."""
@@ -936,6 +976,19 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         raise ValueError(
             f"order={shortened(given['order'])} is for method='ordered'; method={method!r} draws its own order."
         )
+    if settings.schedule is not None:
+        for name, fits in (("method", "ordered"), *((bound, None) for bound in BOUNDS), ("order", "random")):
+            if (value := getattr(settings, name)) != fits:
+                raise ValueError(
+                    f"{name}={shortened(value)} and schedule={settings.schedule!r} both say which positions are "
+                    "revealed when: leave out one of them. The schedule is method='ordered', order='random' in groups "
+                    "of other sizes."
+                )
+        if settings.information_profile is None:
+            raise ValueError(
+                f"schedule={settings.schedule!r} needs an information_profile, and the model's generation config has "
+                "none: estimate and save it with `radd profile MODEL --dataset TEXT`."
+            )
     if given["steps"] is not None and method == "first_hitting":
         raise ValueError(f"steps={given['steps']}: method='first_hitting' reveals one token an event, leave steps out.")
     for bound in BOUNDS:
@@ -1020,6 +1073,23 @@ def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | Non
     if isinstance(settings.order, str) or callable(settings.order):
         return (position.flip(0) if settings.order == "backward" else position).expand(rows, length)
     return as_permutation("order", settings.order, length, rows).to(canvas.device).expand(rows, length)
+
+
+def _sizes_of_groups(settings: RaddGenerationConfig, masked: Tensor, not_padding: Tensor) -> list[list[int]] | None:
+    """Returns for each row how many positions each of its events reveals; None if that needs no profile.
+
+    masked, not_padding: (R, L) bool.
+
+    Raises:
+        ValueError: for groups that would take minutes to find.
+    """
+    if settings.schedule is None or settings.steps is None:
+        return None
+    rows = list(zip(masked.sum(dim=1).tolist(), not_padding.sum(dim=1).tolist(), strict=True))  # masks, length
+    for masks, _ in rows:
+        check_work(masks, settings.steps)
+    profile = cast(Sequence[float], settings.information_profile)
+    return [group_sizes(profile_of_length(profile, length), masks, settings.steps) for masks, length in rows]
 
 
 def _execution_device(trunk: Any) -> torch.device:

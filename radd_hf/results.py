@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prepares results for files: checks before the work that one can be written, and makes JSON that all readers take."""
+"""Prepares results for files: checks that one can be written, makes JSON for all readers, replaces a file whole."""
 
 import json
 import math
@@ -32,3 +32,27 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a file, so that whenever the process is killed there is the old one or the new one."""
+    beside = path.with_name(f"{path.name}.partial")
+    write_synced(beside, text)
+    beside.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or the names in a folder are on the disk, and survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

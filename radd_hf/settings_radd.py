@@ -19,12 +19,14 @@ Method = Literal["tweedie", "euler", "first_hitting", "ordered"]
 FixedOrder = Literal["forward", "backward", "random"]
 AdaptiveOrder = Literal["confidence", "margin", "entropy"]
 Order = FixedOrder | AdaptiveOrder
+GroupSchedule = Literal["profile"]
 
 GRID_METHODS = get_args(GridMethod)  # diffusion on a grid of times
 METHODS = get_args(Method)
 FIXED_ORDERS = get_args(FixedOrder)  # known before the first evaluation
 ADAPTIVE_ORDERS = get_args(AdaptiveOrder)  # chosen from the network's distributions, see `policy_radd.py`
 ORDERS = FIXED_ORDERS + ADAPTIVE_ORDERS
+GROUP_SCHEDULES = get_args(GroupSchedule)
 # The settings by which an adaptive order decides how many positions an event reveals, and the order of each by default.
 BOUNDS = {"entropy_bound": "entropy", "confidence_threshold": "confidence"}
 
@@ -139,6 +141,15 @@ TEXT_SETTINGS: dict[str, Setting] = {
         "of an adaptive order, 'confidence' by default: reveal all positions at once whose likeliest token has this "
         "probability or more",
     ),
+    "schedule": Setting(
+        str,
+        None,
+        lambda v: isinstance(v, str) and v in GROUP_SCHEDULES,
+        f"one of {GROUP_SCHEDULES}",
+        "instead of a method and an order: `steps` events in random order, whose numbers of tokens lose least by the "
+        "model's information profile (`radd profile`)",
+        GROUP_SCHEDULES,
+    ),
     "temperature": Setting(
         float,
         1.0,
@@ -176,6 +187,13 @@ TEXT_SETTINGS: dict[str, Setting] = {
 SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
     "max_new_tokens": integer_setting(
         None, 1, "instead of length: tokens to be written, beside those that are given", most=MOST_TOKENS
+    ),
+    "information_profile": Setting(
+        list,
+        None,
+        lambda v: isinstance(v, (list, tuple)) and len(v) > 0,
+        "a list of nats, one for each number of visible tokens",
+        "of schedule='profile': mean nats of the next token in random order, for 0, 1, 2, ... visible tokens",
     ),
     "use_cache": boolean_setting(True, "False evaluates the network also at steps that reveal nothing"),
     "cuda_graphs": boolean_setting(True, "on a card, record each shape of event once and replay it"),
@@ -328,6 +346,7 @@ __all__ = [
     "FIXED_ORDERS",
     "FOREIGN",
     "GRID_METHODS",
+    "GROUP_SCHEDULES",
     "METHODS",
     "ORDERS",
     "SETTINGS",
@@ -336,6 +355,7 @@ __all__ = [
     "AdaptiveOrder",
     "FixedOrder",
     "GridMethod",
+    "GroupSchedule",
     "Method",
     "Order",
     "Setting",

@@ -184,6 +184,10 @@ def is_chosen_by_the_model(settings: dict) -> bool:
     return bounded or is_adaptive(settings.get("order"))
 
 
+def draw_profile(draw: random.Random) -> list[float]:
+    return sorted((draw.uniform(0, 9) for _ in range(draw.randint(1, 40))), reverse=True)
+
+
 def draw_settings(draw: random.Random, model: RaddForMaskedLM, length: int) -> dict:
     """Draws settings that go together."""
     settings = draw.choice(
@@ -194,6 +198,7 @@ def draw_settings(draw: random.Random, model: RaddForMaskedLM, length: int) -> d
             {"method": "first_hitting"},
             {"method": "ordered", "order": draw.choice(["forward", "backward", "random"])},
             {"method": "ordered", "steps": draw.randint(1, 15)},
+            {"schedule": "profile", "steps": draw.randint(1, 15), "information_profile": draw_profile(draw)},
             {
                 "method": "ordered",
                 "order": draw.choice([list, tuple, np.array, torch.tensor])(draw.sample(range(length), length)),
@@ -269,7 +274,7 @@ def check_probabilities(model: RaddForMaskedLM, arguments: dict, output: RaddGen
 
 def check_evaluations(model: RaddForMaskedLM, arguments: dict, output: RaddGenerateOutput) -> None:
     masks = (output.history[0] == model.config.mask_token_id).sum(dim=1)  # (R,)
-    steps, method = arguments.get("steps"), arguments["method"]
+    steps, method = arguments.get("steps"), arguments.get("method", "ordered")  # that of a schedule
     evaluations = output.num_function_evaluations
     if arguments.get("use_cache") is False:
         expected = torch.full_like(masks, steps)
@@ -370,6 +375,8 @@ HOSTILE = {
         object(),
         [],
     ],
+    "schedule": ["x", 3, ["profile"], {}, True, b"profile"],
+    "information_profile": [*FLOATS, [], [1, 2], [NAN], [INFINITY], [-1], [True], ["1"], [None], [[1.0]], [10**400]],
     "use_cache": ["no", 0, [True]],
     "stop_on_eos": ["yes", 1, [True]],
     "output_history": ["yes", 2],
@@ -405,8 +412,20 @@ TOGETHER = {
     "suffix": dict.fromkeys(("input_ids", "attention_mask")),
     "length": {"max_new_tokens": None},
     "max_new_tokens": {"length": None},
-    "order": {"method": "ordered", "use_cache": None, "entropy_bound": None, "confidence_threshold": None},
-    "steps": {"method": "tweedie", "order": None, "entropy_bound": None, "confidence_threshold": None},
+    "order": {
+        "method": "ordered",
+        "schedule": None,
+        "use_cache": None,
+        "entropy_bound": None,
+        "confidence_threshold": None,
+    },
+    "steps": {
+        "method": "tweedie",
+        "schedule": None,
+        "order": None,
+        "entropy_bound": None,
+        "confidence_threshold": None,
+    },
     "entropy_bound": {"method": "ordered", "order": None, "steps": None, "confidence_threshold": None},
     "confidence_threshold": {"method": "ordered", "order": None, "steps": None, "entropy_bound": None},
     "eos_token_id": {"stop_on_eos": True},

@@ -54,7 +54,7 @@ ORDER = (
     ("modeling_radd",),
     ("losses",),
     ("policy_likelihood",),
-    ("likelihood", "processes"),
+    ("likelihood", "information", "processes"),
     ("__init__",),
     ("data",),
     ("hub",),

@@ -22,6 +22,7 @@ SETTINGS = [
     {"method": "euler", "steps": 5, "temperature": 0.7},
     {"method": "first_hitting", "top_p": 0.9},
     {"method": "ordered", "order": "random", "top_k": 30},
+    {"schedule": "profile", "steps": 5},
 ]
 
 

@@ -2,6 +2,8 @@
 """Plans when each position of a canvas is revealed, and what each evaluation of the network has to do.
 
     plan      for each masked position, the step or event that reveals it           plan_grid, plan_sequence
+    groups    how many positions each event reveals, and what drawing them          group_sizes, expected_kl
+              together costs
     schedule  for each event, its shape: rows, revealed positions, computed ones    Schedule
 
 An event is one evaluation of the network, which reveals tokens at some positions of each row. A plan is made before the
@@ -12,20 +14,27 @@ Under an adaptive order (`policy_radd.py`) the plan only says how many positions
 which, or also how many, and the schedule follows them.
 
 Shapes: R rows, L length, n steps of the grid, E events to come, A rows that still have events, N positions revealed in
-        one event, at most K in any row; C positions of a partial evaluation of a row; w window.
+        one event, at most K in any row; C positions of a partial evaluation of a row; w window; m masks of a row.
 """
 
+import math
 from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from .canvas_radd import widen
+from .settings_radd import is_number, shortened
 
 # Value of a plan at positions that no event reveals. `without_empty_steps` counts up from it.
 GIVEN = -1
+# Operations that the best sizes of groups may take; these are ten seconds.
+MOST_WORK = 2**33
 # A shape that fewer events have is replaced by a larger one: capturing it would take longer than it saves.
 FEW_EVENTS = 4
 
@@ -51,15 +60,24 @@ def plan_grid(masked: Tensor, reveal: Tensor, uniform: Tensor) -> Tensor:
     return step.masked_fill(~masked, GIVEN)
 
 
-def plan_sequence(masked: Tensor, priority: Tensor, steps: int | None = None) -> Tensor:
+def plan_sequence(
+    masked: Tensor, priority: Tensor, steps: int | None = None, sizes: Sequence[Sequence[int]] | None = None
+) -> Tensor:
     """Plans one position an event, in ascending `priority` (R, L); with fewer `steps` than masks, balanced groups.
 
     First-hitting is this with uniform priorities: the hitting times of the continuous-time process are
     independent and identically distributed, so their order is a uniform permutation (arXiv:2409.02908, section 4.2).
+
+    Args:
+        sizes: instead of `steps`, for each row the numbers of positions that its events reveal; they add up to m.
     """
     priority = priority.double().masked_fill(~masked, torch.inf)
     rank = priority.argsort(dim=1, stable=True).argsort(dim=1)  # (R, L) 0, 1, ... over the masked positions
-    if steps is not None:
+    if sizes is not None:
+        events = [torch.arange(len(row), device="cpu").repeat_interleave(torch.tensor(row).long()) for row in sizes]
+        event_of_rank = pad_sequence(events, batch_first=True).to(rank.device)  # (R, largest m)
+        rank = event_of_rank.gather(1, rank.clamp(max=event_of_rank.shape[1] - 1))
+    elif steps is not None:
         count = masked.sum(dim=1, keepdim=True)  # (R, 1)
         rank = torch.where(count > steps, rank * steps // count.clamp(min=1), rank)
     return rank.masked_fill(~masked, GIVEN)
@@ -70,6 +88,132 @@ def without_empty_steps(plan: Tensor) -> Tensor:
     step, position = plan.sort(dim=1)
     begins = step.diff(dim=1, prepend=torch.full_like(step[:, :1], GIVEN)) > 0  # a step larger than the one before
     return torch.empty_like(plan).scatter_(1, position, begins.cumsum(dim=1) - 1)  # GIVEN, where none has begun
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Groups: how many positions does each event reveal?
+#
+# Let h(v) be the mean nats of the next token in a uniformly random order when v tokens are visible: the information
+# profile. Tokens that are drawn together do not see one another, so the i-th of a group costs h(v), v being visible
+# before the group, where one by one it would cost h(v + i). By that the expected Kullback-Leibler divergence of a text
+# grows; over all groups it is the area between the profile and the staircase that begins a step at each event
+# (arXiv:2510.25544). It is exact for any network: the divergence from the distribution of the texts whose profile it
+# is, less that of one token an event. For a network whose conditionals are those of one distribution, and that
+# distribution's profile, it is the divergence between drawing one by one and in groups.
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_profile(profile: Sequence[float]) -> None:
+    """Raises a ValueError that names the first value of an information profile that cannot be one."""
+    for visible, nats in enumerate(profile):
+        place = f"information_profile[{visible}]={shortened(nats)}"
+        if not is_number(nats) or nats < 0:
+            raise ValueError(f"{place} must be a finite number of nats, at least 0.")
+        if visible and nats > profile[visible - 1]:
+            raise ValueError(
+                f"{place} must be at most the {profile[visible - 1]} before it: the more tokens are visible, the less "
+                "uncertain is the next one."
+            )
+
+
+def profile_of_length(profile: Sequence[float], length: int) -> list[float]:
+    """Returns the profile for a text of another length: at each fraction of visible tokens what it is there.
+
+    Between its points it is a line; beyond the last, in a longer text, it stays what it is there.
+    """
+    if len(profile) == length:
+        return list(profile)
+    given = torch.tensor(profile, dtype=torch.float64)
+    place = torch.arange(length, dtype=torch.float64) * (len(profile) / length)  # (L,) on the axis of the profile
+    before = place.long()
+    after = (before + 1).clamp(max=len(profile) - 1)
+    return torch.lerp(given[before], given[after], place - before).tolist()
+
+
+def balanced_sizes(masked: int, steps: int) -> list[int]:
+    """Returns the numbers of positions that the events of [`plan_sequence`] reveal with so many `steps`."""
+    steps = min(steps, masked)
+    return [-(-(step + 1) * masked // steps) + -step * masked // steps for step in range(steps)]
+
+
+def group_sizes(profile: Sequence[float], masked: int, steps: int) -> list[int]:
+    """Returns how many positions each of n events reveals, such that the expected divergence is least.
+
+    A dynamic programme over the number of events and of revealed positions, of n m^2 / 2 operations.
+
+    Args:
+        profile: (L,) the information profile at the length of the row. masked: m <= L, the masks of the row; the other
+            tokens are visible from the start. steps: n; with n >= m each event reveals one.
+
+    Raises:
+        ValueError: for so many masks and steps that it would take minutes.
+    """
+    if steps >= masked:
+        return [1] * masked
+    check_work(masked, steps)
+    return list(_group_sizes(tuple(profile[len(profile) - masked :]), steps))
+
+
+def check_work(masked: int, steps: int) -> None:
+    """Raises a ValueError for masks and steps whose best sizes of groups would take minutes."""
+    if steps < masked and steps * masked**2 > MOST_WORK:
+        most = max(int(MOST_WORK / masked**2), 1)
+        enough = f"steps <= {most}" if most * masked**2 <= MOST_WORK else f"at most {int(MOST_WORK**0.5)} masks"
+        raise ValueError(
+            f"steps={steps} for {masked} masks: schedule='profile' would look for the sizes of groups for minutes; "
+            f"pass {enough}, or leave schedule out."
+        )
+
+
+@lru_cache(maxsize=256)
+def _group_sizes(nats: tuple[float, ...], steps: int) -> tuple[int, ...]:
+    """Returns the sizes; nats: (m,) of the next token before the first mask is revealed, the second, and so on."""
+    h = torch.tensor(nats, dtype=torch.float64, device="cpu")
+    revealed = torch.arange(len(nats), device="cpu")
+    # Least nats, and where the last group of them begins, by the number of events (rows) and of revealed positions.
+    least = torch.full((steps + 1, len(nats) + 1), torch.inf, dtype=torch.float64, device="cpu")
+    begins = torch.zeros(steps + 1, len(nats) + 1, dtype=torch.long, device="cpu")
+    least[0, 0] = 0
+    for end in range(1, len(nats) + 1):
+        last_group = (end - revealed[:end]) * h[:end]  # (end,) its nats, by where it begins
+        least[1:, end], begins[1:, end] = (least[:-1, :end] + last_group).min(dim=1)
+    sizes, end = [], len(nats)
+    for event in range(steps, 0, -1):
+        begin = int(begins[event, end])
+        sizes.append(end - begin)
+        end = begin
+    return tuple(reversed(sizes))
+
+
+def expected_kl(profile: Sequence[float], sizes: Sequence[int]) -> float:
+    """Returns the expected divergence, in nats a row, of events that reveal so many positions in random order.
+
+    Args:
+        profile: (L,) the information profile at the length of the row. sizes: of the events, m <= L together.
+    """
+    left, together = sum(sizes), 0.0  # masks; nats
+    for size in sizes:
+        together += size * profile[len(profile) - left]
+        left -= size
+    return together - sum(profile[len(profile) - sum(sizes) :])
+
+
+def expected_kl_of_grid(profile: Sequence[float], masked: int, reveal: Tensor) -> float:
+    """Returns the same for a grid of times, whose groups have random sizes (see [`plan_grid`]).
+
+    Before a step the number of revealed positions is binomial, and each other one is revealed with probability r.
+
+    Args:
+        masked: m <= L. reveal: (n,) float64, r, as `noise_radd.reveal_probabilities` returns.
+    """
+    h = torch.tensor(profile[len(profile) - masked :], dtype=torch.float64)  # (m,)
+    hidden = pad((1 - reveal).cumprod(dim=0)[:-1], (1, 0), value=1.0)[:, None]  # (n, 1) P(masked) before each step
+    revealed = torch.arange(masked, dtype=torch.float64)  # (m,) all but m, after which nothing is left to reveal
+    left = masked - revealed  # (m,)
+    log_choices = math.lgamma(masked + 1) - torch.lgamma(revealed + 1) - torch.lgamma(left + 1)  # (m,)
+    log_probability = log_choices + torch.xlogy(revealed, 1 - hidden) + torch.xlogy(left, hidden)  # (n, m)
+    together = log_probability.exp() * left * reveal[:, None] * h  # (n, m) nats of what a step reveals
+    return float(together.sum() - h.sum())
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -278,9 +422,16 @@ __all__ = [
     "GIVEN",
     "Schedule",
     "Shape",
+    "balanced_sizes",
+    "check_profile",
+    "check_work",
     "events_at_most",
+    "expected_kl",
+    "expected_kl_of_grid",
+    "group_sizes",
     "plan_grid",
     "plan_sequence",
+    "profile_of_length",
     "recomputed_in",
     "without_empty_steps",
 ]

@@ -6,6 +6,7 @@
     radd train --config NAME
     radd eval --model MODEL
     radd quality --model MODEL
+    radd profile MODEL --dataset TEXT
     radd convert SOURCE TARGET
     radd demo
 
@@ -46,6 +47,7 @@ commands:
   train      train a model, as train_accelerate.py does
   eval       measure the perplexity of a model on a text, as eval_ppl.py does
   quality    measure what a model writes and what that costs, as eval_generation.py does
+  profile    estimate and save what generate --schedule profile needs
   convert    make folders for the Hub of the authors' checkpoints, and back
   demo       serve a web page on which a model writes
 
@@ -54,6 +56,7 @@ examples:
   radd info checkpoints/radd-austen
   radd train --config austen --output_dir runs/mine
   radd eval --model checkpoints/radd-austen --dataset austen
+  radd profile checkpoints/radd-austen --dataset austen
   accelerate launch -m radd_hf train --config small
   radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
   radd demo
@@ -558,7 +561,7 @@ def _figure(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# radd convert, demo, train, eval, quality
+# radd convert, demo, train, eval, quality, profile
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -605,6 +608,13 @@ def quality(argv: Sequence[str]) -> int:
     return _script("quality", samples_main, argv)
 
 
+def profile(argv: Sequence[str]) -> int:
+    from radd_hf.evaluation.profile import main as profile_main
+
+    named = ["--model"] if argv and not argv[0].startswith("-") else []  # MODEL stands first, as in other commands
+    return _script("profile", profile_main, [*named, *argv])
+
+
 def _script(name: str, script_main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     """Runs one of the scripts, alone or as one of the processes of a launcher."""
     from radd_hf.processes import status_of_script
@@ -618,6 +628,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "quality": quality,
+    "profile": profile,
     "convert": convert,
     "demo": demo,
 }

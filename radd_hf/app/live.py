@@ -125,13 +125,15 @@ def check_length(what: str, tokens: int, longest: int) -> None:
 def generation_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `generate` from the fields of the page, of which those that the method has no use for are left out.
 
-    None is a setting's default, and so are no (0) steps.
+    None is a setting's default, and so are no (0) steps. A schedule takes the place of method and order.
     """
-    method, steps = sampling["method"], sampling["steps"]
+    schedule, steps = sampling.get("schedule") or None, sampling["steps"]
+    method = None if schedule else sampling["method"]
     if steps and is_integer(steps) and steps > MOST_STEPS:
         raise ValueError(f"steps={steps} must be at most {MOST_STEPS}.")
     order = sampling["order"] if method == "ordered" else None
-    fitting = dict(sampling) | {"steps": None if method == "first_hitting" else steps or None, "order": order}
+    fitting = dict(sampling) | {"method": method, "order": order, "schedule": schedule}
+    fitting["steps"] = None if method == "first_hitting" else steps or None
     return fitting if is_adaptive(order) else fitting | dict.fromkeys(BOUNDS)
 
 

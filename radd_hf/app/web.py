@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..endings import note
-from ..settings_radd import ADAPTIVE_ORDERS, METHODS, ORDERS, TEXT_SETTINGS
+from ..settings_radd import ADAPTIVE_ORDERS, GROUP_SCHEDULES, METHODS, ORDERS, TEXT_SETTINGS
 from .gate import CONNECTIONS, Gate, is_loopback, visitor_at
 from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, number_of, write
 from .turns import Job, Limits, Turns
@@ -216,6 +216,9 @@ def _add_sampling() -> dict[str, Any]:
     with gr.Accordion("How it writes", open=False, elem_id="sampling"):
         with gr.Row():
             method = gr.Dropdown(METHODS, value="tweedie", label="Method", elem_id="method")
+            schedule = gr.Dropdown(
+                [("by the method", ""), *GROUP_SCHEDULES], value="", label="Tokens an event", elem_id="schedule"
+            )
             steps = number("steps", 0, "0: as many as tokens")
             order = gr.Dropdown(ORDERS, value="forward", label="Order", visible=False, elem_id="order")
             seed = gr.Number(-1, label="Seed", info="-1: a new one each time", precision=0, elem_id="seed")
@@ -253,7 +256,7 @@ def _add_sampling() -> dict[str, Any]:
         api_visibility="private",
     )
     fields = {"method": method, "steps": steps, "order": order, "temperature": temperature, "top_k": top_k}
-    fields |= {"entropy_bound": entropy_bound, "confidence_threshold": threshold}
+    fields |= {"entropy_bound": entropy_bound, "confidence_threshold": threshold, "schedule": schedule}
     fields |= {"top_p": top_p, "refresh_interval": refresh, "refresh_window": window}
     assert fields.keys() == TEXT_SETTINGS.keys() - set(WITHOUT_FIELD), "a setting of generate has no field"
     return fields | {"seed": seed, "pause": pause}

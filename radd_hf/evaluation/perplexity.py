@@ -39,7 +39,9 @@ RANGES = {"length": COUNT, "passes": COUNT, "target_se": POSITIVE, "batch_size":
 
 
 @dataclass
-class Arguments:
+class TextArguments:
+    """Names a model, a text, and how the text is cut."""
+
     model: str = field(metadata={"help": "folder or repository of a RADD model, ours or the authors'"})
     dataset: str = field(
         default="austen",
@@ -57,6 +59,10 @@ class Arguments:
         metadata={"help": "a special token that the text spells, such as EOS, is that token; default: its characters"},
     )
     length: int | None = field(default=None, metadata={"help": "tokens in a block; default: the model's"})
+
+
+@dataclass
+class Arguments(TextArguments):
     estimator: str = field(default="k_stratified", metadata={"help": f"one of {', '.join(ESTIMATORS)}"})
     passes: int | None = field(
         default=None, metadata={"help": f"masks drawn for each block: 16; with --target_se at most: {MOST_PASSES}"}
@@ -126,7 +132,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     return args
 
 
-def load_text(args: Arguments, model: RaddForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> EvaluationText:
+def load_text(args: TextArguments, model: RaddForMaskedLM, tokenizer: PreTrainedTokenizerBase) -> EvaluationText:
     return load_evaluation_text(
         args.dataset,
         tokenizer,

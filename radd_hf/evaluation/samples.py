@@ -44,6 +44,13 @@ class Arguments:
     orders: str = field(
         default="forward", metadata={"help": f"of 'ordered', separated by commas: of {','.join(ORDERS)}"}
     )
+    schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "'profile': rows of generate's schedule of that name, too, for each of the steps; the model must "
+            "have its profile (radd profile)"
+        },
+    )
     entropy_bounds: str | None = field(
         default=None,
         metadata={"help": "of the adaptive 'orders' ('entropy' if there is none), in nats, separated by commas"},
@@ -84,7 +91,7 @@ RANGES = {"n_samples": Range(2, LARGEST), "batch_size": COUNT, "judge_batch_size
 
 # Settings that differ from row to row of the table, and those that all rows share. Samples that end early, at EOS or
 # for lack of time, could not be compared.
-VARIED = ("method", "order", "steps", *BOUNDS)
+VARIED = ("method", "order", "steps", "schedule", *BOUNDS)
 COMMON = [name for name in TEXT_SETTINGS if name not in (*VARIED, "stop_on_eos", "max_time")]
 SamplingArguments = make_dataclass(
     "SamplingArguments",
@@ -105,6 +112,7 @@ class Sampler:
     steps: int | None = None
     entropy_bound: float | None = None
     confidence_threshold: float | None = None
+    schedule: str | None = None
 
     @property
     def bounded(self) -> bool:
@@ -120,9 +128,13 @@ def main(argv: list[str]) -> None:
     methods, orders, steps, bounds = check(args, drawing)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
-    model.generation_config = RaddGenerationConfig()  # flags, which the result names, replace the checkpoint's
+    profile = getattr(model.generation_config, "information_profile", None)
+    if args.schedule is not None and profile is None:
+        raise ValueError(f"schedule={args.schedule!r} needs a profile, which {args.model!r} has not: run radd profile.")
+    # Flags, which the result names, replace the checkpoint's settings.
+    model.generation_config = RaddGenerationConfig(information_profile=profile)
     length = drawing["length"] = drawing["length"] or model.config.max_position_embeddings
-    samplers = make_samplers(methods, orders, steps, length, bounds)
+    samplers = make_samplers(methods, orders, steps, length, bounds, args.schedule)
     # Before anything is written, since these can fail.
     judged_by = load_judge(args.judge) if args.judge is not None and accelerator.is_main_process else None
     reference = read_reference(args, tokenizer, length) if accelerator.is_main_process else None
@@ -238,7 +250,7 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
         )
     if args.reference is None and args.reference_split is not None:
         raise ValueError(f"reference_split={args.reference_split!r} is of reference=, which is not given.")
-    RaddGenerationConfig(**drawing)
+    RaddGenerationConfig(**drawing, schedule=args.schedule)
     check_output("output", args.output)
     check_output("plot", args.plot)
     if args.plot is not None:
@@ -280,21 +292,28 @@ def parse_numbers(name: str, value: str | None, setting: str) -> list[float]:
 
 
 def make_samplers(
-    methods: list[str], orders: list[str], steps: list[int], length: int, bounds: dict[str, list[float]] | None = None
+    methods: list[str],
+    orders: list[str],
+    steps: list[int],
+    length: int,
+    bounds: dict[str, list[float]] | None = None,
+    schedule: str | None = None,
 ) -> list[Sampler]:
     samplers: list[Sampler] = []
+    events = list(dict.fromkeys(min(step, length) for step in steps))  # of methods that have no more than tokens
     for method in methods:
         if method in GRID_METHODS:
             samplers += [Sampler(method, steps=step) for step in steps]
         elif method == "first_hitting":
             samplers.append(Sampler(method))
-        else:  # "ordered" has no more events than tokens: more steps would be the same row again
-            events = dict.fromkeys(min(step, length) for step in steps)
+        else:
             samplers += [Sampler(method, order, step) for order in orders for step in events]
             adaptive = [order for order in orders if is_adaptive(order)]
             for name, values in (bounds or {}).items():
                 for order in adaptive or [BOUNDS[name]]:
                     samplers += [replace(Sampler(method, order), **cast(Any, {name: value})) for value in values]
+    if schedule is not None:
+        samplers += [Sampler("ordered", "random", step, schedule=schedule) for step in events]
     return samplers
 
 
@@ -319,7 +338,7 @@ def series_of(row: dict) -> str:
     for bound, word in (("entropy_bound", "bound"), ("confidence_threshold", "threshold")):
         if row.get(bound) is not None:
             name += f", {word} {row[bound]:g}"
-    return name
+    return name if row.get("schedule") is None else f"{name}, {row['schedule']}"
 
 
 def device_name(accelerator: Accelerator) -> str:

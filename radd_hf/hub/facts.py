@@ -125,6 +125,8 @@ def model_facts(name: str) -> dict[str, Any]:
         facts["tokenizer"] = "none beside the model (the authors' models: gpt2)"
     own = read_beside(name, "generation_config.json") or {}
     chosen = {key: own[key] for key in SETTINGS if own.get(key) is not None}
+    if profile := chosen.pop("information_profile", None):
+        facts["information_profile"] = {"tokens": len(profile), "first": profile[0], "last": profile[-1]}
     facts["generation"] = chosen or "defaults"
 
     source = read_beside(name, "README.md") or ""

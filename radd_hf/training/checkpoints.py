@@ -28,6 +28,8 @@ from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 
+from ..results import sync, write_synced
+
 logger = logging.getLogger(__name__)
 
 MANIFEST, PROGRESS = "state/manifest.json", "state/progress.json"
@@ -116,30 +118,6 @@ def seal(path: Path) -> dict[str, Any]:
 def digest_of(manifest: dict[str, Any]) -> str:
     """Returns the SHA-256 of the manifest itself, which is in the file beside it."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replaces a file, so that whenever the process is killed there is the old one or the new one."""
-    beside = path.with_name(f"{path.name}.partial")
-    write_synced(beside, text)
-    beside.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or the names in a folder are on the disk, and survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Reading

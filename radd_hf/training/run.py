@@ -41,7 +41,7 @@ from ..evaluation.metric import DiffusionPerplexity
 from ..evaluation.quality import judge, token_entropy, write_samples
 from ..processes import on_main
 from ..randomness_radd import stream_seed
-from ..results import to_json
+from ..results import replace_text, to_json, write_synced
 from ..settings_radd import shortened
 from .adapters import has_adapters, merged
 from .averages import Ema
@@ -51,9 +51,7 @@ from .checkpoints import (
     delete_old,
     make_partial,
     new_identity,
-    replace_text,
     step_of,
-    write_synced,
     writing,
 )
 from .lock import check_held

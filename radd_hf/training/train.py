@@ -51,10 +51,11 @@ from ..kernels_radd import compile_trunk
 from ..modeling_radd import RaddLayer, RaddModel
 from ..processes import make_accelerator, on_main, on_terminal, silence_progress_bars
 from ..randomness_radd import stream_seed
+from ..results import replace_text
 from .adapters import add_adapters
 from .arguments import VOCAB_SIZE, DataArguments, ModelArguments, TrainingArguments, parse_arguments, trackers
 from .averages import Ema
-from .checkpoints import find_checkpoint, remove_leftovers, replace_text, set_aside_after
+from .checkpoints import find_checkpoint, remove_leftovers, set_aside_after
 from .lock import exclusive
 from .memory import check_memory
 from .peers import Peers

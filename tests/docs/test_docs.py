@@ -24,8 +24,9 @@ from transformers import AutoModel, AutoTokenizer
 
 import benchmarks.__main__
 from benchmarks import conditioning, draw, estimators, head, orders, partial_caching, saving, training_cost
+from benchmarks import profile as profile_benchmark
 from radd_hf.app import cli
-from radd_hf.evaluation import perplexity, samples
+from radd_hf.evaluation import perplexity, profile, samples
 from radd_hf.hub import convert
 from radd_hf.training import train
 from support.paths import CHECKPOINT, GOLDEN, ROOT
@@ -200,6 +201,8 @@ def parse_radd(flags, monkeypatch):
         command, *flags = flags
         if flags in ([], ["--help"]) or command == "demo":  # named only; the page needs gradio
             assert command in cli.COMMANDS
+        elif command == "profile":
+            profile.parse_arguments(["--model", *flags])
         elif command in COMMANDS_THAT_ARE_SCRIPTS:
             PARSERS[COMMANDS_THAT_ARE_SCRIPTS[command]](flags, monkeypatch)
         else:
@@ -242,6 +245,7 @@ PARSERS = {
     "benchmarks.estimators": parse_estimators,
     "benchmarks.orders": lambda flags, monkeypatch: parse_by(orders.main, flags, monkeypatch),
     "benchmarks.partial_caching": lambda flags, monkeypatch: parse_by(partial_caching.main, flags, monkeypatch),
+    "benchmarks.profile": lambda flags, monkeypatch: parse_by(profile_benchmark.main, flags, monkeypatch),
     "benchmarks.saving": lambda flags, monkeypatch: parse_by(saving.main, flags, monkeypatch),
     "radd_hf.hub.convert": lambda flags, monkeypatch: parse_by(convert.main, flags, monkeypatch),
     "radd_hf.evaluation.lm_eval": parse_harness,
@@ -317,6 +321,13 @@ def test_the_generation_guide_has_the_table_of_the_recorded_gaps():
         "of {passages} gaps of {gap} tokens between {before} and {after} of".format(**result)
         in PAGES["docs/generation.md"]
     )
+
+
+def test_the_generation_guide_has_the_table_of_the_measured_groups():
+    result = json.loads(profile_benchmark.RESULT.read_text())
+    assert f"\n{profile_benchmark.table(result)}\n" in PAGES["docs/generation.md"]
+    assert "a text of {length} tokens more".format(**result) in PAGES["docs/generation.md"]
+    assert "choice of {texts} texts".format(**result) in PAGES["docs/generation.md"]
 
 
 def test_every_module_is_in_the_reference_or_said_to_be_internal():

@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import textwrap
 from types import SimpleNamespace
@@ -121,6 +122,22 @@ def test_a_bound_without_an_adaptive_order_means_its_own(evaluate):
 def test_bounds_that_cannot_be_are_refused_before_loading(evaluate, flags, message):
     with pytest.raises(ValueError, match=message):
         evaluate(model="nowhere", **flags)
+
+
+def test_a_schedule_has_rows_of_its_own(evaluate, folders, tmp_path, capsys):
+    folder = tmp_path / "profiled"
+    shutil.copytree(folders.model, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"information_profile": [3.0, 1.0], "steps": 2}))
+    result = evaluate(model=folder, methods="ordered", orders="random", schedule="profile")
+    rows = [(row["order"], row["schedule"], row["steps"], row["nfe"]) for row in result["rows"]]
+    assert rows == [("random", schedule, steps, steps) for schedule in (None, "profile") for steps in (4, LENGTH)]
+    assert "ordered random, profile  " in capsys.readouterr().out
+
+
+def test_a_schedule_of_a_model_without_a_profile_is_refused_before_anything_is_written(evaluate, monkeypatch):
+    monkeypatch.setattr(samples, "write_samples", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(ValueError, match=r"schedule='profile' needs a profile, which .* has not: run radd profile"):
+        evaluate(schedule="profile")
 
 
 def test_a_row_holds_the_figures_of_the_samples_that_its_seed_gives(evaluate, folders):
@@ -301,6 +318,7 @@ def test_the_tables_show_names_from_outside_and_obey_none(text):
         ({"length": 0}, "length=0"),
         ({"temperature": -1}, "temperature=-1"),
         ({"top_p": 2}, "top_p=2"),
+        ({"schedule": "cosine"}, "schedule='cosine' must be one of"),
         ({"output": "no/such/folder/result.json"}, "output='no/such/folder/result.json': there is no folder"),
         ({"output": "/"}, "output='/' must be a file, and is a folder"),
         ({"plot": "picture.nope"}, r"plot='picture\.nope' must end in one of \["),

@@ -7,7 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks import training_cost as cost
 from radd_hf import RaddConfig, RaddForMaskedLM, kernels_radd, modeling_radd
-from radd_hf.hub.facts import count_parameters, forward_flops
+from radd_hf.hub.facts import count_parameters, forward_flops, model_facts
 from radd_hf.training import memory
 from support.paths import CHECKPOINT, ROOT
 
@@ -113,3 +113,11 @@ def test_the_table_of_the_documentation_is_what_is_printed(capsys):
     cost.main([])
     table = "".join(line for line in capsys.readouterr().out.splitlines(keepends=True) if line.startswith("|"))
     assert table in (ROOT / "docs" / "training.md").read_text()
+
+
+def test_an_information_profile_is_told_by_its_ends():
+    facts = model_facts(str(CHECKPOINT))
+    assert facts["generation"] == "defaults"
+    profile = facts["information_profile"]
+    assert profile["tokens"] == 128
+    assert profile["first"] > profile["last"] > 0

@@ -21,7 +21,7 @@ from scipy import stats
 from torch import Tensor
 
 from radd_hf.noise_radd import GeometricNoise, LogLinearNoise
-from support.toys import TableNetwork, seeded, tiny_model
+from support.toys import StandIn, TableNetwork, seeded, tiny_model
 
 LENGTH = 3
 MASK = 3  # V = 4: tokens 0, 1, 2 and the mask
@@ -85,8 +85,21 @@ def grid_plans(noise: str, method: str, steps: int, masked: int, renumber: bool)
     return plans
 
 
-def ordered_plans(order, masked: list[int], steps: int | None) -> dict[tuple[int, ...], float]:
-    """P(plan) when masked positions are revealed in an order, one by one or in balanced groups."""
+def compositions(total: int, parts: int) -> list[tuple[int, ...]]:
+    """All ways to write `total` as a sum of so many numbers of at least 1."""
+    return [sizes for sizes in itertools.product(range(1, total + 1), repeat=parts) if sum(sizes) == total]
+
+
+def nats_of_groups(profile: list[float], sizes: tuple[int, ...]) -> float:
+    """Expected nats of tokens that are drawn together, the last of them when all others are visible."""
+    first = len(profile) - sum(sizes)
+    return sum(size * profile[first + sum(sizes[:group])] for group, size in enumerate(sizes))
+
+
+def ordered_plans(
+    order, masked: list[int], steps: int | None, profile: list[float] | None = None
+) -> dict[tuple[int, ...], float]:
+    """P(plan) when masked positions are revealed in an order, one by one or in groups, balanced or by a profile."""
     m = len(masked)
     if order == "random":
         orders = list(itertools.permutations(masked))
@@ -96,9 +109,15 @@ def ordered_plans(order, masked: list[int], steps: int | None) -> dict[tuple[int
         orders = [tuple(reversed(masked))]
     else:
         orders = [tuple(position for position in order if position in masked)]
+    sizes = [1] * m
+    if steps and steps < m:
+        sizes = [sum(rank * steps // m == group for rank in range(m)) for group in range(steps)]
+    if steps and steps < m and profile is not None:
+        sizes = min(compositions(m, steps), key=functools.partial(nats_of_groups, profile))
+    events = [group for group, size in enumerate(sizes) for _ in range(size)]
     plans: Counter = Counter()
     for sequence in orders:
-        event = {position: rank * steps // m if steps and steps < m else rank for rank, position in enumerate(sequence)}
+        event = dict(zip(sequence, events, strict=True))
         plans[tuple(event[position] for position in masked)] += 1 / len(orders)
     return plans
 
@@ -206,7 +225,7 @@ def logits_by_canvas(network):
     canvases = list(itertools.product(range(MASK + 1), repeat=LENGTH))
     with torch.no_grad():
         ids = torch.tensor(canvases)
-        logits = network.logits(ids) if isinstance(network, TableNetwork) else network(ids).logits  # (V^L, L, V)
+        logits = network.logits(ids) if isinstance(network, StandIn) else network(ids).logits  # (V^L, L, V)
     return dict(zip(canvases, logits.tolist(), strict=True)).__getitem__
 
 
@@ -258,7 +277,7 @@ class Method:
             return grid_plans(self.noise, method, steps, len(masked), renumber)
         # Hitting times are independent and identically distributed: their order is a uniform permutation.
         order = "random" if method == "first_hitting" else self.arguments["order"]
-        return ordered_plans(order, masked, steps)
+        return ordered_plans(order, masked, steps, self.arguments.get("information_profile"))
 
     def joint(self, logits_of, canvas: tuple[int, ...], renumber: bool = True, **warp) -> dict[tuple[int, ...], float]:
         """P(plan, text)."""
@@ -283,6 +302,14 @@ SEQUENCE_METHODS = [Method("first_hitting", {"method": "first_hitting"})] + [
         ("backward", 1),
         ("random", 7),
     ]
+]
+SEQUENCE_METHODS += [  # which draws one token first, where balanced groups draw two
+    Method(
+        f"profile-{steps}",
+        {"method": "ordered", "order": "random", "steps": steps, "schedule": "profile"}
+        | {"information_profile": [3.0, 1.0, 0.5]},
+    )
+    for steps in (1, 2, 7)
 ]
 
 

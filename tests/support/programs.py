@@ -52,6 +52,7 @@ def random_settings(draw: random.Random) -> dict:
             {"method": "euler", "steps": draw.randint(1, 20)},
             {"method": "first_hitting"},
             {"method": "ordered", "order": draw.choice(["forward", "backward", "random"])},
+            {"schedule": "profile", "steps": draw.randint(1, 15), "information_profile": [3.0, 2.0, 1.5, 1.4]},
             {"method": "ordered", "steps": draw.randint(1, 15), "order": draw.sample(range(LENGTH), LENGTH)},
             {"method": "ordered", "order": draw.choice(ADAPTIVE_ORDERS)},
             {"method": "ordered", "order": draw.choice(ADAPTIVE_ORDERS), "steps": draw.randint(1, 15)},
