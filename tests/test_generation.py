@@ -366,7 +366,7 @@ def test_keyword_then_argument_then_model_then_default(model, keyword, argument,
     assert output.num_function_evaluations.item() == evaluations
 
 
-@pytest.mark.parametrize(("name", "bound"), zip(LENGTHS, BOUNDS, strict=True))
+@pytest.mark.parametrize(("name", "bound"), [*zip(LENGTHS, BOUNDS, strict=True)])
 def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path, name, bound):
     settings = {
         name: 7,
