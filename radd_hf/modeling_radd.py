@@ -13,7 +13,7 @@ Shapes: B batch, L length, V vocabulary (with the mask), D hidden size, H heads,
 A sampler needs the distribution only where it draws, a loss only where there is a label. So the head runs at the
 `output_positions` alone, and so does the last layer except for its keys and values. A tensor (B, L, V) exists only
 when somebody asks for the logits of every position. Matrix products, attention and loss come from `kernels_radd.py`,
-which computes the same as torch, faster on some CPUs.
+which computes the same as torch, faster on some CPUs and cards.
 """
 
 import math
@@ -51,11 +51,13 @@ from .kernels_radd import (
     has_backward_hooks,
     has_fixed_shapes,
     has_hooks_inside,
+    is_faster_by_halves,
     is_faster_by_products,
     label_places,
     linear,
     masked_softmax,
     norm_linear,
+    rotate_by_halves,
     token_nll,
     zero_without_keys,
 )
@@ -124,6 +126,8 @@ def rotate(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
     It computes in float32, since a bfloat16 cosine is off by up to 0.4 %, which matters in a long row.
     """
+    if is_faster_by_halves(states):
+        return rotate_by_halves(states, cos, signed_sin)
     dtype, states = states.dtype, states.float()
     first, second = states.chunk(2, dim=-1)
     swapped = torch.cat((second, first), dim=-1)

@@ -73,6 +73,11 @@ BAD = {
         {"input_ids": [1, V]},
         r"input_ids holds the id 300; the vocabulary has ids 0 .. 299",
     ),
+    "an id beyond the vocabulary in a tensor": (
+        {"input_ids": torch.tensor([[1, M, 2], [M, V + 5, -1]], dtype=torch.int32)},
+        "input_ids holds the id 305; the vocabulary has ids 0 .. 299",
+    ),
+    "a negative id in an array": ({"prefix": np.array([[3, 4], [-7, 900]])}, "prefix holds the id -7"),
     "a negative id": ({"prefix": [-1]}, "prefix holds the id -1"),
     "an id beyond the vocabulary in the suffix": ({"suffix": [5000]}, "suffix holds the id 5000"),
     "prefix and suffix of different batches": (
@@ -244,6 +249,8 @@ BAD_TYPES = {
     "generator a seed": ({"generator": 42}, "generator=42 must be a torch.Generator"),
     "generators that are seeds": ({"generator": [42]}, "generator=42 must be a torch.Generator"),
     "ids of words and numbers": ({"prefix": [1, "two"]}, "prefix holds 'two'"),
+    "True among ids": ({"prefix": [[1, 2], [3, True]]}, "prefix holds True"),
+    "complex ids in a tensor": ({"input_ids": torch.ones(1, 4) + 0j}, r"input_ids holds \(1\+0j\)"),
     "fractional ids": ({"prefix": [1, 2.5]}, "prefix holds 2.5"),
     "ids in a dictionary": ({"prefix": {"input_ids": [1]}}, "prefix=.* must be ids"),
     "a number for a prefix": ({"prefix": 7}, "prefix=7 must be ids"),

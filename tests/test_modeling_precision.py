@@ -12,8 +12,21 @@ import torch
 from torch import nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from radd_hf import RaddForMaskedLM
-from support.models import DTYPE_TOLERANCE, LAYERS, MASK, D, H, draw_ids, finite, make_model
+from radd_hf import RaddForMaskedLM, modeling_radd
+from radd_hf.kernels_radd import rotate_by_halves
+from radd_hf.modeling_radd import rotate
+from support.models import (
+    DTYPE_TOLERANCE,
+    LAYERS,
+    MASK,
+    D,
+    H,
+    draw_ids,
+    finite,
+    make_model,
+    padded_batch,
+    rotated_states,
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPE_TOLERANCE, ids=str)
@@ -35,6 +48,37 @@ def test_rotary_frequencies_survive_bfloat16(model):
     exponent = torch.arange(0, D // H, 2, dtype=torch.float64) / (D // H)
     angles = positions[0, :, None].double() / 10000**exponent
     torch.testing.assert_close(one[0], torch.cat((angles, angles), dim=-1).sin().float(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPE_TOLERANCE, ids=str)
+def test_rotation_by_halves_gives_the_bits_of_the_plain_one(dtype):
+    for states, cos, sin in rotated_states(dtype):
+        kept = states.clone()
+        with torch.no_grad():
+            found, expected = rotate_by_halves(states, cos, sin), rotate(states, cos, sin)
+        assert found.dtype == dtype
+        assert torch.equal(found, expected), (states.shape, cos.shape)
+        assert torch.equal(states, kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPE_TOLERANCE, ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_network_that_rotates_by_halves_as_on_a_card_gives_the_same_bits(model, monkeypatch, dtype, side):
+    model = copy.deepcopy(model).to(dtype)
+    _, ids, mask = padded_batch(side)
+    everywhere = {"input_ids": ids, "attention_mask": mask}
+    settings = {"seed": 0, "refresh_interval": 3, "refresh_window": 1, "return_dict_in_generate": True}
+
+    @torch.no_grad()
+    def outputs():
+        sample = model.generate(**everywhere, **settings)
+        some = model(**everywhere, output_positions=ids == MASK)
+        return [model(ids).logits, model(**everywhere).logits, some.logits, sample.sequences, sample.token_logprobs]
+
+    expected, calls = outputs(), []
+    monkeypatch.setattr(modeling_radd, "is_faster_by_halves", lambda states: calls.append(states.shape) or True)
+    assert all(torch.equal(*both) for both in zip(outputs(), expected, strict=True))
+    assert len(set(calls)) > 3, "whole, pruned and partial evaluations"
 
 
 @pytest.mark.parametrize(

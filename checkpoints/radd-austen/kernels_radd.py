@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Computes the matrix products, attention, dropout and loss of a network as torch does, but faster on a CPU.
+"""Computes products, rotation, attention, dropout and loss of a network as torch does, but faster on a CPU or a card.
 
 Nothing here is about RADD. The docstring of a function gives the line of plain torch that it stands for, and the
 network in `modeling_radd.py` calls the function in place of that line:
@@ -7,6 +7,7 @@ network in `modeling_radd.py` calls the function in place of that line:
     linear                  an unchanged nn.Linear by oneDNN, on an AMD CPU twice as fast as by MKL
     norm_linear             norm and layer; the backward pass recomputes the norm
     feed_forward            norm, layer, activation, layer; the backward pass recomputes what is cheap
+    rotate_by_halves        the rotary embedding in 16 bits on a card, without gradients
     attention_by_products   attention in bfloat16 on a CPU
     masked_softmax          weights of attention; `zero_without_keys` is for queries that have none
     Dropout                 dropout
@@ -224,13 +225,17 @@ def is_transformed() -> bool:
     return in_function_transform() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
+def is_followed() -> bool:
+    """Whether a compiler, a tracer or a transform follows what is computed."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
+
+
 def has_values(tensor: Tensor) -> bool:
     """Whether the host can look at the values: it waits for no card, and nothing that records or compiles follows.
 
     A check of values is made only where this holds.
     """
-    followed = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed() or number_of_modes() > 0
-    return type(tensor) is Tensor and tensor.device.type == "cpu" and not followed
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not is_followed() and number_of_modes() == 0
 
 
 def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -366,6 +371,30 @@ def feed_forward(
 # ---------------------------------------------------------------------------------------------------------
 # Attention
 # ---------------------------------------------------------------------------------------------------------
+
+
+def is_faster_by_halves(states: Tensor) -> bool:
+    """Tells whether [`rotate_by_halves`] is faster here than the plain line, and nobody wants a gradient."""
+    on_card = states.device.type == "cuda" and states.dtype in (torch.bfloat16, torch.float16)
+    return on_card and type(states) is Tensor and not torch.is_grad_enabled() and not is_followed()
+
+
+def rotate_by_halves(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Computes (x * cos + swapped * signed_sin).to(states.dtype), x = states.float(), `swapped` its halves in turn.
+
+    The bits are the same, but neither x nor `swapped` takes memory. A CPU would take longer, since torch casts before
+    it multiplies there. With gradients torch does not write to given memory.
+
+    Args:
+        states: (B, L, H, d). cos, signed_sin: (B or 1, L, d) float32.
+    """
+    first, second = states.chunk(2, dim=-1)  # (B, L, H, d / 2) both
+    (cos, other_cos), (sin, other_sin) = (table[:, :, None].chunk(2, dim=-1) for table in (cos, signed_sin))
+    output = states.new_empty(states.shape)
+    one, other = output.chunk(2, dim=-1)
+    torch.addcmul(first * cos, second, sin, out=one)  # in float32, then rounded to the dtype of `one`
+    torch.addcmul(second * other_cos, first, other_sin, out=other)
+    return output
 
 
 def is_faster_by_products(implementation: str | None, query: Tensor) -> bool:
@@ -672,12 +701,14 @@ __all__ = [
     "has_fixed_shapes",
     "has_hooks_inside",
     "has_values",
+    "is_faster_by_halves",
     "is_faster_by_products",
     "label_places",
     "linear",
     "masked_softmax",
     "norm_linear",
     "packed_weights",
+    "rotate_by_halves",
     "token_nll",
     "zero_without_keys",
 ]

@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 
 from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM
 from radd_hf.generation_radd import SamplerState
-from radd_hf.kernels_radd import compile_trunk
+from radd_hf.kernels_radd import compile_trunk, is_faster_by_halves
 from radd_hf.likelihood import estimate_likelihood, exact_likelihood
+from radd_hf.modeling_radd import rotate
 from radd_hf.training.averages import Ema
+from support.models import rotated_states
 from support.paths import CHECKPOINT, ROOT
 from support.programs import assert_same_output, graphs_of, make_model, random_settings
 from support.toys import random_model, seeded, tiny_model
@@ -76,6 +78,17 @@ def test_every_attention_gives_the_logits_of_the_written_out_one(austen, attenti
     text, real = padding.bool(), austen.config.mask_token_id
     error = (found[text][:, :real] - expected[text][:, :real]).norm() / expected[text][:, :real].norm()
     assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_rotation_has_the_same_bits_with_gradients_and_without_by_halves(dtype, autocast):
+    for states, cos, sin in rotated_states(dtype, "cuda"):
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            expected = rotate(states, cos, sin)
+            with torch.no_grad():
+                assert is_faster_by_halves(states) == (dtype != torch.float32)
+                assert torch.equal(rotate(states, cos, sin), expected), (states.shape, cos.shape)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

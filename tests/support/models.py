@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.canvas_radd import Positions
 
 V, D, LAYERS, H, L = 48, 32, 3, 4, 12
 MASK = V - 1
@@ -74,6 +75,21 @@ def padded_batch(side, lengths=(12, 7, 1)):
 def finite(logits):
     """Without the mask column, whose -inf is checked elsewhere and spoils differences."""
     return logits[..., :MASK].float()
+
+
+def rotated_states(dtype, device="cpu"):
+    """States (B, L, H, d) and tables (B or 1, L, d), of every form in which the network rotates them."""
+    generator, cases = torch.Generator().manual_seed(0), []
+    for heads, width in ((1, 2), (4, 8), (3, 16), (12, 64), (2, 128)):
+        qkv = (3 * torch.randn(3, 17, 3, heads, width, generator=generator)).to(device, dtype)
+        angles = 100 * torch.rand(3, 17, width // 2, generator=generator).to(device)
+        tables = torch.cat((angles, angles), dim=-1)
+        tables = tables.cos(), torch.cat((-angles.sin(), angles.sin()), dim=-1)
+        some = Positions(torch.randint(17, (3, 5), generator=generator).to(device))
+        for cos, sin in (tables, tuple(table[:1] for table in tables)):  # of each row, as where some are padded; of all
+            cases += [(qkv[:, :, :2].flatten(2, 3), cos, sin), (qkv[:, :, 1], cos, sin)]
+            cases += [(some.select(qkv[:, :, 0]), some.select(cos), some.select(sin))]
+    return cases
 
 
 def gradients(model):
