@@ -60,6 +60,8 @@ def plain(value: Any) -> Any:
 MOST_STEPS = 10**6
 # Tokens of one call of `generate`, all rows together: what is planned for each takes hundreds of bytes.
 MOST_TOKENS = 2**24
+# Sequences that an evaluation computes for each row. Far fewer drafts than these are accepted.
+MOST_SPECULATION = 64
 LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, sys.float_info.max  # of torch
 
 
@@ -138,6 +140,13 @@ TEXT_SETTINGS: dict[str, Setting] = {
         "a probability in (0, 1]",
         "of an adaptive order, 'confidence' by default: reveal all positions at once whose likeliest token has this "
         "probability or more",
+    ),
+    "speculate": integer_setting(
+        1,
+        1,
+        "above 1, of 'first_hitting' and fixed orders: so many sequences an evaluation, which write up to as many "
+        "tokens; the distribution stays exactly the same",
+        most=MOST_SPECULATION,
     ),
     "temperature": Setting(
         float,
