@@ -29,9 +29,10 @@ Shapes: R rows (batch x num_return_sequences), A rows that still have events, L 
 
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any, cast
 
 import torch
@@ -81,6 +82,7 @@ from .settings_radd import (
     plain,
     shortened,
 )
+from .speculation_radd import Drafts, count_leading, is_accepted, residual, speculation_of, with_drafts
 from .text_radd import check_tokenizer
 
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
@@ -123,6 +125,7 @@ class RaddGenerationConfig(GenerationConfig):
     confidence_threshold: float | None
     schedule: GroupSchedule | None
     information_profile: Sequence[float] | None
+    speculate: int
     cuda_graphs: bool
     refresh_interval: int
     refresh_window: int
@@ -176,6 +179,8 @@ class RaddGenerationConfig(GenerationConfig):
                 if bound in chosen:
                     settings["steps"] = None
                     settings["order"] = settings["order"] if is_adaptive(settings["order"]) else order
+            if is_integer(chosen.get("speculate"), 2):
+                settings["steps"] = None
             settings |= chosen
         return cls(**settings)
 
@@ -222,10 +227,13 @@ class RaddGenerateOutput(ModelOutput):
     """Holds what `generate` returns with `return_dict_in_generate`.
 
     sequences: (R, L) ids, without a mask.
-    num_function_evaluations: (R,) network evaluations that each row took (NFE); with `refresh_interval` m > 1 all but
-        one in m of them were partial.
+    num_function_evaluations: (R,) network evaluations that each row took, one after the other (NFE); with
+        `refresh_interval` m > 1 all but one in m of them were partial, with `speculate` k > 1 each was a round.
+    num_sequences_evaluated: (R,) sequences that were computed for each row in these evaluations; as many as them,
+        but with `speculate` k > 1, where a round computes up to k.
     reveal_step: (R, L) the step of the grid (empty ones counted), or the event of a method without a grid, that
-        revealed each position; -1 at positions that were given, or padded after EOS.
+        revealed each position; -1 at positions that were given, or padded after EOS. With `speculate`, as without, the
+        place of each position in the order in which its row was written.
     token_logprobs: (R, L) natural log-probability of each token when it was drawn, before logits processors,
         temperature, top-k and top-p; 0 at positions that were given or padded. float32.
     history: the canvas (R, L) at the start and after every event, with `output_history`.
@@ -233,6 +241,7 @@ class RaddGenerateOutput(ModelOutput):
 
     sequences: Tensor | None = None
     num_function_evaluations: Tensor | None = None
+    num_sequences_evaluated: Tensor | None = None
     reveal_step: Tensor | None = None
     token_logprobs: Tensor | None = None
     history: tuple[Tensor, ...] | None = None
@@ -346,6 +355,13 @@ class Sampling:
         """Applies temperature, top-k and top-p to scores (n, V)."""
         return self.warpers(cast(Any, None), cast(Any, scores.float())) if self.warpers else scores
 
+    def log_law(self, scores: Tensor) -> Tensor:
+        """Returns the float32 log-probabilities of the tokens that are drawn, (n, V), from their scores."""
+        if self.temperature != 0:
+            return scores.float().log_softmax(dim=-1)
+        likeliest = scores.max(dim=-1, keepdim=True).indices
+        return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter_(1, likeliest, 0.0)
+
 
 # ---------------------------------------------------------------------------------------------------------
 # State: what events read and write
@@ -361,6 +377,7 @@ class SamplerState:
         tensors: where tensors are kept from call to call.
         schedule: says what each event reveals. canvas: (R, L) ids. uniform: (R, L) float64, draws each token.
         inputs: what stays the same at every evaluation, see `RaddModel.fixed_inputs`. cache: keys and values, or None.
+        drafts: of speculation, with rows as the schedule orders them, or None.
     """
 
     NEVER = torch.iinfo(torch.int64).max
@@ -373,9 +390,10 @@ class SamplerState:
         uniform: Tensor,
         inputs: dict[str, Any],
         cache: Any,
+        drafts: Drafts | None = None,
     ):
         put, rows, length = tensors.put, schedule.rows, canvas.shape[1]
-        self.cache, self.device, self.length = cache, tensors.device, length
+        self.cache, self.drafts, self.device, self.length = cache, drafts, tensors.device, length
         self.spare = canvas.numel()  # index of the last element
         self.ids = put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
         self.canvas = self.ids[:-1].view(canvas.shape)
@@ -399,10 +417,10 @@ class SamplerState:
         self.place_of_row = rows.argsort().to(self.device)  # (R,) where each row of the caller lies
 
     @staticmethod
-    def layout(canvas: Tensor, inputs: dict[str, Any], events: int) -> Hashable:
+    def layout(canvas: Tensor, inputs: dict[str, Any], events: int, speculate: int) -> Hashable:
         """Returns what must be the same for two calls of `generate` to use the same tensors."""
         forms = {name: _each(value, lambda part, _: (part.shape, part.dtype)) for name, value in inputs.items()}
-        return canvas.shape, tuple(forms.items()), events
+        return canvas.shape, tuple(forms.items()), events, speculate
 
     # What an event does.
 
@@ -451,14 +469,29 @@ class SamplerState:
         key = key.where(slot < self.length, 2 * self.length)  # beyond the row
         self.order[: shape.rows].scatter_(1, slot, indices.gather(1, key.argsort(dim=1, stable=True)))
         if policy.decides_how_many:
-            first = self.first[: shape.rows]  # (A, E + 1)
-            later = self.events - self.now[1]  # (E + 1,) 0 for the next event
-            planned = begin + chosen.sum(dim=1, keepdim=True) + later  # (A, E + 1) one at a time from then on
-            first.copy_(torch.where(later < 0, first, planned.clamp(max=self.length)))
+            self.plan_from(begin + chosen.sum(dim=1, keepdim=True))
         is_chosen = torch.zeros_like(self.ids, dtype=torch.bool)  # (R L + 1,)
         is_chosen.index_copy_(0, rectangle.flatten(), chosen.flatten())
         is_chosen[self.spare] = False
         return torch.where(is_chosen[flat_index], flat_index, self.spare)
+
+    def plan_from(self, slot: Tensor) -> None:
+        """Lets the next event of the first rows begin at this place (A, 1) of `order`; one at a time from then on."""
+        first = self.first[: len(slot)]  # (A, E + 1)
+        later = self.events - self.now[1]  # (E + 1,) 0 for the next event
+        first.copy_(torch.where(later < 0, first, (slot + later).clamp(max=self.length)))
+
+    def upcoming(self, rows: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the places in `order` that come next, their positions, and these on the flattened canvas.
+
+        Returns:
+            (A, number) each; past the end of a row, or if it has ended, the last is that of the spare element.
+        """
+        begin = self.first[:rows].index_select(1, self.now[:1])  # (A, 1)
+        slot = begin + torch.arange(number, device=self.device)  # (A, number)
+        real = (slot < self.length) & (self.ended_after[:rows, None] > self.now[0])
+        indices = self.order[:rows].gather(1, slot.clamp(max=2 * self.length - 1))
+        return slot, indices, torch.where(real, indices + self.row_begins[:rows], self.spare)
 
     def recomputed(self, shape: Shape, window: int) -> Positions | None:
         """Returns the positions that this event computes; None for all."""
@@ -467,9 +500,14 @@ class SamplerState:
         chosen = recomputed_in(self.event_of[: shape.rows], self.now[0], window)  # (A, L)
         return Positions(padded_nonzero(chosen, shape.recomputed)[0])
 
-    def inputs_of(self, rows: int) -> dict[str, Any]:
-        """Returns the fixed inputs of the first rows."""
-        return {name: _each(value, lambda part, _: part[:rows]) for name, value in self.inputs.items()}
+    def inputs_of(self, rows: int, sequences: int = 1) -> dict[str, Any]:
+        """Returns the fixed inputs of the first rows, each for so many sequences."""
+
+        def of_sequences(part: Tensor, index: int) -> Tensor:
+            part = part[:rows]
+            return part if len(part) == 1 else part[:, None].expand(-1, sequences, *part.shape[1:]).flatten(0, 1)
+
+        return {name: _each(value, of_sequences) for name, value in self.inputs.items()}
 
     def canvases(self, flat_index: Tensor) -> Tensor:
         """Returns the canvas in which each position lies: (n,) -> (n, L)."""
@@ -506,6 +544,8 @@ class SamplerState:
         self.order[:, : self.length].copy_(schedule.order)
         self.first.copy_(schedule.first)
         self.event_of.copy_(schedule.event_of)
+        if self.drafts is not None:
+            self.drafts.arrange(before)
         self.place_of_row = schedule.rows.argsort().to(self.device)
 
     def progress(self) -> tuple[Tensor, Tensor]:
@@ -521,12 +561,14 @@ class SamplerState:
         logprobs, of_network, processed = self.draws[:-1].unbind(dim=1)  # (R L,) each
         reveal_step, logprobs = schedule.plan.to(self.device), logprobs.view_as(self.canvas)  # (R, L) both
         evaluations = torch.minimum(schedule.evaluations.to(self.device), self.ended_after)  # (R,)
+        sequences = evaluations if self.drafts is None else schedule.sequences.to(self.device)  # (R,)
         if ending is not None:
             _, padded = ending.find(self.canvas, self.generated)
             reveal_step, logprobs = reveal_step.masked_fill(padded, GIVEN), logprobs.masked_fill(padded, 0)
         output = RaddGenerateOutput(
             sequences=self.sequences(),
             num_function_evaluations=evaluations[self.place_of_row],
+            num_sequences_evaluated=sequences[self.place_of_row],
             reveal_step=reveal_step[self.place_of_row],
             token_logprobs=logprobs[self.place_of_row],
         )
@@ -580,6 +622,7 @@ class RaddGenerationMixin:
         confidence_threshold: float | None = None,
         schedule: GroupSchedule | None = None,
         information_profile: Sequence[float] | Tensor | None = None,
+        speculate: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -640,6 +683,10 @@ class RaddGenerationMixin:
             information_profile: (L,) of `schedule`, saved with the model by `radd profile`: mean nats of the next token
                 in random order when 0, 1, 2, ... of L tokens are visible. A text of another length takes it at each
                 fraction of visible tokens.
+            speculate: k, of "first_hitting" and the orders that are not adaptive, without `steps`. An evaluation
+                computes up to k sequences for each row, which hold drafts of the tokens to come, and writes 1 to k
+                tokens (`speculation_radd.py`). The distribution is exactly that of k = 1, but other random numbers draw
+                from it. It saves time where k sequences take little longer than one. Default 1: off.
             temperature, top_k, top_p: of the token draw, as transformers' warpers define them. Defaults 1, 0, 1 change
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
@@ -745,12 +792,14 @@ class RaddGenerationMixin:
             steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
         plan = self._make_plan(masked, order_of_positions, settings, steps_of_rows, sizes, uniforms)
         uniform = uniforms()  # (R, L) for the tokens
+        speculate = min(speculation_of(settings), int(masked.sum(dim=1).max()))  # k
+        for_drafts = (uniforms(), uniforms()) if speculate > 1 else None  # (R, L) both
         all_steps = steps_of_rows if settings.method in GRID_METHODS and not settings.use_cache else None
 
         # 4. Schedule and loop.
         mask_on_device = None if attention_mask is None else attention_mask.to(device)
         inputs = self.model.fixed_inputs(canvas.to(device), mask_on_device)
-        layout = SamplerState.layout(canvas, inputs, events_at_most(plan, all_steps))
+        layout = SamplerState.layout(canvas, inputs, events_at_most(plan, all_steps), speculate)
         python = bool(logits_processor) or callable(settings.order)
         capturing = settings.cuda_graphs and not python and self.model.can_prune()
         with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, capturing) as programs:
@@ -762,12 +811,17 @@ class RaddGenerationMixin:
                 settings.refresh_window,
                 captured,
                 adaptive=policy is not None,
-                open_ended=policy is not None and policy.decides_how_many,
+                open_ended=speculate > 1 or (policy is not None and policy.decides_how_many),
+                speculate=speculate,
             )
+            drafts = None
+            if for_drafts is not None:
+                drafts = Drafts(programs.tensors, speculate - 1, *(each[events.rows] for each in for_drafts))
             if cache is not None:
                 cache = programs.objects.setdefault("cache", cache)  # graphs write to that of the first call
-            state = SamplerState(programs.tensors, events, canvas, uniform, inputs, cache)
-            with packed_weights(0 if captured else len(events)):  # a replay would read packed weights of this call
+            state = SamplerState(programs.tensors, events, canvas, uniform, inputs, cache, drafts)
+            most = int(events.evaluations.max())
+            with packed_weights(0 if captured else most):  # a replay would read packed weights of this call
                 output = self._reveal(programs, state, events, sampling, settings, streamer)
         return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
 
@@ -794,14 +848,17 @@ class RaddGenerationMixin:
             if settings.max_time is not None:
                 state.wait()  # or the host would be ahead of a card, and its clock early
                 if time.monotonic() > deadline:
-                    if schedule.adaptive:
+                    if schedule.adaptive or schedule.open_ended:
                         schedule.follow(*state.progress())
                     state.arrange(schedule.reveal_all(), schedule)
             shape = schedule.next()
             window = min(settings.refresh_window, state.length) if shape.recomputed else 0
             key = shape, window, state.cache is not None, sampling.key
-            programs.run(key, partial(self._run_event, state, shape, window, sampling))
-            if schedule.open_ended:
+            if shape.sequences:
+                programs.run(key, partial(self._run_round, state, shape, sampling))
+            else:
+                programs.run(key, partial(self._run_event, state, shape, window, sampling))
+            if schedule.open_ended and not len(schedule):
                 schedule.follow(*state.progress())
                 before = schedule.arrange()
                 if not torch.equal(before, before.sort().values):
@@ -809,7 +866,7 @@ class RaddGenerationMixin:
             if sampling.ending is not None and schedule.current % events_between_questions == 0:
                 ended_after = state.ended_after.cpu()
                 if bool((ended_after < schedule.evaluations).any()):
-                    if schedule.adaptive:
+                    if schedule.adaptive or schedule.open_ended:
                         schedule.follow(*state.progress())
                     state.arrange(schedule.end_rows(ended_after), schedule)
             if history is not None:
@@ -858,8 +915,8 @@ class RaddGenerationMixin:
 
         Returns:
             Tokens (N,), and of each draw (N, 3) float32: the log-probability of the token before processors and
-            warpers; logsumexp of the logits; logsumexp of the processed scores, or their maximum at temperature 0. Each
-            of the last two is finite if some token is possible. And what a policy looks at.
+            warpers; logsumexp of the logits; logsumexp of the processed scores, or their maximum. Each of the last two
+            is finite if some token is possible. And what a policy looks at.
         """
         tokens, draws, beliefs = [], [], []
         policy = sampling.policy
@@ -876,15 +933,132 @@ class RaddGenerationMixin:
                 token, normaliser = draw_tokens(scores, state.uniform[where])
             known = scores is logits and sampling.temperature != 0
             log_sum = normaliser if known else logits.float().logsumexp(dim=-1)
-            logprob = logits.gather(1, token[:, None]).squeeze(1) - log_sum
             tokens.append(token)
-            draws.append(torch.stack((logprob.float(), log_sum.float(), normaliser.float()), dim=1))
+            draws.append(_describe(logits, token, log_sum, normaliser))
             if policy is not None and callable(policy.order):
                 beliefs.append(policy.ask(processed, where % state.length))
             elif policy is not None:
                 beliefs.append(policy.beliefs(processed))
         believed = Beliefs(*map(torch.cat, zip(*beliefs, strict=True))) if beliefs else None
         return torch.cat(tokens), torch.cat(draws), believed
+
+    def _run_round(self, state: SamplerState, shape: Shape, sampling: Sampling) -> None:
+        """Runs a round of speculation (`speculation_radd.py`), and adds one to the index of the event.
+
+        The first round has no drafts to check. It is a program, like an event.
+        """
+        drafts, rows, c = cast(Drafts, state.drafts), shape.rows, shape.sequences
+        row, index = (torch.arange(size, device=state.device) for size in (rows, c))  # (A,) and (c,)
+        slot, positions, flat_index = state.upcoming(rows, c + drafts.number)  # (A, c + k - 1) each
+        real = flat_index < state.spare
+        tokens = drafts.tokens[:rows, : c - 1]  # (A, c - 1)
+        sequences = with_drafts(state.canvas[:rows], positions.where(real, state.length)[:, : c - 1], tokens)
+        hidden = self.model(
+            input_ids=sequences.flatten(0, 1),  # (A, c, L) -> (A c, L)
+            output_positions=Positions(positions.unfold(1, drafts.number + 1, 1).flatten(0, 1)),
+            cache=None,
+            partial=None,
+            **state.inputs_of(rows, c),
+        ).last_hidden_state.unflatten(0, (rows, c))  # (A, c, k, D): of each sequence, the k positions after its drafts
+
+        target, draws = self._check_drafts(hidden[:, :-1, 0], sequences[:, :-1], tokens, sampling)
+        uniform = drafts.accept[flat_index[:, : c - 1]]  # (A, c - 1)
+        # A draft of a row's last token is not used: the evaluation gives that token itself.
+        usable = real[:, 1:c]  # (A, c - 1)
+        count = count_leading(is_accepted(target, drafts.logprobs[:rows, : c - 1], uniform) & usable)  # (A,)
+        here = count[:, None]  # (A, 1) where the accepted drafts end
+
+        # The sequence that has the accepted drafts gives the next token, and the next drafts.
+        hidden, sequences, origin = hidden[row, count], sequences[row, count], None  # (A, k, D) and (A, L)
+        rejected = pad(usable, (0, 1)).gather(1, here).squeeze(1)  # (A,)
+        if c > 1:
+            # The distribution that the rejected draft came from is computed anew. The last token was missing in it.
+            states = cast(Tensor, drafts.states)[row, count.clamp(max=c - 2)]  # (A, D)
+            origin = states, state.canvas[:rows].scatter(1, drafts.missing[:rows], self.config.mask_token_id)
+        uniform = state.uniform[flat_index.gather(1, here).squeeze(1)]  # (A,)
+        token, draw = self._draw_after_drafts(hidden[:, 0], sequences, uniform, sampling, origin, rejected)
+
+        tokens = torch.where(index < here, pad(tokens, (0, 1)), token[:, None])  # (A, c)
+        draws = torch.where((index < here)[..., None], pad(draws, (0, 0, 0, 1)), draw[:, None])  # (A, c, 3)
+        written = flat_index[:, :c].where(index <= here, state.spare)  # (A, c)
+        state.write(written.flatten(), tokens.flatten(), draws.flatten(0, 1))
+        state.plan_from(slot[:, :1] + here + 1)
+        after = flat_index.gather(1, here + 1 + torch.arange(drafts.number, device=state.device))  # (A, k - 1)
+        drawn = self._draw_drafts(hidden[:, 1:], sequences, drafts.draw[after], sampling)
+        drafts.keep(*drawn, hidden[:, 1:], positions.gather(1, here))
+        if sampling.ending is not None:
+            state.end_rows(rows, sampling.ending)
+        state.now.add_(1)
+
+    def _laws(
+        self, hidden: Tensor, sequences: Tensor, sampling: Sampling
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Computes the distributions that tokens are drawn from, in chunks.
+
+        Args:
+            hidden: (N, D) states, each in a sequence (N, L).
+
+        Yields:
+            Which chunk of n it is; the logits (n, V); the log-probabilities (n, V) after processors and warpers; and
+            the largest score (n,), which is finite if some token is possible.
+        """
+        size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
+        for begin in range(0, len(hidden), size):
+            part = slice(begin, begin + size)
+            logits = self.compute_logits(hidden[part])
+            scores = sampling.warp(sampling.process(logits, partial(sequences.__getitem__, part)))
+            yield part, logits, sampling.log_law(scores), scores.amax(dim=-1)
+
+    def _check_drafts(
+        self, hidden: Tensor, sequences: Tensor, tokens: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """Returns log p(x) of each draft x, (A, c - 1), and what `_draw` returns of a draw, (A, c - 1, 3)."""
+        drafts = tokens.flatten()  # (N,)
+        target, draws = hidden.new_zeros(len(drafts)).float(), hidden.new_zeros(len(drafts), 3).float()
+        for part, logits, law, largest in self._laws(hidden.flatten(0, 1), sequences.flatten(0, 1), sampling):
+            target[part] = law.gather(1, drafts[part, None]).squeeze(1)
+            draws[part] = _describe(logits, drafts[part], logits.float().logsumexp(dim=-1), largest)
+        return target.view_as(tokens), draws.view(*tokens.shape, 3)
+
+    def _draw_after_drafts(
+        self,
+        hidden: Tensor,
+        sequences: Tensor,
+        uniform: Tensor,
+        sampling: Sampling,
+        origin: tuple[Tensor, Tensor] | None,
+        rejected: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws the token after the accepted drafts: in place of the rejected one, or beside them all.
+
+        Args:
+            hidden: (A, D), in sequences (A, L). uniform: (A,). origin: states and sequences that the rejected draft was
+                drawn from, (A, D) and (A, L); None without drafts. rejected: (A,) bool, whether one was.
+
+        Returns:
+            Tokens (A,), and what `_draw` returns of each draw, (A, 3).
+        """
+        tokens, draws = torch.zeros_like(rejected, dtype=torch.int64), hidden.new_zeros(len(hidden), 3).float()
+        origins = repeat(None) if origin is None else self._laws(*origin, sampling)
+        targets = self._laws(hidden, sequences, sampling)
+        for (part, logits, law, largest), of_draft in zip(targets, origins, strict=False):
+            if of_draft is not None:
+                law = torch.where(rejected[part, None], residual(law, of_draft[2]), law)
+            tokens[part] = draw_tokens(law, uniform[part])[0]
+            draws[part] = _describe(logits, tokens[part], logits.float().logsumexp(dim=-1), largest)
+        return tokens, draws
+
+    def _draw_drafts(
+        self, hidden: Tensor, sequences: Tensor, uniform: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """Draws a draft x for each state (A, k - 1, D) in sequences (A, L); returns x and log q(x), (A, k - 1) both."""
+        tokens = torch.zeros_like(uniform, dtype=torch.int64).flatten()  # (N,)
+        logprobs = torch.zeros_like(uniform, dtype=torch.float32).flatten()  # (N,)
+        uniforms, sequences = uniform.flatten(), sequences[:, None].expand(-1, uniform.shape[1], -1).flatten(0, 1)
+        for part, _, law, _ in self._laws(hidden.flatten(0, 1), sequences, sampling):
+            tokens[part] = draw_tokens(law, uniforms[part])[0]
+            logprobs[part] = law.gather(1, tokens[part, None]).squeeze(1)
+        return tokens.view_as(uniform), logprobs.view_as(uniform)
 
     def _make_plan(
         self,
@@ -961,6 +1135,12 @@ class RaddGenerationMixin:
                     raise ValueError(f"{found}: {error}") from error
 
 
+def _describe(logits: Tensor, token: Tensor, log_sum: Tensor, normaliser: Tensor) -> Tensor:
+    """Returns what is known of draws, (n, 3), see `_draw`, from logits (n, V) and (n,) each of the others."""
+    logprob = logits.gather(1, token[:, None]).squeeze(1) - log_sum
+    return torch.stack((logprob.float(), log_sum.float(), normaliser.float()), dim=1)
+
+
 def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Generator]:
     """Makes a generator for each of the R rows from a seed."""
     if generator is not None:
@@ -1014,6 +1194,12 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
             f"refresh_interval={settings.refresh_interval} evaluates few positions; order={shortened(settings.order)} "
             "needs all that are masked: pass refresh_interval=1."
         )
+    if (given["speculate"] or 1) > 1 and speculation_of(settings) == 1:
+        raise ValueError(
+            f"speculate={given['speculate']} drafts the positions that come next, one an event: it needs "
+            "method='first_hitting', or 'ordered' with an order that is not adaptive and without steps, and "
+            f"refresh_interval=1; here {_what_forbids_speculation(settings)}."
+        )
     if settings.use_cache is False and settings.refresh_interval > 1:
         raise ValueError(
             f"refresh_interval={settings.refresh_interval} reuses keys and values, use_cache=False evaluates all "
@@ -1040,6 +1226,15 @@ def ordered_settings(**given: Any) -> RaddGenerationConfig:
     settings = RaddGenerationConfig.resolve({"method": "ordered"} | given)
     _check_together(settings, dict.fromkeys((*SETTINGS, "eos_token_id")) | given, None, None)
     return settings
+
+
+def _what_forbids_speculation(settings: RaddGenerationConfig) -> str:
+    """Names the setting that `speculate` does not go together with."""
+    if settings.method in GRID_METHODS:
+        return f"method={settings.method!r}"
+    if settings.refresh_interval > 1:
+        return f"refresh_interval={settings.refresh_interval}"
+    return f"steps={settings.steps}" if settings.steps is not None else f"order={shortened(settings.order)}"
 
 
 def _make_sampling(

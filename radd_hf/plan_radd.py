@@ -11,7 +11,8 @@ first one, since the time at which a token is revealed depends neither on the ne
 (arXiv:2406.03736, section 3.1). Equations are numbered as in version 4 of the paper.
 
 Under an adaptive order (`policy_radd.py`) the plan only says how many positions each event reveals. The events choose
-which, or also how many, and the schedule follows them.
+which, or also how many, and the schedule follows them. With speculation (`speculation_radd.py`) the plan is the order
+of the positions, and the events find how many of them they reveal.
 
 Shapes: R rows, L length, n steps of the grid, E events to come, A rows that still have events, N positions revealed in
         one event, at most K in any row; C positions of a partial evaluation of a row; w window; m masks of a row.
@@ -227,7 +228,8 @@ class Shape(NamedTuple):
     rows: A, rows that still have events; they are the first. per_row: K, at least the positions revealed in any row.
     total: N, at least the positions revealed in all rows. recomputed: C, at least the positions that a partial
     evaluation computes in any row; 0 for a whole evaluation. adaptive: whether a policy chooses what is revealed; then
-    K and N count all positions that are still masked.
+    K and N count all positions that are still masked. sequences: c, those evaluated for each row in a round of
+    speculation, which reveals 1 to c positions whatever K and N are; 0 for an event without.
     """
 
     rows: int
@@ -235,16 +237,18 @@ class Shape(NamedTuple):
     total: int
     recomputed: int
     adaptive: bool = False
+    sequences: int = 0
 
     def rounded(self, most_rows: int, length: int) -> "Shape":
         """Rounds up to powers of two, at most to the size of the batch, so that many events have one shape."""
         rows, per_row = min(_power_of_two(self.rows), most_rows), min(_power_of_two(self.per_row), length)
         recomputed = min(_power_of_two(self.recomputed), length) if self.recomputed else 0
-        return Shape(rows, per_row, min(_power_of_two(self.total), rows * per_row), recomputed, self.adaptive)
+        total = min(_power_of_two(self.total), rows * per_row)
+        return Shape(rows, per_row, total, recomputed, self.adaptive, self.sequences)
 
     def covers(self, other: "Shape") -> bool:
         """Tells whether an event of the other shape can be run in this one."""
-        same_kind = bool(self.recomputed) == bool(other.recomputed) and self.adaptive == other.adaptive
+        same_kind = bool(self.recomputed) == bool(other.recomputed) and self[4:] == other[4:]
         return same_kind and all(size >= needed for size, needed in zip(self, other, strict=True))
 
 
@@ -296,8 +300,9 @@ class Schedule:
     Everything here is on the CPU.
 
     shapes: of each event to come. plan, event_of: (R, L) step and index of the event that reveal each position.
-    evaluations: (R,) of each row. rows: (R,) the caller's row that lies at each place. In each row, event e reveals
-    `order[first[e] : first[e + 1]]`; order: (R, L), first: (R, capacity + 1).
+    evaluations: (R,) of each row. sequences: (R,) evaluated for each row so far; more with speculation. rows: (R,) the
+    caller's row that lies at each place. In each row, event e reveals `order[first[e] : first[e + 1]]`; order: (R, L),
+    first: (R, capacity + 1).
 
     Args:
         plan: (R, L) the step that reveals each position, GIVEN where there is none.
@@ -305,8 +310,9 @@ class Schedule:
         refresh_interval, refresh_window: see `generate`.
         captured: whether events are captured as graphs: then few shapes are better than small ones.
         adaptive: whether events choose which positions they reveal, as many as the plan says.
-        open_ended: whether they also choose how many. Then only the next event is known, and `follow` must be called
-            after each.
+        open_ended: whether events find how many positions they reveal. Then only the next event is known, or those that
+            there will be in any case, and `follow` must be called after them.
+        speculate: the most sequences that an event evaluates for each row, see `speculation_radd.py`.
     """
 
     def __init__(
@@ -318,13 +324,15 @@ class Schedule:
         captured: bool = False,
         adaptive: bool = False,
         open_ended: bool = False,
+        speculate: int = 1,
     ):
         self.plan = plan.cpu()
         self.event_of = without_empty_steps(self.plan) if all_steps is None else self.plan  # (R, L)
         self.evaluations = self.event_of.amax(dim=1) + 1 if all_steps is None else all_steps.cpu()  # (R,)
         self.rows = torch.arange(len(plan), device="cpu")  # (R,)
         self.refresh_interval, self.refresh_window, self.captured = refresh_interval, refresh_window, captured
-        self.adaptive, self.open_ended = adaptive, open_ended
+        self.adaptive, self.open_ended, self.speculate = adaptive, open_ended, speculate
+        self.sequences = torch.zeros_like(self.rows)  # (R,)
         self.capacity = events_at_most(plan, all_steps)
         self.current = 0  # number of events taken
         self.arrange()
@@ -334,18 +342,21 @@ class Schedule:
 
     def next(self) -> Shape:
         """Takes the next event."""
+        shape = self.shapes.pop(0)
+        self.sequences += (self.evaluations > self.current) * max(shape.sequences, 1)
         self.current += 1
-        return self.shapes.pop(0)
+        return shape
 
     def follow(self, order: Tensor, first: Tensor) -> None:
-        """Takes over what adaptive events have chosen: `order` (R, L) and `first` (R, capacity + 1) of the device.
+        """Takes over what events have chosen or found: `order` (R, L) and `first` (R, capacity + 1) of the device.
 
-        It leaves the rows where they are. `arrange` comes next.
+        It leaves the rows where they are. `arrange` comes next. Speculation does not change the plan.
         """
         slot = torch.arange(order.shape[1], device="cpu").expand(order.shape).contiguous()
         event = torch.searchsorted(first.cpu(), slot, right=True) - 1  # (R, L) the event that reveals order[slot]
         self.event_of = torch.empty_like(event).scatter_(1, order.cpu(), event)  # (R, L)
-        self.plan = self.event_of
+        if self.adaptive:
+            self.plan = self.event_of
         self.evaluations = self.event_of.amax(dim=1) + 1  # (R,)
 
     def reveal_all(self) -> Tensor:
@@ -356,7 +367,8 @@ class Schedule:
         self.plan = torch.where(late, soonest, self.plan)
         self.event_of = self.event_of.clamp(max=self.current)
         self.evaluations = self.evaluations.clamp(max=self.current + 1)
-        self.refresh_interval, self.adaptive, self.open_ended = 1, False, False  # nothing is left to choose
+        self.refresh_interval, self.speculate = 1, 1
+        self.adaptive = self.open_ended = False  # nothing is left to choose
         return self.arrange()
 
     def end_rows(self, evaluations: Tensor) -> Tensor:
@@ -368,7 +380,9 @@ class Schedule:
     def arrange(self) -> Tensor:
         """Orders the rows, and makes the shapes of the events to come. Returns (R,), where each row lay before."""
         before = self.evaluations.argsort(descending=True, stable=True)
-        self.rows, self.evaluations = self.rows[before], self.evaluations[before]
+        self.rows, self.evaluations, self.sequences = (
+            each[before] for each in (self.rows, self.evaluations, self.sequences)
+        )
         self.plan, self.event_of = self.plan[before], self.event_of[before]
         ascending, self.order = self.event_of.sort(dim=1, stable=True)  # (R, L) both
         every = torch.arange(self.capacity + 1, device="cpu").expand(len(before), -1).contiguous()
@@ -377,7 +391,7 @@ class Schedule:
         # (E,) of each event to come; none, where all rows have ended some events ago
         end = max(self.current, int(self.evaluations.max()))
         if self.open_ended:
-            end = min(end, self.current + 1)
+            end = min(end, self.current + self._sure_events())
         event = torch.arange(self.current, end, device="cpu")
         in_use = self.evaluations[:, None] > event  # (R, E)
         begin, stop = self.first[:, :-1], self.first[:, 1:]  # (R, capacity) both
@@ -391,9 +405,31 @@ class Schedule:
         sizes = (in_use.sum(dim=0), evaluated.amax(dim=0).clamp(min=1), evaluated.sum(dim=0), recomputed)
         columns = zip(*(size.tolist() for size in sizes), strict=True)
         self.shapes = [Shape(a, k, n, c, self.adaptive) for a, k, n, c in columns]
+        if self.speculate > 1:
+            self.shapes = [
+                shape._replace(sequences=self._sequences_of(event))
+                for event, shape in enumerate(self.shapes, start=self.current)
+            ]
         if self.captured:
             self.shapes = merge_rare([shape.rounded(*self.event_of.shape) for shape in self.shapes])
         return before
+
+    def _most_masks(self) -> int:
+        """Returns the most masks that a row has now."""
+        return self.order.shape[1] - int(self.first[:, min(self.current, self.capacity)].min())
+
+    def _sure_events(self) -> int:
+        """Returns how many events there will be in any case. One, where many shapes are better than few."""
+        if self.speculate == 1 or not self.captured:
+            return 1
+        without_drafts = int(self.current == 0)
+        return without_drafts + math.ceil((self._most_masks() - without_drafts) / self.speculate)
+
+    def _sequences_of(self, event: int) -> int:
+        """Returns how many sequences a round evaluates for each row; no more than it needs, if shapes may be many."""
+        if event == 0:  # there are no drafts yet
+            return 1
+        return self.speculate if self.captured else min(self.speculate, max(self._most_masks(), 1))
 
     def _count_recomputed(self, ascending: Tensor, events: int) -> Tensor:
         """Counts what [`recomputed_in`] chooses for each event to come, all of them at once: (R, E).

@@ -43,6 +43,7 @@ SAMPLERS = (
     "test_generation_rows",
     "test_partial_caching",
     "test_randomness",
+    "test_speculation",
     "test_speed",
 )
 

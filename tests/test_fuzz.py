@@ -199,6 +199,8 @@ def draw_settings(draw: random.Random, model: RaddForMaskedLM, length: int) -> d
             {"method": "ordered", "order": draw.choice(["forward", "backward", "random"])},
             {"method": "ordered", "steps": draw.randint(1, 15)},
             {"schedule": "profile", "steps": draw.randint(1, 15), "information_profile": draw_profile(draw)},
+            {"method": "first_hitting", "speculate": draw.randint(2, 9)},
+            {"method": "ordered", "order": draw.choice(["forward", "random"]), "speculate": draw.randint(2, 64)},
             {
                 "method": "ordered",
                 "order": draw.choice([list, tuple, np.array, torch.tensor])(draw.sample(range(length), length)),
@@ -211,7 +213,7 @@ def draw_settings(draw: random.Random, model: RaddForMaskedLM, length: int) -> d
     )
     settings |= draw.choice([{}, {"temperature": 0}, {"temperature": draw.choice([1e-6, 0.5, 3, 1e30])}])
     settings |= draw.choice([{}, {"top_k": draw.randint(1, 50)}, {"top_p": draw.uniform(0.01, 1)}])
-    if settings.get("use_cache", True) and not is_chosen_by_the_model(settings):
+    if settings.get("use_cache", True) and not is_chosen_by_the_model(settings) and "speculate" not in settings:
         settings |= draw.choice(
             [{}, {}, {"refresh_interval": draw.randint(2, 9), "refresh_window": draw.randint(0, 5)}]
         )
@@ -264,6 +266,9 @@ def check_probabilities(model: RaddForMaskedLM, arguments: dict, output: RaddGen
     if seen is not None:
         seen = torch.as_tensor(seen).repeat_interleave(arguments.get("num_return_sequences", 1), dim=0)
     twin = copy.deepcopy(model).eval()
+    if "speculate" in arguments:  # what one token an event would have shown
+        steps = range(int(output.reveal_step.max()) + 2)
+        history = [torch.where(output.reveal_step < step, output.sequences, mask) for step in steps]
     for before, after in pairwise(history):
         with torch.no_grad():
             logits = twin(before, attention_mask=seen).logits.float()  # (R, L, V)
@@ -276,6 +281,13 @@ def check_evaluations(model: RaddForMaskedLM, arguments: dict, output: RaddGener
     masks = (output.history[0] == model.config.mask_token_id).sum(dim=1)  # (R,)
     steps, method = arguments.get("steps"), arguments.get("method", "ordered")  # that of a schedule
     evaluations = output.num_function_evaluations
+    if "speculate" in arguments:
+        assert (evaluations <= masks).all()
+        assert (evaluations <= output.num_sequences_evaluated).all()
+        fewest = torch.where(masks > 0, 1 + ((masks - 1) / arguments["speculate"]).ceil(), 0)
+        assert arguments.get("stop_on_eos") or (evaluations >= fewest).all()
+        return
+    assert torch.equal(output.num_sequences_evaluated, evaluations)
     if arguments.get("use_cache") is False:
         expected = torch.full_like(masks, steps)
     else:
@@ -324,7 +336,8 @@ def test_random_calls_of_generate_obey_their_laws():
             output = write(model, arguments | {"streamer": streamer}, rows, source, seed)
             check_text(model, arguments, output)
             check_evaluations(model, arguments, output)
-            if arguments.get("refresh_interval", 1) == 1:
+            exact = "speculate" not in arguments or not arguments.get("stop_on_eos")  # some that were seen are padded
+            if arguments.get("refresh_interval", 1) == 1 and exact:
                 check_probabilities(model, arguments, output)
             again = write(copy.deepcopy(model).eval(), arguments, rows, source, seed)
             assert torch.equal(again.sequences, output.sequences), "the same seed wrote another text"
@@ -350,6 +363,7 @@ HOSTILE = {
     "max_new_tokens": [*NUMBERS, 0, 2**40],
     "num_return_sequences": [*NUMBERS, 0, 2**40],
     "top_k": NUMBERS,
+    "speculate": [*NUMBERS, 0, 65],
     "refresh_interval": [*NUMBERS, 0],
     "refresh_window": NUMBERS,
     "seed": NUMBERS,

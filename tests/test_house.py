@@ -48,7 +48,7 @@ ORDER = (
     ("settings_radd", "randomness_radd", "version", "endings", "results", "ranges"),
     ("configuration_radd", "noise_radd"),
     ("text_radd", "kernels_radd", "inputs_radd", "canvas_radd"),
-    ("programs_radd", "plan_radd", "policy_radd"),
+    ("programs_radd", "plan_radd", "policy_radd", "speculation_radd"),
     ("generation_radd",),
     ("pipeline_radd",),
     ("modeling_radd",),

@@ -62,6 +62,8 @@ def plain(value: Any) -> Any:
 MOST_STEPS = 10**6
 # Tokens of one call of `generate`, all rows together: what is planned for each takes hundreds of bytes.
 MOST_TOKENS = 2**24
+# Sequences that an evaluation computes for each row. Far fewer drafts than these are accepted.
+MOST_SPECULATION = 64
 LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, sys.float_info.max  # of torch
 
 
@@ -149,6 +151,13 @@ TEXT_SETTINGS: dict[str, Setting] = {
         "instead of a method and an order: `steps` events in random order, whose numbers of tokens lose least by the "
         "model's information profile (`radd profile`)",
         GROUP_SCHEDULES,
+    ),
+    "speculate": integer_setting(
+        1,
+        1,
+        "above 1, of 'first_hitting' and fixed orders: so many sequences an evaluation, which write up to as many "
+        "tokens; the distribution stays exactly the same",
+        most=MOST_SPECULATION,
     ),
     "temperature": Setting(
         float,

@@ -201,8 +201,9 @@ def _add_text(longest: int) -> dict[str, Any]:
     return {"form": form, "text": text, "prefix": prefix, "suffix": suffix, "length": length}
 
 
-# Settings of `generate` that have no field: the length stands with the text, and the reader can stop a run.
-WITHOUT_FIELD = ("length", "stop_on_eos", "max_time")
+# Settings of `generate` that have no field: the length stands with the text, the reader can stop a run, and visitors
+# watch tokens come one after the other.
+WITHOUT_FIELD = ("length", "speculate", "stop_on_eos", "max_time")
 
 
 def _add_sampling() -> dict[str, Any]:

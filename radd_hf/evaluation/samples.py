@@ -90,9 +90,9 @@ class Arguments:
 RANGES = {"n_samples": Range(2, LARGEST), "batch_size": COUNT, "judge_batch_size": COUNT}
 
 # Settings that differ from row to row of the table, and those that all rows share. Samples that end early, at EOS or
-# for lack of time, could not be compared.
+# for lack of time, could not be compared. Speculation does not go with all methods, and changes no distribution.
 VARIED = ("method", "order", "steps", "schedule", *BOUNDS)
-COMMON = [name for name in TEXT_SETTINGS if name not in (*VARIED, "stop_on_eos", "max_time")]
+COMMON = [name for name in TEXT_SETTINGS if name not in (*VARIED, "speculate", "stop_on_eos", "max_time")]
 SamplingArguments = make_dataclass(
     "SamplingArguments",
     [

@@ -335,7 +335,13 @@ ADAPTIVE_METHODS = [
     )
 ]
 ADAPTIVE_METHODS += [Method("function", {"method": "ordered", "order": rightmost_and_certain})]
-METHODS = GRID_METHODS + SEQUENCE_METHODS + ADAPTIVE_METHODS
+# The laws of these are those of the same method without speculation.
+SPECULATIVE_METHODS = [
+    Method("first_hitting-speculate", {"method": "first_hitting", "speculate": 3}),
+    Method("ordered-forward-speculate", {"method": "ordered", "order": "forward", "speculate": 2}),
+    Method("ordered-ids-speculate", {"method": "ordered", "order": PERMUTATION, "speculate": 8}),
+]
+METHODS = GRID_METHODS + SEQUENCE_METHODS + ADAPTIVE_METHODS + SPECULATIVE_METHODS
 FEW_STEPS = [method for method in METHODS if (method.arguments.get("steps") or 1) < 50]
 BY_NAME = {method.name: method for method in METHODS}
 
@@ -404,5 +410,6 @@ LONGER_METHODS = [
         for order, steps in itertools.product(("forward", "backward", "random"), (None, 3))
     ),
     Method("ordered-ids", {"method": "ordered", "order": [4, 0, 8, 2, 6, 1, 7, 3, 5]}),
+    Method("first_hitting-speculate", {"method": "first_hitting", "speculate": 4}),
 ]
 each_longer_method = pytest.mark.parametrize("method", LONGER_METHODS, ids=lambda method: method.name)

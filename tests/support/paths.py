@@ -21,6 +21,7 @@ SHIPPED = tuple(
         "programs",
         "plan",
         "policy",
+        "speculation",
         "generation",
         "modeling",
         "pipeline",

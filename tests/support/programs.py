@@ -58,12 +58,14 @@ def random_settings(draw: random.Random) -> dict:
             {"method": "ordered", "order": draw.choice(ADAPTIVE_ORDERS), "steps": draw.randint(1, 15)},
             {"method": "ordered", "entropy_bound": draw.uniform(0, 6)},
             {"method": "ordered", "order": draw.choice(ADAPTIVE_ORDERS), "confidence_threshold": draw.uniform(0.1, 1)},
+            {"method": "first_hitting", "speculate": draw.randint(2, 9)},
+            {"method": "ordered", "order": draw.choice(["forward", "random"]), "speculate": draw.randint(2, 20)},
         ]
     )
     adaptive = settings.get("order") in ADAPTIVE_ORDERS or "entropy_bound" in settings
     settings |= draw.choice([{}, {"temperature": 0}, {"temperature": draw.uniform(0.3, 2)}])
     settings |= draw.choice([{}, {"top_k": draw.randint(1, VOCABULARY)}, {"top_p": draw.uniform(0.3, 1)}])
-    if settings.get("use_cache", True) and not adaptive:
+    if settings.get("use_cache", True) and not adaptive and "speculate" not in settings:
         settings |= draw.choice([{}, {"refresh_interval": draw.randint(2, 9), "refresh_window": draw.randint(0, 5)}])
     settings |= draw.choice([{}, {}, {"stop_on_eos": True}])
     settings |= draw.choice([{}, {"num_return_sequences": draw.randint(1, 5)}])

@@ -1,0 +1,1 @@
+radd_hf/speculation_radd.py
