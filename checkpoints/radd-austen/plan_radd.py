@@ -125,7 +125,7 @@ def profile_of_length(profile: Sequence[float], length: int) -> list[float]:
     if len(profile) == length:
         return list(profile)
     given = torch.tensor(profile, dtype=torch.float64)
-    place = torch.arange(length, dtype=torch.float64) * (len(profile) / max(length, 1))  # (L,) on the axis of the profile
+    place = torch.arange(length, dtype=torch.float64) * len(profile) / max(length, 1)  # (L,) on the axis of the profile
     before = place.long()
     after = (before + 1).clamp(max=len(profile) - 1)
     return torch.lerp(given[before], given[after], place - before).tolist()
