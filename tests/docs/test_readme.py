@@ -13,7 +13,7 @@ import demo
 from radd_hf.data.blocks import Blocks
 from radd_hf.data.documents import load_documents, tokenize
 from radd_hf.likelihood import estimate_likelihood
-from support.paths import ROOT
+from support.paths import CHECKPOINT, ROOT, SHIPPED, SUDOKU
 from support.texts import README_CODE
 
 
@@ -44,9 +44,10 @@ def test_the_shipped_checkpoint_is_small_and_complete():
     assert AutoModel.from_pretrained(demo.CHECKPOINT, trust_remote_code=True).config.vocab_size == 4096
 
 
-@pytest.mark.parametrize("name", ["configuration_radd.py", "noise_radd.py", "generation_radd.py", "modeling_radd.py"])
-def test_the_shipped_checkpoint_carries_the_present_code(name):
-    assert (demo.CHECKPOINT / name).read_text() == (ROOT / "radd_hf" / name).read_text()
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("folder", [CHECKPOINT, SUDOKU], ids=["austen", "sudoku"])
+def test_the_shipped_checkpoints_carry_the_present_code(folder, name):
+    assert (folder / name).read_text() == (ROOT / "radd_hf" / name).read_text(), "make code copies it"
 
 
 def test_every_file_the_readme_names_exists():

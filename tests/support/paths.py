@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
+SUDOKU = ROOT / "checkpoints" / "radd-sudoku"
 # The code in a checkpoint's folder, and what its config.json says of it.
 SHIPPED = tuple(
     f"{name}_radd.py"

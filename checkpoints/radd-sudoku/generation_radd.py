@@ -1,0 +1,1300 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Fills the masks of a canvas: the reverse process of masked diffusion.
+
+    canvas    ids in which every mask token is to be filled and every other token stays
+    event     one evaluation of the network, and the tokens that it reveals at some positions of each row
+    plan      for each masked position, the step of the grid or the event that reveals it
+    schedule  for each event, its shape: how many rows it has, and how many positions it reveals
+    draw      a token for each revealed position, from the network's distribution given the canvas
+    loop      event by event: evaluate, draw, write
+
+In absorbing diffusion the time at which a token is revealed depends neither on the network nor on the text, and RADD's
+network does not depend on time (arXiv:2406.03736, section 3.1). So the plan can be made first, and the network is
+evaluated only where the plan reveals something. This is the paper's "caching" (section 3.2), and the output has the
+distribution of the published samplers (algorithms 5 and 6). Equations are numbered as in version 4 of the paper.
+
+An adaptive order (`policy_radd.py`) leaves to the event which masked positions it reveals, or also how many. The event
+chooses them by the network's distributions at all masked positions. The plan then only has the number of each event.
+
+All that an event needs is known before the first one, except for the logits. So an event is a function of tensors that
+stay where they are: canvas, plan, random numbers, and the index of the event. On a card the function is captured once
+for each shape, and replayed (`programs_radd.py`). Elsewhere it is called.
+
+A plan made first also allows an approximation, which is off by default: `refresh_interval`, see `generate`.
+
+Shapes: R rows (batch x num_return_sequences), A rows that still have events, L length, V vocabulary;
+        N positions revealed in one event, at most K in any row; C positions of a partial evaluation of a row;
+        W tokens of a part of the vocabulary.
+"""
+
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.generation import (
+    GenerationConfig,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import TextStreamer
+from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
+
+from .canvas_radd import Positions, TextOrIds, make_canvas, padded_nonzero
+from .inputs_radd import as_permutation
+from .kernels_radd import evaluation_mode, packed_weights
+from .noise_radd import get_noise, reveal_probabilities
+from .plan_radd import (
+    GIVEN,
+    Schedule,
+    Shape,
+    check_profile,
+    check_work,
+    events_at_most,
+    group_sizes,
+    plan_grid,
+    plan_sequence,
+    profile_of_length,
+    recomputed_in,
+)
+from .policy_radd import Beliefs, Policy, PolicyFunction, policy_of
+from .programs_radd import Programs, StaticTensors, free_programs, programs_of
+from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
+from .settings_radd import (
+    BOUNDS,
+    GRID_METHODS,
+    MOST_TOKENS,
+    SETTINGS,
+    GroupSchedule,
+    Method,
+    Order,
+    is_adaptive,
+    is_integer,
+    own_arguments,
+    plain,
+    shortened,
+)
+from .speculation_radd import Drafts, count_leading, is_accepted, residual, speculation_of, with_drafts
+from .text_radd import check_tokenizer
+
+# At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
+# few times as much.
+MAX_DRAW_ELEMENTS = 2**24
+# Its product with a sum is below the sum also when rounded, so that a token of probability zero is never drawn.
+BELOW_ONE = 1 - 2.0**-52
+# With `stop_on_eos` and captured events: after so many of them the host asks the card which rows have ended.
+EVENTS_BETWEEN_QUESTIONS = 16
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Settings and output
+# ---------------------------------------------------------------------------------------------------------
+
+
+class RaddGenerationConfig(GenerationConfig):
+    """Holds settings of [`RaddGenerationMixin.generate`]; saved as generation_config.json.
+
+    Its fields are the settings of `settings_radd.py`. None means not set: then the model's generation config decides,
+    else [`RaddGenerationConfig.DEFAULTS`]. Names of transformers that mean the same are taken, too (`max_length`), and
+    a setting of transformers that RADD does not have raises a ValueError that says what to use instead.
+    """
+
+    DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
+    METADATA = (
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "_commit_hash",
+        "_from_model_config",
+        "transformers_version",
+    )
+    length: int | None
+    max_new_tokens: int | None
+    steps: int | None
+    method: Method
+    order: Order | Sequence[int] | Tensor | PolicyFunction
+    entropy_bound: float | None
+    confidence_threshold: float | None
+    schedule: GroupSchedule | None
+    information_profile: Sequence[float] | None
+    speculate: int
+    cuda_graphs: bool
+    refresh_interval: int
+    refresh_window: int
+    max_time: float | None
+    stop_on_eos: bool
+    output_history: bool
+
+    def __init__(self, **kwargs):
+        # Without super().__init__(): most of its fields are for autoregression.
+        for name in self.METADATA:
+            setattr(self, name, plain(kwargs.pop(name, None)))
+        settings = own_settings(kwargs)
+        for name in self.DEFAULTS:
+            setattr(self, name, plain(settings.get(name)))
+        self.validate()
+
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None):
+        for name, setting in SETTINGS.items():
+            setting.check(name, getattr(self, name))
+        if self.information_profile is not None:
+            check_profile(self.information_profile)
+        if self.length is not None and self.max_new_tokens is not None:
+            raise ValueError(
+                f"length={self.length} and max_new_tokens={self.max_new_tokens} both say how long a text is; pass one "
+                "of them."
+            )
+        if self.entropy_bound is not None and self.confidence_threshold is not None:
+            raise ValueError(
+                f"entropy_bound={self.entropy_bound} and confidence_threshold={self.confidence_threshold} both say how "
+                "many positions an event reveals; pass one of them."
+            )
+
+    @classmethod
+    def resolve(cls, *sources: Any) -> "RaddGenerationConfig":
+        """Makes one complete configuration: each setting from the first source that has it, else the default.
+
+        Sources are dictionaries or configurations, of any class: remote code and the package have different ones, and
+        transformers has its own. `length` and `max_new_tokens` count as one setting.
+        """
+        settings = dict(cls.DEFAULTS)
+        for chosen in map(own_settings, reversed([source for source in sources if source is not None])):
+            if not chosen.keys().isdisjoint(LENGTHS):
+                settings |= dict.fromkeys(LENGTHS)
+            if "schedule" in chosen:  # in place of the method and order of a lower source
+                settings |= dict.fromkeys(PLANS) | {"method": "ordered", "order": "random"}
+            elif settings["schedule"] is not None and not chosen.keys().isdisjoint(PLANS):
+                settings |= {name: cls.DEFAULTS[name] for name in (*PLANS, "schedule")}
+            if not chosen.keys().isdisjoint(("order", "steps", *BOUNDS)):  # that an order of a lower source had
+                settings |= dict.fromkeys(BOUNDS)
+            for bound, order in BOUNDS.items():
+                if bound in chosen:
+                    settings["steps"] = None
+                    settings["order"] = settings["order"] if is_adaptive(settings["order"]) else order
+            if is_integer(chosen.get("speculate"), 2):
+                settings["steps"] = None
+            settings |= chosen
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | ({"order": shortened(self.order)} if callable(self.order) else {})
+
+    def save_pretrained(self, *args, **kwargs):
+        if callable(self.order):
+            raise ValueError(f"order={shortened(self.order)} is a function, which no file holds: pass it to generate.")
+        super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_model_config(cls, model_config):
+        raise NotImplementedError("RaddConfig holds no generation settings.")
+
+    def get_generation_mode(self, *args, **kwargs):
+        raise NotImplementedError("RADD's generate has methods, not autoregressive generation modes.")
+
+
+# The settings that say how many tokens a text has.
+LENGTHS = "length", "max_new_tokens"
+# The settings that say which positions are revealed when, as `schedule` does instead.
+PLANS = "method", "order", *BOUNDS
+
+
+def own_settings(source: Any) -> dict[str, Any]:
+    """Returns the settings of `generate`, and the ids of EOS and padding, that a source has and that are not None.
+
+    Raises:
+        ValueError: for a setting that RADD does not have, see [`own_arguments`]. TypeError: for another source than a
+            dictionary or a GenerationConfig.
+    """
+    if not isinstance(source, (dict, GenerationConfig)):
+        raise TypeError(f"generation_config={shortened(source)} must be a RaddGenerationConfig or a dictionary.")
+    known = (*SETTINGS, "eos_token_id", "pad_token_id")
+    notes = {*RaddGenerationConfig.METADATA}.difference(known)
+    given = source if isinstance(source, dict) else vars(source)
+    given = {name: value for name, value in given.items() if name not in notes and not name.startswith("_")}
+    return own_arguments(given, known, "a setting of RADD's generate")
+
+
+@dataclass
+class RaddGenerateOutput(ModelOutput):
+    """Holds what `generate` returns with `return_dict_in_generate`.
+
+    sequences: (R, L) ids, without a mask.
+    num_function_evaluations: (R,) network evaluations that each row took, one after the other (NFE); with
+        `refresh_interval` m > 1 all but one in m of them were partial, with `speculate` k > 1 each was a round.
+    num_sequences_evaluated: (R,) sequences that were computed for each row in these evaluations; as many as them,
+        but with `speculate` k > 1, where a round computes up to k.
+    reveal_step: (R, L) the step of the grid (empty ones counted), or the event of a method without a grid, that
+        revealed each position; -1 at positions that were given, or padded after EOS. With `speculate`, as without, the
+        place of each position in the order in which its row was written.
+    token_logprobs: (R, L) natural log-probability of each token when it was drawn, before logits processors,
+        temperature, top-k and top-p; 0 at positions that were given or padded. float32.
+    history: the canvas (R, L) at the start and after every event, with `output_history`.
+    """
+
+    sequences: Tensor | None = None
+    num_function_evaluations: Tensor | None = None
+    num_sequences_evaluated: Tensor | None = None
+    reveal_step: Tensor | None = None
+    token_logprobs: Tensor | None = None
+    history: tuple[Tensor, ...] | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Draw: which token?
+# ---------------------------------------------------------------------------------------------------------
+
+
+def draw_tokens(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws a token from softmax(scores) for each row, by inversion of the distribution function.
+
+    Uniforms and sums are float64: the 24-bit uniforms of a float32 Gumbel or exponential race never reach the tail,
+    which acts like a lower temperature (arXiv:2409.02908, section 5). A part of the vocabulary is drawn first, by the
+    sums of the parts, then a token of the part. One running sum over the whole vocabulary takes a card longer.
+
+    Each token takes one uniform, so that the draw depends on the position and not on the event or the batch.
+
+    Args:
+        scores: (N, V). uniform: (N,) float64 in [0, 1).
+
+    Returns:
+        Tokens (N,), and logsumexp of the scores (N,) float32.
+    """
+    rows, vocab_size = scores.shape
+    width = 1 << ((vocab_size.bit_length() + 1) // 2)  # W, about sqrt(V)
+    weights = scores.new_full((rows, vocab_size + -vocab_size % width), -torch.inf, dtype=torch.float32)
+    weights[:, :vocab_size] = scores
+    largest = weights.amax(dim=1, keepdim=True)  # (N, 1)
+    weights = weights.sub_(largest).exp_().unflatten(1, (-1, width))  # (N, V / W, W) 1 at the likeliest token
+    sums = weights.sum(dim=2, dtype=torch.float64)  # (N, V / W)
+
+    distribution = sums.cumsum(dim=1)  # (N, V / W)
+    total = distribution[:, -1:]  # (N, 1)
+    target = uniform[:, None] * BELOW_ONE * total  # (N, 1)
+    part = torch.searchsorted(distribution, target, right=True)  # (N, 1)
+    part.clamp_(max=sums.shape[1] - 1)  # where scores are NaN, which `generate` refuses at its end
+    weight_of_part = sums.gather(1, part)  # (N, 1)
+    within = (target - distribution.gather(1, part) + weight_of_part) / weight_of_part  # (N, 1) uniform in the part
+
+    weights = weights.gather(1, part[..., None].expand(-1, -1, width)).squeeze(1)  # (N, W)
+    distribution = weights.cumsum(dim=1, dtype=torch.float64)  # (N, W)
+    target = within.clamp_(0, BELOW_ONE) * distribution[:, -1:]  # (N, 1)
+    token = part * width + torch.searchsorted(distribution, target, right=True)  # (N, 1)
+    return token.clamp_(max=vocab_size - 1).squeeze(1), (largest + total.log().float()).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Finds the rows that have ended, for `stop_on_eos`."""
+
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    mask_token_id: int
+
+    def find(self, canvas: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns which rows have ended (A,), and their generated positions after the end (A, L).
+
+        A row ends at its first generated EOS that has no mask before it, since all before it is then final.
+
+        Args:
+            canvas: (A, L) ids. generated: (A, L) bool, False where the caller gave a token.
+        """
+        settled = (canvas == self.mask_token_id).cumsum(dim=1) == 0  # (A, L) no mask here or before
+        eos = torch.stack([canvas == token for token in self.eos_token_ids]).any(dim=0)
+        ends = eos & generated & settled
+        after = ends.cumsum(dim=1) - ends.long() > 0
+        return ends.any(dim=1), after & generated
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Holds how tokens are drawn, and when a row ends.
+
+    processors: the caller's. warpers: transformers' temperature, top-k and top-p, which come after them. policy: of an
+    adaptive order, which sees what lies between the two.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    processors: LogitsProcessorList
+    warpers: LogitsProcessorList
+    ending: Ending | None
+    policy: Policy | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """Gives what a capture depends on. With processors of the caller nothing is captured."""
+        return self.temperature, self.top_k, self.top_p, self.ending, self.policy and self.policy.key
+
+    def process(self, logits: Tensor, canvases: Callable[[], Tensor]) -> Tensor:
+        """Applies the caller's processors to logits (n, V). They see the `canvases()` (n, L), too."""
+        if not self.processors:
+            return logits
+        # Processors get a copy, since they may work in place.
+        scores = self.processors(cast(Any, canvases()), cast(Any, logits.float().clone()))
+        right = isinstance(scores, Tensor) and scores.is_floating_point() and scores.device == logits.device
+        if not right or scores.shape != logits.shape:
+            found = type(scores).__name__
+            if isinstance(scores, Tensor):
+                found = f"{tuple(scores.shape)} in {scores.dtype} on the device {str(scores.device)!r}"
+            raise ValueError(
+                f"logits_processor returned {found}; it must return scores {tuple(logits.shape)} in a "
+                f"floating-point dtype on the device {str(logits.device)!r}."
+            )
+        return scores.masked_fill(logits.isneginf(), -torch.inf)  # the mask has no probability, whatever they do
+
+    def warp(self, scores: Tensor) -> Tensor:
+        """Applies temperature, top-k and top-p to scores (n, V)."""
+        return self.warpers(cast(Any, None), cast(Any, scores.float())) if self.warpers else scores
+
+    def log_law(self, scores: Tensor) -> Tensor:
+        """Returns the float32 log-probabilities of the tokens that are drawn, (n, V), from their scores."""
+        if self.temperature != 0:
+            return scores.float().log_softmax(dim=-1)
+        likeliest = scores.max(dim=-1, keepdim=True).indices
+        return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter_(1, likeliest, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# State: what events read and write
+# ---------------------------------------------------------------------------------------------------------
+
+
+class SamplerState:
+    """Holds what events read and write, in tensors that stay where they are. Rows lie as the schedule orders them.
+
+    Where an event of a rounded shape has nothing to write, it writes to a spare last element that nobody reads.
+
+    Args:
+        tensors: where tensors are kept from call to call.
+        schedule: says what each event reveals. canvas: (R, L) ids. uniform: (R, L) float64, draws each token.
+        inputs: what stays the same at every evaluation, see `RaddModel.fixed_inputs`. cache: keys and values, or None.
+        drafts: of speculation, with rows as the schedule orders them, or None.
+    """
+
+    NEVER = torch.iinfo(torch.int64).max
+
+    def __init__(
+        self,
+        tensors: StaticTensors,
+        schedule: Schedule,
+        canvas: Tensor,
+        uniform: Tensor,
+        inputs: dict[str, Any],
+        cache: Any,
+        drafts: Drafts | None = None,
+    ):
+        put, rows, length = tensors.put, schedule.rows, canvas.shape[1]
+        self.cache, self.drafts, self.device, self.length = cache, drafts, tensors.device, length
+        self.spare = canvas.numel()  # index of the last element
+        self.ids = put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
+        self.canvas = self.ids[:-1].view(canvas.shape)
+        self.uniform = put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
+        no_draws = canvas.new_zeros(self.spare + 1, 3, dtype=torch.float32)
+        self.draws = put("draws", no_draws)  # (R L + 1, 3) see `RaddGenerationMixin._draw`
+        self.now = put("now", rows.new_tensor([0, 1]))  # indices of this event and the next
+        self.order = put("order", pad(schedule.order, (0, length)))  # (R, 2 L), of which L are in use
+        self.first = put("first", schedule.first)  # (R, E + 1)
+        self.event_of = put("event_of", schedule.event_of)  # (R, L)
+        self.generated = put("generated", schedule.event_of != GIVEN)  # (R, L)
+        self.ended_after = put("ended_after", torch.full_like(rows, self.NEVER))  # (R,) events of a row that has ended
+        self.slots = put("slots", torch.arange(length, device=self.device))  # (L,)
+        self.events = put("events", torch.arange(self.first.shape[1], device=self.device))  # (E + 1,)
+        self.row_begins = put("row_begins", torch.arange(len(rows), device=self.device)[:, None] * length)  # (R, 1)
+
+        def put_input(name: str) -> Callable[[Tensor, int], Tensor]:
+            return lambda part, index: put(f"{name} {index}", _of_rows(part, rows.to(part.device)))
+
+        self.inputs = {name: _each(value, put_input(name)) for name, value in inputs.items()}
+        self.place_of_row = rows.argsort().to(self.device)  # (R,) where each row of the caller lies
+
+    @staticmethod
+    def layout(canvas: Tensor, inputs: dict[str, Any], events: int, speculate: int) -> Hashable:
+        """Returns what must be the same for two calls of `generate` to use the same tensors."""
+        forms = {name: _each(value, lambda part, _: (part.shape, part.dtype)) for name, value in inputs.items()}
+        return canvas.shape, tuple(forms.items()), events, speculate
+
+    # What an event does.
+
+    def evaluated(self, shape: Shape) -> tuple[Positions, Tensor]:
+        """Returns the positions that this event draws at, and the same N on the flattened canvas (N,), row after row.
+
+        They are those that it reveals, or under an adaptive order all that are still masked.
+        """
+        _, real, indices, flat_index = self._slots(shape)  # (A, K) each
+        indices, flat_index = indices.where(real, indices[:, :1]), flat_index.flatten()  # repeats a row's first
+        if shape.total == len(flat_index):
+            return Positions(indices), flat_index
+        kept, real = (each.squeeze(0) for each in padded_nonzero(real.view(1, -1), shape.total))  # (N,) both
+        return Positions(indices, kept), torch.where(real, flat_index[kept], self.spare)
+
+    def _slots(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the places in `order` that this event draws at, which of them are real, and their positions.
+
+        Returns:
+            (A, K) each: the place in `order`; whether it is real; its position; its position on the flattened canvas.
+        """
+        begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
+        slot = begin + self.slots[: shape.per_row]  # (A, K)
+        real = slot < (self.length if shape.adaptive else end)  # (A, K)
+        real = real & (self.ended_after[: shape.rows, None] > self.now[0])
+        indices = self.order[: shape.rows].gather(1, slot)  # (A, K)
+        return slot, real, indices, torch.where(real, indices + self.row_begins[: shape.rows], self.spare)
+
+    def choose(self, shape: Shape, policy: Policy, flat_index: Tensor, beliefs: Beliefs) -> Tensor:
+        """Lets the policy choose what this event reveals, and moves that to the front of what is still masked.
+
+        Args:
+            flat_index: (N,) the masked positions on the flattened canvas. beliefs: of each.
+
+        Returns:
+            (N,) the same index where a position was chosen, that of the spare element elsewhere.
+        """
+        slot, real, indices, rectangle = self._slots(shape)  # (A, K) each
+        believed = torch.stack(beliefs, dim=1)  # (N, 3)
+        board = believed.new_zeros(self.spare + 1, len(beliefs)).index_copy_(0, flat_index, believed)  # (R L + 1, 3)
+        begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
+        chosen = policy.choose(Beliefs(*board[rectangle].unbind(dim=2)), real, end - begin)  # (A, K)
+
+        # Chosen positions come first, then the others, each from left to right. So ties go to the left.
+        key = indices + self.length * ~chosen
+        key = key.where(slot < self.length, 2 * self.length)  # beyond the row
+        self.order[: shape.rows].scatter_(1, slot, indices.gather(1, key.argsort(dim=1, stable=True)))
+        if policy.decides_how_many:
+            self.plan_from(begin + chosen.sum(dim=1, keepdim=True))
+        is_chosen = torch.zeros_like(self.ids, dtype=torch.bool)  # (R L + 1,)
+        is_chosen.index_copy_(0, rectangle.flatten(), chosen.flatten())
+        is_chosen[self.spare] = False
+        return torch.where(is_chosen[flat_index], flat_index, self.spare)
+
+    def plan_from(self, slot: Tensor) -> None:
+        """Lets the next event of the first rows begin at this place (A, 1) of `order`; one at a time from then on."""
+        first = self.first[: len(slot)]  # (A, E + 1)
+        later = self.events - self.now[1]  # (E + 1,) 0 for the next event
+        first.copy_(torch.where(later < 0, first, (slot + later).clamp(max=self.length)))
+
+    def upcoming(self, rows: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the places in `order` that come next, their positions, and these on the flattened canvas.
+
+        Returns:
+            (A, number) each; past the end of a row, or if it has ended, the last is that of the spare element.
+        """
+        begin = self.first[:rows].index_select(1, self.now[:1])  # (A, 1)
+        slot = begin + torch.arange(number, device=self.device)  # (A, number)
+        real = (slot < self.length) & (self.ended_after[:rows, None] > self.now[0])
+        indices = self.order[:rows].gather(1, slot.clamp(max=2 * self.length - 1))
+        return slot, indices, torch.where(real, indices + self.row_begins[:rows], self.spare)
+
+    def recomputed(self, shape: Shape, window: int) -> Positions | None:
+        """Returns the positions that this event computes; None for all."""
+        if not shape.recomputed:
+            return None
+        chosen = recomputed_in(self.event_of[: shape.rows], self.now[0], window)  # (A, L)
+        return Positions(padded_nonzero(chosen, shape.recomputed)[0])
+
+    def inputs_of(self, rows: int, sequences: int = 1) -> dict[str, Any]:
+        """Returns the fixed inputs of the first rows, each for so many sequences."""
+
+        def of_sequences(part: Tensor, index: int) -> Tensor:
+            part = part[:rows]
+            return part if len(part) == 1 else part[:, None].expand(-1, sequences, *part.shape[1:]).flatten(0, 1)
+
+        return {name: _each(value, of_sequences) for name, value in self.inputs.items()}
+
+    def canvases(self, flat_index: Tensor) -> Tensor:
+        """Returns the canvas in which each position lies: (n,) -> (n, L)."""
+        return self.canvas[flat_index // self.length]
+
+    def write(self, flat_index: Tensor, tokens: Tensor, draws: Tensor) -> None:
+        """Writes tokens (N,), and what is known of their draws (N, 3)."""
+        self.ids.index_copy_(0, flat_index, tokens)
+        self.draws.index_copy_(0, flat_index, draws)
+
+    def end_rows(self, rows: int, ending: Ending) -> None:
+        """Notes which of the first rows have ended, and pads them."""
+        canvas, ended_after = self.canvas[:rows], self.ended_after[:rows]
+        ended, padded = ending.find(canvas, self.generated[:rows])
+        canvas.masked_fill_(padded, ending.pad_token_id)
+        ended_after.copy_(torch.minimum(ended_after, torch.where(ended, self.now[1], self.NEVER)))  # (A,)
+
+    # What the loop does between events.
+
+    def wait(self) -> None:
+        """Lets the host wait until the device has done all events."""
+        self.now[0].item()
+
+    def arrange(self, before: Tensor, schedule: Schedule) -> None:
+        """Follows the schedule, which has put rows in another order: `before` (R,) tells where each lay."""
+        before = before.to(self.device)
+        flat = (each[:-1].unflatten(0, (-1, self.length)) for each in (self.ids, self.uniform, self.draws))
+        for states in (*flat, self.generated, self.ended_after):
+            states.copy_(states[before])
+        for value in self.inputs.values():
+            _each(value, lambda part, _: part.copy_(_of_rows(part, before)))
+        if self.cache is not None:
+            self.cache.arrange_rows(before)
+        self.order[:, : self.length].copy_(schedule.order)
+        self.first.copy_(schedule.first)
+        self.event_of.copy_(schedule.event_of)
+        if self.drafts is not None:
+            self.drafts.arrange(before)
+        self.place_of_row = schedule.rows.argsort().to(self.device)
+
+    def progress(self) -> tuple[Tensor, Tensor]:
+        """Returns `order` (R, L) and `first` (R, E + 1), which adaptive events change; see `Schedule.follow`."""
+        return self.order[:, : self.length], self.first
+
+    def sequences(self) -> Tensor:
+        """Returns the ids (R, L), a copy, in the caller's order of rows."""
+        return self.canvas[self.place_of_row]
+
+    def output(self, schedule: Schedule, ending: Ending | None) -> RaddGenerateOutput:
+        """Returns the result; raises a ValueError if some position had no token with a finite score."""
+        logprobs, of_network, processed = self.draws[:-1].unbind(dim=1)  # (R L,) each
+        reveal_step, logprobs = schedule.plan.to(self.device), logprobs.view_as(self.canvas)  # (R, L) both
+        evaluations = torch.minimum(schedule.evaluations.to(self.device), self.ended_after)  # (R,)
+        sequences = evaluations if self.drafts is None else schedule.sequences.to(self.device)  # (R,)
+        if ending is not None:
+            _, padded = ending.find(self.canvas, self.generated)
+            reveal_step, logprobs = reveal_step.masked_fill(padded, GIVEN), logprobs.masked_fill(padded, 0)
+        output = RaddGenerateOutput(
+            sequences=self.sequences(),
+            num_function_evaluations=evaluations[self.place_of_row],
+            num_sequences_evaluated=sequences[self.place_of_row],
+            reveal_step=reveal_step[self.place_of_row],
+            token_logprobs=logprobs[self.place_of_row],
+        )
+        # The host waits for the device here. Nothing reads the state after that, so that another call may write to it.
+        if not bool(processed.isfinite().all()):
+            culprit = "logits_processor" if bool(of_network.isfinite().all()) else "the network"
+            raise ValueError(f"{culprit} left a position without a finite score, or with one that is nan or +inf.")
+        return output
+
+
+def _each(value: Any, function: Callable[[Tensor, int], Any]) -> Any:
+    """Applies the function to a tensor, or to each of a tuple, with its index; None stays None."""
+    if isinstance(value, tuple):
+        return tuple(function(part, index) for index, part in enumerate(value))
+    return None if value is None else function(value, 0)
+
+
+def _of_rows(value: Tensor, rows: Tensor) -> Tensor:
+    """Returns the rows (R,) of a tensor (R, ...); a tensor (1, ...) serves all rows as it is."""
+    return value[rows] if len(value) > 1 else value
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Loop
+# ---------------------------------------------------------------------------------------------------------
+
+
+class RaddGenerationMixin:
+    """Gives the method `generate` to a model with a trunk `self.model` and a head `self.compute_logits`."""
+
+    config: Any
+    model: Any
+    generation_config: Any
+    generation_config_class: Any
+    compute_logits: Any
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: TextOrIds | None = None,
+        *,
+        prefix: TextOrIds | None = None,
+        suffix: TextOrIds | None = None,
+        length: int | None = None,
+        max_new_tokens: int | None = None,
+        attention_mask: Tensor | None = None,
+        steps: int | None = None,
+        method: Method | None = None,
+        order: Order | Sequence[int] | Tensor | PolicyFunction | None = None,
+        entropy_bound: float | None = None,
+        confidence_threshold: float | None = None,
+        schedule: GroupSchedule | None = None,
+        information_profile: Sequence[float] | Tensor | None = None,
+        speculate: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        use_cache: bool | None = None,
+        cuda_graphs: bool | None = None,
+        refresh_interval: int | None = None,
+        refresh_window: int | None = None,
+        stop_on_eos: bool | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        max_time: float | None = None,
+        num_return_sequences: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        tokenizer: Any = None,
+        logits_processor: LogitsProcessorList | None = None,
+        streamer: Any = None,
+        output_history: bool | None = None,
+        return_dict_in_generate: bool | None = None,
+        generation_config: GenerationConfig | dict[str, Any] | None = None,
+        **others: Any,
+    ) -> Tensor | RaddGenerateOutput:
+        """Fills every mask of a canvas and leaves every other token as it is.
+
+        Settings are taken from the keyword, else `generation_config`, else the model's generation config, else the
+        default named below.
+
+        Args:
+            input_ids: (B, L) or (L,) the canvas itself, with the mask id where text is wanted; or, with `tokenizer`,
+                texts with blanks as in [`encode_blanks`]. Some row must have a mask.
+            prefix, suffix: instead of `input_ids`, what the text begins and ends with: ids (list, (l,) or (B, l)
+                tensor) or, with `tokenizer`, a text or a list of texts, in which nothing is a blank. The suffix ends at
+                `length`. Without any of the three the whole text is generated.
+            length: L, tokens of the whole text. Default: the model's max_position_embeddings; the model was not
+                trained on longer texts.
+            max_new_tokens: instead of `length`, masks that follow each prefix, or are appended to `input_ids`. Texts of
+                several lengths are padded on the left with pad_token_id.
+            attention_mask: (B, L) 0 at padding of `input_ids`.
+            steps: for "tweedie" and "euler" the number of time intervals; by default as many as the row has tokens,
+                padding left out. For "ordered" the number of events, if fewer than the masks; by default one token an
+                event. "first_hitting" takes none.
+            method: "tweedie" (default) or "euler", diffusion on a grid of times (`noise_radd.reveal_probabilities`);
+                "first_hitting", diffusion in continuous time, one token an event; "ordered", any-order autoregression.
+            order: of "ordered": "forward" (default), "backward", "random" (one permutation a row), or the positions
+                in the order in which they are revealed, (L,) for all rows or (R, L). Or an adaptive order, which
+                evaluates all masked positions: "confidence" reveals first where the likeliest token has the largest
+                probability, "margin" where the gap between the two likeliest is largest, "entropy" where the entropy is
+                least. They look at the distribution after `logits_processor` and before temperature, top-k and top-p;
+                ties go to the left. Or a function, called for each row with the scores (m, V) and positions (m,) of its
+                masks; it returns the places in these that are revealed now, or a boolean mask (m,).
+            entropy_bound: gamma, of an adaptive order ("entropy" by default): an event reveals as many positions as
+                keep the sum of their entropies less the largest within gamma nats (arXiv:2505.24857).
+            confidence_threshold: p, of an adaptive order ("confidence" by default): an event reveals all positions
+                whose likeliest token has at least this probability, and at least one.
+            schedule: "profile", instead of a method and an order: `steps` events in uniformly random order ("ordered",
+                "random"), which reveal as many positions each as loses least by drawing them together, a few first and
+                ever more (`plan_radd.group_sizes`). A saved one gives way to a method or an order that a call names.
+            information_profile: (L,) of `schedule`, saved with the model by `radd profile`: mean nats of the next token
+                in random order when 0, 1, 2, ... of L tokens are visible. A text of another length takes it at each
+                fraction of visible tokens.
+            speculate: k, of "first_hitting" and the orders that are not adaptive, without `steps`. An evaluation
+                computes up to k sequences for each row, which hold drafts of the tokens to come, and writes 1 to k
+                tokens (`speculation_radd.py`). The distribution is exactly that of k = 1, but other random numbers draw
+                from it. It saves time where k sequences take little longer than one. Default 1: off.
+            temperature, top_k, top_p: of the token draw, as transformers' warpers define them. Defaults 1, 0, 1 change
+                nothing; temperature 0 takes the likeliest token.
+            use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
+                are the same for the same generator; it is for comparisons of speed. Default True.
+            cuda_graphs: on a CUDA card, capture each shape of event as a CUDA graph and replay it: the host then need
+                not launch every kernel. The tokens are the same up to rounding. `docs/generation.md` says what runs
+                uncaptured. Graphs are kept for later calls, until the model changes or `free_cuda_graphs` is called.
+                Default True.
+            refresh_interval: m, an approximation where m > 1: only every m-th event evaluates the network at all
+                positions. The others compute the positions revealed just before, their neighbours and those to be
+                revealed now, with the keys and values that all other positions had when they were last computed.
+                Tokens are drawn from the exact distribution at every m-th event, nearly so between. Default 1: exact.
+            refresh_window: with `refresh_interval` > 1, neighbours recomputed on each side of a new token, since their
+                keys and values change most. Default 4.
+            stop_on_eos: end a row at the first generated EOS with no mask before it: generated positions after it
+                become padding. Needs eos_token_id. Default False.
+            eos_token_id, pad_token_id: the ids that end a row (one or several) and pad it. Default: those of the
+                generation config, else of the configuration; padding without an id is EOS.
+            max_time: seconds after which all that is still masked is drawn in one last event. Default: no limit.
+            num_return_sequences: R / B, samples for each canvas. Default 1.
+            seed: the same seed and settings write the same texts: sample i of canvas b has a generator of its own,
+                made of (seed, b, i) by `randomness_radd.sample_generators`. The pipeline, the command line and the web
+                page do the same.
+            generator: instead of `seed`, a source of randomness on any device, or one for each of the R rows. A row's
+                random numbers then do not depend on the rest of the batch. Its tokens may, but hardly: a matrix
+                product may round differently in a batch of another shape, which changes a token only where its random
+                number falls within that rounding (1e-6 of probability in float32). Default: torch's own.
+            tokenizer: for a `prefix` or `suffix` given as text.
+            logits_processor: called with canvases (n, L) and scores (n, V), a row for each revealed position, before
+                temperature, top-k and top-p. An event may call it several times, or with no row if it reveals nothing.
+            streamer: transformers' TextDiffusionStreamer (one row), or any object with `put`, which gets the final ids,
+                and `end`. One that also has `put_draft` gets the ids after every event.
+            output_history, return_dict_in_generate: return a [`RaddGenerateOutput`], with history. Default False.
+            generation_config: settings for this call; a GenerationConfig of transformers is taken as its keywords are.
+            others: arguments of other libraries (`settings_radd.own_arguments`): other names are taken (`inputs`,
+                `max_length`, `num_inference_steps`), values that ask for nothing passed over (`num_beams=1`), and all
+                others refused with what to use instead.
+
+        Returns:
+            (R, L) ids, or [`RaddGenerateOutput`].
+
+        Raises:
+            ValueError, TypeError: for arguments that do not fit, before the network is evaluated.
+            ValueError: after the last evaluation, if no token had a finite score at some position.
+        """
+        # 1. Settings: the keyword, else the generation configs, else the default.
+        named = {name: value for name, value in locals().items() if name not in ("self", "others")}
+        arguments = own_arguments(named | others, named, "an argument of RADD's generate")
+        input_ids = arguments.get("input_ids")
+        given = {name: arguments.get(name) for name in (*SETTINGS, "eos_token_id", "pad_token_id")}
+        # What the model's own config says about lengths is meant for texts that do not bring theirs.
+        sources = given, generation_config, self.generation_config
+        settings = RaddGenerationConfig.resolve(*sources)
+        sized = settings if input_ids is None else RaddGenerationConfig.resolve(*sources[:2])
+        _check_together(settings, given, streamer, tokenizer)
+        ending = self._ending(settings) if settings.stop_on_eos else None
+        policy = policy_of(settings)
+        sampling = _make_sampling(logits_processor, settings, ending, policy)
+
+        # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times. It is made on the CPU.
+        canvas, attention_mask = make_canvas(
+            self.config,
+            input_ids,
+            prefix=prefix,
+            suffix=suffix,
+            length=sized.length,
+            max_new_tokens=sized.max_new_tokens,
+            attention_mask=attention_mask,
+            tokenizer=tokenizer,
+            pad_token_id=self._end_and_padding(settings)[1],
+        )
+        if not bool((canvas == self.config.mask_token_id).any()):
+            raise ValueError(
+                f"input_ids has no mask (id {self.config.mask_token_id}), so that there is nothing to write; to have a "
+                "text continued, pass it as prefix, with length or max_new_tokens: "
+                "generate(prefix=..., max_new_tokens=20)."
+            )
+        device = _execution_device(self.model)
+        batch, copies = len(canvas), settings.num_return_sequences
+        if copies * canvas.numel() > MOST_TOKENS:
+            raise ValueError(
+                f"num_return_sequences={copies} of {batch} rows of {canvas.shape[1]} tokens must have at most "
+                f"{MOST_TOKENS} tokens together: make several calls."
+            )
+        canvas = canvas.repeat_interleave(copies, dim=0)  # (B, L) -> (R, L)
+        if attention_mask is not None:
+            attention_mask = attention_mask.repeat_interleave(copies, dim=0)
+        if isinstance(streamer, TextStreamer) and len(canvas) > 1:
+            raise ValueError(f"streamer={type(streamer).__name__} prints one row; this batch has {len(canvas)}.")
+        masked = canvas == self.config.mask_token_id  # (R, L)
+        order_of_positions = _check_order(settings, canvas)
+        if seed is not None:
+            generator = _seeded(seed, generator, batch, copies)
+        not_padding = torch.ones_like(canvas, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        sizes = _sizes_of_groups(settings, masked, not_padding)
+        uniforms = Uniforms(generator, not_padding, device)
+        # Raises if the attention cannot take fewer queries than keys.
+        cache = self.model.make_cache(len(canvas)) if settings.refresh_interval > 1 else None
+
+        # 3. Plan. From here on the generator advances, and no argument is refused any more.
+        steps_of_rows = not_padding.sum(dim=1).clamp(min=1)  # (R,)
+        if settings.steps is not None:
+            steps_of_rows = torch.full_like(steps_of_rows, settings.steps)
+        plan = self._make_plan(masked, order_of_positions, settings, steps_of_rows, sizes, uniforms)
+        uniform = uniforms()  # (R, L) for the tokens
+        speculate = min(speculation_of(settings), int(masked.sum(dim=1).max()))  # k
+        for_drafts = (uniforms(), uniforms()) if speculate > 1 else None  # (R, L) both
+        all_steps = steps_of_rows if settings.method in GRID_METHODS and not settings.use_cache else None
+
+        # 4. Schedule and loop.
+        mask_on_device = None if attention_mask is None else attention_mask.to(device)
+        inputs = self.model.fixed_inputs(canvas.to(device), mask_on_device)
+        layout = SamplerState.layout(canvas, inputs, events_at_most(plan, all_steps), speculate)
+        python = bool(logits_processor) or callable(settings.order)
+        capturing = settings.cuda_graphs and not python and self.model.can_prune()
+        with evaluation_mode(cast(Any, self)), programs_of(self, layout, device, capturing) as programs:
+            captured = programs.capturer is not None
+            events = Schedule(
+                plan,
+                all_steps,
+                settings.refresh_interval,
+                settings.refresh_window,
+                captured,
+                adaptive=policy is not None,
+                open_ended=speculate > 1 or (policy is not None and policy.decides_how_many),
+                speculate=speculate,
+            )
+            drafts = None
+            if for_drafts is not None:
+                drafts = Drafts(programs.tensors, speculate - 1, *(each[events.rows] for each in for_drafts))
+            if cache is not None:
+                cache = programs.objects.setdefault("cache", cache)  # graphs write to that of the first call
+            state = SamplerState(programs.tensors, events, canvas, uniform, inputs, cache, drafts)
+            most = int(events.evaluations.max())
+            with packed_weights(0 if captured else most):  # a replay would read packed weights of this call
+                output = self._reveal(programs, state, events, sampling, settings, streamer)
+        return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
+
+    def free_cuda_graphs(self) -> None:
+        """Frees the captured events and their memory on the card; later calls of `generate` capture anew."""
+        free_programs(self)
+
+    def _reveal(
+        self,
+        programs: Programs,
+        state: SamplerState,
+        schedule: Schedule,
+        sampling: Sampling,
+        settings: RaddGenerationConfig,
+        streamer: Any,
+    ) -> RaddGenerateOutput:
+        """Runs the loop. All rows advance together, each to its own next event."""
+        deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
+        history = [state.sequences()] if settings.output_history else None
+        watched = history is not None or streamer is not None
+        asked = watched or schedule.open_ended  # after every event
+        events_between_questions = EVENTS_BETWEEN_QUESTIONS if schedule.captured and not asked else 1
+        while len(schedule):
+            if settings.max_time is not None:
+                state.wait()  # or the host would be ahead of a card, and its clock early
+                if time.monotonic() > deadline:
+                    if schedule.adaptive or schedule.open_ended:
+                        schedule.follow(*state.progress())
+                    state.arrange(schedule.reveal_all(), schedule)
+            shape = schedule.next()
+            window = min(settings.refresh_window, state.length) if shape.recomputed else 0
+            key = shape, window, state.cache is not None, sampling.key
+            if shape.sequences:
+                programs.run(key, partial(self._run_round, state, shape, sampling))
+            else:
+                programs.run(key, partial(self._run_event, state, shape, window, sampling))
+            if schedule.open_ended and not len(schedule):
+                schedule.follow(*state.progress())
+                before = schedule.arrange()
+                if not torch.equal(before, before.sort().values):
+                    state.arrange(before, schedule)
+            if sampling.ending is not None and schedule.current % events_between_questions == 0:
+                ended_after = state.ended_after.cpu()
+                if bool((ended_after < schedule.evaluations).any()):
+                    if schedule.adaptive or schedule.open_ended:
+                        schedule.follow(*state.progress())
+                    state.arrange(schedule.end_rows(ended_after), schedule)
+            if history is not None:
+                history.append(state.sequences())
+            if streamer is not None and hasattr(streamer, "put_draft"):
+                streamer.put_draft(state.sequences().to("cpu", copy=True))
+
+        if schedule.adaptive:
+            schedule.follow(*state.progress())
+        output = state.output(schedule, sampling.ending)
+        output.history = None if history is None else tuple(history)
+        if streamer is not None:
+            streamer.put(cast(Tensor, output.sequences).to("cpu", copy=True))
+            streamer.end()
+        return output
+
+    def _run_event(self, state: SamplerState, shape: Shape, window: int, sampling: Sampling) -> None:
+        """Runs one event: evaluates, draws, writes, and adds one to the index of the event.
+
+        It is a program (`programs_radd.py`): whatever differs between two events of one shape is in `state`.
+        """
+        positions, flat_index = state.evaluated(shape)
+        hidden = self.model(
+            input_ids=state.canvas[: shape.rows],
+            output_positions=positions,
+            cache=state.cache,
+            partial=state.recomputed(shape, window),
+            **state.inputs_of(shape.rows),
+        ).last_hidden_state  # (N, D), or (A, K, D)
+        hidden = hidden.view(len(flat_index), hidden.shape[-1])  # (N, D), in the order of flat_index
+        tokens, draws, beliefs = self._draw(hidden, state, flat_index, sampling)
+        if shape.adaptive:
+            flat_index = state.choose(shape, cast(Policy, sampling.policy), flat_index, cast(Beliefs, beliefs))
+        state.write(flat_index, tokens, draws)
+        if sampling.ending is not None:
+            state.end_rows(shape.rows, sampling.ending)
+        state.now.add_(1)
+
+    def _draw(
+        self, hidden: Tensor, state: SamplerState, flat_index: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor, Beliefs | None]:
+        """Draws a token from each hidden state (N, D), in chunks.
+
+        A position that is not chosen by a policy is drawn again in a later event, with the same uniform number. The
+        choice does not look at the draw, so that the number is still uniform then.
+
+        Returns:
+            Tokens (N,), and of each draw (N, 3) float32: the log-probability of the token before processors and
+            warpers; logsumexp of the logits; logsumexp of the processed scores, or their maximum. Each of the last two
+            is finite if some token is possible. And what a policy looks at.
+        """
+        tokens, draws, beliefs = [], [], []
+        policy = sampling.policy
+        sizes: Any = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
+        if policy is not None and callable(policy.order):  # which sees all of a row
+            sizes = (flat_index // state.length).unique_consecutive(return_counts=True)[1].tolist()
+        for h, where in zip(hidden.split(sizes), flat_index.split(sizes), strict=True):
+            logits = self.compute_logits(h)  # (n, V)
+            processed = sampling.process(logits, partial(state.canvases, where))
+            scores = sampling.warp(processed)
+            if sampling.temperature == 0:
+                normaliser, token = scores.max(dim=-1)  # (n,) both
+            else:
+                token, normaliser = draw_tokens(scores, state.uniform[where])
+            known = scores is logits and sampling.temperature != 0
+            log_sum = normaliser if known else logits.float().logsumexp(dim=-1)
+            tokens.append(token)
+            draws.append(_describe(logits, token, log_sum, normaliser))
+            if policy is not None and callable(policy.order):
+                beliefs.append(policy.ask(processed, where % state.length))
+            elif policy is not None:
+                beliefs.append(policy.beliefs(processed))
+        believed = Beliefs(*map(torch.cat, zip(*beliefs, strict=True))) if beliefs else None
+        return torch.cat(tokens), torch.cat(draws), believed
+
+    def _run_round(self, state: SamplerState, shape: Shape, sampling: Sampling) -> None:
+        """Runs a round of speculation (`speculation_radd.py`), and adds one to the index of the event.
+
+        The first round has no drafts to check. It is a program, like an event.
+        """
+        drafts, rows, c = cast(Drafts, state.drafts), shape.rows, shape.sequences
+        row, index = (torch.arange(size, device=state.device) for size in (rows, c))  # (A,) and (c,)
+        slot, positions, flat_index = state.upcoming(rows, c + drafts.number)  # (A, c + k - 1) each
+        real = flat_index < state.spare
+        tokens = drafts.tokens[:rows, : c - 1]  # (A, c - 1)
+        sequences = with_drafts(state.canvas[:rows], positions.where(real, state.length)[:, : c - 1], tokens)
+        hidden = self.model(
+            input_ids=sequences.flatten(0, 1),  # (A, c, L) -> (A c, L)
+            output_positions=Positions(positions.unfold(1, drafts.number + 1, 1).flatten(0, 1)),
+            cache=None,
+            partial=None,
+            **state.inputs_of(rows, c),
+        ).last_hidden_state.unflatten(0, (rows, c))  # (A, c, k, D): of each sequence, the k positions after its drafts
+
+        target, draws = self._check_drafts(hidden[:, :-1, 0], sequences[:, :-1], tokens, sampling)
+        uniform = drafts.accept[flat_index[:, : c - 1]]  # (A, c - 1)
+        # A draft of a row's last token is not used: the evaluation gives that token itself.
+        usable = real[:, 1:c]  # (A, c - 1)
+        count = count_leading(is_accepted(target, drafts.logprobs[:rows, : c - 1], uniform) & usable)  # (A,)
+        here = count[:, None]  # (A, 1) where the accepted drafts end
+
+        # The sequence that has the accepted drafts gives the next token, and the next drafts.
+        hidden, sequences, origin = hidden[row, count], sequences[row, count], None  # (A, k, D) and (A, L)
+        rejected = pad(usable, (0, 1)).gather(1, here).squeeze(1)  # (A,)
+        if c > 1:
+            # The distribution that the rejected draft came from is computed anew. The last token was missing in it.
+            states = cast(Tensor, drafts.states)[row, count.clamp(max=c - 2)]  # (A, D)
+            origin = states, state.canvas[:rows].scatter(1, drafts.missing[:rows], self.config.mask_token_id)
+        uniform = state.uniform[flat_index.gather(1, here).squeeze(1)]  # (A,)
+        token, draw = self._draw_after_drafts(hidden[:, 0], sequences, uniform, sampling, origin, rejected)
+
+        tokens = torch.where(index < here, pad(tokens, (0, 1)), token[:, None])  # (A, c)
+        draws = torch.where((index < here)[..., None], pad(draws, (0, 0, 0, 1)), draw[:, None])  # (A, c, 3)
+        written = flat_index[:, :c].where(index <= here, state.spare)  # (A, c)
+        state.write(written.flatten(), tokens.flatten(), draws.flatten(0, 1))
+        state.plan_from(slot[:, :1] + here + 1)
+        after = flat_index.gather(1, here + 1 + torch.arange(drafts.number, device=state.device))  # (A, k - 1)
+        drawn = self._draw_drafts(hidden[:, 1:], sequences, drafts.draw[after], sampling)
+        drafts.keep(*drawn, hidden[:, 1:], positions.gather(1, here))
+        if sampling.ending is not None:
+            state.end_rows(rows, sampling.ending)
+        state.now.add_(1)
+
+    def _laws(
+        self, hidden: Tensor, sequences: Tensor, sampling: Sampling
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Computes the distributions that tokens are drawn from, in chunks.
+
+        Args:
+            hidden: (N, D) states, each in a sequence (N, L).
+
+        Yields:
+            Which chunk of n it is; the logits (n, V); the log-probabilities (n, V) after processors and warpers; and
+            the largest score (n,), which is finite if some token is possible.
+        """
+        size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
+        for begin in range(0, len(hidden), size):
+            part = slice(begin, begin + size)
+            logits = self.compute_logits(hidden[part])
+            scores = sampling.warp(sampling.process(logits, partial(sequences.__getitem__, part)))
+            yield part, logits, sampling.log_law(scores), scores.amax(dim=-1)
+
+    def _check_drafts(
+        self, hidden: Tensor, sequences: Tensor, tokens: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """Returns log p(x) of each draft x, (A, c - 1), and what `_draw` returns of a draw, (A, c - 1, 3)."""
+        drafts = tokens.flatten()  # (N,)
+        target, draws = hidden.new_zeros(len(drafts)).float(), hidden.new_zeros(len(drafts), 3).float()
+        for part, logits, law, largest in self._laws(hidden.flatten(0, 1), sequences.flatten(0, 1), sampling):
+            target[part] = law.gather(1, drafts[part, None]).squeeze(1)
+            draws[part] = _describe(logits, drafts[part], logits.float().logsumexp(dim=-1), largest)
+        return target.view_as(tokens), draws.view(*tokens.shape, 3)
+
+    def _draw_after_drafts(
+        self,
+        hidden: Tensor,
+        sequences: Tensor,
+        uniform: Tensor,
+        sampling: Sampling,
+        origin: tuple[Tensor, Tensor] | None,
+        rejected: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws the token after the accepted drafts: in place of the rejected one, or beside them all.
+
+        Args:
+            hidden: (A, D), in sequences (A, L). uniform: (A,). origin: states and sequences that the rejected draft was
+                drawn from, (A, D) and (A, L); None without drafts. rejected: (A,) bool, whether one was.
+
+        Returns:
+            Tokens (A,), and what `_draw` returns of each draw, (A, 3).
+        """
+        tokens, draws = torch.zeros_like(rejected, dtype=torch.int64), hidden.new_zeros(len(hidden), 3).float()
+        origins = repeat(None) if origin is None else self._laws(*origin, sampling)
+        targets = self._laws(hidden, sequences, sampling)
+        for (part, logits, law, largest), of_draft in zip(targets, origins, strict=False):
+            if of_draft is not None:
+                law = torch.where(rejected[part, None], residual(law, of_draft[2]), law)
+            tokens[part] = draw_tokens(law, uniform[part])[0]
+            draws[part] = _describe(logits, tokens[part], logits.float().logsumexp(dim=-1), largest)
+        return tokens, draws
+
+    def _draw_drafts(
+        self, hidden: Tensor, sequences: Tensor, uniform: Tensor, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """Draws a draft x for each state (A, k - 1, D) in sequences (A, L); returns x and log q(x), (A, k - 1) both."""
+        tokens = torch.zeros_like(uniform, dtype=torch.int64).flatten()  # (N,)
+        logprobs = torch.zeros_like(uniform, dtype=torch.float32).flatten()  # (N,)
+        uniforms, sequences = uniform.flatten(), sequences[:, None].expand(-1, uniform.shape[1], -1).flatten(0, 1)
+        for part, _, law, _ in self._laws(hidden.flatten(0, 1), sequences, sampling):
+            tokens[part] = draw_tokens(law, uniforms[part])[0]
+            logprobs[part] = law.gather(1, tokens[part, None]).squeeze(1)
+        return tokens.view_as(uniform), logprobs.view_as(uniform)
+
+    def _make_plan(
+        self,
+        masked: Tensor,
+        order: Tensor | None,
+        settings: RaddGenerationConfig,
+        steps: Tensor,
+        sizes: list[list[int]] | None,
+        uniforms: Uniforms,
+    ) -> Tensor:
+        """Returns the plan (R, L) int64: the step of the grid, or the event of a method without one, of each mask.
+
+        order: (R, L), None for a random one. steps: (R,) of each row's grid. sizes: of each row's groups, None for
+        balanced ones. uniforms: gives (R, L) at each call.
+        """
+        if settings.method in GRID_METHODS:
+            uniform, plan = uniforms(), masked.long()
+            for count in steps.unique().tolist():
+                rows = steps == count
+                reveal = reveal_probabilities(get_noise(self.config), settings.method, count)
+                plan[rows] = plan_grid(masked[rows], reveal, uniform[rows])
+            return plan
+        if settings.method == "first_hitting":
+            return plan_sequence(masked, uniforms())
+        priority = uniforms() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
+        # of which an adaptive order takes the numbers alone
+        return plan_sequence(masked, priority, settings.steps, sizes)
+
+    def _end_and_padding(self, settings: RaddGenerationConfig) -> tuple[list[int], int | None]:
+        """Returns the ids that end a row and the one that pads it, of the settings, else of the configuration."""
+        eos, padding = (
+            getattr(self.config, name, None) if getattr(settings, name) is None else getattr(settings, name)
+            for name in ("eos_token_id", "pad_token_id")
+        )
+        eos = [] if eos is None else list(eos) if isinstance(eos, (list, tuple)) else [eos]
+        return eos, eos[0] if eos and padding is None else padding
+
+    def _ending(self, settings: RaddGenerationConfig) -> Ending:
+        """Returns what ends a row; raises a ValueError for ids that cannot."""
+        eos, padding = self._end_and_padding(settings)
+        if not eos or padding is None:
+            raise ValueError("stop_on_eos=True needs eos_token_id, here, in the generation config or in the model's.")
+        ending = Ending(tuple(eos), padding, self.config.mask_token_id)
+        for name, token in (*(("eos_token_id", token) for token in eos), ("pad_token_id", ending.pad_token_id)):
+            if not is_integer(token, 0, self.config.vocab_size - 1) or token == self.config.mask_token_id:
+                raise ValueError(
+                    f"{name}={shortened(token)} must be an id below {self.config.vocab_size} and not the mask's, "
+                    f"{self.config.mask_token_id}."
+                )
+        return ending
+
+    def adjust_generation_fn(
+        self, generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, **kwargs
+    ):
+        """Gives the model its generation config, the one passed, else the folder's; `from_pretrained` calls this."""
+        names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        hub = {name: kwargs[name] for name in names if name in kwargs}  # the rest is for the model's configuration
+        if generation_config is not None:
+            self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
+        elif pretrained_model_name_or_path is not None:
+            found = cached_file(
+                pretrained_model_name_or_path,
+                GENERATION_CONFIG_NAME,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **hub,
+            )
+            if found is not None:  # the authors' repositories have none: the defaults hold
+                try:
+                    self.generation_config = self.generation_config_class.from_pretrained(
+                        pretrained_model_name_or_path, _from_auto=from_auto_class, _from_pipeline=from_pipeline, **hub
+                    )
+                except ValueError as error:  # of a setting, which does not know where it stands
+                    raise ValueError(f"{found}: {error}") from error
+
+
+def _describe(logits: Tensor, token: Tensor, log_sum: Tensor, normaliser: Tensor) -> Tensor:
+    """Returns what is known of draws, (n, 3), see `_draw`, from logits (n, V) and (n,) each of the others."""
+    logprob = logits.gather(1, token[:, None]).squeeze(1) - log_sum
+    return torch.stack((logprob.float(), log_sum.float(), normaliser.float()), dim=1)
+
+
+def _seeded(seed: int, generator: Any, batch: int, copies: int) -> list[torch.Generator]:
+    """Makes a generator for each of the R rows from a seed."""
+    if generator is not None:
+        raise ValueError(f"seed={shortened(seed)} and generator both say where randomness comes from; pass one.")
+    seed = check_seed(seed)
+    return [own for text in range(batch) for own in sample_generators(text_seed(seed, text), range(copies))]
+
+
+def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, tokenizer: Any) -> None:
+    """Raises an error for arguments that contradict each other; a saved `steps` or `order` need not fit the method."""
+    method = settings.method
+    if given["order"] is not None and method != "ordered":
+        raise ValueError(
+            f"order={shortened(given['order'])} is for method='ordered'; method={method!r} draws its own order."
+        )
+    if settings.schedule is not None:
+        for name, fits in (("method", "ordered"), *((bound, None) for bound in BOUNDS), ("order", "random")):
+            if (value := getattr(settings, name)) != fits:
+                raise ValueError(
+                    f"{name}={shortened(value)} and schedule={settings.schedule!r} both say which positions are "
+                    "revealed when: leave out one of them. The schedule is method='ordered', order='random' in groups "
+                    "of other sizes."
+                )
+        if settings.information_profile is None:
+            raise ValueError(
+                f"schedule={settings.schedule!r} needs an information_profile, and the model's generation config has "
+                "none: estimate and save it with `radd profile MODEL --dataset TEXT`."
+            )
+    if given["steps"] is not None and method == "first_hitting":
+        raise ValueError(f"steps={given['steps']}: method='first_hitting' reveals one token an event, leave steps out.")
+    for bound in BOUNDS:
+        if given[bound] is None:
+            continue
+        if method != "ordered":
+            raise ValueError(f"{bound}={given[bound]} is for method='ordered'; method={method!r} draws its own order.")
+        if not is_adaptive(settings.order) or callable(settings.order):
+            raise ValueError(
+                f"{bound}={given[bound]} is for order='confidence', 'margin' or 'entropy', not for "
+                f"order={shortened(settings.order)}."
+            )
+        others = [name for name in ("steps", *BOUNDS) if name != bound and given[name] is not None]
+        if others:
+            raise ValueError(
+                f"{bound}={given[bound]} and {others[0]}={given[others[0]]} both say how many positions an event "
+                "reveals: pass one of them."
+            )
+    if callable(settings.order) and given["steps"] is not None and method == "ordered":
+        raise ValueError(f"steps={given['steps']}: a function as order itself says how many positions are revealed.")
+    if method == "ordered" and is_adaptive(settings.order) and settings.refresh_interval > 1:
+        raise ValueError(
+            f"refresh_interval={settings.refresh_interval} evaluates few positions; order={shortened(settings.order)} "
+            "needs all that are masked: pass refresh_interval=1."
+        )
+    if (given["speculate"] or 1) > 1 and speculation_of(settings) == 1:
+        raise ValueError(
+            f"speculate={given['speculate']} drafts the positions that come next, one an event: it needs "
+            "method='first_hitting', or 'ordered' with an order that is not adaptive and without steps, and "
+            f"refresh_interval=1; here {_what_forbids_speculation(settings)}."
+        )
+    if settings.use_cache is False and settings.refresh_interval > 1:
+        raise ValueError(
+            f"refresh_interval={settings.refresh_interval} reuses keys and values, use_cache=False evaluates all "
+            "rows at all steps: pass refresh_interval=1 or use_cache=True."
+        )
+    if given["use_cache"] is False and method not in GRID_METHODS:
+        raise ValueError(f"use_cache=False evaluates the empty steps of a grid; method={method!r} has no grid.")
+    if given["eos_token_id"] is not None and not settings.stop_on_eos:
+        raise ValueError(
+            f"eos_token_id={shortened(given['eos_token_id'])} ends a text only with stop_on_eos=True: pass both."
+        )
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise TypeError(f"streamer={shortened(streamer)} must have the methods put and end.")
+    if getattr(streamer, "skip_prompt", False):
+        raise ValueError(
+            "streamer has skip_prompt=True, which skips the first text put; here the first is the only one."
+        )
+
+
+def ordered_settings(**given: Any) -> RaddGenerationConfig:
+    """Returns complete settings of `generate(method="ordered")`, checked together; None is a setting not given."""
+    settings = RaddGenerationConfig.resolve({"method": "ordered"} | given)
+    _check_together(settings, dict.fromkeys((*SETTINGS, "eos_token_id")) | given, None, None)
+    return settings
+
+
+def _what_forbids_speculation(settings: RaddGenerationConfig) -> str:
+    """Names the setting that `speculate` does not go together with."""
+    if settings.method in GRID_METHODS:
+        return f"method={settings.method!r}"
+    if settings.refresh_interval > 1:
+        return f"refresh_interval={settings.refresh_interval}"
+    return f"steps={settings.steps}" if settings.steps is not None else f"order={shortened(settings.order)}"
+
+
+def _make_sampling(
+    logits_processor: Any, settings: RaddGenerationConfig, ending: Ending | None, policy: Policy | None
+) -> Sampling:
+    """Lists the caller's processors, and temperature, top-k and top-p in transformers' order."""
+    if not isinstance(logits_processor, (list, tuple, type(None))) or not all(map(callable, logits_processor or ())):
+        raise TypeError(
+            f"logits_processor={shortened(logits_processor)} must be a LogitsProcessorList or a list of processors."
+        )
+    temperature, top_k, top_p = settings.temperature, settings.top_k, settings.top_p
+    warpers = LogitsProcessorList()
+    if temperature not in (0, 1):
+        warpers.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k > 0:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(float(top_p)))
+    return Sampling(temperature, top_k, top_p, LogitsProcessorList(logits_processor or []), warpers, ending, policy)
+
+
+def _check_order(settings: RaddGenerationConfig, canvas: Tensor) -> Tensor | None:
+    """Returns (R, L), the positions of each row in the order of revealing; None if it is random or unused.
+
+    For an adaptive order the positions from left to right, until events choose others.
+    """
+    rows, length = canvas.shape
+    if settings.method != "ordered" or settings.order == "random":
+        return None
+    position = torch.arange(length, device=canvas.device)
+    if isinstance(settings.order, str) or callable(settings.order):
+        return (position.flip(0) if settings.order == "backward" else position).expand(rows, length)
+    return as_permutation("order", settings.order, length, rows).to(canvas.device).expand(rows, length)
+
+
+def _sizes_of_groups(settings: RaddGenerationConfig, masked: Tensor, not_padding: Tensor) -> list[list[int]] | None:
+    """Returns for each row how many positions each of its events reveals; None if that needs no profile.
+
+    masked, not_padding: (R, L) bool.
+
+    Raises:
+        ValueError: for groups that would take minutes to find.
+    """
+    if settings.schedule is None or settings.steps is None:
+        return None
+    rows = list(zip(masked.sum(dim=1).tolist(), not_padding.sum(dim=1).tolist(), strict=True))  # masks, length
+    for masks, _ in rows:
+        check_work(masks, settings.steps)
+    profile = cast(Sequence[float], settings.information_profile)
+    return [group_sizes(profile_of_length(profile, length), masks, settings.steps) for masks, length in rows]
+
+
+def _execution_device(trunk: Any) -> torch.device:
+    """Returns the device of the trunk's ids; for offloaded weights (on "meta") where accelerate runs them."""
+    if trunk.device.type != "meta":
+        return trunk.device
+    hook = getattr(trunk.get_input_embeddings(), "_hf_hook", None)
+    if hook is None:
+        raise ValueError("the model is on the device 'meta', where it has no weights: load it with from_pretrained.")
+    return torch.device(hook.execution_device)
+
+
+__all__ = ["RaddGenerateOutput", "RaddGenerationConfig", "RaddGenerationMixin", "ordered_settings"]

@@ -1,0 +1,115 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""The forward process: how much noise at time t, and what the reverse process reveals in a step.
+
+    t        time in [0, 1]; 0 is clean text, 1 is (nearly) all masks
+    sigma    total noise sigma(t); a token is masked at time t with probability 1 - exp(-sigma)
+    dsigma   its rate sigma'(t)
+
+Pure functions of their arguments, in the dtype of `t`; nothing here is a module or holds a state.
+Source: arXiv:2406.03736 (version 4), section 2.1; its log-linear schedule stands in section D.4, the
+geometric one in the authors' code.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LogLinearNoise:
+    """sigma(t) = -log(1 - (1 - eps) t): the mask probability (1 - eps) t grows linearly in time."""
+
+    eps: float = 1e-3
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.log1p(-(1 - self.eps) * t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return (1 - self.eps) / (1 - (1 - self.eps) * t)
+
+
+@dataclass(frozen=True)
+class GeometricNoise:
+    """sigma(t) = sigma_min^(1 - t) sigma_max^t."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min ** (1 - t) * self.sigma_max**t
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
+
+
+Noise = LogLinearNoise | GeometricNoise
+
+
+def get_noise(config) -> Noise:
+    """The schedule a [`RaddConfig`] names."""
+    if config.noise_type == "loglinear":
+        return LogLinearNoise(config.noise_eps)
+    if config.noise_type == "geometric":
+        return GeometricNoise(config.sigma_min, config.sigma_max)
+    raise ValueError(f"noise_type={config.noise_type!r} must be 'loglinear' or 'geometric'.")
+
+
+# The grid of the reverse process ends just above t = 0, where the geometric schedule still has sigma_min.
+FINAL_TIME = 1e-5
+
+
+def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
+    """Probability that a token still masked is revealed in each step of the reverse process.
+
+    On the grid t_0 = 1 > ... > t_n = 1e-5, with s = t - dt the end of the step:
+
+        tweedie   (exp(-sigma(s)) - exp(-sigma(t))) / (1 - exp(-sigma(t)))         arXiv:2406.03736, eq. (D.14)
+        euler     min(1, dt sigma'(t) exp(-sigma(t)) / (1 - exp(-sigma(t))))       eq. (D.15), first order in dt
+
+    and 1 in the last step, which leaves no mask. Log-linear noise makes both equal to dt / t, eq. (D.16).
+
+    In float64, and with the difference of exponentials as an `expm1`: in float32 the subtraction loses
+    half of the digits where sigma(t) and sigma(s) are close.
+
+    Returns:
+        (steps,) float64 on the CPU.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1.")
+    dt = (1 - FINAL_TIME) / steps
+    t = torch.linspace(1, FINAL_TIME, steps + 1, dtype=torch.float64, device="cpu")[:-1]  # (steps,) starts of steps
+    sigma = noise.sigma(t)
+    masked = -torch.expm1(-sigma)  # 1 - exp(-sigma), the probability of being masked at t
+    if method == "tweedie":
+        reveal = (-sigma).exp() * torch.expm1(sigma - noise.sigma(t - dt)) / masked
+    elif method == "euler":
+        reveal = (dt * noise.dsigma(t) * (-sigma).exp() / masked).clamp(max=1)
+    else:
+        raise ValueError(f"method={method!r} must be 'tweedie' or 'euler'.")
+    reveal[-1] = 1
+    return reveal
+
+
+def expected_evaluations(noise: Noise, method: str, steps: int, n_masked: int) -> float:
+    """Mean number of network evaluations that a row with `n_masked` masks takes on a grid of `steps`.
+
+    sum_i 1 - (1 - q_i)^m, with q_i = r_i prod_{j<i} (1 - r_j) the law of a position's reveal step
+    (arXiv:2406.03736, eq. (D.30)); for log-linear noise n (1 - (1 - 1/n)^m), eq. (3.4).
+    """
+    reveal = reveal_probabilities(noise, method, steps)  # (n,) r
+    revealed_before = 1 - (1 - reveal).cumprod(dim=0)  # (n,) P(reveal step <= i)
+    q = revealed_before.diff(prepend=reveal.new_zeros(1))
+    return float((1 - (1 - q) ** n_masked).sum())
+
+
+__all__ = [
+    "FINAL_TIME",
+    "GeometricNoise",
+    "LogLinearNoise",
+    "Noise",
+    "expected_evaluations",
+    "get_noise",
+    "reveal_probabilities",
+]

@@ -1,0 +1,290 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Captures work on a card as CUDA graphs and replays it, so that the host need not launch every kernel again.
+
+For one short row a card computes an evaluation of the network in less time than the host takes to launch its kernels.
+CUDA can capture the kernels as a graph, and launch all of them by one call: a replay. A graph repeats the same
+operations on the same memory. So the captured function must read what changes from tensors that stay where they are.
+It must not ask for a value on the device, and its shapes must not depend on values. Such a function is a *program*
+here.
+
+    StaticTensors  tensors that stay where they are
+    CudaGraphs     captures a program on a CUDA card
+    Programs       runs programs: calls, captures or replays them
+    programs_of    a context that lends the programs of a model, which are kept from call to call
+
+Nothing here is about RADD. `generation_radd.py` makes a program of each shape of an event.
+"""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from threading import Lock, get_ident
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from .kernels_radd import is_hooked, is_transformed
+
+# A model keeps the programs of so many layouts (sizes of batch and text), and of each layout so many graphs. The least
+# recently used are dropped first.
+LAYOUTS_KEPT = 4
+GRAPHS_KEPT = 64
+# Calls of a program by a thread before the thread captures it. The first call makes what must not be made during a
+# capture: handles of libraries, which belong to a thread, workspaces, compiled code. And most programs of a short task
+# run only once.
+CALLS_BEFORE_CAPTURE = 1
+
+CAPTURE_LOCK = Lock()  # torch captures one graph at a time
+KEPT_LOCK = Lock()  # several threads may run one model
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tensors and programs
+# ---------------------------------------------------------------------------------------------------------
+
+
+class StaticTensors:
+    """Holds named tensors of a device, each of which stays where it was made first."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.tensors: dict[str, Tensor] = {}
+
+    def put(self, name: str, value: Tensor) -> Tensor:
+        """Copies the value to the tensor of that name and returns this tensor; the first value makes it.
+
+        A later value must have the same shape, or fewer rows: then it goes to the first rows, which are returned.
+        """
+        if name not in self.tensors:
+            with torch.inference_mode(False):  # a tensor made in that mode could be written in it alone
+                self.tensors[name] = torch.empty(value.shape, dtype=value.dtype, device=self.device)
+        return self.tensors[name][: len(value)].copy_(value)
+
+
+# Captures a function without running it, and returns what replays it.
+Capturer = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+class CudaGraphs:
+    """Captures CUDA graphs on one device. The graphs share the memory of their intermediate results."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with (
+            CAPTURE_LOCK,
+            torch.cuda.device(self.device),
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),  # restores the current stream if capture fails
+            torch.cuda.graph(graph, self.pool, self.stream, "thread_local"),  # other threads may use the card
+        ):
+            function()
+        return graph.replay
+
+
+# What captures on a type of device. On others every program is called.
+CAPTURERS: dict[str, Callable[[torch.device], Capturer]] = {"cuda": CudaGraphs}
+
+
+class Programs:
+    """Runs programs on one set of tensors. Without a capturer it calls them.
+
+    With one, a program is called the first time, captured and replayed the second time, and replayed from then on.
+    """
+
+    def __init__(self, device: torch.device, capturer: Capturer | None = None):
+        self.device, self.capturer = device, capturer
+        self.tensors = StaticTensors(device)
+        self.objects: dict[str, Any] = {}  # what programs use besides `tensors`
+        self.calls: OrderedDict[Hashable, int] = OrderedDict()  # by each thread of each program, before it is captured
+        self.replays: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
+
+    def run(self, key: Hashable, function: Callable[[], None]) -> None:
+        """Calls the function, or replays the capture of an earlier function of the same key.
+
+        Args:
+            key: all that the function depends on, other than the tensors and the model.
+        """
+        if self.capturer is None:
+            return function()
+        if key not in self.replays:
+            caller = get_ident(), key
+            calls = self.calls.pop(caller, 0)
+            if calls < CALLS_BEFORE_CAPTURE:
+                self.calls[caller] = calls + 1
+                if len(self.calls) > GRAPHS_KEPT:
+                    self.calls.popitem(last=False)
+                return function()
+            try:
+                with casting_anew(self.device):
+                    self.replays[key] = self.capturer(function)
+            except Exception as error:  # for example a module that waits for the card
+                cause: BaseException = error  # torch raises another error on the way out
+                while cause.__context__ is not None:
+                    cause = cause.__context__
+                warnings.warn(f"CUDA graphs are off for this model, since a capture failed: {cause!r}", stacklevel=2)
+                self.capturer = None
+                return function()
+            if len(self.replays) > GRAPHS_KEPT:
+                self.replays.popitem(last=False)
+        self.replays.move_to_end(key)
+        self.replays[key]()
+
+
+@contextmanager
+def casting_anew(device: torch.device) -> Iterator[None]:
+    """Makes autocast cast weights at every use. A graph would otherwise read casts that autocast frees at its end."""
+    kind = device.type
+    casts = torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False) if casts else nullcontext():
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The programs of a model
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class KeptPrograms:
+    """Holds a model's programs by layout, and the fingerprint of the model that they were captured of.
+
+    failed: whether a capture failed. Another one would fail, too, and might harm what torch knows of its memory.
+    """
+
+    fingerprint: list
+    failed: bool = False
+    layouts: OrderedDict[Hashable, Programs] = field(default_factory=OrderedDict)
+
+
+# They are kept beside the model, so that a copy of the model has none.
+KEPT: WeakKeyDictionary[Any, KeptPrograms] = WeakKeyDictionary()
+
+
+@contextmanager
+def programs_of(model: Any, layout: Hashable, device: torch.device, wanted: bool = True) -> Iterator[Programs]:
+    """Lends the model's programs for a layout, to one borrower at a time; another one meanwhile gets new programs.
+
+    Programs are kept from call to call while the [`fingerprint`] of the model stays the same. Changing weights in place
+    does not change it, since a replay reads them. Where nothing is captured, nothing is kept; nor is it after an error
+    or a generator that was left early, which may have stopped in the middle of a program.
+
+    Args:
+        layout: shapes and dtypes of all tensors of the programs. wanted: whether to capture at all.
+    """
+    make = CAPTURERS.get(device.type)
+    if not wanted or make is None or not is_capturable(model):
+        yield Programs(device)
+        return
+    now, layout = fingerprint(model), (layout, device, modes_of_torch(device.type))
+    with KEPT_LOCK:
+        kept = KEPT.get(model)
+        if kept is None or kept.fingerprint != now:
+            kept = KEPT[model] = KeptPrograms(now)
+        programs = kept.layouts.pop(layout, None)
+    if programs is None:
+        programs = Programs(device, None if kept.failed else make(device))
+    yield programs
+    with KEPT_LOCK:
+        kept.failed = kept.failed or programs.capturer is None
+        if KEPT.get(model) is kept and not kept.failed:
+            kept.layouts[layout] = programs
+            while len(kept.layouts) > LAYOUTS_KEPT:
+                kept.layouts.popitem(last=False)
+
+
+def free_programs(model: Any) -> None:
+    """Frees the graphs of a model and their tensors."""
+    with KEPT_LOCK:
+        KEPT.pop(model, None)
+
+
+def is_capturable(model: Any) -> bool:
+    """Tells whether calling the model runs plain kernels alone: no hooks (of offloading, say), no special tensors."""
+    if torch.compiler.is_compiling() or is_transformed():
+        return False
+    for module in model.modules():
+        if not isinstance(module, nn.Module):
+            continue
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        # A parametrization may keep what it computed.
+        plain = all(type(each) in (nn.Parameter, Tensor) and each.layout == torch.strided for each in tensors)
+        special = not plain or is_parametrized(module)
+        if special or is_hooked(module):
+            return False
+    return True
+
+
+# Attributes of every module that do not decide what it computes: tables of hooks, empty if `is_capturable`.
+BOOKKEEPING = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "training"}
+
+
+def fingerprint(model: Any) -> list:
+    """Returns a list that compares unequal once a module is replaced or set otherwise, or a tensor is moved or cast.
+
+    It covers what a capture has fixed: addresses of tensors, and Python values, such as the scale of an adapter or
+    whether it is on. It does not look into objects other than lists, tuples, sets and dictionaries.
+    """
+    found: list = []
+    for module in (*model.modules(), model.config):
+        found += [type(module), _comparable(getattr(type(module), "forward", None))]
+        found += [(name, _comparable(value)) for name, value in vars(module).items() if name not in BOOKKEEPING]
+    return found
+
+
+def _comparable(value: Any, depth: int = 8) -> Any:
+    """Returns what to compare: numbers and words as they are, tensors by address, all else by identity."""
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested:
+        return value.data_ptr(), value.dtype, value.device, value.shape, value.stride()
+    if isinstance(value, dict) and depth:
+        return [(name, _comparable(each, depth - 1)) for name, each in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset)) and depth:
+        return [_comparable(each, depth - 1) for each in value]
+    return Same(value)
+
+
+class Same:
+    """Compares objects by identity, without keeping them: an address would be given to another one."""
+
+    def __init__(self, value: Any):
+        try:
+            self.get: Callable[[], Any] = ref(value)
+        except TypeError:  # has no weak references
+            self.get = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        value = self.get()
+        return isinstance(other, Same) and value is not None and value is other.get()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def modes_of_torch(kind: str) -> Hashable:
+    """Returns what chooses the kernels on a type of device: autocast, precision, determinism, kinds of attention."""
+    attention, products = torch.backends.cuda, torch.backends.cuda.matmul
+    # torch refuses to tell its older setting of the precision once somebody has used the newer one.
+    precision = getattr(products, "fp32_precision", None) or torch.get_float32_matmul_precision()
+    return (
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        precision,
+        products.allow_fp16_reduced_precision_reduction,
+        products.allow_bf16_reduced_precision_reduction,
+        torch.are_deterministic_algorithms_enabled(),
+        attention.flash_sdp_enabled(),
+        attention.mem_efficient_sdp_enabled(),
+        attention.math_sdp_enabled(),
+        attention.cudnn_sdp_enabled(),
+    )
+
+
+__all__ = ["CAPTURERS", "CudaGraphs", "Programs", "StaticTensors", "free_programs", "programs_of"]

@@ -1,0 +1,111 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Makes independent streams of random numbers from one seed.
+
+A stream depends on the seed and on what it is for (a step, a row, a sample), not on the order of computation. So
+neither batches nor processes nor restarts change it.
+
+Shapes: R rows, L length.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .settings_radd import LARGEST_INTEGER, is_integer, plain, shortened
+
+
+def stream_seed(seed: int, *stream: str | int) -> int:
+    """Returns the 63-bit seed of the stream of that name, e.g. `stream_seed(0, "masks", step)`.
+
+    It is a hash and not a sum: two generators of the same sum, one for masks and one for dropout, say, would give the
+    same numbers.
+    """
+    # Numbers of NumPy, whose repr is another, give the same stream as Python's.
+    digest = hashlib.sha256(repr((plain(seed), *map(plain, stream))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def text_seed(seed: int, text: int = 0) -> int:
+    """Returns the seed of text number `text`, from 0, of those that are filled in one call."""
+    return stream_seed(seed, "text", text)
+
+
+# Each takes five kilobytes.
+MOST_GENERATORS = 2**16
+
+
+def sample_generators(seed_of_text: int, samples: Sequence[int]) -> list[torch.Generator]:
+    """Makes a generator for each of these samples of a text; `seed_of_text` is what [`text_seed`] returned.
+
+    Every writer of text calls this: `generate(seed=)`, the pipeline, the command line, the web page and
+    `eval_generation.py`. So the same seed, settings and number of the sample give the same text in each.
+
+    Raises:
+        ValueError: for more than `MOST_GENERATORS` samples.
+    """
+    if len(samples) > MOST_GENERATORS:
+        raise ValueError(
+            f"num_return_sequences={len(samples)} with a seed must be at most {MOST_GENERATORS}, since each sample has "
+            "a generator: make several calls."
+        )
+    return [torch.Generator().manual_seed(stream_seed(seed_of_text, "sample", sample)) for sample in samples]
+
+
+def check_seed(seed: int) -> int:
+    """Returns the seed, or raises a ValueError if it is not an integer in 0 .. 2^63 - 1."""
+    seed = plain(seed)
+    if not is_integer(seed, 0, LARGEST_INTEGER):
+        raise ValueError(f"seed={shortened(seed)} must be an integer in 0 .. 2^63 - 1.")
+    return seed
+
+
+class Uniforms:
+    """Draws uniform numbers in [0, 1) with 53 bits, (R, L) at each call.
+
+    Padding takes none, so that a row that has its own generator has the same numbers in any batch.
+
+    Args:
+        generator: one for all rows, a list with one for each row, or None for torch's default generator of `device`.
+        not_padding: (R, L) bool, False at padding. The numbers are on its device.
+
+    Raises:
+        ValueError: for a list that has not one generator for each row. TypeError: for an object of another type.
+    """
+
+    def __init__(
+        self,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        not_padding: Tensor,
+        device: torch.device | None = None,
+    ):
+        self.not_padding, self.device = not_padding, not_padding.device if device is None else device
+        rows = len(not_padding)
+        self.sources: list[tuple[torch.Generator | None, int]]  # each with the number of rows it serves
+        if generator is not None and not isinstance(generator, torch.Generator):
+            if not isinstance(generator, (list, tuple)):
+                raise TypeError(f"generator={generator!r} must be a torch.Generator, or a list of one for each row.")
+            if len(generator) != rows:
+                raise ValueError(f"generator is a list of {len(generator)}; the batch has {rows} rows, one for each.")
+            self.sources = [(source, 1) for source in generator]
+        else:
+            self.sources = [(generator, rows)]
+        for source, _ in self.sources:
+            if source is not None and not isinstance(source, torch.Generator):
+                raise TypeError(f"generator={source!r} must be a torch.Generator, or a list of one for each row.")
+
+    def __call__(self) -> Tensor:
+        device = self.not_padding.device
+        counts = [int(rows.sum()) for rows in self.not_padding.split([rows for _, rows in self.sources])]
+        draws = [
+            torch.rand(
+                count, generator=source, dtype=torch.float64, device=self.device if source is None else source.device
+            ).to(device)
+            for count, (source, _) in zip(counts, self.sources, strict=True)
+        ]
+        uniform = torch.zeros(self.not_padding.shape, dtype=torch.float64, device=device)
+        return uniform.masked_scatter_(self.not_padding, torch.cat(draws))  # (R, L)
+
+
+__all__ = ["Uniforms", "check_seed", "sample_generators", "stream_seed", "text_seed"]

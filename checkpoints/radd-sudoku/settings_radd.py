@@ -1,0 +1,374 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Lists the settings of `generate`, each once: its default, the values it takes and a line of help.
+
+`RaddGenerationConfig` checks values by this table. The command line, the web page, the lm-evaluation-harness and
+`eval_generation.py` take names, choices and help from it. A second table knows the arguments of other libraries'
+`generate`: what they are called here, or what to use instead. The file imports only the standard library, so that
+`radd generate --help` need not wait for torch.
+"""
+
+import difflib
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+GridMethod = Literal["tweedie", "euler"]
+Method = Literal["tweedie", "euler", "first_hitting", "ordered"]
+FixedOrder = Literal["forward", "backward", "random"]
+AdaptiveOrder = Literal["confidence", "margin", "entropy"]
+Order = FixedOrder | AdaptiveOrder
+GroupSchedule = Literal["profile"]
+
+GRID_METHODS = get_args(GridMethod)  # diffusion on a grid of times
+METHODS = get_args(Method)
+FIXED_ORDERS = get_args(FixedOrder)  # known before the first evaluation
+ADAPTIVE_ORDERS = get_args(AdaptiveOrder)  # chosen from the network's distributions, see `policy_radd.py`
+ORDERS = FIXED_ORDERS + ADAPTIVE_ORDERS
+GROUP_SCHEDULES = get_args(GroupSchedule)
+# The settings by which an adaptive order decides how many positions an event reveals, and the order of each by default.
+BOUNDS = {"entropy_bound": "entropy", "confidence_threshold": "confidence"}
+
+
+class Setting(NamedTuple):
+    """Describes one setting of `generate`.
+
+    kind: type of the value. default: the value of a setting that nobody sets. accepts: tells whether a value is valid.
+    values: the valid values, in words. help: what the setting does. choices: all values, where they are names.
+    """
+
+    kind: type
+    default: Any
+    accepts: Callable[[Any], bool]
+    values: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises a ValueError unless the value is valid, or None, which leaves the setting unset."""
+        if value is not None and not self.accepts(value):
+            raise ValueError(f"{name}={shortened(value)} must be {self.values}.")
+
+
+def plain(value: Any) -> Any:
+    """Returns Python's numbers and lists in place of those of NumPy and torch, also of those within lists."""
+    if hasattr(value, "tolist"):  # a tensor, an array, or a number of NumPy
+        return value.tolist()
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+# The probabilities of steps take memory, and so fine a grid is continuous time for any text.
+MOST_STEPS = 10**6
+# Tokens of one call of `generate`, all rows together: what is planned for each takes hundreds of bytes.
+MOST_TOKENS = 2**24
+# Sequences that an evaluation computes for each row. Far fewer drafts than these are accepted.
+MOST_SPECULATION = 64
+LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, sys.float_info.max  # of torch
+
+
+def is_integer(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Tells whether a value is an integer in least .. most, of NumPy, too."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
+
+
+def is_number(value: Any) -> bool:
+    """Tells whether a value is a finite real number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(cast(float, value)) <= LARGEST_NUMBER
+
+
+def is_adaptive(order: Any) -> bool:
+    """Tells whether an order is chosen from the network's distributions, by a policy or a user's function."""
+    return callable(order) or (isinstance(order, str) and order in ADAPTIVE_ORDERS)
+
+
+def integer_setting(
+    default: int | None, least: int, help: str, meaning: str = "", most: int = LARGEST_INTEGER
+) -> Setting:
+    bound = "" if most == LARGEST_INTEGER else f" and at most {most}"
+    return Setting(
+        int,
+        default,
+        lambda value: is_integer(value, least, most),
+        f"an integer of at least {least}{bound}{meaning}",
+        help,
+    )
+
+
+def boolean_setting(default: bool, help: str) -> Setting:
+    return Setting(bool, default, lambda v: isinstance(v, bool), "True or False", help)
+
+
+# Settings that decide which text is written. An event is an evaluation of the network that reveals tokens.
+TEXT_SETTINGS: dict[str, Setting] = {
+    "length": integer_setting(
+        None, 1, "tokens of the whole text; default: the length that the model was trained at", most=MOST_TOKENS
+    ),
+    "method": Setting(
+        str,
+        "tweedie",
+        lambda v: v in METHODS,
+        f"one of {METHODS}",
+        "how positions are chosen: diffusion on a grid, in continuous time, or one position after the other",
+        METHODS,
+    ),
+    "steps": integer_setting(
+        None,
+        1,
+        "time intervals of 'tweedie' and 'euler', default: one a token; of 'ordered', the most events",
+        "; the limit of many steps is method='first_hitting'",
+        MOST_STEPS,
+    ),
+    "order": Setting(
+        str,
+        "forward",
+        lambda v: v in ORDERS if isinstance(v, str) else True,
+        f"one of {ORDERS}, a permutation of the positions, or a function",
+        "the order of 'ordered'; the last three reveal first what the model is most certain of",
+        ORDERS,
+    ),
+    "entropy_bound": Setting(
+        float,
+        None,
+        lambda v: is_number(v) and v >= 0,
+        "a number of nats, at least 0",
+        "of an adaptive order, 'entropy' by default: reveal as many positions at once as keep the sum of their "
+        "entropies, less the largest, within so many nats",
+    ),
+    "confidence_threshold": Setting(
+        float,
+        None,
+        lambda v: is_number(v) and 0 < v <= 1,
+        "a probability in (0, 1]",
+        "of an adaptive order, 'confidence' by default: reveal all positions at once whose likeliest token has this "
+        "probability or more",
+    ),
+    "schedule": Setting(
+        str,
+        None,
+        lambda v: isinstance(v, str) and v in GROUP_SCHEDULES,
+        f"one of {GROUP_SCHEDULES}",
+        "instead of a method and an order: `steps` events in random order, whose numbers of tokens lose least by the "
+        "model's information profile (`radd profile`)",
+        GROUP_SCHEDULES,
+    ),
+    "speculate": integer_setting(
+        1,
+        1,
+        "above 1, of 'first_hitting' and fixed orders: so many sequences an evaluation, which write up to as many "
+        "tokens; the distribution stays exactly the same",
+        most=MOST_SPECULATION,
+    ),
+    "temperature": Setting(
+        float,
+        1.0,
+        lambda v: is_number(v) and (v == 0 or 1e-6 <= v <= 1e30),
+        "a number >= 1e-6 and <= 1e30, or 0 to take the likeliest token",
+        "divides the logits; 0 takes the likeliest token",
+    ),
+    "top_k": integer_setting(
+        0, 0, "draw from this many of the likeliest tokens; 0: from all", " (0 keeps every token)"
+    ),
+    "top_p": Setting(
+        float,
+        1.0,
+        lambda v: is_number(v) and 0 < v <= 1,
+        "in (0, 1] (1 keeps every token)",
+        "draw from the likeliest tokens that have this probability together; 1: from all",
+    ),
+    "refresh_interval": integer_setting(
+        1, 1, "above 1: faster and no longer exact; every N-th evaluation is a whole one"
+    ),
+    "refresh_window": integer_setting(
+        4, 0, "with a refresh interval: neighbours recomputed on each side of a new token"
+    ),
+    "stop_on_eos": boolean_setting(False, "end a text at its first end-of-text token"),
+    "max_time": Setting(
+        float,
+        None,
+        lambda v: is_number(v) and v > 0,
+        "a positive number of seconds",
+        "seconds after which all that is still masked is drawn at once",
+    ),
+}
+
+# All settings: also those that decide how the text is computed, how often, and what is returned.
+SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
+    "max_new_tokens": integer_setting(
+        None, 1, "instead of length: tokens to be written, beside those that are given", most=MOST_TOKENS
+    ),
+    "information_profile": Setting(
+        list,
+        None,
+        lambda v: isinstance(v, (list, tuple)) and len(v) > 0,
+        "a list of nats, one for each number of visible tokens",
+        "of schedule='profile': mean nats of the next token in random order, for 0, 1, 2, ... visible tokens",
+    ),
+    "use_cache": boolean_setting(True, "False evaluates the network also at steps that reveal nothing"),
+    "cuda_graphs": boolean_setting(True, "on a card, record each shape of event once and replay it"),
+    "num_return_sequences": integer_setting(1, 1, "texts for each masked sequence", most=2**20),
+    "output_history": boolean_setting(False, "return the sequence after every event, too"),
+    "return_dict_in_generate": boolean_setting(False, "return a RaddGenerateOutput"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Arguments of other libraries
+# ---------------------------------------------------------------------------------------------------------
+
+# Other names of arguments of `generate`, with exactly their meaning.
+SYNONYMS = {"inputs": "input_ids", "max_length": "length", "num_inference_steps": "steps"}
+
+
+class Foreign(NamedTuple):
+    """Describes arguments of transformers' `generate` that RADD's does not have.
+
+    names: the arguments. instead: what to do here. harmless: values that ask for nothing; None is always one.
+    """
+
+    names: str
+    instead: str
+    harmless: tuple = ()
+
+    def asks_for_nothing(self, value: Any) -> bool:
+        return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in self.harmless)
+
+
+_PROCESSOR = (
+    "pass logits_processor=[...] with a processor of transformers.generation, such as MinPLogitsWarper(0.1), or with "
+    "one of your own; it sees the whole masked sequence, which has text on both sides"
+)
+_FOREIGN = (
+    Foreign(
+        "do_sample",
+        "pass temperature=0 for the likeliest token at each draw, and method='ordered' for the same text every time",
+        (True,),
+    ),
+    Foreign(
+        "num_beams num_beam_groups diversity_penalty length_penalty early_stopping constraints force_words_ids",
+        "there is no beam search; draw num_return_sequences samples, and compare their token_logprobs",
+        (False, 0, 1),
+    ),
+    Foreign(
+        "min_length min_new_tokens exponential_decay_length_penalty",
+        "without stop_on_eos a text has exactly the tokens that length or max_new_tokens says",
+        (0,),
+    ),
+    Foreign(
+        "stopping_criteria stop_strings",
+        "a text is not written from left to right; stop_on_eos ends it at an end-of-text token, max_time after a time",
+        ([],),
+    ),
+    Foreign("bos_token_id decoder_start_token_id forced_bos_token_id", "let the prefix begin with this token"),
+    Foreign("forced_eos_token_id", "let the suffix end with this token"),
+    Foreign("top_h typical_p repetition_penalty encoder_repetition_penalty guidance_scale", _PROCESSOR, (1,)),
+    Foreign("min_p epsilon_cutoff eta_cutoff no_repeat_ngram_size encoder_no_repeat_ngram_size", _PROCESSOR, (0,)),
+    Foreign(
+        "renormalize_logits remove_invalid_values suppress_tokens begin_suppress_tokens bad_words_ids sequence_bias "
+        "watermarking_config prefix_allowed_tokens_fn",
+        _PROCESSOR,
+        (False,),
+    ),
+    Foreign(
+        "negative_prompt_ids negative_prompt_attention_mask encoder_outputs decoder_input_ids",
+        "the text on both sides is all that a text depends on: prefix and suffix, or input_ids",
+    ),
+    Foreign(
+        "output_scores output_logits",
+        "return_dict_in_generate=True gives token_logprobs; model(input_ids).logits are those of one sequence",
+        (False,),
+    ),
+    Foreign(
+        "output_attentions output_hidden_states",
+        "call the model itself with this argument on a masked sequence",
+        (False,),
+    ),
+    Foreign(
+        "cache_implementation cache_config max_cache_len past_key_values prefill_chunk_size low_memory "
+        "continuous_batching_config",
+        "every token attends to both sides, so that no keys and values stay valid; refresh_interval reuses some, which "
+        "is faster and not exact",
+        (False,),
+    ),
+    Foreign(
+        "assistant_model is_assistant num_assistant_tokens num_assistant_tokens_schedule "
+        "assistant_confidence_threshold assistant_early_exit assistant_lookbehind target_lookbehind "
+        "assistant_ensemble_weight speculation_type prompt_lookup_num_tokens max_matching_ngram_size use_mtp "
+        "penalty_alpha dola_layers token_healing custom_generate",
+        "it is a way of writing from left to right; method, steps and order say how RADD writes",
+        (False, 0),
+    ),
+    Foreign("compile_config disable_compile", "cuda_graphs says whether evaluations are captured on a card", (False,)),
+    Foreign("synced_gpus", "each process writes its own texts", (False,)),
+    Foreign("token_type_ids", "RADD has no segments; pass return_token_type_ids=False to the tokenizer", (0,)),
+    Foreign("position_ids", "positions are counted from the first token that attention_mask does not hide"),
+    Foreign("inputs_embeds", "masks are found by their id; pass input_ids, or prefix and suffix"),
+)
+FOREIGN: dict[str, Foreign] = {name: foreign for foreign in _FOREIGN for name in foreign.names.split()}
+
+
+def shortened(value: Any) -> str:
+    """Shows a value in a message: the beginning of what would fill a screen, such as a tensor or a model."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write out the largest
+        return f"an integer of {value.bit_length()} bits"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -> dict[str, Any]:
+    """Returns the arguments that are given, under the names that they have here; those that are None are left out.
+
+    Args:
+        given: values by name, of this library or of another. known: the names to return.
+        what: what the known names are, for messages: "an argument of ...".
+
+    Raises:
+        ValueError: for an argument under two names, and for one that is not known, with what to use instead.
+    """
+    own = {}
+    for name, value in given.items():
+        ours = SYNONYMS.get(name, name)
+        if value is None:
+            continue
+        if ours in known:
+            if ours != name and given.get(ours) is not None:
+                raise ValueError(
+                    f"{name}={shortened(value)} is another name of {ours}={shortened(given[ours])}: pass one of them."
+                )
+            if ours != name and ours in SETTINGS:
+                SETTINGS[ours].check(name, plain(value))
+            own[ours] = value
+        elif ours in FOREIGN:
+            if not FOREIGN[ours].asks_for_nothing(plain(value)):
+                raise ValueError(f"{name}={shortened(value)} is not {what}: {FOREIGN[ours].instead}.")
+        else:
+            names = [*known, *(other for other, ours in SYNONYMS.items() if ours in known)]
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(sorted(known))}."
+            raise ValueError(f"{name}={shortened(value)} is not {what}; {hint}")
+    return own
+
+
+__all__ = [
+    "ADAPTIVE_ORDERS",
+    "BOUNDS",
+    "FIXED_ORDERS",
+    "FOREIGN",
+    "GRID_METHODS",
+    "GROUP_SCHEDULES",
+    "METHODS",
+    "ORDERS",
+    "SETTINGS",
+    "SYNONYMS",
+    "TEXT_SETTINGS",
+    "AdaptiveOrder",
+    "FixedOrder",
+    "GridMethod",
+    "GroupSchedule",
+    "Method",
+    "Order",
+    "Setting",
+    "is_adaptive",
+    "own_arguments",
+    "plain",
+]
