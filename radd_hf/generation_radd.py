@@ -147,6 +147,14 @@ class RaddGenerationConfig(GenerationConfig):
             setting.check(name, getattr(self, name))
         if self.information_profile is not None:
             check_profile(self.information_profile)
+        fitting = {"method": "ordered", "order": "random"} | dict.fromkeys(BOUNDS)
+        for name, fits in fitting.items() if self.schedule is not None else ():
+            if (value := getattr(self, name)) not in (None, fits):
+                raise ValueError(
+                    f"{name}={shortened(value)} and schedule={self.schedule!r} both say which positions are revealed "
+                    "when: leave out one of them. The schedule is method='ordered', order='random' in groups of other "
+                    "sizes."
+                )
         if self.length is not None and self.max_new_tokens is not None:
             raise ValueError(
                 f"length={self.length} and max_new_tokens={self.max_new_tokens} both say how long a text is; pass one "
@@ -169,6 +177,8 @@ class RaddGenerationConfig(GenerationConfig):
         for chosen in map(own_settings, reversed([source for source in sources if source is not None])):
             if not chosen.keys().isdisjoint(LENGTHS):
                 settings |= dict.fromkeys(LENGTHS)
+            if "method" not in chosen and not chosen.keys().isdisjoint(("order", *BOUNDS)):
+                chosen = chosen | {"method": "ordered"}
             if "schedule" in chosen:  # in place of the method and order of a lower source
                 settings |= dict.fromkeys(PLANS) | {"method": "ordered", "order": "random"}
             elif settings["schedule"] is not None and not chosen.keys().isdisjoint(PLANS):
@@ -375,7 +385,8 @@ class SamplerState:
 
     Args:
         tensors: where tensors are kept from call to call.
-        schedule: says what each event reveals. canvas: (R, L) ids. uniform: (R, L) float64, draws each token.
+        schedule: says what each event reveals. canvas: (R, L) ids. places: (R, L) positions, counted without padding.
+        uniform: (R, L) float64, draws each token.
         inputs: what stays the same at every evaluation, see `RaddModel.fixed_inputs`. cache: keys and values, or None.
         drafts: of speculation, with rows as the schedule orders them, or None.
     """
@@ -387,6 +398,7 @@ class SamplerState:
         tensors: StaticTensors,
         schedule: Schedule,
         canvas: Tensor,
+        places: Tensor,
         uniform: Tensor,
         inputs: dict[str, Any],
         cache: Any,
@@ -397,6 +409,7 @@ class SamplerState:
         self.spare = canvas.numel()  # index of the last element
         self.ids = put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
         self.canvas = self.ids[:-1].view(canvas.shape)
+        self.places = put("places", places[rows])  # (R, L)
         self.uniform = put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
         no_draws = canvas.new_zeros(self.spare + 1, 3, dtype=torch.float32)
         self.draws = put("draws", no_draws)  # (R L + 1, 3) see `RaddGenerationMixin._draw`
@@ -471,8 +484,7 @@ class SamplerState:
         if policy.decides_how_many:
             self.plan_from(begin + chosen.sum(dim=1, keepdim=True))
         is_chosen = torch.zeros_like(self.ids, dtype=torch.bool)  # (R L + 1,)
-        is_chosen.index_copy_(0, rectangle.flatten(), chosen.flatten())
-        is_chosen[self.spare] = False
+        is_chosen.index_copy_(0, rectangle.flatten(), chosen.flatten())  # never the spare element
         return torch.where(is_chosen[flat_index], flat_index, self.spare)
 
     def plan_from(self, slot: Tensor) -> None:
@@ -535,7 +547,7 @@ class SamplerState:
         """Follows the schedule, which has put rows in another order: `before` (R,) tells where each lay."""
         before = before.to(self.device)
         flat = (each[:-1].unflatten(0, (-1, self.length)) for each in (self.ids, self.uniform, self.draws))
-        for states in (*flat, self.generated, self.ended_after):
+        for states in (*flat, self.generated, self.places, self.ended_after):
             states.copy_(states[before])
         for value in self.inputs.values():
             _each(value, lambda part, _: part.copy_(_of_rows(part, before)))
@@ -672,7 +684,9 @@ class RaddGenerationMixin:
                 probability, "margin" where the gap between the two likeliest is largest, "entropy" where the entropy is
                 least. They look at the distribution after `logits_processor` and before temperature, top-k and top-p;
                 ties go to the left. Or a function, called for each row with the scores (m, V) and positions (m,) of its
-                masks; it returns the places in these that are revealed now, or a boolean mask (m,).
+                masks, counted without padding; it returns the places in these that are revealed now, or a boolean mask
+                (m,). Scores are float32; a token that cannot come, such as the mask, has the least number there is.
+                An order or a bound without a method means "ordered".
             entropy_bound: gamma, of an adaptive order ("entropy" by default): an event reveals as many positions as
                 keep the sum of their entropies less the largest within gamma nats (arXiv:2505.24857).
             confidence_threshold: p, of an adaptive order ("confidence" by default): an event reveals all positions
@@ -819,7 +833,8 @@ class RaddGenerationMixin:
                 drafts = Drafts(programs.tensors, speculate - 1, *(each[events.rows] for each in for_drafts))
             if cache is not None:
                 cache = programs.objects.setdefault("cache", cache)  # graphs write to that of the first call
-            state = SamplerState(programs.tensors, events, canvas, uniform, inputs, cache, drafts)
+            places = (not_padding.cumsum(dim=1) - 1).clamp(min=0)  # (R, L) of each position in its text
+            state = SamplerState(programs.tensors, events, canvas, places, uniform, inputs, cache, drafts)
             most = int(events.evaluations.max())
             with packed_weights(0 if captured else most):  # a replay would read packed weights of this call
                 output = self._reveal(programs, state, events, sampling, settings, streamer)
@@ -936,7 +951,7 @@ class RaddGenerationMixin:
             tokens.append(token)
             draws.append(_describe(logits, token, log_sum, normaliser))
             if policy is not None and callable(policy.order):
-                beliefs.append(policy.ask(processed, where % state.length))
+                beliefs.append(policy.ask(processed, state.places.flatten()[where]))
             elif policy is not None:
                 beliefs.append(policy.beliefs(processed))
         believed = Beliefs(*map(torch.cat, zip(*beliefs, strict=True))) if beliefs else None
@@ -1156,19 +1171,11 @@ def _check_together(settings: RaddGenerationConfig, given: dict, streamer: Any, 
         raise ValueError(
             f"order={shortened(given['order'])} is for method='ordered'; method={method!r} draws its own order."
         )
-    if settings.schedule is not None:
-        for name, fits in (("method", "ordered"), *((bound, None) for bound in BOUNDS), ("order", "random")):
-            if (value := getattr(settings, name)) != fits:
-                raise ValueError(
-                    f"{name}={shortened(value)} and schedule={settings.schedule!r} both say which positions are "
-                    "revealed when: leave out one of them. The schedule is method='ordered', order='random' in groups "
-                    "of other sizes."
-                )
-        if settings.information_profile is None:
-            raise ValueError(
-                f"schedule={settings.schedule!r} needs an information_profile, and the model's generation config has "
-                "none: estimate and save it with `radd profile MODEL --dataset TEXT`."
-            )
+    if settings.schedule is not None and settings.information_profile is None:
+        raise ValueError(
+            f"schedule={settings.schedule!r} needs an information_profile, and the model's generation config has none "
+            "(one that you assign replaces the saved one); estimate and save it: `radd profile MODEL --dataset TEXT`."
+        )
     if given["steps"] is not None and method == "first_hitting":
         raise ValueError(f"steps={given['steps']}: method='first_hitting' reveals one token an event, leave steps out.")
     for bound in BOUNDS:

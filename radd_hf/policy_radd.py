@@ -78,10 +78,11 @@ class Policy:
             ValueError: if it chooses no position, or returns something else than a choice.
         """
         assert callable(self.order)
+        scores = scores.float().clamp(min=torch.finfo(torch.float32).min)  # in sums of p log p -inf would make nan
         answer = self.order(scores, positions)
         chosen = torch.zeros(len(scores))  # (m,) on the CPU, where a wrong place is an error that can be caught
         try:
-            places = torch.as_tensor(answer).cpu()
+            places = torch.atleast_1d(torch.as_tensor(answer).cpu())
             if places.ndim != 1 or (places.is_floating_point() and len(places) > 0):  # an empty list makes floats
                 raise TypeError
             chosen[places if places.dtype == torch.bool else places.long()] = 1
@@ -115,7 +116,8 @@ class Policy:
             count = (excess <= self.entropy_bound).sum(dim=1, keepdim=True).clamp(min=1)  # (A, 1)
         chosen = rank < count
         if self.confidence_threshold is not None:
-            chosen = (rank < 1) | (beliefs.top >= self.confidence_threshold)
+            certain = masked & (beliefs.top >= self.confidence_threshold)
+            chosen = certain | ((rank < 1) & ~certain.any(dim=1, keepdim=True))
         return masked & chosen
 
 

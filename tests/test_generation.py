@@ -366,15 +366,17 @@ def test_keyword_then_argument_then_model_then_default(model, keyword, argument,
     assert output.num_function_evaluations.item() == evaluations
 
 
-@pytest.mark.parametrize(("name", "bound"), [*zip(LENGTHS, BOUNDS, strict=True)])
-def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path, name, bound):
-    settings = {
-        name: 7,
+PLANS = [
+    {"length": 7, "method": "euler", "order": [0, 1], "entropy_bound": 0.5},
+    {"max_new_tokens": 7, "method": "ordered", "order": "margin", "confidence_threshold": 0.5},
+    {"length": 7, "method": "ordered", "order": "random", "schedule": "profile"},
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path, plan):
+    settings = plan | {
         "steps": 3,
-        "method": "euler",
-        "order": [0, 1],
-        bound: 0.5,
-        "schedule": "profile",
         "information_profile": [2.5, 1.0],
         "speculate": 4,
         "temperature": 0.5,
@@ -390,7 +392,7 @@ def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path,
         "output_history": True,
         "return_dict_in_generate": True,
     }
-    assert {*settings, *LENGTHS, *BOUNDS} == set(RaddGenerationConfig.DEFAULTS)
+    assert {*settings, *LENGTHS, *BOUNDS, "schedule"} == set(RaddGenerationConfig.DEFAULTS)
     model.generation_config = RaddGenerationConfig(**settings, eos_token_id=3, pad_token_id=4)
     model.save_pretrained(tmp_path)
     loaded = RaddForMaskedLM.from_pretrained(tmp_path).generation_config

@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from radd_hf import RaddGenerationConfig, generation_radd
-from radd_hf.policy_radd import rank_with_ties
+from radd_hf.policy_radd import Beliefs, Policy, rank_with_ties
 from support.samplers import sample_slowly_by_policy
 from support.spies import Watch
 from support.toys import FlatNetwork, TableNetwork, random_model, seeded
@@ -82,6 +82,14 @@ def test_what_differs_by_rounding_is_a_tie_however_many_there_are():
 def test_fewer_steps_reveal_balanced_groups(model, steps, groups):
     out = write(model, length=L, order="margin", steps=steps)
     assert out.reveal_step[0].bincount().tolist() == groups
+
+
+def test_below_a_threshold_only_the_best_position_is_revealed():
+    policy = Policy("margin", confidence_threshold=0.5)
+    masked = torch.ones(2, 3, dtype=torch.bool)
+    margin, top = torch.tensor([[0.1, 0.3, 0.2]] * 2), torch.tensor([[0.6, 0.4, 0.4], [0.4, 0.4, 0.4]])
+    chosen = policy.choose(Beliefs(margin, margin, top), masked)
+    assert chosen.tolist() == [[True, False, False], [False, True, False]]
 
 
 def test_an_entropy_bound_of_0_reveals_one_position_at_a_time(model):
@@ -214,8 +222,9 @@ def test_the_policy_looks_after_the_processors_and_before_the_warpers(model):
 
     write(model, length=L, order=leftmost, top_k=1, temperature=0.1, logits_processor=LogitsProcessorList([forbid]))
     for scores in seen:
-        assert scores[:, :5].isneginf().all()
-        assert scores[:, 5:MASK].isfinite().all()
+        assert scores.dtype == torch.float32
+        assert (scores[:, [*range(5), MASK]] == torch.finfo(torch.float32).min).all()
+        assert (scores[:, 5:MASK].abs() < 100).all()
 
 
 def test_no_logits_are_kept_beyond_a_chunk(model, monkeypatch):
@@ -249,6 +258,30 @@ def test_a_function_gets_scores_and_positions_of_a_rows_masks(model):
     assert torch.equal(out.reveal_step, backward.reveal_step)
 
 
+def test_positions_are_counted_without_padding(model):
+    row, seen = torch.tensor([[4, MASK, 2, MASK]]), []
+
+    def policy(scores, positions):
+        seen.append(positions.tolist())
+        return 0
+
+    padding = torch.zeros(1, 3, dtype=torch.long)
+    mask = torch.cat([padding, torch.ones_like(row)], dim=1)
+    write(model, input_ids=torch.cat([padding, row], dim=1), attention_mask=mask, order=policy)
+    assert seen == [[1, 3], [3]]
+
+
+def test_the_entropy_of_scores_is_a_number_and_gives_the_order_of_that_name(model):
+    def least_entropy(scores, positions):
+        logprobs = scores.log_softmax(dim=1)
+        return (logprobs.exp() * logprobs).sum(dim=1).argmax()
+
+    given = {"input_ids": canvas()[:2]}
+    assert torch.equal(
+        write(model, order=least_entropy, **given).reveal_step, write(model, order="entropy", **given).reveal_step
+    )
+
+
 def test_a_function_is_shown_by_a_configuration_and_not_saved(tmp_path):
     config = RaddGenerationConfig(method="ordered", order=max)
     assert "built-in function max" in repr(config)
@@ -268,7 +301,7 @@ def test_a_function_may_write_block_by_block(model):
 
 
 @pytest.mark.parametrize(
-    "answer", [[], [99], [0.5], torch.zeros(3, 2), torch.zeros(L, dtype=torch.bool), None, "left", [[0]]], ids=str
+    "answer", [[], [99], 99, 0.5, torch.zeros(3, 2), torch.zeros(L, dtype=torch.bool), None, "left", [[0]]], ids=str
 )
 def test_an_answer_that_is_no_choice_is_refused(model, answer):
     with pytest.raises(ValueError, match=r"order=.*(must|chose no position)"):
@@ -314,6 +347,15 @@ def test_a_bound_takes_the_place_of_a_saved_order_and_a_named_order_that_of_a_sa
     assert write(network, length=3, order="forward").reveal_step.tolist() == [[0, 1, 2]]
     assert write(network, length=3, steps=2).num_function_evaluations.tolist() == [2]
     assert write(network, length=3, method="first_hitting").num_function_evaluations.tolist() == [3]
+
+
+def test_an_order_or_a_bound_alone_means_ordered(model):
+    for settings in ({"order": "confidence"}, {"entropy_bound": 0.5}, {"order": "backward"}):
+        expected = write(model, length=L, **settings)
+        for config in (settings, RaddGenerationConfig(**settings)):
+            found = model.generate(length=L, generation_config=config, seed=None, generator=seeded(5))
+            assert torch.equal(found, expected.sequences)
+        assert torch.equal(model.generate(length=L, generator=seeded(5), **settings), expected.sequences)
 
 
 def test_a_bound_alone_means_its_own_order():

@@ -208,7 +208,7 @@ BAD = {
     "ragged order": ({"method": "ordered", "order": [[0, 1], [0]]}, "order=.* must be a tensor, or lists"),
     "order in a dictionary": ({"method": "ordered", "order": {1: 2}}, "order=.* must be a tensor"),
     "unknown order": ({"method": "ordered", "order": "sideways"}, "order='sideways' must be one of"),
-    "order of another method": ({"order": "backward"}, "order='backward' is for method='ordered'"),
+    "order of another method": ({"order": "backward", "method": "tweedie"}, "order='backward' is for method='ordered'"),
     "order too short": ({"method": "ordered", "order": [0, 1]}, r"order has shape \(2,\)"),
     "order for another batch": (
         {"method": "ordered", "order": torch.arange(L).repeat(3, 1)},

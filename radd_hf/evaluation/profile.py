@@ -102,7 +102,7 @@ def check_target(args: Arguments) -> Path:
             raise ValueError(
                 f"model={args.model!r} is no folder, so that the profile cannot be saved there; pass output=FOLDER."
             )
-        raise ValueError(f"output={args.output!r} must be a folder, and there is none.")
+        raise ValueError(f"output={args.output!r} must be a folder, and there is none: make it first.")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{'model' if args.output is None else 'output'}={str(folder)!r} cannot be written to.")
     return folder / GENERATION_CONFIG_NAME

@@ -241,7 +241,7 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
         ),
     }
     if "ordered" not in methods and any(bounds.values()):
-        raise ValueError(f"methods={args.methods!r} must have 'ordered', of which entropy_bounds and thresholds are.")
+        raise ValueError(f"methods={args.methods!r} must have 'ordered', which entropy_bounds or thresholds are for.")
     adaptive = any(map(is_adaptive, orders)) or any(bounds.values())
     if "ordered" in methods and adaptive and drawing.get("refresh_interval", 1) > 1:
         raise ValueError(

@@ -201,7 +201,7 @@ def test_the_model_may_choose_the_order(radd):
     fewer = radd("generate", TEXT, "--method", "ordered", "--entropy-bound", "1e6", "--temperature", "0", "--json")
     first, second = (json.loads(each.out)["nfe"] for each in (result, fewer))
     assert first > second == 1
-    refused = radd("generate", TEXT, "--entropy-bound", "0.5")
+    refused = radd("generate", TEXT, "--entropy-bound", "0.5", "--method", "tweedie")
     assert refused.code == 2
     assert "entropy_bound=0.5 is for method='ordered'" in refused.err
 
@@ -292,7 +292,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
         (["--prefix", "It is", "--length", "1"], "leave nothing to generate in length=1"),
         ([TEXT, "--temperature", "-1"], "temperature=-1.0 must be a number"),
         ([TEXT, "--steps", "0"], "steps=0 must be an integer of at least 1"),
-        ([TEXT, "--order", "random"], "order='random' is for method='ordered'"),
+        ([TEXT, "--order", "random", "--method", "tweedie"], "order='random' is for method='ordered'"),
         ([TEXT, "--method", "first_hitting", "--steps", "3"], "leave steps out"),
         ([TEXT, "--number", "0"], "--number 0 must be at least 1"),
         ([TEXT, "--batch-size", "0"], "--batch-size 0 must be at least 1"),

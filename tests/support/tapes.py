@@ -40,18 +40,24 @@ class Tape(TorchDispatchMode):
         self.operations: list[tuple] = []
         self.made: dict[int, Tensor] = {}  # memory that the recording made, kept so that nothing else gets it
         self.before: list[tuple[Tensor, Tensor]] = []
+        self.literals: set[int] = set()  # memory of Python's numbers
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = str(operation.overloadpacket)
         if waits(name, args):
             raise RuntimeError(f"{name} makes the host wait")
+        source = {"aten.copy_": 1, "aten.index_put_": 2}.get(name)
+        if source is not None and memory_of(args[source]) in self.literals:
+            raise RuntimeError(f"{name} copies a number from the host, which a graph cannot")
         for argument, value in zip(operation._schema.arguments, args, strict=False):
             written = argument.alias_info is not None and argument.alias_info.is_write
             for each in tree_leaves(value) if written else ():
                 if isinstance(each, Tensor) and memory_of(each) not in self.made:
                     self.before.append((each, each.clone()))
         result = operation(*args, **kwargs)
+        if name == "aten.lift_fresh":
+            self.literals.add(memory_of(result))
         inputs = {memory_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         fresh = [isinstance(each, Tensor) and memory_of(each) not in inputs for each in tree_leaves(result)]
         self.made |= {memory_of(each): each for each, new in zip(tree_leaves(result), fresh, strict=True) if new}
