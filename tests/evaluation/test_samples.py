@@ -282,8 +282,9 @@ def test_a_picture_is_drawn_with_and_without_a_judge(evaluate, folders, tiny_tex
     assert len(picture.read_bytes()) > len(alone), "one panel more"
 
 
-def test_the_page_shows_the_table_of_the_recorded_result():
-    result = json.loads((ROOT / "docs/figures/generative_quality.json").read_text())
+@pytest.mark.parametrize("name", ["generative_quality", "orders_quality"])
+def test_the_page_shows_the_table_of_the_recorded_result(name):
+    result = json.loads((ROOT / f"docs/figures/{name}.json").read_text())
     page = (ROOT / "docs/generative_quality.md").read_text()
     assert textwrap.indent(samples.table(result), " " * 4) in page
 
