@@ -8,12 +8,10 @@ they are drawn one by one. The mean is the divergence from the distribution of s
 things make the error small and leave the mean what it is. A group is a uniform choice of the masked tokens: its nats
 are taken as its size times the mean over all masked ones. And the orders of a text are rotations of one, so that each
 token is masked equally often. The best groups are those of the profile that is saved with the checkpoint, which is of
-other texts of the novel. The script prints the table of docs/generation.md, and writes
-docs/figures/information_profile.json.
+other texts of the novel. The script prints the table of docs/generation.md.
 """
 
 import argparse
-import json
 
 import torch
 from torch import Tensor
@@ -29,10 +27,9 @@ from radd_hf.noise_radd import get_noise
 from radd_hf.plan_radd import group_sizes
 from radd_hf.ranges import check_count
 
-from .commands import ROOT, spread
+from .commands import spread
 from .estimators import CHECKPOINT
 
-RESULT = ROOT / "docs" / "figures" / "information_profile.json"
 LENGTH, TEXTS, ROTATIONS, EVENTS, BATCH = 128, 64, 4, (8, 16, 32), 64
 ESTIMATED_ON = 256  # blocks that `radd profile` takes by default
 DIFFERENCE = "balanced less profile"
@@ -91,7 +88,6 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Measures what drawing tokens together costs.")
     parser.add_argument("--texts", type=int, default=TEXTS, help=f"texts to measure (default {TEXTS})")
     result = measure(check_count("--texts", parser.parse_args(argv).texts, least=2))
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{result['texts']} texts of {LENGTH} tokens; nats a text more than one token an evaluation\n")
     print(table(result))
     for row in result["rows"]:

@@ -700,7 +700,8 @@ class RaddGenerationMixin:
             speculate: k, of "first_hitting" and the orders that are not adaptive, without `steps`. An evaluation
                 computes up to k sequences for each row, which hold drafts of the tokens to come, and writes 1 to k
                 tokens (`speculation_radd.py`). The distribution is exactly that of k = 1, but other random numbers draw
-                from it. It saves time where k sequences take little longer than one. Default 1: off.
+                from it. It saves time where k sequences take little longer than one; k is at most 64. A value saved
+                with the model is passed over where it does not fit. Default 1: off.
             temperature, top_k, top_p: of the token draw, as transformers' warpers define them. Defaults 1, 0, 1 change
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
@@ -723,7 +724,7 @@ class RaddGenerationMixin:
             num_return_sequences: R / B, samples for each canvas. Default 1.
             seed: the same seed and settings write the same texts: sample i of canvas b has a generator of its own,
                 made of (seed, b, i) by `randomness_radd.sample_generators`. The pipeline, the command line and the web
-                page do the same.
+                page do the same, and write the same if they compute in the same dtype (the command line: float32).
             generator: instead of `seed`, a source of randomness on any device, or one for each of the R rows. A row's
                 random numbers then do not depend on the rest of the batch. Its tokens may, but hardly: a matrix
                 product may round differently in a batch of another shape, which changes a token only where its random
@@ -751,6 +752,8 @@ class RaddGenerationMixin:
         arguments = own_arguments(named | others, named, "an argument of RADD's generate")
         input_ids = arguments.get("input_ids")
         given = {name: arguments.get(name) for name in (*SETTINGS, "eos_token_id", "pad_token_id")}
+        if given["speculate"] is None and generation_config is not None:  # that of this call must fit, too
+            given["speculate"] = own_settings(generation_config).get("speculate")
         # What the model's own config says about lengths is meant for texts that do not bring theirs.
         sources = given, generation_config, self.generation_config
         settings = RaddGenerationConfig.resolve(*sources)
@@ -1241,6 +1244,8 @@ def _what_forbids_speculation(settings: RaddGenerationConfig) -> str:
         return f"method={settings.method!r}"
     if settings.refresh_interval > 1:
         return f"refresh_interval={settings.refresh_interval}"
+    if settings.schedule is not None:
+        return f"schedule={settings.schedule!r}"
     return f"steps={settings.steps}" if settings.steps is not None else f"order={shortened(settings.order)}"
 
 

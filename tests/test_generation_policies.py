@@ -331,7 +331,7 @@ def test_an_answer_that_is_no_choice_is_refused(model, answer):
         ({"order": lambda scores, positions: [0], "steps": 4}, "steps=4"),
         ({"order": lambda scores, positions: [0], "entropy_bound": 0.4}, "order='confidence', 'margin' or 'entropy'"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_what_does_not_go_together_is_refused(model, arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -120,7 +120,10 @@ def choose_blocks(args: Arguments, text: EvaluationText, length: int) -> list[Te
     whole = len(text.blocks) - (len(text.blocks[len(text.blocks) - 1]) < length)
     count = min(args.blocks, whole)
     if count < 2:
-        raise ValueError(f"length={length}: dataset={args.dataset!r} has {whole} blocks of so many tokens; at least 2.")
+        raise ValueError(
+            f"length={length}: dataset={args.dataset!r} has {whole} blocks of so many tokens, and 2 are needed: pass a "
+            "smaller length or a longer text."
+        )
     if args.passes * count < ROWS_OF_A_COUNT * length:
         raise ValueError(
             f"passes={args.passes} of {count} blocks are too few for {length} tokens: pass "
