@@ -40,10 +40,10 @@ GIVEN, WRITTEN, NEWEST, WRONG = "bold", "cyan", "bold black on bright_yellow", "
 
 
 class Solver:
-    """Fills puzzles with a model of grids: a row of 82 tokens, the cells and then the end of the text.
+    """Fills puzzles with a model of grids. A grid is a row of 82 tokens: its cells, then the end of the text.
 
-    The last token is needed. The network has no position but the distance to other tokens, and was trained on rows of
-    this length; a canvas of 81 cells alone is another text to it.
+    The last token is needed. The network knows a position only by its distance from other tokens, and was trained on
+    rows of this length. To it, 81 cells alone are another text.
     """
 
     def __init__(self, model: RaddForMaskedLM, tokenizer: Any):
@@ -92,14 +92,14 @@ def shown(grid: str) -> str:
 
 
 class Watch:
-    """A streamer of `generate` that draws the grid in the terminal after every event."""
+    """Draws the grid in the terminal after every event, as a streamer of `generate`."""
 
     def __init__(self, solver: Solver, puzzle: str, live: Live, pause: float):
         self.solver, self.puzzle, self.live, self.pause = solver, puzzle, live, pause
         self.before = puzzle
 
     def put_draft(self, canvas: torch.Tensor) -> None:
-        """canvas (1, 82)."""
+        """Draws a canvas (1, 82), then pauses."""
         grid = self.solver.grid(canvas[0].tolist())
         newest = [cell for cell in range(81) if grid[cell] != self.before[cell]]
         self.live.update(board(shown(grid), lambda cell: self.style(cell, newest), 2), refresh=True)
@@ -166,7 +166,7 @@ def read_puzzles(path: Path) -> list[str]:
     """Returns the column "puzzle" of a CSV file, or the first one of a file without such a header.
 
     Raises:
-        ValueError: for a puzzle that is none, naming its line, or has no empty cell; for a file without any.
+        ValueError: for a puzzle that is invalid or has no empty cell, naming its line; for a file without puzzles.
     """
     lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     head = lines[0] if lines else []

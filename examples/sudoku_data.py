@@ -199,7 +199,7 @@ def random_symmetry(grid: str, randomly: random.Random) -> str:
 def invariant(grid: str) -> tuple:
     """Returns what all symmetries of a grid share; two grids that differ in it are no symmetries of each other.
 
-    Two lines of one band are a permutation of the digits. Renaming digits and moving columns leaves the lengths of its
+    Two lines of one band define a permutation of the digits. Renaming digits and moving columns keep the lengths of its
     cycles; moving lines and bands changes the order in which they are listed here, and transposing swaps the halves.
     """
     transposed = "".join(grid[column::9] for column in range(9))
@@ -222,7 +222,7 @@ def cycles_of_band(grid: str, band: int) -> tuple:
 
 
 def random_puzzle(grid: str, clues: int, randomly: random.Random) -> str | None:
-    """Empties cells in random order as long as one solution remains, down to `clues`; None if that is not reached."""
+    """Empties cells in random order, but none that allows a second solution, down to `clues`; else returns None."""
     puzzle = list(grid)
     for cell in randomly.sample(range(81), 81):
         if sum(character != "0" for character in puzzle) == clues:

@@ -239,8 +239,8 @@ class RaddGenerateOutput(ModelOutput):
     sequences: (R, L) ids, without a mask.
     num_function_evaluations: (R,) network evaluations that each row took, one after the other (NFE); with
         `refresh_interval` m > 1 all but one in m of them were partial, with `speculate` k > 1 each was a round.
-    num_sequences_evaluated: (R,) sequences that were computed for each row in these evaluations; as many as them,
-        but with `speculate` k > 1, where a round computes up to k.
+    num_sequences_evaluated: (R,) sequences that were computed for each row in these evaluations: one in each;
+        with `speculate` k > 1 up to k in each.
     reveal_step: (R, L) the step of the grid (empty ones counted), or the event of a method without a grid, that
         revealed each position; -1 at positions that were given, or padded after EOS. With `speculate`, as without, the
         place of each position in the order in which its row was written.
@@ -328,7 +328,7 @@ class Sampling:
     """Holds how tokens are drawn, and when a row ends.
 
     processors: the caller's. warpers: transformers' temperature, top-k and top-p, which come after them. policy: of an
-    adaptive order, which sees what lies between the two.
+    adaptive order; it sees the scores after the processors and before the warpers.
     """
 
     temperature: float
@@ -684,19 +684,19 @@ class RaddGenerationMixin:
                 probability, "margin" where the gap between the two likeliest is largest, "entropy" where the entropy is
                 least. They look at the distribution after `logits_processor` and before temperature, top-k and top-p;
                 ties go to the left. Or a function, called for each row with the scores (m, V) and positions (m,) of its
-                masks, counted without padding; it returns the places in these that are revealed now, or a boolean mask
-                (m,). Scores are float32; a token that cannot come, such as the mask, has the least number there is.
+                masks, counted without padding; it returns the indices of those to reveal now, or a boolean mask (m,).
+                Scores are float32; a token that cannot come, such as the mask, has the most negative float32 number.
                 An order or a bound without a method means "ordered".
             entropy_bound: gamma, of an adaptive order ("entropy" by default): an event reveals as many positions as
                 keep the sum of their entropies less the largest within gamma nats (arXiv:2505.24857).
             confidence_threshold: p, of an adaptive order ("confidence" by default): an event reveals all positions
                 whose likeliest token has at least this probability, and at least one.
             schedule: "profile", instead of a method and an order: `steps` events in uniformly random order ("ordered",
-                "random"), which reveal as many positions each as loses least by drawing them together, a few first and
-                ever more (`plan_radd.group_sizes`). A saved one gives way to a method or an order that a call names.
+                "random"). Each reveals the number of positions that loses least by drawing them together: few at first,
+                more later (`plan_radd.group_sizes`). A call that names a method or an order ignores a saved schedule.
             information_profile: (L,) of `schedule`, saved with the model by `radd profile`: mean nats of the next token
-                in random order when 0, 1, 2, ... of L tokens are visible. A text of another length takes it at each
-                fraction of visible tokens.
+                in random order when 0, 1, 2, ... of L tokens are visible. For a text of another length it is read at
+                the same fraction of visible tokens.
             speculate: k, of "first_hitting" and the orders that are not adaptive, without `steps`. An evaluation
                 computes up to k sequences for each row, which hold drafts of the tokens to come, and writes 1 to k
                 tokens (`speculation_radd.py`). The distribution is exactly that of k = 1, but other random numbers draw

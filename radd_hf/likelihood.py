@@ -702,8 +702,8 @@ def exact_likelihood(
     """Computes -log p of each sequence (L,) when its tokens are filled in one order: (S,) float64, nats per sequence.
 
     This p is the distribution that `generate(method="ordered")` samples with the same order, `steps` and bounds, at
-    temperature 1, top_k 0 and top_p 1. With "random" and an order that is given, it is the one given that order. Tokens
-    of one event are drawn independently, so that their nats given the tokens before the event add up.
+    temperature 1, top_k 0 and top_p 1. With "random" it is the distribution given the order drawn. Tokens of one
+    event are drawn independently, so that their nats given the tokens before the event add up.
 
     An order known beforehand takes n rows a sequence, all independent, the head at one position of each. A policy takes
     one row a sequence and n evaluations one after the other, fewer with `steps` or a bound, the head at all masked

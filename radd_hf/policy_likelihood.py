@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Computes the likelihood of texts in the order that a policy chooses (`policy_radd.py`).
 
-A policy chooses the next positions from the masked sequence alone. So it takes one way from no tokens to a given text,
-and the probability of the text is that of its tokens along this way: evaluate, let the policy choose, add -log p of the
+A policy chooses the next positions from the masked sequence alone. So exactly one sequence of choices leads to a given
+text, and the text has the probability of its tokens along them: evaluate, let the policy choose, add -log p of the
 text's tokens there, make them visible (arXiv:2603.01367, which calls this DUEL). Tokens that one event reveals are
 drawn independently, so that their nats add up. The probabilities of all texts sum to one.
 

@@ -5,9 +5,9 @@
     round   one evaluation of all sequences that the drafts make, the first with none of them, the last with all;
             drafts are accepted in their order up to the first rejection, which is replaced
 
-RADD answers what any token is, given any others, so it drafts for itself: the evaluation that writes a token also gives
-the distributions of the positions that come after it in the order. Only that token is missing in them. Each round
-therefore takes one evaluation. Drafting from an evaluation of its own, with nothing missing, would take two.
+RADD gives the distribution of any token given any others, so it drafts for itself: the evaluation that writes a token
+also gives the distributions of the positions that come after it in the order. Only that token is missing in them. Each
+round therefore takes one evaluation. Drafting from an evaluation of its own, with nothing missing, would take two.
 
 A draft x, drawn from q, is accepted with probability min(1, p(x) / q(x)), where p is the distribution that the round
 finds. A rejected one is replaced by a draw from the normalised (p - q)+, so that the token has distribution p whatever

@@ -226,7 +226,7 @@ def is_transformed() -> bool:
 
 
 def is_followed() -> bool:
-    """Whether a compiler, a tracer or a transform follows what is computed."""
+    """Tells whether a compiler, a tracer or a transform follows what is computed."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
 
 

@@ -96,8 +96,8 @@ def without_empty_steps(plan: Tensor) -> Tensor:
 #
 # Let h(v) be the mean nats of the next token in a uniformly random order when v tokens are visible: the information
 # profile. Tokens that are drawn together do not see one another, so the i-th of a group costs h(v), v being visible
-# before the group, where one by one it would cost h(v + i). By that the expected Kullback-Leibler divergence of a text
-# grows; over all groups it is the area between the profile and the staircase that begins a step at each event
+# before the group, where one by one it would cost h(v + i). The expected Kullback-Leibler divergence of a text grows by
+# the difference; over all groups it is the area between the profile and the staircase that begins a step at each event
 # (arXiv:2510.25544). It is exact for any network: the divergence from the distribution of the texts whose profile it
 # is, less that of one token an event. For a network whose conditionals are those of one distribution, and that
 # distribution's profile, it is the divergence between drawing one by one and in groups.
@@ -118,9 +118,9 @@ def check_profile(profile: Sequence[float]) -> None:
 
 
 def profile_of_length(profile: Sequence[float], length: int) -> list[float]:
-    """Returns the profile for a text of another length: at each fraction of visible tokens what it is there.
+    """Returns the profile for a text of another length, read at the same fractions of visible tokens.
 
-    Between its points it is a line; beyond the last, in a longer text, it stays what it is there.
+    It is linear between its points, and constant beyond the last one, which a longer text reaches.
     """
     if len(profile) == length:
         return list(profile)
@@ -140,7 +140,7 @@ def balanced_sizes(masked: int, steps: int) -> list[int]:
 def group_sizes(profile: Sequence[float], masked: int, steps: int) -> list[int]:
     """Returns how many positions each of n events reveals, such that the expected divergence is least.
 
-    A dynamic programme over the number of events and of revealed positions, of n m^2 / 2 operations.
+    It runs a dynamic programme over the numbers of events and of revealed positions, with n m^2 / 2 operations.
 
     Args:
         profile: (L,) the information profile at the length of the row. masked: m <= L, the masks of the row; the other
@@ -200,7 +200,7 @@ def expected_kl(profile: Sequence[float], sizes: Sequence[int]) -> float:
 
 
 def expected_kl_of_grid(profile: Sequence[float], masked: int, reveal: Tensor) -> float:
-    """Returns the same for a grid of times, whose groups have random sizes (see [`plan_grid`]).
+    """Returns the expected divergence of a grid of times, whose groups have random sizes (see [`plan_grid`]).
 
     Before a step the number of revealed positions is binomial, and each other one is revealed with probability r.
 

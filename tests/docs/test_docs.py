@@ -324,13 +324,6 @@ def test_the_generation_guide_has_the_table_of_the_recorded_gaps():
     )
 
 
-def test_the_generation_guide_has_the_table_of_the_measured_groups():
-    result = json.loads(profile_benchmark.RESULT.read_text())
-    assert f"\n{profile_benchmark.table(result)}\n" in PAGES["docs/generation.md"]
-    assert "a text of {length} tokens more".format(**result) in PAGES["docs/generation.md"]
-    assert "choice of {texts} texts".format(**result) in PAGES["docs/generation.md"]
-
-
 def test_every_module_is_in_the_reference_or_said_to_be_internal():
     internal = {"__init__", "__main__", "version"}
     modules = {path.stem for path in (ROOT / "radd_hf").glob("*.py")} - internal
