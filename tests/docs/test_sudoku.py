@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -29,6 +30,7 @@ RECORD = json.loads((ROOT / "docs" / "figures" / "sudoku.json").read_text())["ro
 GRID = ROWS[0]["solution"]
 NEARLY = "0" * 5 + GRID[5:]  # five empty cells
 BOUND = "entropy, entropy_bound 0.01"
+PUZZLES = int(os.environ.get("RADD_SUDOKU", "12"))  # of the 300 that are solved again; all take a quarter of an hour
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +218,12 @@ def test_an_entropy_bound_loses_little_and_takes_less_than_half_the_evaluations(
     ],
 )
 def test_the_first_puzzles_are_solved_as_recorded(solver, name, settings):
-    puzzles = [row["puzzle"] for row in ROWS[:12]]
-    found = sudoku.measure(solver, puzzles, 12, {"temperature": 0.0} | settings)
+    puzzles = [row["puzzle"] for row in ROWS[:PUZZLES]]
+    found = sudoku.measure(solver, puzzles, min(PUZZLES, 50), {"temperature": 0.0} | settings)
     differences = sum(one != other for one, other in zip(found["solved"], RECORD[name]["solved"], strict=False))
-    assert differences <= 1, "rounding may decide between two cells that are as certain"
-    assert len(found["solved"]) == 12
-    masks = sum(puzzle.count("0") for puzzle in puzzles) / 12
+    assert differences <= PUZZLES / 12, "rounding may decide between two cells that are as certain"
+    assert len(found["solved"]) == PUZZLES
+    masks = sum(puzzle.count("0") for puzzle in puzzles) / PUZZLES
     assert found["evaluations"] == masks if name != BOUND else found["evaluations"] < masks / 2
 
 
