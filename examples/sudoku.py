@@ -32,6 +32,7 @@ from radd_hf import RaddForMaskedLM
 from radd_hf.endings import note, run_program
 from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.ranges import COUNT, NOT_NEGATIVE, check_fields
+from radd_hf.results import check_output
 from radd_hf.settings_radd import ORDERS, TEXT_SETTINGS
 from sudoku_data import DIGITS, UNITS, check_puzzle, is_valid, solutions
 
@@ -245,7 +246,7 @@ def settings_of(args: argparse.Namespace, order: str, bound: float | None = None
 
 def rows_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Returns the lines of the table: a name, and arguments of `generate`."""
-    orders = args.orders.split(",") if args.orders else []
+    orders = [order.strip() for order in args.orders.split(",")] if args.orders else []
     for order in orders:
         if order not in ORDERS:
             raise ValueError(f"orders={args.orders!r} has {order!r}; each must be one of {ORDERS}.")
@@ -259,6 +260,17 @@ def rows_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         raise ValueError("orders='' and entropy_bounds='' leave nothing to compare; name an order or a bound.")
     rows = {order: settings_of(args, order) for order in orders}
     return rows | {f"entropy, entropy_bound {bound:g}": settings_of(args, "entropy", bound) for bound in bounds}
+
+
+def check_mode(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuses an argument that would do nothing: one of --file with a puzzle, or the other way round."""
+    of_one = {"order": "orders", "entropy_bound": "entropy_bounds"}  # and their names with --file
+    of_many = {many: one for one, many in of_one.items()} | {"first": None, "output": None}
+    for name, other in (of_many if args.file is None else of_one).items():
+        if getattr(args, name) != parser.get_default(name):
+            mode = "--file" if args.file is None else "one puzzle"
+            instead = "" if other is None else f": pass {other} here"
+            raise ValueError(f"{name}={str(getattr(args, name))!r} is for {mode}{instead}.")
 
 
 def main(argv: list[str]) -> bool | None:
@@ -285,13 +297,17 @@ def main(argv: list[str]) -> bool | None:
         TEXT_SETTINGS[name].check(name, getattr(args, name))
     if (args.puzzle is None) == (args.file is None):
         raise ValueError("pass one of the two: a puzzle of 81 characters, or --file with many.")
+    check_mode(args, parser)
+    check_output("output", args.output)
 
     if args.file is not None:
         rows, puzzles = rows_of(args), read_puzzles(args.file)[: args.first]
     else:
-        puzzles = [check_empty(check_puzzle(args.puzzle))]
+        puzzles = [check_empty(check_puzzle("".join(args.puzzle.split())))]
         order = args.order or ("confidence" if args.entropy_bound is None else "entropy")
     model = load_model(args.model, dtype="float32").to(args.device).eval()
+    if model.config.max_position_embeddings != 82:
+        raise ValueError(f"model={args.model!r} must be a model of grids: rows of 82 tokens, 81 cells and an end.")
     solver = Solver(model, load_tokenizer(args.model))
     if args.file is None:
         return solve_and_show(solver, puzzles[0], settings_of(args, order, args.entropy_bound), args.pause)

@@ -11,8 +11,8 @@ Shapes: L tokens, K blanks.
 
 import logging
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
@@ -49,12 +49,8 @@ def encode_text(
         check_unicode(text, name)
     if not texts:
         return []
-    try:
+    with _unknown_named(name, texts[0]):
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    except Exception as error:  # tokenizers raises a bare one
-        if type(error) is not Exception:
-            raise
-        raise ValueError(f"{name}={quoted(texts[0])} has text that the tokenizer cannot encode: {error}") from error
     special = special_ids(tokenizer)
     return [
         # Most texts spell none, and are encoded once.
@@ -73,7 +69,8 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
                 "special_tokens_in_text=True would mask the text there: take the mask or the option out."
             )
         return ids
-    split = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    with _unknown_named(name, text):
+        split = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     if special.isdisjoint({*ids} - {unknown}) and split.count(unknown) >= ids.count(unknown):
         _report_unknown(text, ids.count(unknown), tokenizer, name)
         return ids  # it spells none, or the unknown token, whose characters are as unknown
@@ -95,6 +92,17 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
             "(Scripts that read data take --special_tokens_in_text true.)"
         )
     return split
+
+
+@contextmanager
+def _unknown_named(name: str, text: str) -> Iterator[None]:
+    """Turns the bare exception of a tokenizer without an unknown token into a ValueError that names the text."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ValueError(f"{name}={quoted(text)} has text that the tokenizer cannot encode: {error}") from error
 
 
 def _report_unknown(text: str, count: int, tokenizer: Any, name: str) -> None:

@@ -20,7 +20,7 @@ from radd_hf.data.documents import load_documents, tokenize
 from radd_hf.evaluation.perplexity import main as evaluate
 from radd_hf.training import train
 from sudoku_data import DIGITS, UNITS, invariant, is_valid, random_grid, random_puzzle, random_symmetry, solutions
-from support.paths import ROOT, SUDOKU
+from support.paths import CHECKPOINT, ROOT, SUDOKU
 from support.tokenizers import letters
 from support.toys import random_model
 
@@ -264,8 +264,9 @@ def test_what_is_no_digit_is_refused_by_the_tokenizer():
     tokenizer = AutoTokenizer.from_pretrained(SUDOKU, trust_remote_code=True)
     solve = pipeline("radd-infilling", model=str(SUDOKU), trust_remote_code=True, device="cpu")
     assert tokenizer(GRID)["input_ids"] == [int(digit) - 1 for digit in GRID]
-    with pytest.raises(ValueError, match="has text that the tokenizer cannot encode"):
-        solve("53..7[MASK]")
+    for text in ("53..7[MASK]", "53<|endoftext|>[MASK]"):
+        with pytest.raises(ValueError, match="has text that the tokenizer cannot encode"):
+            solve(text)
 
 
 def test_the_likelihood_is_not_moved_by_the_settings_for_solving(data, tmp_path):
@@ -288,6 +289,28 @@ def test_a_puzzle_is_solved_and_shown_with_the_event_of_each_cell(capsys):
     assert "".join(re.findall(r"\d", "".join(left))) == GRID
     assert sorted(map(int, re.findall(r"\d+", "".join(right)))) == [1, 2, 3, 4, 5]
     assert "Solved. 5 cells, 5 evaluations" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([NEARLY, "--orders", "random"], "orders='random' is for --file: pass order here"),
+        ([NEARLY, "--output", "o.json"], "output='o.json' is for --file"),
+        (["--file", str(FILE), "--order", "margin"], "order='margin' is for one puzzle: pass orders here"),
+        (["--file", str(FILE), "--entropy_bound", "0.1"], "entropy_bound='0.1' is for one puzzle: pass entropy_bounds"),
+        (["--file", str(FILE), "--output", "/nowhere/o.json"], "output='/nowhere/o.json': there is no folder"),
+        ([NEARLY, "--model", str(CHECKPOINT)], "must be a model of grids"),
+    ],
+)
+def test_what_would_do_nothing_or_fail_later_is_refused(flags, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sudoku.main(flags)
+
+
+def test_a_puzzle_may_stand_on_nine_lines(capsys):
+    lines = "\n".join(NEARLY[first : first + 9] for first in range(0, 81, 9))
+    assert sudoku.main([lines])
+    assert "Solved." in capsys.readouterr().out
 
 
 def test_a_terminal_shows_the_grid_while_it_fills(capsys, monkeypatch):
