@@ -68,6 +68,7 @@ def main(argv: list[str]) -> None:
         axes.set_title(f"{title}: {outcome}")
         print(f"{title}: {outcome}")
     figure.savefig(args.output, dpi=90, metadata={"Software": None})
+    plt.close(figure)
     print(f"wrote {args.output}")
 
 

@@ -147,7 +147,7 @@ class RaddGenerationConfig(GenerationConfig):
             setting.check(name, getattr(self, name))
         if self.information_profile is not None:
             check_profile(self.information_profile)
-        fitting = {"method": "ordered", "order": "random"} | dict.fromkeys(BOUNDS)
+        fitting = {"method": "ordered"} | dict.fromkeys(BOUNDS) | {"order": "random"}
         for name, fits in fitting.items() if self.schedule is not None else ():
             if (value := getattr(self, name)) not in (None, fits):
                 raise ValueError(

@@ -407,8 +407,8 @@ class Schedule:
         self.shapes = [Shape(a, k, n, c, self.adaptive) for a, k, n, c in columns]
         if self.speculate > 1:
             self.shapes = [
-                shape._replace(sequences=self._sequences_of(event))
-                for event, shape in enumerate(self.shapes, start=self.current)
+                Shape(each.rows, each.per_row, each.total, each.recomputed, each.adaptive, self._sequences_of(event))
+                for event, each in enumerate(self.shapes, start=self.current)
             ]
         if self.captured:
             self.shapes = merge_rare([shape.rounded(*self.event_of.shape) for shape in self.shapes])

@@ -98,7 +98,7 @@ def test_whoever_is_killed_leaves_the_old_settings_whole(checkpoint, text, monke
         (["--passes", "0"], "passes=0 must be at least 1"),
         (["--blocks", "1"], "blocks=1 must be at least 2"),
         (["--blocks", "2", "--passes", "3"], "passes=3 of 2 blocks are too few for 16 tokens: pass passes=16 or more"),
-        (["--length", "100000"], "has 0 blocks of so many tokens; at least 2"),
+        (["--length", "100000"], "has 0 blocks of so many tokens, and 2 are needed"),
         (["--output", "nowhere"], "output='nowhere' must be a folder"),
         (["--mixed_precision", "fp8"], "mixed_precision='fp8' must be one of"),
         (["--protocol", "other"], "protocol='other' must be one of"),
