@@ -1102,7 +1102,7 @@ class RaddGenerationMixin:
         if settings.method == "first_hitting":
             return plan_sequence(masked, uniforms())
         priority = uniforms() if order is None else order.argsort(dim=1)  # (R, L) a position's place in the order
-        # of which an adaptive order takes the numbers alone
+        # An adaptive order takes from this plan only how many positions each event reveals.
         return plan_sequence(masked, priority, settings.steps, sizes)
 
     def _end_and_padding(self, settings: RaddGenerationConfig) -> tuple[list[int], int | None]:
