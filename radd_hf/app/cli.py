@@ -355,26 +355,17 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
     Raises:
         UsageError: for malformed blanks, none, or no room.
     """
-    from radd_hf.canvas_radd import make_canvas
+    from radd_hf.canvas_radd import encode_request
     from radd_hf.generation_radd import LENGTHS
-    from radd_hf.text_radd import BlankedText, encode_with_blanks
 
+    own = {name: getattr(model.generation_config, name) for name in LENGTHS}
+    given = {name: getattr(args, name) for name in ("text", "prefix", "suffix") if getattr(args, name) is not None}
     try:
-        if args.text is None:
-            own = {name: getattr(model.generation_config, name) for name in LENGTHS}
-            ends = {"prefix": args.prefix, "suffix": args.suffix} | ({"length": length} if length else own)
-            ids = make_canvas(model.config, **ends, tokenizer=tokenizer)[0][0].tolist()
-            begin, masks = ids.index(model.config.mask_token_id), ids.count(model.config.mask_token_id)
-            return BlankedText(ids, [(begin, begin + masks)], [args.prefix or "", args.suffix or ""])
-        given = encode_with_blanks(args.text, tokenizer, model.config.mask_token_id, "TEXT")
+        return encode_request(
+            given or {"prefix": ""}, model.config, tokenizer, **({"length": length} if length else own), name="TEXT"
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if not given.spans:
-        raise UsageError(
-            f"TEXT {args.text[:60]!r} has no blank: write [MASK:12] where twelve tokens are wanted, or pass it as "
-            "--prefix to have it continued."
-        )
-    return given
 
 
 def _report(
