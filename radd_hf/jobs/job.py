@@ -251,8 +251,9 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
 
     def skip(results: int) -> None:
         """Counts what was there already, and not its time."""
-        bar.initial += results
-        bar.update(results)
+        if not bar.disable:
+            bar.initial += results
+            bar.update(results)
 
     with bar:
         for window, (first, rows) in enumerate(_numbered(windows_of(source.path))):
