@@ -145,7 +145,7 @@ def test_an_interrupted_job_goes_on_where_it_was_and_ends_with_the_same_file(run
 
 
 def test_a_finished_job_is_not_done_again(run, tmp_path):
-    report, batches = run(tmp_path / "o.jsonl")
+    report, _ = run(tmp_path / "o.jsonl")
     again, nothing = run(tmp_path / "o.jsonl", seed=None)
     assert nothing == []
     assert (again.results, again.totals, again.finished_before) == (report.results, report.totals, True)

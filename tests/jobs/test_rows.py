@@ -4,6 +4,7 @@
 import datetime
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,10 +62,9 @@ def test_a_line_of_text_is_a_row_whatever_stands_in_it(tmp_path):
 )
 def test_a_file_that_is_at_fault_is_refused_before_work_starts(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=".") as refused:
+    with pytest.raises(ValueError, match=re.escape(name)) as refused:
         RowsFile.examine("input", str(tmp_path / name), tmp_path / "o.jsonl")
     assert reason in str(refused.value)
-    assert name in str(refused.value)
     with pytest.raises(ValueError, match="there is no such file"):
         RowsFile.examine("input", str(tmp_path / "absent.txt"), tmp_path / "o.jsonl")
     with pytest.raises(ValueError, match="must be a file that ends in"):
@@ -113,9 +113,7 @@ def test_a_parquet_file_keeps_its_types(tmp_path):
 def test_what_parquet_cannot_hold_is_refused_before_work_starts(tmp_path):
     file = tmp_path / "in.jsonl"
     file.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": "two"}\n')
-    with pytest.raises(
-        ValueError, match=r"the column 'id' does not fit parquet .*: name an output that ends in .jsonl"
-    ):
+    with pytest.raises(ValueError, match=r"the column 'id' does not fit parquet .*: name an output"):
         RowsFile.examine("input", str(file), tmp_path / "out.parquet")
     file.write_text('{"text": "\\ud800"}\n')
     with pytest.raises(ValueError, match="the column 'text' does not fit parquet"):
@@ -127,9 +125,8 @@ def test_a_file_that_was_not_written_to_its_end_is_not_there(tmp_path):
     (tmp_path / "in.txt").write_text("a\nb\n")
     for output in (tmp_path / "out.jsonl", tmp_path / "out.parquet"):
         source = RowsFile.examine("input", str(tmp_path / "in.txt"), output)
-        with pytest.raises(OSError, match="disk"), RowsWriter(output, RESULTS, source) as writer:
-            writer.add([({"text": "a"}, results_of(1)[0])])
-            raise OSError("disk")
+        with pytest.raises(KeyError), RowsWriter(output, RESULTS, source) as writer:
+            writer.add([({"text": "a"}, results_of(1)[0]), ({"unknown": "b"}, results_of(1)[0])])
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
