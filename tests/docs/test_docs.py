@@ -23,7 +23,19 @@ from torch.distributed.run import get_args_parser
 from transformers import AutoModel, AutoTokenizer
 
 import benchmarks.__main__
-from benchmarks import conditioning, draw, estimators, head, orders, partial_caching, saving, speculation, training_cost
+from benchmarks import (
+    batches,
+    conditioning,
+    draw,
+    estimators,
+    head,
+    hour,
+    orders,
+    partial_caching,
+    saving,
+    speculation,
+    training_cost,
+)
 from benchmarks import profile as profile_benchmark
 from radd_hf.app import cli
 from radd_hf.evaluation import perplexity, profile, samples
@@ -240,6 +252,8 @@ PARSERS = {
     "eval_generation.py": parse_samples,
     "benchmarks.training_cost": lambda flags, _: training_cost.parse_arguments(flags),
     "benchmarks": lambda flags, _: benchmarks.__main__.parse_arguments(flags),
+    "benchmarks.batches": lambda flags, monkeypatch: parse_by(batches.main, flags, monkeypatch),
+    "benchmarks.hour": lambda flags, monkeypatch: parse_by(hour.main, flags, monkeypatch),
     "benchmarks.draw": lambda flags, _: draw.parse_arguments(flags),
     "benchmarks.head": lambda flags, _: head.parse_arguments(flags),
     "benchmarks.estimators": parse_estimators,
