@@ -334,7 +334,7 @@ def run_on_file(
     report = run_job(work, source, job, accelerator, unit, quiet)
     seconds = time.perf_counter() - started
     if accelerator.is_main_process and not quiet:
-        done = f"{report.results:,} {unit}s, {report.totals.get('tokens', 0):,} tokens, seed {seed}"
+        done = f"{report.results:,} {unit}{'s' * (report.results != 1)}, {report.totals.get('tokens', 0):,} tokens, seed {seed}"
         when = "finished before" if report.finished_before else f"{seconds:.1f} s"
         note(visible(f"{output}: {done}, {when}"))
     if report.refused:
