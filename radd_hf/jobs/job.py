@@ -51,7 +51,9 @@ class Work(Protocol):
 
     number: int  # results of a row
     batch_tokens: int
-    identity: Mapping[str, Any]  # what the results depend on, besides model, input and seed
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
 
     @property
     def results(self) -> dict[str, pa.DataType]: ...
