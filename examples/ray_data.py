@@ -27,14 +27,14 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.json
 import pyarrow.parquet
+import torch
 
-from radd_hf import RaddGenerationConfig
+from radd_hf import RaddForMaskedLM
 from radd_hf.endings import run_program
 from radd_hf.hub.loading import load, load_config, weights_hash
 from radd_hf.jobs.batches import BATCH_TOKENS
 from radd_hf.jobs.rows import input_names
 from radd_hf.jobs.writing import RowWriter, columns_to_read
-from radd_hf.randomness_radd import check_seed
 from radd_hf.ranges import check_count
 
 
@@ -56,7 +56,7 @@ class Predictor:
         model: folder or repository of a RADD model. Each actor must see a folder under this name.
         text_column: the column of texts with blanks. Default: "text", or "prefix", "suffix" and "length".
         seed: of rows without a seed of their own.
-        settings: of `generate`, such as steps and temperature; `batch_tokens`, rows x length that are computed together.
+        settings: of `generate`, such as steps and temperature; `batch_tokens`, rows x length computed together.
 
     Raises:
         ValueError: for a model or a setting that does not fit.
@@ -77,7 +77,7 @@ class Predictor:
         Raises:
             ValueError: for columns that are no requests, and rows without a number or a seed.
         """
-        table = batch if isinstance(batch, pa.Table) else pa.table(dict(batch))
+        table = table_of(batch)
         self.writer.columns = columns_to_read(table.column_names, self.text_column)
         numbers = numbers_of(table, indices)
         results = self.writer(table.to_pylist(), numbers)
@@ -98,6 +98,12 @@ class Predictor:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Predictor.__init__(self, **state["arguments"])
+
+
+def table_of(batch: pa.Table | Mapping[str, Any]) -> pa.Table:
+    """Returns a batch as a table, with the types that its columns have in a data set."""
+    table = getattr(batch, "pa_table", batch)  # what `datasets` has in store behind the columns that it hands over
+    return table if isinstance(table, pa.Table) else pa.table(dict(batch))
 
 
 def numbers_of(table: pa.Table, indices: Sequence[int] | None = None) -> list[int]:
@@ -139,11 +145,11 @@ def main(argv: list[str]) -> None:
     # What would fail in every actor is refused here, before any of them starts.
     if args.output.exists():
         raise ValueError(f"output={str(args.output)!r} is there already: name another folder, or remove it.")
-    for name in ("actors", "batch_size", "batch_tokens"):
+    for name in ("actors", "batch_size"):
         check_count(name, getattr(args, name))
-    check_seed(args.seed)
-    RaddGenerationConfig(**args.settings)
-    load_config(args.model)
+    settings = {"seed": args.seed, "batch_tokens": args.batch_tokens, **args.settings}
+    with torch.device("meta"):  # a network without weights
+        RowWriter(RaddForMaskedLM(load_config(args.model)), None, **settings)
     table = numbered(args.input)
     if not len(table):
         raise ValueError(f"input={str(args.input)!r} has no rows.")
@@ -158,12 +164,7 @@ def main(argv: list[str]) -> None:
     results = ray.data.from_arrow(blocks).map_batches(
         Predictor,
         fn_constructor_args=[args.model],
-        fn_constructor_kwargs={
-            "text_column": args.text_column,
-            "seed": args.seed,
-            "batch_tokens": args.batch_tokens,
-            **args.settings,
-        },
+        fn_constructor_kwargs={"text_column": args.text_column, **settings},
         batch_format="pyarrow",  # in numpy's, integers with gaps would be floats
         batch_size=args.batch_size,
         compute=ray.data.ActorPoolStrategy(size=args.actors),
