@@ -6,8 +6,8 @@
     python examples/ray_data.py checkpoints/radd-austen prompts.parquet out/ --settings '{"temperature": 0.7}'
 
 The input is .jsonl or .parquet with a column "text" of texts with blanks ("It was [MASK:4] of spring."), or columns
-"prefix", "suffix" and "length". An actor takes half a processor, and a graphics card where the cluster has some.
-`out/` gets Parquet files with the results and the columns of the input; the column "row" tells the order.
+"prefix", "suffix" and "length". An actor takes a graphics card where the cluster has some, else one thread of a
+processor. `out/` gets Parquet files with the results and the columns of the input; the column "row" tells the order.
 
 `Predictor` is all that another pipeline needs. It serves `datasets.map`, too, without Ray:
 
@@ -169,7 +169,7 @@ def main(argv: list[str]) -> None:
         batch_size=args.batch_size,
         compute=ray.data.ActorPoolStrategy(size=args.actors),
         num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
-        num_cpus=0.5,  # if actors held every processor, the tasks that write files would wait for ever
+        num_cpus=0,  # if actors held every processor, the tasks that write files would wait for ever
     )
     results.write_parquet(str(args.output.absolute()), mode="error")
 
