@@ -5,6 +5,7 @@
 #              a checkpoint in hundreds of places; make 16,000 random calls; open hostile pickles
 # make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
 # make lm-eval try the lm-evaluation-harness, which is installed for that
+# make ray     fill a table by the example for Ray Data, which is installed for that, with two actors on the CPU
 # make docs    build the documentation site
 # make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
 # make visitors 50 visitors use the web page for a minute, and one asks for 300 runs
@@ -38,7 +39,7 @@ OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_compiled_training.py t
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen
 
-.PHONY: demo test lint format torture deepspeed lm-eval docs test-browser visitors sudoku quality speed compat test-gpu quantised wheel figures code austen checkpoint clean
+.PHONY: demo test lint format torture deepspeed lm-eval ray docs test-browser visitors sudoku quality speed compat test-gpu quantised wheel figures code austen checkpoint clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -102,6 +103,11 @@ lm-eval: .venv/ready
 		DataProperty lxml mbstrdecoder more-itertools pathvalidate portalocker pytablewriter sacrebleu sqlitedict \
 		tabledata tabulate tcolorpy typepy  # what a run imports
 	PYTHONPATH=$(CURDIR)/.lm_eval OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/evaluation/test_lm_eval.py
+
+ray: .venv/ready
+	$(BIN)/pip install --quiet --no-compile --target .ray --upgrade --no-deps ray==2.60.0 jsonschema \
+		jsonschema-specifications msgpack protobuf referencing rpds-py  # the rest is in .venv
+	PYTHONPATH=$(CURDIR)/.ray OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs/test_ray_data.py
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --no-compile --target .docs --upgrade --no-deps mkdocs==1.6.1 mkdocs-material==9.8.2 \
@@ -172,4 +178,4 @@ checkpoint: .venv/ready
 	$(BIN)/radd profile $(AUSTEN) --dataset austen
 
 clean:
-	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .quantised .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .quantised .ray .mypy_cache .pytest_cache .ruff_cache

@@ -24,7 +24,8 @@ def example(name: str) -> dict:
 
 
 def test_every_example_has_a_test():
-    tests = Path(__file__), ROOT / "tests" / "hub" / "test_quantised.py", ROOT / "tests" / "docs" / "test_sudoku.py"
+    beside = [ROOT / "tests" / "docs" / name for name in ("test_ray_data.py", "test_sudoku.py")]
+    tests = Path(__file__), ROOT / "tests" / "hub" / "test_quantised.py", *beside
     tried = {name for test in tests for name in re.findall(r'"(\w+\.py)"', test.read_text())}
     assert {path.name for path in (ROOT / "examples").glob("*.py")} <= tried
 

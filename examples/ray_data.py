@@ -1,0 +1,184 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Fills the blanks of a table of rows with Ray Data: one model in each actor, on one machine or a cluster.
+
+    pip install 'ray[data]'
+    python examples/ray_data.py checkpoints/radd-austen prompts.jsonl out/ --actors 2
+    python examples/ray_data.py checkpoints/radd-austen prompts.parquet out/ --settings '{"temperature": 0.7}'
+
+The input is .jsonl or .parquet with a column "text" of texts with blanks ("It was [MASK:4] of spring."), or columns
+"prefix", "suffix" and "length". An actor takes a graphics card where the cluster has some, else one thread of a
+processor. `out/` gets Parquet files with the results and the columns of the input; the column "row" tells the order.
+
+`Predictor` is all that another pipeline needs. It serves `datasets.map`, too, without Ray:
+
+    from datasets import load_dataset
+    prompts = load_dataset("json", data_files="prompts.jsonl", split="train")
+    texts = prompts.map(Predictor("checkpoints/radd-austen"), batched=True, with_indices=True)
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.json
+import pyarrow.parquet
+import torch
+
+from radd_hf import RaddForMaskedLM
+from radd_hf.endings import run_program
+from radd_hf.hub.loading import load, load_config, weights_hash
+from radd_hf.jobs.batches import BATCH_TOKENS
+from radd_hf.jobs.rows import input_names
+from radd_hf.jobs.writing import RowWriter, columns_to_read
+from radd_hf.ranges import check_count
+
+
+class Predictor:
+    """Fills the blanks of batches of rows, with a model that is loaded once.
+
+        rows.map_batches(Predictor, fn_constructor_args=["checkpoints/radd-austen"], batch_format="pyarrow", ...)
+        dataset.map(Predictor("checkpoints/radd-austen"), batched=True, with_indices=True)
+
+    The random numbers of a row depend on `seed` and the row's number, or on a column "seed" of the row's own. So its
+    result is the same in any batch, on any actor, and after a restart. The number stands in a column "row"; without one
+    `datasets` passes it (`with_indices=True`).
+
+    The results are columns, those of [`radd_hf.jobs.writing.RowWriter`]: text, fills, log_probabilities, ..., error. A
+    row that is refused has an error and does not stop the others. A column of the batch that has the name of a result
+    becomes "input_NAME".
+
+    Args:
+        model: folder or repository of a RADD model. Each actor must see a folder under this name.
+        text_column: the column of texts with blanks. Default: "text", or "prefix", "suffix" and "length".
+        seed: of rows without a seed of their own.
+        settings: of `generate`, such as steps and temperature; `batch_tokens`, rows x length computed together.
+
+    Raises:
+        ValueError: for a model or a setting that does not fit.
+    """
+
+    def __init__(self, model: str, *, text_column: str | None = None, seed: int = 0, **settings: Any):
+        self.arguments = {"model": model, "text_column": text_column, "seed": seed, **settings}
+        self.text_column = text_column
+        self.writer = RowWriter(*load(model, device=None), seed=seed, **settings)  # device: an accelerator, if any
+
+    def __call__(self, batch: pa.Table | Mapping[str, Any], indices: Sequence[int] | None = None) -> pa.Table:
+        """Returns the batch with the columns of the results.
+
+        Args:
+            batch: a table, or columns by name.
+            indices: numbers of the rows, for a batch without a column "row".
+
+        Raises:
+            ValueError: for columns that are no requests, and rows without a number or a seed.
+        """
+        table = table_of(batch)
+        self.writer.columns = columns_to_read(table.column_names, self.text_column)
+        numbers = numbers_of(table, indices)
+        results = self.writer(table.to_pylist(), numbers)
+
+        types = {name: kind for name, kind in self.writer.results.items() if name != "row"}
+        found = pa.Table.from_pylist(results, schema=pa.schema(types))  # so that a batch of errors has the same types
+        place = {number: index for index, number in enumerate(numbers)}
+        table = table.take([place[result["row"]] for result in results])
+        names = input_names(table.column_names, types)
+        table = table.rename_columns([names[name] for name in table.column_names])
+        for name in types:
+            table = table.append_column(name, found[name])
+        return table
+
+    # A copy is its arguments: another process loads the model anew. `datasets` names its cache by this state.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"arguments": self.arguments, "weights": weights_hash(self.writer.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Predictor.__init__(self, **state["arguments"])
+
+
+def table_of(batch: pa.Table | Mapping[str, Any]) -> pa.Table:
+    """Returns a batch as a table, with the types that its columns have in a data set."""
+    table = getattr(batch, "pa_table", batch)  # what `datasets` has in store behind the columns that it hands over
+    return table if isinstance(table, pa.Table) else pa.table(dict(batch))
+
+
+def numbers_of(table: pa.Table, indices: Sequence[int] | None = None) -> list[int]:
+    """Returns the number of each row, which decides its random numbers unless it has a seed."""
+    if "row" in table.column_names:
+        indices = table["row"].to_pylist()
+        if not all(type(number) is int for number in indices) or len(set(indices)) < len(indices):
+            raise ValueError("the column 'row' must hold a different integer for each row.")
+    elif indices is None:
+        if "seed" not in table.column_names or table["seed"].null_count:
+            raise ValueError(
+                f"the columns {table.column_names} have no 'row', and not every row has a 'seed': number the rows, so "
+                "that a result does not depend on the batch. With datasets pass with_indices=True; for Ray add the "
+                "column when the file is written, or as `numbered` does."
+            )
+        indices = range(len(table))
+    return list(indices)
+
+
+def numbered(file: Path) -> pa.Table:
+    """Reads a file, and numbers its rows in the column "row" if there is none."""
+    table = pa.parquet.read_table(file) if file.suffix == ".parquet" else pa.json.read_json(file)
+    return table if "row" in table.column_names else table.append_column("row", pa.array(range(len(table)), pa.int64()))
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model", help="folder or repository; on a cluster, one that every machine sees")
+    parser.add_argument("input", type=Path, help=".jsonl or .parquet")
+    parser.add_argument("output", type=Path, help="folder of Parquet files to write")
+    parser.add_argument("--text_column", help="of texts with blanks; default: text, or prefix, suffix and length")
+    parser.add_argument("--actors", type=int, default=1, help="models that are loaded, and work at the same time")
+    parser.add_argument("--batch_size", type=int, default=256, help="rows that an actor takes at a time")
+    parser.add_argument("--batch_tokens", type=int, default=BATCH_TOKENS, help="rows x length computed together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", type=json.loads, default={}, help='of generate, such as {"temperature": 0.7}')
+    args = parser.parse_args(argv)
+
+    # What would fail in every actor is refused here, before any of them starts.
+    if args.output.exists():
+        raise ValueError(f"output={str(args.output)!r} is there already: name another folder, or remove it.")
+    for name in ("actors", "batch_size"):
+        check_count(name, getattr(args, name))
+    settings = {"seed": args.seed, "batch_tokens": args.batch_tokens, **args.settings}
+    with torch.device("meta"):  # a network without weights
+        RowWriter(RaddForMaskedLM(load_config(args.model)), None, **settings)
+    table = numbered(args.input)
+    if not len(table):
+        raise ValueError(f"input={str(args.input)!r} has no rows.")
+    columns_to_read(table.column_names, args.text_column)
+    numbers_of(table)
+
+    import ray  # here, since `datasets.map` works without it
+
+    if not ray.is_initialized():
+        ray.init()
+    blocks = [table.slice(first, args.batch_size) for first in range(0, len(table), args.batch_size)]
+    results = ray.data.from_arrow(blocks).map_batches(
+        Predictor,
+        fn_constructor_args=[args.model],
+        fn_constructor_kwargs={"text_column": args.text_column, **settings},
+        batch_format="pyarrow",  # in numpy's, integers with gaps would be floats
+        batch_size=args.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=args.actors),
+        num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+        num_cpus=0,  # if actors held every processor, the tasks that write files would wait for ever
+    )
+    results.write_parquet(str(args.output.absolute()), mode="error")
+
+    written = pa.dataset.dataset(args.output)
+    refused = written.count_rows(filter=~pa.dataset.field("error").is_null())
+    print(f"{args.output}: {written.count_rows():,} rows")
+    if refused:
+        raise ValueError(f"{refused} of {len(table)} rows were refused; the column 'error' says why.")
+
+
+if __name__ == "__main__":
+    run_program(main, Path(sys.argv[0]).name)
