@@ -1,0 +1,222 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Scores rows: the likelihood of each text, or of a continuation given its prefix, with its standard error.
+
+    row -> token ids, cut into blocks of the model's length -> masks, from (seed, row number) -> nats of the row
+
+Rows of equal length share forwards.
+
+Shapes: L tokens of a block.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data.blocks import lost_tokens
+from ..endings import reason_of
+from ..kernels_radd import packed_weights
+from ..likelihood import Likelihood, LikelihoodRounds, check_estimate, check_integer_seed, compute_together, config_of
+from ..randomness_radd import stream_seed
+from ..ranges import check_count
+from ..settings_radd import shortened
+from ..text_radd import check_characters, check_tokenizer, check_tokenizer_mask, encode_after_text, encode_text
+
+BATCH_TOKENS = 8192
+
+
+class EncodedRow(NamedTuple):
+    """Holds the tokens of a row.
+
+    blocks: (L,) int64 each. scored: (L,) bool each, the tokens whose likelihood is computed. n_bytes: UTF-8 bytes of
+    the text that those stand for; None where an unknown token stands for a part of it.
+    """
+
+    blocks: list[Tensor]
+    scored: list[Tensor]
+    n_bytes: int | None
+
+
+class ScoredRow(NamedTuple):
+    """Holds the likelihood of a row cut into `blocks`; `error` says why there is none, or none as precise as asked."""
+
+    likelihood: Likelihood | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result of [`RowScorer`]."""
+        names = ("nats", "standard_error", "nats_per_token", "bits_per_byte", "bits_per_byte_error", "tokens", "bytes")
+        figures: dict[str, Any] = dict.fromkeys((*names, "blocks"))
+        found = self.likelihood
+        if found is not None:
+            figures |= {
+                "nats": found.nats_per_token * found.n_tokens,
+                "standard_error": found.standard_error * found.n_tokens,
+                "nats_per_token": found.nats_per_token,
+                "tokens": found.n_tokens,
+                "bytes": found.n_bytes,
+                "blocks": found.n_sequences,
+            }
+            if found.n_bytes is not None:
+                figures |= {"bits_per_byte": found.bits_per_byte, "bits_per_byte_error": found.bits_per_byte_error}
+        return figures | {"error": self.error}
+
+
+class RowScorer:
+    """Scores rows by a model: `scorer(rows, numbers)` returns a dictionary for each row, in their order.
+
+        scorer = RowScorer(model, tokenizer, estimator="ar_forward")
+        scorer([{"text": "It was cold."}, {"prefix": "It was", "continuation": " cold."}], numbers=[0, 1])
+
+    A row is a mapping with `text`, or with `continuation` and a `prefix`, which may be empty. An entry that is None
+    counts as missing, and other entries are left alone. The result of a row has
+
+        nats            -log p of the text, or of the continuation given the prefix
+        standard_error  of nats; 0 where the estimator is exact in an order
+        nats_per_token, bits_per_byte, bits_per_byte_error
+        tokens, bytes   that are scored, bytes in UTF-8; where an unknown token stands for some of the text, bytes and
+                        bits per byte are None
+        blocks          into which the text was cut
+        error           None, or one line that says why the row was refused; all other entries then are None. Where a
+                        row cannot reach `target_se`, the figures are those of the passes that showed it.
+
+    A text of more tokens than the model's length is cut into blocks of that length, the last one shorter, each scored
+    by itself, as `eval_ppl.py` cuts. A prefix and its continuation must fit together. White space at the end of a
+    prefix counts as the beginning of the continuation, as in the lm-evaluation-harness: a token begins with the space
+    before its word.
+
+    Args:
+        model: a RADD model. tokenizer: its tokenizer, of transformers.
+        seed: for all draws. A row draws from (seed, its number), see [`row_seed`], so that batches and processes change
+            its result by rounding alone.
+        batch_tokens: tokens of a forward pass.
+        estimator, passes, target_se: as in `estimate_likelihood`, for each row by itself.
+
+    Raises:
+        ValueError: for an unknown estimator, odd `passes`, a number out of range, a tokenizer of another model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        seed: int = 0,
+        batch_tokens: int = BATCH_TOKENS,
+        estimator: str = "k_stratified",
+        passes: int = 16,
+        target_se: float | None = None,
+    ):
+        check_estimate(estimator, passes, target_se)
+        check_tokenizer(tokenizer)
+        check_tokenizer_mask(tokenizer, config_of(model).mask_token_id)
+        self.model, self.tokenizer = model, tokenizer
+        self.seed, self.batch_tokens = check_integer_seed(seed), check_count("batch_tokens", batch_tokens)
+        self.settings: dict[str, Any] = {"estimator": estimator, "passes": passes, "target_se": target_se}
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the results of rows; `numbers` are those of the rows in their file."""
+        return [scored.to_dict() for scored in self.score(rows, numbers)]
+
+    def score(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[ScoredRow]:
+        """Returns the likelihoods of rows, for statistics that the results do not have."""
+        encoded = [self._encode(row) for row in rows]
+        accepted = [
+            (row, self._estimate(row, number))
+            for row, number in zip(encoded, numbers, strict=True)
+            if isinstance(row, EncodedRow)
+        ]
+        with packed_weights():
+            errors = compute_together([estimate for _, estimate in accepted], self.batch_tokens)
+        scored = (
+            self._summary(estimate.summary(row.n_bytes), error)
+            for (row, estimate), error in zip(accepted, errors, strict=True)
+        )
+        return [ScoredRow(error=row) if isinstance(row, str) else next(scored) for row in encoded]
+
+    def _encode(self, row: Mapping[str, Any]) -> EncodedRow | str:
+        """Returns the tokens of a row, or why it is refused."""
+        try:
+            return encode_row(row, self.tokenizer, self.model.config.max_position_embeddings)
+        except ValueError as error:
+            return reason_of(error)
+
+    def _estimate(self, row: EncodedRow, number: int) -> LikelihoodRounds:
+        seed = row_seed(self.seed, number)
+        return LikelihoodRounds(self.model, row.blocks, scored=row.scored, seed=seed, **self.settings)
+
+    def _summary(self, likelihood: Likelihood, error: ValueError | None) -> ScoredRow:
+        if math.isfinite(likelihood.nats_per_token):
+            return ScoredRow(likelihood, None if error is None else reason_of(error))
+        return ScoredRow(
+            error=f"nats={likelihood.nats_per_token}: numbers of the network overflow in {self.model.dtype}; float32 "
+            "and bfloat16 have a wider range than float16."
+        )
+
+
+def row_seed(seed: int, number: int) -> int:
+    """Returns the seed of row `number` of a file: its figures are those of `estimate_likelihood` with this seed."""
+    return stream_seed(seed, "row", number)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# From a row to tokens
+# ---------------------------------------------------------------------------------------------------------
+
+
+def encode_row(row: Mapping[str, Any], tokenizer: Any, length: int) -> EncodedRow:
+    """Returns the tokens of a row in blocks of at most `length` tokens.
+
+    Raises:
+        ValueError: for a row that has neither a text nor a continuation, or both; for parts that are no text, are
+            empty, or that the tokenizer cannot encode; for a prefix and a continuation that are too long together.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"row={shortened(row)} must be a mapping, with text, or with prefix and continuation.")
+    given = {name: row[name] for name in ("text", "prefix", "continuation") if row.get(name) is not None}
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{name}={shortened(value)} must be a string.")
+        check_characters(value, name)
+    if "text" in given and len(given) > 1:
+        raise ValueError("the row has a text and a prefix or continuation; it must have one or the other.")
+    if "text" in given:
+        return _encode_text(given["text"], tokenizer, length)
+    if "continuation" in given:
+        return _encode_continuation(given.get("prefix", ""), given["continuation"], tokenizer, length)
+    raise ValueError("the row has nothing to score: it must have a text, or a continuation and its prefix.")
+
+
+def _encode_text(text: str, tokenizer: Any, length: int) -> EncodedRow:
+    ids = _ids("text", text, encode_text([text], tokenizer, "text")[0])
+    blocks = list(ids.split(length))
+    return EncodedRow(
+        blocks, [torch.ones_like(block, dtype=torch.bool) for block in blocks], _bytes(text, ids, tokenizer)
+    )
+
+
+def _encode_continuation(prefix: str, continuation: str, tokenizer: Any, length: int) -> EncodedRow:
+    before = prefix.rstrip()
+    target = prefix[len(before) :] + continuation if continuation else ""
+    encode = encode_after_text if before else encode_text
+    given = torch.tensor(encode_text([before], tokenizer, "prefix")[0], dtype=torch.int64)
+    ids = _ids("continuation", continuation, encode([target], tokenizer, "continuation")[0])
+    if len(given) + len(ids) > length:
+        raise ValueError(
+            f"prefix ({len(given)} tokens) and continuation ({len(ids)} tokens) must have at most the model's {length} "
+            "tokens together: shorten the prefix."
+        )
+    whole = torch.cat([given, ids])
+    return EncodedRow([whole], [torch.arange(len(whole)) >= len(given)], _bytes(target, ids, tokenizer))
+
+
+def _ids(name: str, text: str, ids: list[int]) -> Tensor:
+    if not ids:
+        raise ValueError(f"{name}={shortened(text)} has no token; it must have at least one.")
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _bytes(text: str, ids: Tensor, tokenizer: Any) -> int | None:
+    return None if lost_tokens(tokenizer).intersection(ids.tolist()) else len(text.encode())

@@ -1,0 +1,185 @@
+"""The command `radd score`: a text, a pair, a pipe; what it prints, what it refuses, and that `radd eval` agrees."""
+
+import io
+import json
+import re
+import shlex
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from radd_hf.app import cli, score
+from radd_hf.evaluation import perplexity
+from radd_hf.jobs.scoring import RowScorer, row_seed
+from radd_hf.likelihood import estimate_likelihood
+from radd_hf.text_radd import encode_text
+from support.paths import CHECKPOINT
+from support.toys import random_model
+
+LENGTH = 16
+TEXT = "It is a truth universally"
+
+
+@pytest.fixture(scope="module")
+def network():
+    return random_model(vocab_size=300, max_position_embeddings=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, network, tiny_tokenizer) -> str:
+    path = tmp_path_factory.mktemp("model")
+    network.save_pretrained(path)
+    tiny_tokenizer.save_pretrained(path)
+    return str(path)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def radd_score(folder, capsys, monkeypatch):
+    """Runs `radd score MODEL ...` with the given standard input, by default a terminal's."""
+
+    def run(*arguments: str, stdin: str | None = None):
+        monkeypatch.setattr(sys, "argv", ["radd"])
+        monkeypatch.setattr(sys, "stdin", Terminal() if stdin is None else io.StringIO(stdin))
+        try:
+            code = cli.main(["score", folder, *arguments])
+        except SystemExit as ended:
+            code = ended.code
+        written = capsys.readouterr()
+        return SimpleNamespace(code=code, out=written.out, err=written.err)
+
+    return run
+
+
+@pytest.fixture
+def figures(radd_score):
+    """The object that `radd score --json` writes."""
+
+    def run(*arguments: str, **keywords) -> dict:
+        result = radd_score(*arguments, "--json", **keywords)
+        assert result.code == 0, result.err
+        (line,) = result.out.splitlines()
+        return json.loads(line)
+
+    return run
+
+
+def test_the_table_has_the_figures_of_the_object(radd_score, figures):
+    printed, found = radd_score(TEXT), figures(TEXT)
+    assert printed.code == 0
+    assert printed.err == ""
+    for title, name, digits in (
+        ("nats", "nats", 3),
+        ("nats per token", "nats_per_token", 4),
+        ("bits per byte", "bits_per_byte", 4),
+        ("perplexity", "perplexity", 2),
+    ):
+        pattern = rf"^{title} +{re.escape(f'{found[name]:.{digits}f}')} "
+        assert re.search(pattern, printed.out, flags=re.MULTILINE), title
+    assert f"{found['tokens']} tokens, {len(TEXT)} bytes" in printed.out
+
+
+def test_a_text_is_scored_as_row_0_of_a_file(figures, network, tiny_tokenizer):
+    found = figures(TEXT, "--seed", "3", "--passes", "8")
+    (row,) = RowScorer(network, tiny_tokenizer, seed=3, passes=8)([{"text": TEXT}], [0])
+    ids = torch.tensor(encode_text([TEXT], tiny_tokenizer)[0])
+    alone = estimate_likelihood(network, [ids], passes=8, seed=row_seed(3, 0))
+    assert row.pop("error") is None
+    assert {name: found[name] for name in row} == pytest.approx(row, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(alone.perplexity, rel=1e-5)
+    assert found["interval"] == pytest.approx(alone.interval, rel=1e-4)
+
+
+def test_a_continuation_is_scored_given_its_prefix(figures):
+    pair = figures("--prefix", "It is", "--continuation", " a truth", "--estimator", "ar_forward")
+    assert (pair["bytes"], pair["standard_error"]) == (len(" a truth"), 0.0)
+    assert pair["nats"] != figures(" a truth", "--estimator", "ar_forward")["nats"]
+    alone = figures("--continuation", " a truth", "--estimator", "ar_forward")
+    assert alone["nats"] == pytest.approx(figures(" a truth", "--estimator", "ar_forward")["nats"], rel=1e-6)
+
+
+def test_standard_input_may_have_the_text_or_a_part_of_it(figures):
+    assert figures(stdin=f"{TEXT}\n") == figures(TEXT) == figures("-", stdin=TEXT)
+    pair = figures("--prefix", "It is", "--continuation", " a truth")
+    assert figures("--prefix", "-", "--continuation", " a truth", stdin="It is\n") == pair
+    assert figures("--prefix", "It is", "--continuation", "-", stdin=" a truth") == pair
+
+
+def test_a_text_and_what_radd_eval_says_of_its_file_agree(figures, network, tiny_tokenizer, folder, tmp_path):
+    """`radd eval` adds EOS to a document. So the text here fills whole blocks, and EOS is a block of its own."""
+    words = encode_text(["It is a truth universally acknowledged, " * 20], tiny_tokenizer)[0]
+    text = tiny_tokenizer.decode(words[: 3 * LENGTH])
+    assert len(encode_text([text], tiny_tokenizer)[0]) == 3 * LENGTH
+    file, result = tmp_path / "text.txt", tmp_path / "result.json"
+    file.write_text(text)
+    flags = ["--estimator", "ar_forward"]
+    found = figures(text, *flags)
+    perplexity.main(["--model", folder, "--dataset", str(file), "--output", str(result), *flags])
+    evaluated = json.loads(result.read_text())
+    end = estimate_likelihood(network, [torch.tensor([tiny_tokenizer.eos_token_id])], estimator="ar_forward")
+    assert (found["tokens"], found["blocks"]) == (3 * LENGTH, 3)
+    assert evaluated["n_tokens"] == 3 * LENGTH + 1
+    total = evaluated["nats_per_token"] * evaluated["n_tokens"]
+    assert found["nats"] + end.nats_per_token == pytest.approx(total, rel=1e-6)
+
+
+def test_a_text_longer_than_the_model_is_cut_with_a_remark(radd_score):
+    long = f"{TEXT} " * 5
+    result = radd_score(long)
+    assert result.code == 0
+    assert re.search(r"^\d+ tokens are more than the 16 that .* cut into \d+ blocks", result.err)
+    assert radd_score(long, "--quiet").err == ""
+
+
+def test_an_error_is_reached_that_was_asked_for(figures):
+    assert figures(TEXT, "--target-se", "0.1")["standard_error"] <= 0.1 * figures(TEXT)["tokens"]
+
+
+def test_text_that_would_command_the_terminal_is_shown_as_characters(radd_score, monkeypatch, folder):
+    result = radd_score("\x1b[2J", "--estimator", "ar_forward")
+    assert result.code == 0
+    assert "\x1b" not in result.out + result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["A", "--prefix", "B"], "TEXT 'A' is the whole text"),
+        (["A", "--continuation", "B"], "TEXT 'A' is the whole text"),
+        (["--prefix", "B"], "pass a text to score, or --continuation"),
+        ([], "pass a text to score"),
+        (["--prefix", "-", "--continuation", "-"], "cannot both be read from standard input"),
+        ([""], "text='' has no token"),
+        (["A", "--passes", "3"], "passes=3 must be a positive multiple of 2"),
+        (["A", "--target-se", "-1"], "target_se=-1.0 must be a positive number"),
+        (["A", "--batch-tokens", "0"], "batch_tokens=0 must be at least 1"),
+        (["A", "--device", "abacus"], "device='abacus' cannot be used"),
+        (["A", "--estimator", "guess"], "invalid choice: 'guess'"),
+        (["--prefix", "A " * 40, "--continuation", "B"], "shorten the prefix"),
+    ],
+)
+def test_a_command_line_at_fault_ends_with_status_2_and_says_why(radd_score, arguments, reason):
+    result = radd_score(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert reason in result.err
+
+
+def test_an_empty_pipe_and_an_error_out_of_reach_say_so(radd_score):
+    assert radd_score(stdin="").code == 2
+    result = radd_score(TEXT, "--target-se", "1e-9")
+    assert result.code == 1
+    assert re.fullmatch(r"radd score: error: target_se=1e-09 would take about .*\n", result.err)
+
+
+def test_the_examples_of_the_help_are_command_lines_that_are_understood():
+    lines = re.findall(r"radd score \S+ ?(.*)", score.EXAMPLES)
+    assert len(lines) >= 3
+    for line in lines:
+        score._score_parser().parse_intermixed_args([str(CHECKPOINT), *shlex.split(line)])
