@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -23,8 +24,21 @@ from ..randomness_radd import stream_seed
 from ..ranges import check_count
 from ..settings_radd import shortened
 from ..text_radd import check_characters, check_tokenizer, check_tokenizer_mask, encode_after_text, encode_text
+from .batches import BATCH_TOKENS, Task
 
-BATCH_TOKENS = 8192
+# What is scored: a text, or a continuation given a prefix.
+PARTS = ("text", "prefix", "continuation")
+# The figures of a result, with their types in a table.
+FIGURES = {
+    "nats": pa.float64(),
+    "standard_error": pa.float64(),
+    "nats_per_token": pa.float64(),
+    "bits_per_byte": pa.float64(),
+    "bits_per_byte_error": pa.float64(),
+    "tokens": pa.int64(),
+    "bytes": pa.int64(),
+    "blocks": pa.int64(),
+}
 
 
 class EncodedRow(NamedTuple):
@@ -47,8 +61,7 @@ class ScoredRow(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result of [`RowScorer`]."""
-        names = ("nats", "standard_error", "nats_per_token", "bits_per_byte", "bits_per_byte_error", "tokens", "bytes")
-        figures: dict[str, Any] = dict.fromkeys((*names, "blocks"))
+        figures: dict[str, Any] = dict.fromkeys(FIGURES)
         found = self.likelihood
         if found is not None:
             figures |= {
@@ -73,6 +86,7 @@ class RowScorer:
     A row is a mapping with `text`, or with `continuation` and a `prefix`, which may be empty. An entry that is None
     counts as missing, and other entries are left alone. The result of a row has
 
+        row             its number
         nats            -log p of the text, or of the continuation given the prefix
         standard_error  of nats; 0 where the estimator is exact in an order
         nats_per_token, bits_per_byte, bits_per_byte_error
@@ -92,11 +106,14 @@ class RowScorer:
         seed: for all draws. A row draws from (seed, its number), see [`row_seed`], so that batches and processes change
             its result by rounding alone.
         batch_tokens: tokens of a forward pass.
+        columns: the column of each of `PARTS` that rows have; by default each has its own name.
         estimator, passes, target_se: as in `estimate_likelihood`, for each row by itself.
 
     Raises:
         ValueError: for an unknown estimator, odd `passes`, a number out of range, a tokenizer of another model.
     """
+
+    number = 1  # of results for each row
 
     def __init__(
         self,
@@ -105,6 +122,7 @@ class RowScorer:
         *,
         seed: int = 0,
         batch_tokens: int = BATCH_TOKENS,
+        columns: Mapping[str, str] | None = None,
         estimator: str = "k_stratified",
         passes: int = 16,
         target_se: float | None = None,
@@ -113,35 +131,57 @@ class RowScorer:
         check_tokenizer(tokenizer)
         check_tokenizer_mask(tokenizer, config_of(model).mask_token_id)
         self.model, self.tokenizer = model, tokenizer
+        self.columns = {part: part for part in PARTS} if columns is None else columns
         self.seed, self.batch_tokens = check_integer_seed(seed), check_count("batch_tokens", batch_tokens)
         self.settings: dict[str, Any] = {"estimator": estimator, "passes": passes, "target_se": target_se}
 
+    @property
+    def results(self) -> dict[str, pa.DataType]:
+        """Gives the names and types of what a result has."""
+        return {"row": pa.int64(), **FIGURES, "error": pa.string()}
+
     def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Returns the results of rows; `numbers` are those of the rows in their file."""
-        return [scored.to_dict() for scored in self.score(rows, numbers)]
+        scored = zip(numbers, self.score(rows, numbers), strict=True)
+        return [{"row": number} | row.to_dict() for number, row in scored]
 
     def score(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[ScoredRow]:
         """Returns the likelihoods of rows, for statistics that the results do not have."""
-        encoded = [self._encode(row) for row in rows]
-        accepted = [
-            (row, self._estimate(row, number))
-            for row, number in zip(encoded, numbers, strict=True)
-            if isinstance(row, EncodedRow)
-        ]
-        with packed_weights():
-            errors = compute_together([estimate for _, estimate in accepted], self.batch_tokens)
-        scored = (
-            self._summary(estimate.summary(row.n_bytes), error)
-            for (row, estimate), error in zip(accepted, errors, strict=True)
-        )
-        return [ScoredRow(error=row) if isinstance(row, str) else next(scored) for row in encoded]
+        tasks, scored = list[Task](), dict[int, ScoredRow]()  # by place in `rows`
+        for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+            try:
+                tasks += self.encode(row, number)
+            except ValueError as error:
+                scored[place] = ScoredRow(error=reason_of(error))
+        others = (place for place in range(len(rows)) if place not in scored)
+        scored |= zip(others, self._score(tasks), strict=True)
+        return [scored[place] for place in range(len(rows))]
 
-    def _encode(self, row: Mapping[str, Any]) -> EncodedRow | str:
-        """Returns the tokens of a row, or why it is refused."""
-        try:
-            return encode_row(row, self.tokenizer, self.model.config.max_position_embeddings)
-        except ValueError as error:
-            return reason_of(error)
+    def encode(self, row: Mapping[str, Any], number: int) -> list[Task]:
+        """Returns the task of a row; raises a ValueError for one that is refused."""
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row={shortened(row)} must be a mapping, with text, or with prefix and continuation.")
+        parts = {part: row.get(column) for part, column in self.columns.items()}
+        encoded = encode_parts(parts, self.tokenizer, self.model.config.max_position_embeddings)
+        n_scored = sum(int(where.sum()) for where in encoded.scored)
+        return [Task(number, 0, len(encoded.blocks[0]), n_scored, encoded)]
+
+    def compute(self, batch: Sequence[Task]) -> list[dict[str, Any]]:
+        """Returns the results of tasks, scored together."""
+        return [{"row": task.row} | scored.to_dict() for task, scored in zip(batch, self._score(batch), strict=True)]
+
+    def refusal(self, number: int, error: ValueError) -> dict[str, Any]:
+        """Returns the result of a row that is refused."""
+        return {"row": number} | ScoredRow(error=reason_of(error)).to_dict()
+
+    def _score(self, tasks: Sequence[Task]) -> list[ScoredRow]:
+        estimates = [self._estimate(task.content, task.row) for task in tasks]
+        with packed_weights():
+            errors = compute_together(estimates, self.batch_tokens)
+        return [
+            self._summary(estimate.summary(task.content.n_bytes), error)
+            for task, estimate, error in zip(tasks, estimates, errors, strict=True)
+        ]
 
     def _estimate(self, row: EncodedRow, number: int) -> LikelihoodRounds:
         seed = row_seed(self.seed, number)
@@ -166,16 +206,14 @@ def row_seed(seed: int, number: int) -> int:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def encode_row(row: Mapping[str, Any], tokenizer: Any, length: int) -> EncodedRow:
-    """Returns the tokens of a row in blocks of at most `length` tokens.
+def encode_parts(parts: Mapping[str, Any], tokenizer: Any, length: int) -> EncodedRow:
+    """Returns the tokens of a row's parts, of which some may be None, in blocks of at most `length` tokens.
 
     Raises:
-        ValueError: for a row that has neither a text nor a continuation, or both; for parts that are no text, are
-            empty, or that the tokenizer cannot encode; for a prefix and a continuation that are too long together.
+        ValueError: for neither a text nor a continuation, or both; for a part that is no text, is empty, or that the
+            tokenizer cannot encode; for a prefix and a continuation that are too long together.
     """
-    if not isinstance(row, Mapping):
-        raise ValueError(f"row={shortened(row)} must be a mapping, with text, or with prefix and continuation.")
-    given = {name: row[name] for name in ("text", "prefix", "continuation") if row.get(name) is not None}
+    given = {name: value for name, value in parts.items() if value is not None}
     for name, value in given.items():
         if not isinstance(value, str):
             raise ValueError(f"{name}={shortened(value)} must be a string.")

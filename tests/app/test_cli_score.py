@@ -90,7 +90,7 @@ def test_a_text_is_scored_as_row_0_of_a_file(figures, network, tiny_tokenizer):
     (row,) = RowScorer(network, tiny_tokenizer, seed=3, passes=8)([{"text": TEXT}], [0])
     ids = torch.tensor(encode_text([TEXT], tiny_tokenizer)[0])
     alone = estimate_likelihood(network, [ids], passes=8, seed=row_seed(3, 0))
-    assert row.pop("error") is None
+    assert (row.pop("row"), row.pop("error")) == (0, None)
     assert {name: found[name] for name in row} == pytest.approx(row, rel=1e-5)
     assert found["perplexity"] == pytest.approx(alone.perplexity, rel=1e-5)
     assert found["interval"] == pytest.approx(alone.interval, rel=1e-4)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from radd_hf.jobs.scoring import RowScorer, encode_row, row_seed
+from radd_hf.jobs.scoring import RowScorer, encode_parts, row_seed
 from radd_hf.likelihood import ESTIMATORS, compute_together, conditional_likelihood, estimate_likelihood
 from radd_hf.text_radd import encode_after_text, encode_text
 from support.tokenizer_kinds import KINDS, page
@@ -103,7 +103,7 @@ def test_a_pair_has_the_conditional_likelihood_of_its_continuation(scorer, model
 
 def test_white_space_that_ends_a_prefix_belongs_to_the_continuation(scorer):
     spaced, plain = scorer(estimator="ar_forward")(
-        [{"prefix": "It is ", "continuation": "a truth"}, {"prefix": "It is", "continuation": " a truth"}], [0, 1]
+        [{"prefix": "It is ", "continuation": "a truth"}, {"prefix": "It is", "continuation": " a truth"}], [0, 0]
     )
     assert_same(spaced, plain)
 
@@ -115,7 +115,7 @@ def test_prefix_and_continuation_are_encoded_as_the_harness_encodes_them(kind):
     for text in page()[:20]:
         words = text.split(" ")
         prefix, continuation = " ".join(words[:4]), " " + " ".join(words[4:])
-        row = encode_row({"prefix": prefix, "continuation": continuation}, tokenizer, 1000)
+        row = encode_parts({"prefix": prefix, "continuation": continuation}, tokenizer, 1000)
         (whole,), (context,) = encode_text([prefix + continuation], tokenizer), encode_text([prefix], tokenizer)
         if whole[: len(context)] == context:
             assert row.blocks[0].tolist() == whole
@@ -174,7 +174,7 @@ def test_a_row_that_cannot_be_scored_is_refused_by_itself(scorer, row, message):
     before, refused, after = scorer()([ROWS[0], row, ROWS[1]], [0, 1, 2])
     assert message in refused["error"]
     assert "\n" not in refused["error"]
-    assert all(value is None for name, value in refused.items() if name != "error")
+    assert all(value is None for name, value in refused.items() if name not in ("row", "error"))
     assert_same(before, scorer()([ROWS[0]], [0])[0])
     assert_same(after, scorer()([ROWS[1]], [2])[0])
 
