@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 from radd_hf import RaddConfig, RaddForMaskedLM, text_radd
 from radd_hf.canvas_radd import make_canvas
 from radd_hf.data.documents import encode, load_documents, train_tokenizer
-from radd_hf.generation_radd import LENGTHS
 from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline
+from radd_hf.settings_radd import LENGTHS
 from radd_hf.text_radd import (
     decode_span,
     encode_after_text,
@@ -391,10 +391,17 @@ def test_habits_of_transformers_are_taken(pipe):
 
 def test_what_cannot_be_is_refused_by_name(pipe):
     for texts, settings, message in (
-        ("no blank", {}, "text='no blank' has no blank; write"),
-        ([TEXTS[0], 3], {}, "text=3 must be a string"),
+        ("no blank", {}, "text='no blank' has no blank: write"),
+        ([TEXTS[0], 3], {}, "text=3 must be a text with blanks, or a mapping"),
         (None, {}, "inputs=None must be a text with blanks, or a list"),
-        ({"text": TEXTS[0]}, {}, "inputs={'text': .*} must be a text with blanks, or a list"),
+        ({"texts": TEXTS[0]}, {}, "text has 'texts'; a request has some of"),
+        ({"text": TEXTS[0], "length": 24}, {}, "text is the whole text: leave out length, or text"),
+        ({"text": 3}, {}, "text=3 must be a string"),
+        ({}, {}, "text is missing: pass a text with blanks, or some of"),
+        ({"prefix": "It", "length": 9, "max_new_tokens": 8}, {}, "length=9 and max_new_tokens=8: pass one"),
+        ({"prefix": "It", "length": 0}, {}, "length=0 must be an integer in 1"),
+        ({"prefix": "It was cold.", "length": 2}, {}, "leave nothing to generate in length=2"),
+        ({"text": TEXTS[0], "seed": -1}, {}, "seed=-1 must be an integer"),
         (TEXTS[0], {"max_new_tokens": 3}, "max_new_tokens=3 is not a setting of this pipeline: each blank says"),
         (TEXTS[0], {"max_length": 3}, "max_length=3 is not a setting of this pipeline: each blank says"),
         (TEXTS[0], {"num_beams": 3}, "num_beams=3 is not a setting of this pipeline: there is no beam search"),
@@ -408,6 +415,38 @@ def test_what_cannot_be_is_refused_by_name(pipe):
             pipe(texts, **settings)
     with pytest.raises(ValueError, match="tokenizer=None: the pipeline reads and writes text"):
         RaddInfillingPipeline(pipe.model)
+
+
+def test_a_dictionary_has_a_prefix_a_suffix_and_a_length_as_generate_takes_them(pipe, tokenizer):
+    ends = {"prefix": "It was a very", "suffix": " of spring."}
+    (sample,) = pipe({**ends, "length": 24}, seed=3)
+    ids = pipe.model.generate(**ends, length=24, tokenizer=tokenizer, seed=3)
+    assert sample["text"] == tokenizer.decode(ids[0])
+    assert len(sample["fills"]) == 1
+    (longer,) = pipe({"prefix": "It was a very", "max_new_tokens": 5, "suffix": None}, seed=3)
+    assert longer["text"].startswith("It was a very")
+    assert pipe({"text": TEXTS[0]}, seed=3) == pipe(TEXTS[0], seed=3)
+
+
+def test_a_request_with_a_seed_of_its_own_has_the_samples_that_it_has_alone(pipe):
+    alone = pipe(TEXTS[0], seed=7, num_return_sequences=2)
+    _, among, _ = pipe([TEXTS[1], {"text": TEXTS[0], "seed": 7}, TEXTS[2]], seed=0, num_return_sequences=2)
+    without = pipe([TEXTS[1], {"text": TEXTS[0], "seed": 7}], num_return_sequences=2)[1]
+    assert_same([alone, alone], [among, without])
+
+
+def test_rows_of_one_length_are_filled_together_as_in_calls_of_their_own(pipe):
+    texts = ["It was [MASK:9] of spring.", {"text": "[MASK:9] it was of spring."}]
+    rows = [pipe.encode({"text": text, "seed": 5} if isinstance(text, str) else {**text, "seed": 6}) for text in texts]
+    rows = [row for row in rows if row["input_ids"].shape == rows[0]["input_ids"].shape]
+    assert len(rows) == 2
+    together = pipe.fill(rows, steps=4, num_return_sequences=2)
+    alone = [pipe(text, seed=seed, steps=4, num_return_sequences=2) for text, seed in zip(texts, (5, 6), strict=True)]
+    assert_same(together, alone)
+    with pytest.raises(ValueError, match=r"rows have lengths \[8, 14\]; those that are filled together have one"):
+        pipe.fill([pipe.encode("[MASK:8]", 1), pipe.encode("[MASK:14]", 1)])
+    with pytest.raises(ValueError, match="seed_of_text=None: pass a seed"):
+        pipe.encode("[MASK:8]")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 """A canvas: token ids with masks in the place of those that are to be written.
 
     prefix, suffix and length, or input_ids  ->  ids and an attention mask  (make_canvas)
+    a request of text, from a file or a client  ->  ids, blanks and the text around them  (encode_request)
 
 It also selects positions of a canvas ([`Positions`]): those that need logits, or those that one evaluation computes.
 
@@ -16,8 +17,16 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .inputs_radd import as_tensor
-from .settings_radd import is_integer, plain, shortened
-from .text_radd import check_characters, check_tokenizer_mask, encode_after_text, encode_text, encode_with_blanks
+from .settings_radd import LENGTHS, is_integer, plain, shortened
+from .text_radd import (
+    MAX_BLANKS,
+    BlankedText,
+    check_characters,
+    check_tokenizer_mask,
+    encode_after_text,
+    encode_text,
+    encode_with_blanks,
+)
 
 # Text, several texts, ids of one row, or rows of ids, in lists, tensors or arrays of NumPy; text needs a tokenizer.
 TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -260,4 +269,66 @@ def id_rows(
     return rows
 
 
-__all__ = ["Positions", "TextOrIds", "make_canvas", "padded_nonzero", "widen"]
+# What a request may hold.
+ENDS = "prefix", "suffix"
+REQUEST = "text", *ENDS, *LENGTHS
+
+
+def encode_request(
+    request: str | Mapping[str, Any],
+    config: Any,
+    tokenizer: Any,
+    *,
+    length: int | None = None,
+    max_new_tokens: int | None = None,
+    name: str = "text",
+) -> BlankedText:
+    """Returns the canvas of one request: a text with blanks, or one blank between a prefix and a suffix.
+
+    Args:
+        request: a text with blanks, as in [`encode_blanks`], or a mapping with it as "text". Or a mapping with some of
+            "prefix", "suffix", and "length" or "max_new_tokens", each as in `generate`. None is as if left out.
+        length, max_new_tokens: of a request that has neither and is no text with blanks. Default: the model's length.
+        name: what the text is, for messages.
+
+    Raises:
+        ValueError: for a text without blanks, and for values that are of another type, contradict each other, are
+            unknown or leave no room.
+    """
+    given = {"text": request} if isinstance(request, str) else request
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"{name}={shortened(request)} must be a text with blanks, or a mapping with some of {REQUEST}."
+        )
+    if unknown := sorted(str(key) for key in given.keys() - {*REQUEST}):
+        raise ValueError(f"{name} has {', '.join(map(repr, unknown))}; a request has some of {REQUEST}.")
+    given = {key: plain(value) for key, value in given.items() if value is not None}
+    for key in given.keys() & {"text", *ENDS}:
+        if not isinstance(given[key], str):
+            raise ValueError(f"{key}={shortened(given[key])} must be a string.")
+    for key in given.keys() & {*LENGTHS}:
+        if not is_integer(given[key], 1, MAX_BLANKS):
+            raise ValueError(f"{key}={shortened(given[key])} must be an integer in 1 .. {MAX_BLANKS}.")
+    if "text" in given:
+        if others := [key for key in REQUEST if key in given and key != "text"]:
+            raise ValueError(f"{name} is the whole text: leave out {' and '.join(others)}, or {name}.")
+        blanked = encode_with_blanks(given["text"], tokenizer, config.mask_token_id, name)
+        if not blanked.spans:
+            raise ValueError(
+                f"{name}={shortened(given['text'])} has no blank: write [MASK:12] where twelve tokens are wanted, or "
+                "pass it as prefix to have it continued."
+            )
+        return blanked
+    if not given:
+        raise ValueError(f"{name} is missing: pass a text with blanks, or some of {REQUEST[1:]}.")
+    if all(key in given for key in LENGTHS):
+        raise ValueError(f"length={given['length']} and max_new_tokens={given['max_new_tokens']}: pass one of them.")
+    sizes: dict[str, Any] = {key: given[key] for key in LENGTHS if key in given}
+    sizes = sizes or {"length": length, "max_new_tokens": max_new_tokens}
+    ends: dict[str, Any] = {key: given.get(key) for key in ENDS}
+    ids = make_canvas(config, **ends, **sizes, tokenizer=tokenizer)[0][0].tolist()  # (L,)
+    begin, masks = ids.index(config.mask_token_id), ids.count(config.mask_token_id)
+    return BlankedText(ids, [(begin, begin + masks)], [given.get("prefix", ""), given.get("suffix", "")])
+
+
+__all__ = ["Positions", "TextOrIds", "encode_request", "make_canvas", "padded_nonzero", "widen"]

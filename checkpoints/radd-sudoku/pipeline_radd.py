@@ -6,16 +6,17 @@
 Shapes: B texts, R samples for each, L length of the longest text, K blanks of the text that has most.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
-from .generation_radd import LENGTHS, RaddGenerationConfig, own_settings
+from .canvas_radd import encode_request
+from .generation_radd import RaddGenerationConfig, own_settings
 from .randomness_radd import check_seed, sample_generators, text_seed
-from .settings_radd import SETTINGS, SYNONYMS, own_arguments
-from .text_radd import BlankedText, check_tokenizer, encode_with_blanks
+from .settings_radd import LENGTHS, SETTINGS, SYNONYMS, own_arguments
+from .text_radd import BlankedText, check_tokenizer
 
 # What a saved model's config.json says, so that `pipeline("radd-infilling", ...)` finds the class below.
 CUSTOM_PIPELINES = {
@@ -26,9 +27,10 @@ CUSTOM_PIPELINES = {
 class RaddInfillingPipeline(Pipeline):
     """Fills the blanks of texts: `pipeline("radd-infilling", model=..., trust_remote_code=True)("It was [MASK:4].")`.
 
-    The blanks are those of [`encode_blanks`]. A call takes one text, a list of texts, or a data set or generator of
-    texts, which is streamed. It returns for one text a list of `num_return_sequences` dictionaries, for several a list
-    or an iterator of such lists:
+    The blanks are those of [`encode_blanks`]. Instead of a text with blanks there may be a dictionary of its `prefix`,
+    `suffix`, and `length` or `max_new_tokens` ([`encode_request`]). A dictionary may also hold a `seed` of its own. A
+    call takes one text, a list of texts, or a data set or generator of texts, which is streamed. It returns for one
+    text a list of `num_return_sequences` dictionaries, for several a list or an iterator of such lists:
 
         text: the text with its blanks filled.
         fills: the text in each blank, with the space before it if it begins with a word.
@@ -74,7 +76,7 @@ class RaddInfillingPipeline(Pipeline):
 
     def __call__(
         self,
-        inputs: str | Iterable[str],
+        inputs: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
         *args,
         num_workers: int | None = None,
         batch_size: int | None = None,
@@ -85,9 +87,10 @@ class RaddInfillingPipeline(Pipeline):
         """See the class.
 
         Args:
-            inputs: one text with blanks, or several.
+            inputs: one text with blanks, or several, or dictionaries, see the class.
             seed: the same seed and settings give the same samples of the n-th text, whatever `batch_size` is; for
-                one text those that `generate(seed=)` and the command line write.
+                one text those that `generate(seed=)` and the command line write. A text that brings a seed has the
+                samples that it has alone.
             generator: instead of `seed`, a source that is advanced by the call. Default: torch's own.
         """
         if seed is not None:
@@ -96,17 +99,18 @@ class RaddInfillingPipeline(Pipeline):
             seed = check_seed(seed)
         if not isinstance(generator, (torch.Generator, type(None))):
             raise ValueError(f"generator={generator!r} must be one torch.Generator; every sample gets its own from it.")
-        if isinstance(inputs, (bytes, Mapping)) or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")):
+        if isinstance(inputs, bytes) or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")):
             raise ValueError(f"inputs={inputs!r} must be a text with blanks, or a list, data set or stream of texts.")
         device = None if generator is None else generator.device
 
-        def item(number: int, text: str) -> dict[str, Any]:
-            if seed is not None:
-                return {"text": text, "seed": torch.tensor([text_seed(seed, number)])}
-            return {"text": text, "seed": torch.randint(2**63 - 1, (1,), generator=generator, device=device).cpu()}
+        def item(number: int, request: Any) -> dict[str, Any]:
+            if seed is not None or _has_seed(request):
+                return {"request": request, "seed": None if seed is None else text_seed(seed, number)}
+            drawn = torch.randint(2**63 - 1, (1,), generator=generator, device=device)
+            return {"request": request, "seed": int(drawn)}
 
-        items: Any = (item(number, text) for number, text in enumerate(inputs))
-        if isinstance(inputs, str):
+        items: Any = (item(number, request) for number, request in enumerate(inputs))
+        if isinstance(inputs, (str, Mapping)):
             items = item(0, inputs)
         elif isinstance(inputs, (list, tuple)):
             items = list(items)
@@ -128,30 +132,80 @@ class RaddInfillingPipeline(Pipeline):
         return {}, settings, {}
 
     def preprocess(self, input_: dict[str, Any], **preprocess_parameters) -> dict[str, Any]:
-        """Rows of one text, which transformers pads with others: ids and mask (1, L), spans (1, K, 2), seed (1,)."""
-        ids, spans, pieces = encode_with_blanks(input_["text"], self.tokenizer, self.model.config.mask_token_id)
-        if not spans:
-            raise ValueError(f"text={input_['text']!r} has no blank; write [MASK] or [MASK:n] where text is wanted.")
+        return self.encode(input_["request"], input_["seed"])
+
+    def encode(self, request: str | Mapping[str, Any], seed_of_text: int | None = None) -> dict[str, Any]:
+        """Makes the row of one request: ids and mask (1, L), spans (1, K, 2), seed (1,), and the text around blanks.
+
+        Args:
+            request: a text with blanks or a dictionary, see the class.
+            seed_of_text: what `randomness_radd.text_seed` returned; the request's own seed comes first.
+
+        Raises:
+            ValueError: for a request that is refused ([`encode_request`]), and without any seed.
+        """
+        if isinstance(request, Mapping):
+            request = dict(request)
+            own = request.pop("seed", None)
+            seed_of_text = seed_of_text if own is None else text_seed(check_seed(own))
+        if seed_of_text is None:
+            raise ValueError("seed_of_text=None: pass a seed, or a request that has one.")
+        ids, spans, pieces = encode_request(request, self.model.config, self.tokenizer)
         input_ids = torch.tensor([ids])
         return {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
             "spans": torch.tensor([spans]),
             "pieces": pieces,
-            "seed": input_["seed"],
+            "seed": torch.tensor([seed_of_text]),
         }
 
+    def fill(
+        self, rows: Sequence[dict[str, Any]], *, streamer: Any = None, **settings: Any
+    ) -> list[list[dict[str, Any]]]:
+        """Fills rows of one length together, which [`encode`] returned; returns the samples of each, see the class.
+
+        Args:
+            streamer: as in `generate`; its canvases are (rows x num_return_sequences, L).
+            settings: as in a call of the pipeline.
+        """
+        lengths = sorted({row["input_ids"].shape[1] for row in rows})
+        if len(lengths) != 1:
+            raise ValueError(f"rows have lengths {lengths}; those that are filled together have one.")
+        settings = self._sanitize_parameters(**settings)[1]
+        together = {
+            "input_ids": torch.cat([row["input_ids"] for row in rows]),  # (B, L)
+            "seed": torch.cat([row["seed"] for row in rows]),  # (B,)
+        }
+        with self.device_placement(), torch.inference_mode():
+            output = self._generate(together, streamer=streamer, **settings)
+        return [
+            self._samples(sequences, logprobs, evaluations, row["spans"][0].tolist(), row["pieces"])
+            for row, sequences, logprobs, evaluations in zip(
+                rows,
+                output["sequences"].cpu(),
+                output["token_logprobs"].cpu(),
+                output["num_function_evaluations"].tolist(),
+                strict=True,
+            )
+        ]
+
     def _forward(self, input_tensors: dict[str, Any], **settings) -> Any:
-        canvas, attention_mask = input_tensors["input_ids"], input_tensors["attention_mask"]  # (B, L) each
+        return self._generate(input_tensors, **settings) | {
+            "attention_mask": input_tensors["attention_mask"],
+            "spans": input_tensors["spans"],  # (B, K, 2), empty spans as padding
+            "pieces": input_tensors["pieces"],
+        }
+
+    def _generate(self, inputs: Mapping[str, Any], streamer: Any = None, **settings) -> dict[str, Any]:
         given = {name: value for name, value in settings.items() if name in SETTINGS}
         sources = given, settings.get("generation_config"), self.model.generation_config
         copies = RaddGenerationConfig.resolve(*sources).num_return_sequences
         output = self.model.generate(
-            canvas,
-            attention_mask=attention_mask,
-            generator=[
-                own for seed in input_tensors["seed"].tolist() for own in sample_generators(seed, range(copies))
-            ],
+            inputs["input_ids"],  # (B, L)
+            attention_mask=inputs.get("attention_mask"),
+            generator=[own for seed in inputs["seed"].tolist() for own in sample_generators(seed, range(copies))],
+            streamer=streamer,
             **settings,
             **self.FIXED,
         )
@@ -159,34 +213,42 @@ class RaddInfillingPipeline(Pipeline):
             "sequences": output.sequences.unflatten(0, (-1, copies)),  # (B, R, L)
             "token_logprobs": output.token_logprobs.unflatten(0, (-1, copies)),  # (B, R, L)
             "num_function_evaluations": output.num_function_evaluations.unflatten(0, (-1, copies)),  # (B, R)
-            "attention_mask": attention_mask,
-            "spans": input_tensors["spans"],  # (B, K, 2), empty spans as padding
-            "pieces": input_tensors["pieces"],
         }
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters) -> list[dict[str, Any]]:
         """Of one text: its samples, without the padding of its batch."""
         text = model_outputs["attention_mask"][0].bool()  # (L,)
         spans = [(begin, end) for begin, end in model_outputs["spans"][0].tolist() if begin < end]
-        given, samples = BlankedText([], spans, model_outputs["pieces"]), []
-        for ids, logprobs, evaluations in zip(
+        return self._samples(
             model_outputs["sequences"][0][:, text],
-            model_outputs["token_logprobs"][0][:, text].double(),
-            model_outputs["num_function_evaluations"][0],
-            strict=True,
-        ):
+            model_outputs["token_logprobs"][0][:, text],
+            model_outputs["num_function_evaluations"][0].tolist(),
+            spans,
+            model_outputs["pieces"],
+        )
+
+    def _samples(
+        self, sequences: Any, logprobs: Any, evaluations: list[int], spans: Sequence, pieces: list[str]
+    ) -> list[dict[str, Any]]:
+        """Returns the samples of one text: sequences and logprobs (R, L), without padding."""
+        given, samples = BlankedText([], [(begin, end) for begin, end in spans], pieces), []
+        for ids, nats, count in zip(sequences, logprobs.double(), evaluations, strict=True):
             fills = given.fills(ids.tolist(), self.tokenizer)
-            scores = [logprobs[begin:end].sum().item() for begin, end in spans]
+            scores = [nats[begin:end].sum().item() for begin, end in given.spans]
             samples.append(
                 {
                     "text": given.filled(fills),
                     "fills": fills,
                     "fill_scores": scores,
                     "score": sum(scores),
-                    "num_function_evaluations": int(evaluations),
+                    "num_function_evaluations": count,
                 }
             )
         return samples
+
+
+def _has_seed(request: Any) -> bool:
+    return isinstance(request, Mapping) and request.get("seed") is not None
 
 
 __all__ = ["RaddInfillingPipeline"]

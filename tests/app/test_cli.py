@@ -284,7 +284,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly():
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["no blank"], "TEXT 'no blank' has no blank: write [MASK:12]"),
+        (["no blank"], "TEXT='no blank' has no blank: write [MASK:12]"),
         (["[MASK:0]"], "a blank is written [MASK] for one token"),
         ([TEXT, "--length", "9"], "leave out --length"),
         ([TEXT, "--suffix", "x"], "leave out --suffix"),
