@@ -6,26 +6,36 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-import torch
-from transformers.utils import logging
-
 from ..endings import UsageError, note, visible
 from ..evaluation.perplexity import MOST_PASSES, figure_lines
-from ..hub.loading import find_device, load
-from ..jobs.scoring import BATCH_TOKENS, RowScorer, ScoredRow
+from ..jobs.batches import BATCH_TOKENS
+from ..jobs.job import run_on_file
+from ..jobs.scoring import RowScorer, ScoredRow, columns_to_score
 from ..likelihood import ESTIMATORS, check_estimate
-from ..ranges import COUNT, check_fields
+from ..ranges import check_count
 from ..results import to_json
-from .cli import DTYPES, _parser, read_input
+from .cli import (
+    DTYPES,
+    _load,
+    _parser,
+    add_file_arguments,
+    check_file_arguments,
+    load_for_file,
+    open_file,
+    read_input,
+    usage,
+)
 
-# More than for a block of many: the error of one text is its own.
-PASSES = 64
+# Masks of one text, whose error no other text evens out, and of a row of a file.
+PASSES, PASSES_OF_A_ROW = 64, 16
 
 EXAMPLES = """\
 examples:
   radd score checkpoints/radd-austen "It was a truth universally acknowledged."
   radd score checkpoints/radd-austen --prefix "It was" --continuation " a very cold day." --estimator ar_forward
   cat letter.txt | radd score checkpoints/radd-austen --target-se 0.01 --json
+  radd score checkpoints/radd-austen --input texts.jsonl --output scores.jsonl
+  accelerate launch -m radd_hf score checkpoints/radd-austen --input pairs.parquet --output scores.parquet
 
 A text of more tokens than the model's length is cut into blocks, each scored by itself, as radd eval cuts. White space
 at the end of a prefix counts as the beginning of the continuation. +- is one standard error of the estimate, which
@@ -36,13 +46,21 @@ The authors' released models have no tokenizer: add --tokenizer gpt2.
 """
 
 
+# What has no meaning for a file of texts.
+FOR_ONE_TEXT = "text", "prefix", "continuation", "json"
+
+
 def main(argv: list[str]) -> None:
     args = _score_parser().parse_intermixed_args(argv)
-    _score_text(args)
+    if args.input is None and args.output is None:
+        _score_text(args)
+    else:
+        _score_file(args)
 
 
 def _score_parser() -> argparse.ArgumentParser:
-    parser = _parser("radd score", "Computes the likelihood of a text.", EXAMPLES)
+    parser = _parser("radd score", "Computes the likelihood of a text, or of each row of a file.", EXAMPLES)
+    parser.set_defaults(command="score")
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
     parser.add_argument(
         "text",
@@ -55,6 +73,8 @@ def _score_parser() -> argparse.ArgumentParser:
         "--continuation", metavar="TEXT", help="what is scored given the prefix, instead of TEXT; '-': standard input"
     )
 
+    add_file_arguments(parser, "a column of texts, or of prefixes and continuations")
+
     how = parser.add_argument_group("how")
     how.add_argument(
         "--estimator", choices=ESTIMATORS, default="k_stratified", help="see docs/evaluation.md (default %(default)s)"
@@ -63,7 +83,8 @@ def _score_parser() -> argparse.ArgumentParser:
         "--passes",
         type=int,
         metavar="N",
-        help=f"masks drawn for a text, or orders (default {PASSES}); with --target-se at most (default {MOST_PASSES})",
+        help=f"masks drawn for a text, or orders: {PASSES}, of a file {PASSES_OF_A_ROW}; with --target-se at most: "
+        f"{MOST_PASSES}",
     )
     how.add_argument("--target-se", type=float, metavar="X", help="standard error to reach, in nats per token")
     how.add_argument("--seed", type=int, metavar="N", default=0, help="of the masks (default 0)")
@@ -78,42 +99,25 @@ def _score_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
     )
-    where.add_argument(
-        "--batch-tokens",
-        type=int,
-        metavar="N",
-        default=BATCH_TOKENS,
-        help="tokens of a forward pass (default %(default)s)",
-    )
     where.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings of the scorer; what would fail later is refused before a model is loaded.
+def _settings(args: argparse.Namespace, passes: int) -> dict[str, Any]:
+    """Returns the settings of the estimate; what would fail later is refused before a model is loaded.
+
+    Args:
+        passes: if neither they nor an error are asked for.
 
     Raises:
         UsageError: for a setting that does not fit.
     """
     if args.passes is None:
-        args.passes = PASSES if args.target_se is None else MOST_PASSES
+        args.passes = passes if args.target_se is None else MOST_PASSES
     settings = {name: getattr(args, name) for name in ("estimator", "passes", "target_se")}
-    try:
+    with usage():
         check_estimate(**settings)
-        check_fields({"batch_tokens": args.batch_tokens}, {"batch_tokens": COUNT})
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return settings | {"seed": args.seed, "batch_tokens": args.batch_tokens}
-
-
-def _load(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Returns the model and its tokenizer."""
-    logging.disable_progress_bar()
-    try:
-        device = find_device(args.device)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
+    return settings
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -122,10 +126,11 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _score_text(args: argparse.Namespace) -> None:
-    row = _row(args, sys.stdin)
-    settings = _settings(args)
+    row, settings = _row(args, sys.stdin), _settings(args, PASSES)
+    with usage():
+        batch_tokens = check_count("batch_tokens", BATCH_TOKENS if args.batch_tokens is None else args.batch_tokens)
     model, tokenizer = _load(args)
-    (scored,) = RowScorer(model, tokenizer, **settings).score([row], [0])
+    (scored,) = RowScorer(model, tokenizer, seed=args.seed, batch_tokens=batch_tokens, **settings).score([row], [0])
     if scored.likelihood is None:
         raise UsageError(str(scored.error))
     if scored.error is not None:
@@ -157,10 +162,8 @@ def _row(args: argparse.Namespace, stdin: TextIO) -> Mapping[str, str]:
     if len(piped) > 1:
         raise UsageError("--prefix and --continuation cannot both be read from standard input.")
     for name in piped:
-        try:
+        with usage():
             given[name] = read_input(stdin)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
         if not given[name]:
             raise UsageError("standard input is empty: pass a text to score.")
     return given
@@ -193,3 +196,24 @@ def _table(model: str, scored: ScoredRow) -> str:
     if found.n_bytes is None:
         lines += ["", "The tokens do not hold the whole text, so there is no figure per byte."]
     return "\n".join(map(visible, lines))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A file
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _score_file(args: argparse.Namespace) -> None:
+    check_file_arguments(args, _score_parser(), FOR_ONE_TEXT)
+    settings = _settings(args, PASSES_OF_A_ROW)
+    accelerator, source = open_file(args)
+    with usage():
+        columns = columns_to_score(source.columns, args.text_column)
+    model, tokenizer, identity = load_for_file(args, accelerator)
+    given = {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
+
+    def make_work(seed: int) -> RowScorer:
+        return RowScorer(model, tokenizer, seed=seed, columns=columns, **given, **settings)
+
+    identity |= {"columns": columns, **settings}
+    run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)

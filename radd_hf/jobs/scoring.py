@@ -174,6 +174,21 @@ class RowScorer:
         """Returns the result of a row that is refused."""
         return {"row": number} | ScoredRow(error=reason_of(error)).to_dict()
 
+    def summed(self, result: Mapping[str, Any]) -> dict[str, float]:
+        """Returns what of a result is added up; the nats of text whose bytes are not known tell no bits per byte."""
+        sums = {"tokens": result["tokens"] or 0, "bytes": result["bytes"] or 0, "nats": 0.0, "variance": 0.0}
+        if result["bytes"] is not None:
+            sums |= {"nats": result["nats"], "variance": result["standard_error"] ** 2}
+        return sums
+
+    def summary(self, totals: Mapping[str, float]) -> str:
+        """Says the sums over all results: bits per byte are all bits over all bytes."""
+        tokens = f"{totals['tokens']:,} tokens"
+        if not totals["bytes"]:
+            return tokens
+        bits, error = totals["nats"] / math.log(2), math.sqrt(totals["variance"]) / math.log(2)
+        return f"{tokens}, {bits / totals['bytes']:.4f} +- {error / totals['bytes']:.4f} bits per byte"
+
     def _score(self, tasks: Sequence[Task]) -> list[ScoredRow]:
         estimates = [self._estimate(task.content, task.row) for task in tasks]
         with packed_weights():
@@ -258,3 +273,27 @@ def _ids(name: str, text: str, ids: list[int]) -> Tensor:
 
 def _bytes(text: str, ids: Tensor, tokenizer: Any) -> int | None:
     return None if lost_tokens(tokenizer).intersection(ids.tolist()) else len(text.encode())
+
+
+def columns_to_score(columns: Sequence[str], text_column: str | None = None) -> dict[str, str]:
+    """Returns the columns of a file that are scored, by what they are to [`RowScorer`].
+
+    Raises:
+        ValueError: if there are none, or it is not clear which.
+    """
+    if text_column is not None:
+        if text_column not in columns:
+            raise ValueError(f"text_column={text_column!r} must be one of {list(columns)}.")
+        return {"text": text_column}
+    found = {part: part for part in PARTS if part in columns}
+    if not found.keys() & {"text", "continuation"}:
+        raise ValueError(
+            f"the columns {list(columns)} have no 'text', nor a 'continuation' of a 'prefix': name the text by "
+            "text_column."
+        )
+    if "text" in found and "continuation" in found:
+        raise ValueError(
+            f"there are both 'text' and 'continuation' among the columns {list(columns)}: name the text by "
+            "text_column, or leave out one of them."
+        )
+    return {"text": "text"} if "text" in found else found

@@ -1,12 +1,15 @@
-"""The command `radd score`: a text, a pair, a pipe; what it prints, what it refuses, and that `radd eval` agrees."""
+"""The command `radd score`: a text, a pair, a pipe, a file; what it prints and refuses, and that `radd eval` agrees."""
 
 import io
 import json
+import math
 import re
 import shlex
+import subprocess
 import sys
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,7 +18,8 @@ from radd_hf.evaluation import perplexity
 from radd_hf.jobs.scoring import RowScorer, row_seed
 from radd_hf.likelihood import estimate_likelihood
 from radd_hf.text_radd import encode_text
-from support.paths import CHECKPOINT
+from support.launches import QUIET, command
+from support.paths import CHECKPOINT, ROOT
 from support.toys import random_model
 
 LENGTH = 16
@@ -158,7 +162,7 @@ def test_text_that_would_command_the_terminal_is_shown_as_characters(radd_score,
         ([""], "text='' has no token"),
         (["A", "--passes", "3"], "passes=3 must be a positive multiple of 2"),
         (["A", "--target-se", "-1"], "target_se=-1.0 must be a positive number"),
-        (["A", "--batch-tokens", "0"], "batch_tokens=0 must be at least 1"),
+        (["A", "--batch-tokens", "0"], "batch_tokens=0 must be an integer of at least 1"),
         (["A", "--device", "abacus"], "device='abacus' cannot be used"),
         (["A", "--estimator", "guess"], "invalid choice: 'guess'"),
         (["--prefix", "A " * 40, "--continuation", "B"], "shorten the prefix"),
@@ -183,3 +187,120 @@ def test_the_examples_of_the_help_are_command_lines_that_are_understood():
     assert len(lines) >= 3
     for line in lines:
         score._score_parser().parse_intermixed_args([str(CHECKPOINT), *shlex.split(line)])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------
+
+TEXTS = [f"It is {'a ' * (number % 5)}truth" for number in range(40)]
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps({"id": number, "text": text}) + "\n" for number, text in enumerate(TEXTS)))
+    return str(file)
+
+
+def numbers(row: dict) -> dict:
+    return {name: value for name, value in row.items() if isinstance(value, (int, float))}
+
+
+def rows_of(file) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_file_has_a_result_for_each_row_and_the_bits_per_byte_of_all(
+    radd_score, source, tmp_path, network, tiny_tokenizer
+):
+    output = tmp_path / "out.jsonl"
+    result = radd_score("--input", source, "--output", str(output), "--seed", "3", "--passes", "4")
+    assert (result.code, result.out) == (0, "")
+    rows = rows_of(output)
+    expected = RowScorer(network, tiny_tokenizer, seed=3, passes=4)([{"text": text} for text in TEXTS], range(40))
+    for number, (row, other) in enumerate(zip(rows, expected, strict=True)):
+        assert (row.pop("id"), row.pop("text")) == (number, TEXTS[number])
+        assert row["error"] is None
+        assert numbers(row) == pytest.approx(numbers(other), rel=1e-5)
+    n_bytes = sum(row["bytes"] for row in rows)
+    bits = sum(row["nats"] for row in rows) / math.log(2) / n_bytes
+    error = math.sqrt(sum(row["standard_error"] ** 2 for row in rows)) / math.log(2) / n_bytes
+    tokens = sum(row["tokens"] for row in rows)
+    assert f"40 texts, {tokens} tokens, {bits:.4f} +- {error:.4f} bits per byte, seed 3" in result.err
+
+
+def test_an_interrupted_file_goes_on_and_ends_as_one_that_was_not(radd_score, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("radd_hf.jobs.job.SHARD", 1)
+    flags = ["--input", source, "--passes", "4", "--batch-tokens", "24", "--quiet"]
+    assert radd_score(*flags, "--output", str(tmp_path / "whole.jsonl")).code == 0
+    compute, computed = RowScorer.compute, []
+
+    def interrupted(self, batch):
+        computed.append(len(batch))
+        if len(computed) == 5:
+            raise KeyboardInterrupt
+        return compute(self, batch)
+
+    monkeypatch.setattr(RowScorer, "compute", interrupted)
+    assert radd_score(*flags, "--output", str(tmp_path / "out.jsonl")).code == 130
+    assert not (tmp_path / "out.jsonl").exists()
+    before, computed[:] = sum(computed[:4]), [0] * 5
+    assert radd_score(*flags, "--output", str(tmp_path / "out.jsonl")).code == 0
+    assert sum(computed) == len(TEXTS) - before
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_two_processes_write_the_file_of_one(radd_score, folder, source, tmp_path):
+    flags = ["--input", source, "--passes", "4", "--batch-tokens", "24", "--quiet"]
+    launch = command(2, "-m", "radd_hf", "score", folder, *flags, "--output", str(tmp_path / "two.jsonl"))
+    done = subprocess.run(launch, cwd=ROOT, env=QUIET, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert radd_score(*flags, "--output", str(tmp_path / "one.jsonl")).code == 0
+    one, two = rows_of(tmp_path / "one.jsonl"), rows_of(tmp_path / "two.jsonl")
+    for row, other in zip(one, two, strict=True):
+        assert row["text"] == other["text"]
+        assert numbers(row) == pytest.approx(numbers(other), rel=1e-6)
+
+
+def test_pairs_of_a_file_are_scored_given_their_prefixes_and_written_as_parquet(radd_score, figures, tmp_path):
+    file, output = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    pairs = [{"prefix": "It is", "continuation": " a truth"}, {"prefix": None, "continuation": "It"}]
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    exact = ["--estimator", "ar_forward"]
+    assert radd_score("--input", str(file), "--output", str(output), *exact).code == 0
+    first, second = pq.read_table(output).to_pylist()
+    assert first["nats"] == pytest.approx(figures("--prefix", "It is", "--continuation", " a truth", *exact)["nats"])
+    assert second["nats"] == pytest.approx(figures("It", *exact)["nats"])
+    assert (first["prefix"], second["prefix"]) == ("It is", None)
+
+
+def test_a_row_that_is_refused_stands_in_the_file_and_in_the_exit_status(radd_score, tmp_path):
+    file, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    file.write_text("It is\n\na truth\n")
+    result = radd_score("--input", str(file), "--output", str(output))
+    assert result.code == 1
+    assert "1 of 3 rows were refused, and have an error in the output; the first is row 1: text=''" in result.err
+    assert [row["error"] is None for row in rows_of(output)] == [True, False, True]
+    assert "3 texts, " in result.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--output", "o.jsonl"], "--output o.jsonl: pass --input, too"),
+        (["--input", "in.jsonl"], "--input in.jsonl: pass --output, too"),
+        (["--input", "in.jsonl", "--output", "o.jsonl", "A"], "TEXT is for one text: leave it out"),
+        (["--input", "in.jsonl", "--output", "o.jsonl", "--json"], "--json is for one text: leave it out"),
+        (["--input", "in.jsonl", "--output", "o.jsonl", "--text-column", "body"], "text_column='body' must be one of"),
+        (["--input", "in.jsonl", "--output", "o.jsonl", "--passes", "1"], "passes=1 must be a positive multiple of 2"),
+        (["--input", "in.jsonl", "--output", "o.txt"], "must end in .jsonl or .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_scored_is_refused_before_work(radd_score, source, tmp_path, monkeypatch, flags, reason):
+    monkeypatch.chdir(tmp_path)
+    result = radd_score(*flags)
+    assert result.code == 2
+    assert result.err.startswith("radd score: error: ")
+    assert reason in result.err
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl"}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from radd_hf.jobs.scoring import RowScorer, encode_parts, row_seed
+from radd_hf.jobs.scoring import RowScorer, columns_to_score, encode_parts, row_seed
 from radd_hf.likelihood import ESTIMATORS, compute_together, conditional_likelihood, estimate_likelihood
 from radd_hf.text_radd import encode_after_text, encode_text
 from support.tokenizer_kinds import KINDS, page
@@ -234,3 +234,37 @@ def test_rows_of_equal_length_share_forwards(scorer, model, monkeypatch):
 
 def test_nothing_to_compute_together_is_done_at_once():
     assert compute_together([], 100) == []
+
+
+def test_the_columns_of_a_file_are_scored_that_are_named_so_or_by_the_user():
+    assert columns_to_score(["id", "text", "prefix"]) == {"text": "text"}
+    assert columns_to_score(["prefix", "continuation"]) == {"prefix": "prefix", "continuation": "continuation"}
+    assert columns_to_score(["text", "body", "continuation"], "body") == {"text": "body"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "text_column", "message"),
+    [
+        (["id", "prefix"], None, r"\['id', 'prefix'\] have no 'text', nor a 'continuation'"),
+        (["text", "continuation"], None, "both 'text' and 'continuation' among the columns"),
+        (["text"], "body", r"text_column='body' must be one of \['text'\]"),
+    ],
+)
+def test_columns_that_leave_open_what_is_scored_are_refused(columns, text_column, message):
+    with pytest.raises(ValueError, match=message):
+        columns_to_score(columns, text_column)
+
+
+def test_a_row_is_read_from_the_columns_that_were_named(scorer):
+    (named,) = scorer(columns={"text": "body"})([{"body": TEXT, "text": "another", "continuation": "B"}], [0])
+    assert_same(named, scorer()([{"text": TEXT}], [0])[0])
+
+
+def test_the_totals_of_results_give_the_bits_per_byte_of_all_text(scorer):
+    work = scorer()
+    results = work(ROWS[:2], [0, 1])
+    totals = {name: sum(work.summed(result)[name] for result in results) for name in work.summed(results[0])}
+    bits = sum(result["nats"] for result in results) / math.log(2) / sum(result["bytes"] for result in results)
+    assert f"{bits:.4f} +- " in work.summary(totals)
+    unknown = work.summed({"tokens": 3, "bytes": None, "nats": 9.0, "standard_error": 1.0})
+    assert work.summary(unknown) == "3 tokens"
