@@ -83,6 +83,7 @@ def reason_of(error: BaseException) -> str:
     """The error as one line; of one that was not written to be read, where to see more."""
     reason = " ".join([str(error), *getattr(error, "__notes__", ())])
     reason = visible(" ".join(reason.split()))
-    if isinstance(error, (UsageError, ValueError, OSError, ArithmeticError)):
+    # A class of the command line, which runs this file by itself, is another than that of the package.
+    if hasattr(error, "exit_status") or isinstance(error, (ValueError, OSError, ArithmeticError)):
         return reason or type(error).__name__
     return f"{type(error).__name__}: {reason} (--debug shows where)"

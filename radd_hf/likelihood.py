@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -522,11 +523,8 @@ class LikelihoodRounds:
         before_gathering: Callable[[], None] | None = None,
     ):
         passes, batch_size, target_se = plain(passes), plain(batch_size), plain(target_se)
-        check_estimator(estimator)
-        check_passes(passes)
+        check_estimate(estimator, passes, target_se)
         check_batch_size(batch_size)
-        if target_se is not None and not (is_number(target_se) and 0 < target_se < math.inf):
-            raise ValueError(f"target_se={shortened(target_se)} must be a positive number of nats per token.")
         self.model, self.estimator, self.passes = model, estimator, passes
         self.target_se, self.batch_size, self.seed = target_se, batch_size, check_integer_seed(seed)
         self.accelerator, self.known, self.before_gathering = accelerator, known or {}, before_gathering
@@ -539,18 +537,32 @@ class LikelihoodRounds:
 
     def __iter__(self) -> Iterator[RoundNats]:
         """Yields the rounds; raises a ValueError for a `target_se` that `passes` cannot reach."""
-        nats = yield from self._stage(range(self.first_rounds))
-        while self.target_se is not None and (error := _error(nats, self.share)[0]) > self.target_se:
-            ratio = error / self.target_se
-            needed = math.ceil(min(nats.shape[1] * ratio * ratio, LARGEST_INTEGER))
-            if needed > self.most_rounds:
-                raise ValueError(
-                    f"target_se={self.target_se} would take about {needed * self.rows} passes, the error being "
-                    f"{error:.2g} after {nats.shape[1] * self.rows}; passes={self.passes} are allowed."
-                )
-            more = yield from self._stage(range(nats.shape[1], needed))
+        nats = torch.zeros(len(self.sequences), 0, dtype=torch.float64)
+        while (wanted := self.rounds_wanted(nats)) > nats.shape[1]:
+            more = yield from self._stage(range(nats.shape[1], wanted))
             nats = torch.cat([nats, more], dim=1)
         self.nats_per_token = nats
+
+    def rounds_wanted(self, nats: Tensor) -> int:
+        """Returns how many rounds there must be, given those so far, (S, rounds) nats per token.
+
+        Raises:
+            ValueError: for a `target_se` that `passes` cannot reach.
+        """
+        rounds = nats.shape[1]
+        if rounds == 0:
+            return self.first_rounds
+        error = _error(nats, self.share)[0]
+        if self.target_se is None or not error > self.target_se:
+            return rounds
+        ratio = error / self.target_se
+        needed = math.ceil(min(rounds * ratio * ratio, LARGEST_INTEGER))
+        if needed > self.most_rounds:
+            raise ValueError(
+                f"target_se={self.target_se} would take about {needed * self.rows} passes, the error being "
+                f"{error:.2g} after {rounds * self.rows}; passes={self.passes} are allowed."
+            )
+        return needed
 
     def _stage(self, rounds: range) -> Generator[RoundNats, None, Tensor]:
         """Computes these rounds of this process's sequences; returns (S, rounds) nats per token, of all processes."""
@@ -562,7 +574,7 @@ class LikelihoodRounds:
         for index, number in mine:
             nats[index, number - rounds.start] = self.known.get((index, number), 0.0)
         todo = [each for each in mine if each not in self.known]
-        for found in compute_rounds(self.model, self.sequences, self.scored, self._draw, todo, self.batch_size):
+        for found in compute_rounds(self.model, self.sequences, self.scored, self.draw, todo, self.batch_size):
             nats[found.sequence, found.number - rounds.start] = found.nats
             yield found
         if self.before_gathering is not None:
@@ -573,7 +585,8 @@ class LikelihoodRounds:
             nats = self.accelerator.reduce(nats.float().to(self.accelerator.device), "sum").double().cpu()
         return nats / self.n_scored[:, None]
 
-    def _draw(self, index: int, number: int) -> Round | AdaptiveRound:
+    def draw(self, index: int, number: int) -> Round | AdaptiveRound:
+        """Draws a round of a sequence."""
         generator = _generator(self.seed, index, number)
         return draw_round(self.estimator, int(self.n_scored[index]), self.rows, self.noise, generator)
 
@@ -680,6 +693,53 @@ def estimate_likelihood(
         for _ in rounds:
             pass
     return rounds.summary(n_bytes)
+
+
+def compute_together(estimates: Sequence[LikelihoodRounds], batch_tokens: int) -> list[ValueError | None]:
+    """Computes several estimates by one model in shared batches; each has the rounds that it has alone.
+
+    Texts that are scored one by one fill no batch; together they do, where they are of equal length. Each estimate has
+    its own seed, so that its result depends on the others by rounding alone.
+
+    Args:
+        estimates: of one model, in one process.
+        batch_tokens: tokens of a forward, which so has batch_tokens // L rows.
+
+    Returns:
+        For each estimate None, or the error of a `target_se` that it cannot reach; its `summary` then is of the rounds
+        that were computed to find out.
+    """
+    places = [(which, index) for which, estimate in enumerate(estimates) for index in range(len(estimate.sequences))]
+    sequences = [estimates[which].sequences[index] for which, index in places]
+    scored = [estimates[which].scored[index] for which, index in places]
+    nats = [torch.zeros(len(estimate.sequences), 0, dtype=torch.float64) for estimate in estimates]  # (S, rounds) each
+    errors: list[ValueError | None] = [None] * len(estimates)
+
+    def draw(place: int, number: int) -> Round | AdaptiveRound:
+        which, index = places[place]
+        return estimates[which].draw(index, number)
+
+    def rounds_to_come(which: int) -> range:
+        done = nats[which].shape[1]
+        try:
+            return range(done, estimates[which].rounds_wanted(nats[which]))
+        except ValueError as error:
+            errors[which] = error
+            return range(done, done)
+
+    while any(rounds := [rounds_to_come(which) for which in range(len(estimates))]):
+        todo = [(place, number) for place, (which, _) in enumerate(places) for number in rounds[which]]
+        todo.sort(key=lambda each: len(sequences[each[0]]))
+        more = [torch.zeros(len(have), len(come)).double() for have, come in zip(nats, rounds, strict=True)]
+        for length, same in groupby(todo, key=lambda each: len(sequences[each[0]])):
+            rows = max(batch_tokens // length, 1)
+            for found in compute_rounds(estimates[0].model, sequences, scored, draw, same, rows):
+                which, index = places[found.sequence]
+                more[which][index, found.number - rounds[which].start] = found.nats / estimates[which].n_scored[index]
+        nats = [torch.cat(both, dim=1) for both in zip(nats, more, strict=True)]
+    for estimate, computed in zip(estimates, nats, strict=True):
+        estimate.nats_per_token = computed
+    return errors
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -846,6 +906,14 @@ def config_of(model: Any) -> Any:
 def check_estimator(estimator: str) -> None:
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator={shortened(estimator)} must be one of {ESTIMATORS}.")
+
+
+def check_estimate(estimator: str, passes: int, target_se: float | None) -> None:
+    """Raises a ValueError for what an estimate cannot be made by."""
+    check_estimator(estimator)
+    check_passes(passes)
+    if target_se is not None and not (is_number(target_se) and 0 < target_se < math.inf):
+        raise ValueError(f"target_se={shortened(target_se)} must be a positive number of nats per token.")
 
 
 def check_passes(passes: int) -> None:

@@ -2,6 +2,7 @@
 """The command `radd`: text from a model, facts about a model, the authors' checkpoints converted, a web page.
 
     radd generate MODEL "It was [MASK:12] of spring"
+    radd score MODEL "It was the first of spring"
     radd info MODEL
     radd train --config NAME
     radd eval --model MODEL
@@ -45,6 +46,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = """\
 commands:
   generate   fill the blanks of a text, or write one
+  score      compute the likelihood of a text, or of each row of a file
   info       tell what a model is: sizes, noise, tokenizer, training, figures
   train      train a model, as train_accelerate.py does
   eval       measure the perplexity of a model on a text, as eval_ppl.py does
@@ -55,6 +57,7 @@ commands:
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring"
+  radd score checkpoints/radd-austen "It was a truth universally acknowledged."
   radd info checkpoints/radd-austen
   radd train --config austen --output_dir runs/mine
   radd eval --model checkpoints/radd-austen --dataset austen
@@ -329,12 +332,20 @@ def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
     for name in ("text", "prefix", "suffix"):
         if getattr(args, name) == "-" or (name == "text" and piped):
             try:
-                # A text of more characters is refused: a pipe may have no end.
-                setattr(args, name, stdin.read(MAX_INPUT).removesuffix("\n").removesuffix("\r").removeprefix("\ufeff"))
-            except UnicodeDecodeError as error:
-                raise UsageError(f"standard input is not in {error.encoding}: {error}") from error
+                setattr(args, name, read_input(stdin))
+            except ValueError as error:
+                raise UsageError(str(error)) from error
     if piped and not args.text:
         raise UsageError("standard input is empty: pass a text with blanks, --prefix, --suffix or --length.")
+
+
+def read_input(stdin: TextIO) -> str:
+    """Returns the text of standard input without the line break that ends it; a ValueError says that it is none."""
+    try:
+        # A text of more characters is refused later: a pipe may have no end.
+        return stdin.read(MAX_INPUT).removesuffix("\n").removesuffix("\r").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not in {error.encoding}: {error}") from error
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
@@ -657,7 +668,7 @@ def _figure(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# radd convert, demo, train, eval, quality, profile
+# radd convert, demo, train, eval, quality, profile, score
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -711,6 +722,12 @@ def profile(argv: Sequence[str]) -> int:
     return _script("profile", profile_main, [*named, *argv])
 
 
+def score(argv: Sequence[str]) -> int:
+    from radd_hf.app.score import main as score_main
+
+    return _script("score", score_main, argv)
+
+
 def _script(name: str, script_main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     """Runs one of the scripts, alone or as one of the processes of a launcher."""
     from radd_hf.processes import status_of_script
@@ -720,6 +737,7 @@ def _script(name: str, script_main: Callable[[list[str]], None], argv: Sequence[
 
 COMMANDS = {
     "generate": generate,
+    "score": score,
     "info": info,
     "train": train,
     "eval": evaluate,

@@ -106,9 +106,13 @@ class Blocks(Sequence[Tensor]):
 
 def bytes_of(blocks: Blocks, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Returns the bytes of the text in blocks; None where an unknown token stands for a part of it."""
-    unknown = {tokenizer.unk_token_id} - {None, tokenizer.eos_token_id}  # GPT-2 has its EOS there, and knows all bytes
-    lost = any(bool((block == token).any()) for token in unknown for block in blocks)
+    lost = any(bool((block == token).any()) for token in lost_tokens(tokenizer) for block in blocks)
     return None if lost else blocks.n_bytes
+
+
+def lost_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Returns the id that stands for text which the tokenizer does not know; none where it knows all text."""
+    return {tokenizer.unk_token_id} - {None, tokenizer.eos_token_id}  # GPT-2 has its EOS there, and knows all bytes
 
 
 class ShuffledBlocks:

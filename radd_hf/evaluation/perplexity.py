@@ -202,18 +202,27 @@ def table(identity: dict, figures: dict) -> str:
         f"{figures['n_tokens']:,} tokens in {figures['n_sequences']:,} blocks of {identity['length']}; "
         f"{identity['estimator']}, {figures['passes']} passes, {figures['seconds']:.0f} s",
         "",
-        f"{'':<15}{'':>10}  {'+-':<9} 95 %",
+        *figure_lines(figures),
     ]
-    names = {"nats per token": ("nats_per_token", "standard_error", "interval", 4)}
-    if "bits_per_byte" in figures:
-        names["bits per byte"] = ("bits_per_byte", "bits_per_byte_error", "bits_per_byte_interval", 4)
-    names["perplexity"] = ("perplexity", "perplexity_error", "perplexity_interval", 2)
-    for title, (value, error, interval, digits) in names.items():
-        low, high = (f"{end:.{digits}f}" for end in figures[interval])
-        lines.append(f"{title:<15}{figures[value]:>10.{digits}f}  {figures[error]:<9.{digits}f} {low} .. {high}")
     lines += ["", "+- is one standard error of the estimate on this text."]
     if figures["spread"] is not None:
         lines.append(f"Between blocks, nats per token have a standard deviation of {figures['spread']:.2f}.")
     if "bits_per_byte" not in figures:
         lines.append("The tokens do not hold the whole text, so there is no figure per byte.")
     return "\n".join(map(visible, lines))
+
+
+def figure_lines(figures: dict) -> list[str]:
+    """Returns a table of the figures that there are, each with its standard error and its 95 % interval."""
+    names = {
+        "nats": ("nats", "nats_error", "nats_interval", 3),
+        "nats per token": ("nats_per_token", "standard_error", "interval", 4),
+        "bits per byte": ("bits_per_byte", "bits_per_byte_error", "bits_per_byte_interval", 4),
+        "perplexity": ("perplexity", "perplexity_error", "perplexity_interval", 2),
+    }
+    lines = [f"{'':<15}{'':>10}  {'+-':<9} 95 %"]
+    for title, (value, error, interval, digits) in names.items():
+        if value in figures:
+            low, high = (f"{end:.{digits}f}" for end in figures[interval])
+            lines.append(f"{title:<15}{figures[value]:>10.{digits}f}  {figures[error]:<9.{digits}f} {low} .. {high}")
+    return lines

@@ -47,7 +47,10 @@ MANY = 4
 
 
 class Work(Protocol):
-    """What a job does with a row: `RowWriter` and `RowScorer`."""
+    """What a job does with a row: `RowWriter` and `RowScorer`.
+
+    The numbers of all results that `summed` names are added up, and `summary` says the totals.
+    """
 
     number: int  # results of a row
     batch_tokens: int
@@ -64,10 +67,14 @@ class Work(Protocol):
 
     def refusal(self, number: int, error: ValueError) -> dict[str, Any]: ...
 
+    def summed(self, result: Mapping[str, Any]) -> dict[str, float]: ...
+
+    def summary(self, totals: Mapping[str, float]) -> str: ...
+
 
 @dataclass
 class Report:
-    """Holds what a finished job did. totals: sums of the results that are numbers."""
+    """Holds what a finished job did. totals: sums over the results."""
 
     rows: int = 0
     results: int = 0
@@ -76,14 +83,13 @@ class Report:
     finished_before: bool = False
     totals: dict[str, float] = field(default_factory=dict)
 
-    def add(self, result: Mapping[str, Any]) -> None:
+    def add(self, result: Mapping[str, Any], summed: Mapping[str, float]) -> None:
         self.results += 1
         if result.get("error") is not None:
             self.refused += 1
             self.first_refusal = self.first_refusal or f"row {result['row']}: {result['error']}"
-        for name, value in result.items():
-            if isinstance(value, (int, float)) and name not in ("row", "sample"):
-                self.totals[name] = self.totals.get(name, 0) + value
+        for name, value in summed.items():
+            self.totals[name] = self.totals.get(name, 0) + value
 
 
 class Job:
@@ -178,14 +184,14 @@ class Job:
         except (OSError, ValueError):
             return None
 
-    def finish(self, source: RowsFile, results: Mapping[str, pa.DataType]) -> Report:
+    def finish(self, source: RowsFile, work: Work) -> Report:
         """Puts all parts together in the order of the rows, and removes them.
 
         Raises:
             OSError: for parts that are missing, as where processes do not share a folder.
         """
         report = Report(rows=source.rows)
-        with RowsWriter(self.output, results, source) as writer:
+        with RowsWriter(self.output, work.results, source) as writer:
             for window, (first, rows) in enumerate(_numbered(windows_of(source.path))):
                 found: dict[int, list[dict[str, Any]]] = {}
                 for part in sorted(self.folder.glob(f"part-{window:06}-*.jsonl")):
@@ -203,7 +209,7 @@ class Job:
                     for result in sorted(found[number], key=lambda each: each.get("sample", 0))
                 ]
                 for _, result in ordered:
-                    report.add(result)
+                    report.add(result, work.summed(result))
                 writer.add(ordered)
         record = {"job": self.identity, "report": asdict(report), "bytes": self.output.stat().st_size}
         replace_text(self.record, to_json(record, indent=2) + "\n")
@@ -235,7 +241,7 @@ def run_job(work: Work, source: RowsFile, job: Job, accelerator: Accelerator, un
         if done is None:
             _compute_share(work, source, job, accelerator, unit, quiet)
             accelerator.wait_for_everyone()
-            done = on_main(accelerator, lambda: job.finish(source, work.results))
+            done = on_main(accelerator, lambda: job.finish(source, work))
         return done
     finally:
         job.end()
@@ -338,7 +344,7 @@ def run_on_file(
     seconds = time.perf_counter() - started
     if accelerator.is_main_process and not quiet:
         units = unit if report.results == 1 else f"{unit}s"
-        done = f"{report.results:,} {units}, {report.totals.get('tokens', 0):,} tokens, seed {seed}"
+        done = f"{report.results:,} {units}, {work.summary(report.totals)}, seed {seed}"
         when = "finished before" if report.finished_before else f"{seconds:.1f} s"
         note(visible(f"{output}: {done}, {when}"))
     if report.refused:

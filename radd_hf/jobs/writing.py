@@ -159,6 +159,14 @@ class RowWriter:
         """Returns the result of a row that is refused."""
         return dict.fromkeys(self.results) | self._numbered(number, 0) | {"error": " ".join(str(error).split())}
 
+    def summed(self, result: Mapping[str, Any]) -> dict[str, float]:
+        """Returns what of a result is added up."""
+        return {"tokens": result["tokens"] or 0}
+
+    def summary(self, totals: Mapping[str, float]) -> str:
+        """Says the sums over all results."""
+        return f"{totals['tokens']:,} tokens"
+
     def _numbered(self, row: int, sample: int) -> dict[str, Any]:
         return {"row": row, **({"sample": sample} if self.number > 1 else {})}
 

@@ -1,0 +1,218 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""The command `radd score`: the likelihood of a text, of a continuation given its prefix, or of each row of a file."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from ..endings import UsageError, note, visible
+from ..evaluation.perplexity import MOST_PASSES, figure_lines
+from ..jobs.batches import BATCH_TOKENS
+from ..jobs.job import run_on_file
+from ..jobs.scoring import RowScorer, ScoredRow, columns_to_score
+from ..likelihood import ESTIMATORS, check_estimate
+from ..ranges import check_count
+from ..results import to_json
+from .cli import (
+    DTYPES,
+    _load,
+    _parser,
+    add_file_arguments,
+    check_file_arguments,
+    load_for_file,
+    open_file,
+    read_input,
+    usage,
+)
+
+# Masks of one text, whose error no other text evens out, and of a row of a file.
+PASSES, PASSES_OF_A_ROW = 64, 16
+
+EXAMPLES = """\
+examples:
+  radd score checkpoints/radd-austen "It was a truth universally acknowledged."
+  radd score checkpoints/radd-austen --prefix "It was" --continuation " a very cold day." --estimator ar_forward
+  cat letter.txt | radd score checkpoints/radd-austen --target-se 0.01 --json
+  radd score checkpoints/radd-austen --input texts.jsonl --output scores.jsonl
+  accelerate launch -m radd_hf score checkpoints/radd-austen --input pairs.parquet --output scores.parquet
+
+A text of more tokens than the model's length is cut into blocks, each scored by itself, as radd eval cuts. White space
+at the end of a prefix counts as the beginning of the continuation. +- is one standard error of the estimate, which
+other masks would change by so much; the estimators ar_forward, ar_backward, ar_confidence, ar_margin and ar_entropy are
+exact in their order.
+
+The authors' released models have no tokenizer: add --tokenizer gpt2.
+"""
+
+
+# What has no meaning for a file of texts.
+FOR_ONE_TEXT = "text", "prefix", "continuation", "json"
+
+
+def main(argv: list[str]) -> None:
+    args = _score_parser().parse_intermixed_args(argv)
+    if args.input is None and args.output is None:
+        _score_text(args)
+    else:
+        _score_file(args)
+
+
+def _score_parser() -> argparse.ArgumentParser:
+    parser = _parser("radd score", "Computes the likelihood of a text, or of each row of a file.", EXAMPLES)
+    parser.set_defaults(command="score")
+    parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
+    parser.add_argument(
+        "text",
+        nargs="?",
+        metavar="TEXT",
+        help="'-' reads standard input, as leaving out TEXT and --continuation does where that is no terminal",
+    )
+    parser.add_argument("--prefix", metavar="TEXT", help="what stands before the continuation; '-': standard input")
+    parser.add_argument(
+        "--continuation", metavar="TEXT", help="what is scored given the prefix, instead of TEXT; '-': standard input"
+    )
+
+    add_file_arguments(parser, "a column of texts, or of prefixes and continuations")
+
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--estimator", choices=ESTIMATORS, default="k_stratified", help="see docs/evaluation.md (default %(default)s)"
+    )
+    how.add_argument(
+        "--passes",
+        type=int,
+        metavar="N",
+        help=f"masks drawn for a text, or orders: {PASSES}, of a file {PASSES_OF_A_ROW}; with --target-se at most: "
+        f"{MOST_PASSES}",
+    )
+    how.add_argument("--target-se", type=float, metavar="X", help="standard error to reach, in nats per token")
+    how.add_argument("--seed", type=int, metavar="N", default=0, help="of the masks (default 0)")
+
+    out = parser.add_argument_group("output")
+    out.add_argument("--json", action="store_true", help="one object, instead of a table")
+    out.add_argument("--quiet", "-q", action="store_true", help="no remarks on standard error")
+
+    where = parser.add_argument_group("where")
+    where.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the model's")
+    where.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default float32)")
+    where.add_argument(
+        "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
+    )
+    where.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return parser
+
+
+def _settings(args: argparse.Namespace, passes: int) -> dict[str, Any]:
+    """Returns the settings of the estimate; what would fail later is refused before a model is loaded.
+
+    Args:
+        passes: if neither they nor an error are asked for.
+
+    Raises:
+        UsageError: for a setting that does not fit.
+    """
+    if args.passes is None:
+        args.passes = passes if args.target_se is None else MOST_PASSES
+    settings = {name: getattr(args, name) for name in ("estimator", "passes", "target_se")}
+    with usage():
+        check_estimate(**settings)
+    return settings
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One text
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _score_text(args: argparse.Namespace) -> None:
+    row, settings = _row(args, sys.stdin), _settings(args, PASSES)
+    with usage():
+        batch_tokens = check_count("batch_tokens", BATCH_TOKENS if args.batch_tokens is None else args.batch_tokens)
+    model, tokenizer = _load(args)
+    (scored,) = RowScorer(model, tokenizer, seed=args.seed, batch_tokens=batch_tokens, **settings).score([row], [0])
+    if scored.likelihood is None:
+        raise UsageError(str(scored.error))
+    if scored.error is not None:
+        raise ValueError(scored.error)
+    found, longest = scored.likelihood, model.config.max_position_embeddings
+    if found.n_sequences > 1 and not args.quiet:
+        note(
+            f"{found.n_tokens} tokens are more than the {longest} that the model was trained on: they are cut into "
+            f"{found.n_sequences} blocks, each scored by itself."
+        )
+    print(to_json(_figures(scored) | {"seed": args.seed}) if args.json else _table(args.model, scored))
+
+
+def _row(args: argparse.Namespace, stdin: TextIO) -> Mapping[str, str]:
+    """Returns what is scored as a row.
+
+    Raises:
+        UsageError: for arguments that contradict each other, or name nothing.
+    """
+    given = {name: getattr(args, name) for name in ("text", "prefix", "continuation")}
+    if not stdin.isatty() and not any(value is not None for value in given.values()):
+        given["text"] = "-"
+    given = {name: value for name, value in given.items() if value is not None}
+    if "text" in given and len(given) > 1:
+        raise UsageError(f"TEXT {args.text[:60]!r} is the whole text: leave it out, or --prefix and --continuation.")
+    if not given.keys() & {"text", "continuation"}:
+        raise UsageError("pass a text to score, or --continuation and what stands before it, --prefix.")
+    piped = [name for name, value in given.items() if value == "-"]
+    if len(piped) > 1:
+        raise UsageError("--prefix and --continuation cannot both be read from standard input.")
+    for name in piped:
+        with usage():
+            given[name] = read_input(stdin)
+        if not given[name]:
+            raise UsageError("standard input is empty: pass a text to score.")
+    return given
+
+
+def _figures(scored: ScoredRow) -> dict[str, Any]:
+    """Returns the result of a row, and what else is known of a single text."""
+    found, result = scored.likelihood, scored.to_dict()
+    assert found is not None
+    del result["error"]
+    more = ("perplexity", "perplexity_error", "interval", "perplexity_interval", "estimator", "passes")
+    return result | {name: getattr(found, name) for name in more}
+
+
+def _table(model: str, scored: ScoredRow) -> str:
+    found = scored.likelihood
+    assert found is not None
+    nats = {
+        "nats": found.nats_per_token * found.n_tokens,
+        "nats_error": found.standard_error * found.n_tokens,
+        "nats_interval": [end * found.n_tokens for end in found.interval],
+    }
+    size = f"{found.n_tokens:,} tokens" + ("" if found.n_bytes is None else f", {found.n_bytes:,} bytes")
+    blocks = f" in {found.n_sequences} blocks" if found.n_sequences > 1 else ""
+    lines = [
+        f"{model}: {size}{blocks}; {found.estimator}, {found.passes} passes",
+        "",
+        *figure_lines(nats | found.to_dict()),
+    ]
+    if found.n_bytes is None:
+        lines += ["", "The tokens do not hold the whole text, so there is no figure per byte."]
+    return "\n".join(map(visible, lines))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A file
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _score_file(args: argparse.Namespace) -> None:
+    check_file_arguments(args, _score_parser(), FOR_ONE_TEXT)
+    settings = _settings(args, PASSES_OF_A_ROW)
+    accelerator, source = open_file(args)
+    with usage():
+        columns = columns_to_score(source.columns, args.text_column)
+    model, tokenizer, identity = load_for_file(args, accelerator)
+    given = {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
+
+    def make_work(seed: int) -> RowScorer:
+        return RowScorer(model, tokenizer, seed=seed, columns=columns, **given, **settings)
+
+    run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)
