@@ -35,6 +35,7 @@ from typing import Any, TextIO
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["TEXT_SETTINGS"]
 ENDINGS = runpy.run_path(str(PACKAGE / "endings.py"))
+OneLineParser: Any = runpy.run_path(str(PACKAGE / "options.py"))["OneLineParser"]
 UsageError, note, visible = ENDINGS["UsageError"], ENDINGS["note"], ENDINGS["visible"]
 # Characters that are read of standard input; a text may have half of them.
 MAX_INPUT = 2**21
@@ -94,12 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return OneLineParser(
         prog=prog,
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
 

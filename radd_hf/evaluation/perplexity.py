@@ -26,9 +26,17 @@ from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
 from ..endings import visible
 from ..hub.loading import load
+from ..hub.runs import newest_model
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes, plan_rounds
-from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
+from ..processes import (
+    ScriptParser,
+    launched_precision,
+    make_accelerator,
+    on_main,
+    script_parser,
+    silence_progress_bars,
+)
 from ..ranges import COUNT, POSITIVE, check_fields
 from ..results import check_output, to_json
 from .rounds import RoundsFile, RunningEstimate
@@ -83,6 +91,7 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     silence_progress_bars(accelerator)
+    args.model = on_main(accelerator, lambda: newest_model(args.model))
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
     with accelerator.local_main_process_first():  # it tokenises, and the others read its cache
         text = load_text(args, model, tokenizer)
@@ -118,8 +127,12 @@ def main(argv: list[str]) -> None:
         kept.remove()
 
 
+def make_parser() -> ScriptParser:
+    return script_parser(__doc__, Arguments)
+
+
 def parse_arguments(argv: list[str]) -> Arguments:
-    (args,) = script_parser(__doc__, Arguments).parse(argv)
+    (args,) = make_parser().parse(argv)
     check_fields(asdict(args), RANGES)
     check_estimator(args.estimator)
     if args.passes is None:

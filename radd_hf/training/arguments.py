@@ -24,7 +24,7 @@ from .. import RaddGenerationConfig
 from ..data.documents import LEAST_VOCABULARY, check_held_out
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
-from ..processes import launched_precision, launcher_setting, script_parser
+from ..processes import ScriptParser, launched_precision, launcher_setting, script_parser
 from ..ranges import (
     COUNT,
     COUNT_OR_ZERO,
@@ -195,18 +195,23 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
 
 
+def make_parser() -> ScriptParser:
+    parser = script_parser("Train RADD.", ModelArguments, DataArguments, TrainingArguments)
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help=f"YAML file of these fields, which flags override: yours, or one of {', '.join(shipped_configs())}",
+    )
+    return parser
+
+
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """`--config FILE` stands for its fields as flags, before those on the command line, which win."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(argv)
     flags = [] if known.config is None else flags_of_file(known.config)
-    epilog = (
-        "--config NAME: a YAML file of these fields, which flags override; one of yours, or "
-        f"{', '.join(shipped_configs())}."
-    )
-    parser = script_parser("Train RADD.", ModelArguments, DataArguments, TrainingArguments, epilog=epilog)
-    model_args, data_args, args = parser.parse(flags + rest)
+    model_args, data_args, args = make_parser().parse(flags + rest)
     take_from_launcher(args)
     check_fields(asdict(model_args) | asdict(data_args) | asdict(args), RANGES)
     check_held_out(data_args.held_out)
