@@ -39,21 +39,14 @@ from ..data.blocks import ShuffledBlocks, StreamedBlocks
 from ..data.collator import DiffusionCollator
 from ..evaluation.metric import DiffusionPerplexity
 from ..evaluation.quality import judge, token_entropy, write_samples
+from ..hub.runs import PROGRESS, step_of
 from ..processes import on_main
 from ..randomness_radd import stream_seed
 from ..results import replace_text, to_json, write_synced
 from ..settings_radd import shortened
 from .adapters import has_adapters, merged
 from .averages import Ema
-from .checkpoints import (
-    PROGRESS,
-    complete,
-    delete_old,
-    make_partial,
-    new_identity,
-    step_of,
-    writing,
-)
+from .checkpoints import complete, delete_old, make_partial, new_identity, writing
 from .lock import check_held
 from .restart import check_identity, read_progress, restored_schedule, restoring
 from .sharding import by_deepspeed, gather_whole, own_part

@@ -47,6 +47,7 @@ from ..data.documents import (
 from ..endings import Stopped
 from ..evaluation.quality import load_judge
 from ..hub.loading import check_tokenizer, load_config, load_model, load_tokenizer
+from ..hub.runs import newest_model
 from ..kernels_radd import compile_trunk
 from ..modeling_radd import RaddLayer, RaddModel
 from ..processes import make_accelerator, on_main, on_terminal, silence_progress_bars
@@ -98,6 +99,9 @@ def run_training(
         args.batch_size, accelerator.num_processes, cast(int, args.accumulation), 0
     )  # raises, if none fit
     last = on_main(accelerator, lambda: find_checkpoint(Path(args.output_dir), args.strict))
+    if model_args.init_from is not None:
+        named = model_args.init_from
+        model_args.init_from = on_main(accelerator, lambda: newest_model(named, "init_from"))
     base = None if model_args.init_from is None else load_config(model_args.init_from, argument="init_from")
     settings = resolved_settings(model_args, data_args, args, base)
     if last is not None:
