@@ -4,7 +4,7 @@
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -134,11 +134,17 @@ def silence_progress_bars(accelerator: Accelerator) -> None:
 class ScriptParser(OneLineParser, HfArgumentParser):
     """Reads settings as the fields of dataclasses; a flag that is none of them ends the script with status 2."""
 
-    def add_argument(self, *names: Any, **settings: Any) -> Any:
-        """Lets every switch stand without a value, which then is true; HfArgumentParser leaves out `bool | None`."""
+    def add_argument(self, *names: Any, values: Sequence[str] = (), **settings: Any) -> Any:
+        """Lets every switch stand without a value, which then is true; HfArgumentParser leaves out `bool | None`.
+
+        Args:
+            values: names that a shell completes. Others are refused by the script, which knows what else they may be.
+        """
         if settings.get("type") is string_to_bool:
             settings = {"nargs": "?", "const": True} | settings
-        return super().add_argument(*names, **settings)
+        action: Any = super().add_argument(*names, **settings)
+        action.values = values
+        return action
 
     def parse(self, argv: list[str]) -> tuple:
         """One object for each of the dataclasses."""

@@ -27,7 +27,14 @@ from ..hub.runs import MANIFEST, newest_model
 from ..information import ROWS_OF_A_COUNT, InformationProfile, information_profile
 from ..noise_radd import Noise, expected_evaluations, get_noise, reveal_probabilities
 from ..plan_radd import balanced_sizes, expected_kl, expected_kl_of_grid, group_sizes
-from ..processes import ScriptParser, launched_precision, make_accelerator, script_parser, silence_progress_bars
+from ..processes import (
+    PRECISIONS,
+    ScriptParser,
+    launched_precision,
+    make_accelerator,
+    script_parser,
+    silence_progress_bars,
+)
 from ..ranges import COUNT, Range, check_fields
 from ..results import replace_text
 from .perplexity import TextArguments, load_text
@@ -43,7 +50,7 @@ class Arguments(TextArguments):
     batch_size: int = 32
     seed: int = 0
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no"}
+        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no", "values": PRECISIONS}
     )
     output: str | None = field(
         default=None,

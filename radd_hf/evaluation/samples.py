@@ -26,7 +26,7 @@ from ..data.documents import load_documents, tokenize
 from ..endings import note, visible
 from ..hub.loading import load
 from ..hub.runs import newest_model
-from ..processes import ScriptParser, launched_precision, make_accelerator, on_main, script_parser
+from ..processes import PRECISIONS, ScriptParser, launched_precision, make_accelerator, on_main, script_parser
 from ..ranges import COUNT, LARGEST, Range, check_fields
 from ..results import check_output, to_json
 from ..settings_radd import ADAPTIVE_ORDERS, BOUNDS, GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS, is_adaptive
@@ -64,7 +64,8 @@ class Arguments:
     batch_size: int = field(default=32, metadata={"help": "samples written together in each process"})
     seed: int = 0
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16, of the model; default: the launcher's, or no"}
+        default=None,
+        metadata={"help": "no, bf16 or fp16, of the model; default: the launcher's, or no", "values": PRECISIONS},
     )
     judge: str | None = field(
         default=None, metadata={"help": "causal model for the generative perplexity: name, folder or .gguf file"}

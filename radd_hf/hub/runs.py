@@ -13,19 +13,26 @@ import json
 import logging
 import os
 import re
+import shlex
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
+
+from ..configuration_radd import RaddConfig
+from ..text_radd import encode_with_blanks
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, PROGRESS = "state/manifest.json", "state/progress.json"
 IDENTITIES = ("run_id", "save_id")  # of the run, kept by restarts, and of one save
 STEP = r"step_[1-9][0-9]*"
+# A text that a model is asked to fill, where a line for a shell shows how.
+EXAMPLE, EXAMPLE_LENGTH = "It was [MASK:12] of spring", 128
 FILES_AT_ONCE = min(8, os.cpu_count() or 1)  # read in threads: hashing releases the interpreter
 
 
@@ -53,6 +60,17 @@ def newest_model(name: str, argument: str = "model") -> str:
         *(argument, name, whole, "whole " if damaged else "", f" ({said})" if damaged else ""),
     )
     return str(whole)
+
+
+def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> str:
+    """Returns a line for a shell that has a model fill a text; of a model that cannot spell it, write a whole one."""
+    length, mask = config.max_position_embeddings, cast(int, config.mask_token_id)
+    try:
+        fits = len(encode_with_blanks(EXAMPLE, tokenizer, mask).ids) <= length
+    except ValueError:
+        fits = False
+    asked = shlex.quote(EXAMPLE) if fits else f"--length {min(length, EXAMPLE_LENGTH)}"
+    return f"radd generate {shlex.quote(model)} {asked}"
 
 
 def is_run(folder: Path) -> bool:
