@@ -58,7 +58,7 @@ def test_a_command_line_at_fault_is_one_line_and_status_2(parser, capsys, words,
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
-        (["genrate", "m"], "generate"),
+        (["generatee", "m"], "generate"),
         (["generate", "m", "--tempreature", "1"], "--temperature"),
         (["generate", "m", "--method", "twedie"], "tweedie"),
         (["generate", "m", "--order", "randon"], "random"),

@@ -174,7 +174,7 @@ class RunningEstimate:
 def rounds_bar(accelerator: Accelerator, n_tokens: list[int], rounds: int) -> Iterator[Callable[[int, float], None]]:
     """Shows the rounds of the first process's share on standard error, with the estimate from them so far.
 
-    Where that is no terminal, a line every 30 seconds says how far it is.
+    Where that is no terminal, a line every 30 seconds says how far it is, so that what is done before leaves none.
 
     Args:
         n_tokens: of each sequence. rounds: of each sequence.
@@ -183,13 +183,14 @@ def rounds_bar(accelerator: Accelerator, n_tokens: list[int], rounds: int) -> It
         What is to be called after each round, with the number of the sequence and its nats.
     """
     mine = range(accelerator.process_index, len(n_tokens), accelerator.num_processes)
-    running = RunningEstimate(n_tokens)
+    running, on_terminal = RunningEstimate(n_tokens), sys.stderr.isatty()
     bar = tqdm(
         total=len(mine) * rounds,
         unit="round",
         dynamic_ncols=True,
         disable=not accelerator.is_main_process,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
+        mininterval=0.5 if on_terminal else 30,
+        delay=0 if on_terminal else 30,
     )
 
     def show(sequence: int, nats: float) -> None:

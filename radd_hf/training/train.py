@@ -521,9 +521,10 @@ def summary(run: Run, data: Data, data_args: DataArguments, figures: dict[str, A
         "length": data.length,
         "estimator": figures["estimator"],
     }
+    config = run.accelerator.unwrap_model(run.model).config
     return (
         f"{table(identity, figures)}\n\nThe model is in {visible(checkpoint)}; it writes by\n\n"
-        f"    {visible(generate_command(checkpoint, data.tokenizer, load_config(checkpoint)))}"
+        f"    {visible(generate_command(checkpoint, data.tokenizer, config))}"
     )
 
 

@@ -62,8 +62,8 @@ def offered(tmp_path_factory):
         (["eval", "--estimator", "ar_b"], ["ar_backward"]),
         (["quality", "--n_s"], ["--n_samples"]),
         (["convert", "a", "b", "--dtype", "bf"], ["bfloat16"]),
-        (["generate", "te"], ["text.txt"]),
-        (["eval", "--output", "te"], ["text.txt"]),
+        (["generate", "tex"], ["text.txt"]),
+        (["eval", "--output", "tex"], ["text.txt"]),
         (["completion", "b"], ["bash"]),
     ],
 )

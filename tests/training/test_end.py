@@ -2,6 +2,7 @@
 """What a training prints when it is done: the table of its held-out text, the checkpoint, and a line that writes."""
 
 import shlex
+import sys
 
 import pytest
 
@@ -57,6 +58,7 @@ def test_a_run_that_is_done_says_so_again_when_it_is_started_again(trained):
 def test_the_last_evaluation_alone_has_a_bar(trained, monkeypatch):
     shown, tqdm = [], rounds.tqdm
     monkeypatch.setattr(rounds, "tqdm", lambda **settings: shown.append(settings) or tqdm(**settings))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     printed = trained(eval_steps=2)
     assert [bar["unit"] for bar in shown] == ["round"]
     assert f"{shown[0]['total']}/{shown[0]['total']}" in printed.err
