@@ -36,6 +36,7 @@ from itertools import repeat
 from typing import Any, cast
 
 import torch
+from huggingface_hub.utils import tqdm
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.generation import (
@@ -91,8 +92,11 @@ from .text_radd import check_tokenizer
 MAX_DRAW_ELEMENTS = 2**24
 # Its product with a sum is below the sum also when rounded, so that a token of probability zero is never drawn.
 BELOW_ONE = 1 - 2.0**-52
-# With `stop_on_eos` and captured events: after so many of them the host asks the card which rows have ended.
+# With captured events: after so many of them the host asks the card which rows have ended (`stop_on_eos`), or waits for
+# the card, so that `progress` is that of the card.
 EVENTS_BETWEEN_QUESTIONS = 16
+# Seconds after which `progress` shows its bar: there is none for what is done before.
+BAR_DELAY = 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -607,6 +611,45 @@ def _of_rows(value: Tensor, rows: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------
 
 
+class EventBar:
+    """Shows on standard error how many events and tokens of a call are done, for `progress`.
+
+    All that it shows is known on the CPU. While it is not known how many events there will be, the total is the most
+    that there can be. The bar goes when the call ends.
+    """
+
+    def __init__(self, schedule: Schedule, shown: bool):
+        self.schedule, self.bar = schedule, None
+        if shown:
+            self.tokens = self._tokens_left()
+            self.bar = tqdm(
+                total=int(schedule.evaluations.max()), unit="event", delay=BAR_DELAY, leave=False, dynamic_ncols=True
+            )
+
+    def __enter__(self) -> "EventBar":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, wait: Callable[[], None]) -> None:
+        """Moves the bar to the events that are taken; now and then it waits for the card to have done captured ones."""
+        schedule = self.schedule
+        if self.bar is None or (schedule.captured and schedule.current % EVENTS_BETWEEN_QUESTIONS and len(schedule)):
+            return
+        if schedule.captured:
+            wait()
+        self.bar.total = max(int(schedule.evaluations.max()), schedule.current)
+        self.bar.set_postfix_str(f"{self.tokens - self._tokens_left():,} of {self.tokens:,} tokens", refresh=False)
+        self.bar.update(schedule.current - self.bar.n)
+
+    def _tokens_left(self) -> int:
+        """Counts the positions of all rows that events to come reveal."""
+        begin = self.schedule.first[:, min(self.schedule.current, self.schedule.capacity)]  # (R,)
+        return self.schedule.order.numel() - int(begin.sum())
+
+
 class RaddGenerationMixin:
     """Gives the method `generate` to a model with a trunk `self.model` and a head `self.compute_logits`."""
 
@@ -651,6 +694,7 @@ class RaddGenerationMixin:
         tokenizer: Any = None,
         logits_processor: LogitsProcessorList | None = None,
         streamer: Any = None,
+        progress: bool | None = None,
         output_history: bool | None = None,
         return_dict_in_generate: bool | None = None,
         generation_config: GenerationConfig | dict[str, Any] | None = None,
@@ -733,6 +777,8 @@ class RaddGenerationMixin:
                 temperature, top-k and top-p. An event may call it several times, or with no row if it reveals nothing.
             streamer: transformers' TextDiffusionStreamer (one row), or any object with `put`, which gets the final ids,
                 and `end`. One that also has `put_draft` gets the ids after every event.
+            progress: show a bar of events and tokens on standard error, once the call has taken a second. Nothing else
+                changes. On a card with captured events the bar moves every 16 events. Default False.
             output_history, return_dict_in_generate: return a [`RaddGenerateOutput`], with history. Default False.
             generation_config: settings for this call; a GenerationConfig of transformers is taken as its keywords are.
             others: arguments of other libraries (`settings_radd.own_arguments`): other names are taken (`inputs`,
@@ -758,6 +804,9 @@ class RaddGenerationMixin:
         settings = RaddGenerationConfig.resolve(*sources)
         sized = settings if input_ids is None else RaddGenerationConfig.resolve(*sources[:2])
         _check_together(settings, given, streamer, tokenizer)
+        shown = arguments.get("progress", False)
+        if not isinstance(shown, bool):
+            raise ValueError(f"progress={shortened(progress)} must be True or False.")
         ending = self._ending(settings) if settings.stop_on_eos else None
         policy = policy_of(settings)
         sampling = _make_sampling(logits_processor, settings, ending, policy)
@@ -838,8 +887,9 @@ class RaddGenerationMixin:
             places = (not_padding.cumsum(dim=1) - 1).clamp(min=0)  # (R, L) of each position in its text
             state = SamplerState(programs.tensors, events, canvas, places, uniform, inputs, cache, drafts)
             most = int(events.evaluations.max())
-            with packed_weights(0 if captured else most):  # a replay would read packed weights of this call
-                output = self._reveal(programs, state, events, sampling, settings, streamer)
+            # A replay would read packed weights of this call.
+            with packed_weights(0 if captured else most), EventBar(events, shown) as bar:
+                output = self._reveal(programs, state, events, sampling, settings, streamer, bar)
         return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
 
     def free_cuda_graphs(self) -> None:
@@ -854,6 +904,7 @@ class RaddGenerationMixin:
         sampling: Sampling,
         settings: RaddGenerationConfig,
         streamer: Any,
+        bar: EventBar,
     ) -> RaddGenerateOutput:
         """Runs the loop. All rows advance together, each to its own next event."""
         deadline = math.inf if settings.max_time is None else time.monotonic() + settings.max_time
@@ -890,6 +941,7 @@ class RaddGenerationMixin:
                 history.append(state.sequences())
             if streamer is not None and hasattr(streamer, "put_draft"):
                 streamer.put_draft(state.sequences().to("cpu", copy=True))
+            bar.show(state.wait)
 
         if schedule.adaptive:
             schedule.follow(*state.progress())

@@ -645,6 +645,7 @@ def estimate_likelihood(
     weights: Tensor | None = None,
     accelerator: Accelerator | None = None,
     before_gathering: Callable[[], None] | None = None,
+    report: Callable[[int, float], object] | None = None,
 ) -> Likelihood:
     """Estimates the negative log-likelihood of `sequences`, each (L,) ids of its own length: a tensor, array or list.
 
@@ -666,6 +667,7 @@ def estimate_likelihood(
         weights: (S,) of each sequence's nats per token in the mean, adding up to 1. Default: each token counts once.
         accelerator: its processes, all of which must call, share the sequences; each gets the same result.
         before_gathering: called in every process after its share; where it raises in all, nothing is put together.
+        report: called after each round of this process with the number of the sequence and its nats, for a bar.
 
     Raises:
         ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, odd `passes`,
@@ -690,8 +692,9 @@ def estimate_likelihood(
     adaptive = is_adaptive(ORDER_OF.get(estimator))
     # Packed from the first round to the last, since nobody has a turn between two rounds to change the weights.
     with packed_weights(count_evaluations(rounds.scored, rounds.first_rounds, rows, batch_size, adaptive)):
-        for _ in rounds:
-            pass
+        for found in rounds:
+            if report is not None:
+                report(found.sequence, found.nats)
     return rounds.summary(n_bytes)
 
 

@@ -4,10 +4,10 @@
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import datasets
 import torch
@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .endings import status_of
+from .options import OneLineParser
 
 # Timeout of the processes, long because the others wait while the first one tokenises, and shares of work differ.
 GROUP_TIMEOUT = timedelta(hours=12)
@@ -130,31 +131,35 @@ def silence_progress_bars(accelerator: Accelerator) -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-class ScriptParser(HfArgumentParser):
+class ScriptParser(OneLineParser, HfArgumentParser):
     """Reads settings as the fields of dataclasses; a flag that is none of them ends the script with status 2."""
 
-    def add_argument(self, *names: Any, **settings: Any) -> Any:
-        """Lets every switch stand without a value, which then is true; HfArgumentParser leaves out `bool | None`."""
+    def add_argument(self, *names: Any, values: Sequence[str] = (), **settings: Any) -> Any:
+        """Lets every switch stand without a value, which then is true; HfArgumentParser leaves out `bool | None`.
+
+        Args:
+            values: names that a shell completes. Others are refused by the script, which knows what else they may be.
+        """
         if settings.get("type") is string_to_bool:
             settings = {"nargs": "?", "const": True} | settings
-        return super().add_argument(*names, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage, which has a line for each of dozens of flags."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists what there is)\n")
+        action: Any = super().add_argument(*names, **settings)
+        action.values = values
+        return action
 
     def parse(self, argv: list[str]) -> tuple:
         """One object for each of the dataclasses."""
         *parsed, unknown = cast(tuple, self.parse_args_into_dataclasses(argv, return_remaining_strings=True))
         if unknown:
             self.error(f"unknown arguments: {' '.join(unknown)}")
-        return tuple(parsed)
+        return tuple(parsed[: len(list(self.dataclass_types))])
 
 
-def script_parser(doc: str | None, *kinds: type, epilog: str | None = None) -> ScriptParser:
+def script_parser(doc: str | None, *kinds: type) -> ScriptParser:
     """Makes the parser of a script, whose settings are the fields of dataclasses; `doc` begins with what it does."""
     description = (doc or "").split("\n")[0]
-    return ScriptParser(cast(Any, list(kinds)), description=description, epilog=epilog, allow_abbrev=False)
+    parser = ScriptParser(cast(Any, list(kinds)), description=description)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")  # see status_of_script
+    return parser
 
 
 def run_script(main: Callable[[list[str]], None]) -> None:

@@ -46,7 +46,8 @@ class RaddInfillingPipeline(Pipeline):
 
     With `pipeline`, or with the call:
         num_return_sequences, method, steps, order, entropy_bound, temperature, top_k, top_p, max_time,
-        logits_processor, generation_config and every other setting of `generate` that says how to draw, see there.
+        logits_processor, progress, generation_config and every other setting of `generate` that says how to draw, see
+        there.
         batch_size, num_workers: as in every pipeline of transformers.
 
     Raises:
@@ -64,7 +65,7 @@ class RaddInfillingPipeline(Pipeline):
 
     # Those of `generate` that would change what comes back, not how it is drawn.
     FIXED = {"stop_on_eos": False, "output_history": False, "return_dict_in_generate": True}
-    SETTINGS = {*SETTINGS, "generation_config", "logits_processor"} - {*LENGTHS, *FIXED}
+    SETTINGS = {*SETTINGS, "generation_config", "logits_processor", "progress"} - {*LENGTHS, *FIXED}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

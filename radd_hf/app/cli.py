@@ -10,6 +10,8 @@
     radd profile MODEL --dataset TEXT
     radd convert SOURCE TARGET
     radd demo
+    radd completion bash
+    radd RUN_FOLDER
 
 What a command is asked for goes to standard output and nothing else does: it can be piped. The exit status is 0 when
 that was done, 2 when the command line is at fault, 1 when it could not be done, 130 after an interrupt; a reason is one
@@ -21,6 +23,7 @@ settings of `generate` are read from `settings_radd.py`, which imports nothing e
 """
 
 import argparse
+import importlib
 import json
 import logging
 import re
@@ -36,6 +39,7 @@ from typing import Any, TextIO
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["TEXT_SETTINGS"]
 ENDINGS = runpy.run_path(str(PACKAGE / "endings.py"))
+OneLineParser: Any = runpy.run_path(str(PACKAGE / "options.py"))["OneLineParser"]
 UsageError, note, visible = ENDINGS["UsageError"], ENDINGS["note"], ENDINGS["visible"]
 # Characters that are read of standard input; a text may have half of them.
 MAX_INPUT = 2**21
@@ -54,6 +58,8 @@ commands:
   profile    estimate and save what generate --schedule profile needs
   convert    make folders for the Hub of the authors' checkpoints, and back
   demo       serve a web page on which a model writes
+  completion print what bash or zsh needs to complete all this
+  FOLDER     of a training run: its newest checkpoint; so it is where a MODEL is named
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring"
@@ -65,6 +71,7 @@ examples:
   accelerate launch -m radd_hf train --config small
   radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
   radd demo
+  radd runs/mine
 
 `radd COMMAND --help` tells the rest. Exit status: 0 done, 2 the command line is at fault, 1 it could not be done.
 """
@@ -87,6 +94,14 @@ The authors' released models have no tokenizer: add --tokenizer gpt2.
 """
 
 
+COMPLETION_EXAMPLES = """\
+It takes seconds to print, so print it once, into a file:
+
+  radd completion bash > ~/.radd-completion.bash    and in ~/.bashrc: source ~/.radd-completion.bash
+  radd completion zsh > ~/.zfunc/_radd              and in ~/.zshrc, before compinit: fpath=(~/.zfunc $fpath)
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that `argv` names, by default that of the process; returns the exit status.
 
@@ -94,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: as argparse does, after `--help` or for a command line that it cannot read.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] not in COMMANDS and Path(argv[0]).is_dir():
+        return newest(argv)
     parser = _parser("radd", "RADD: text by filling in masks.", EXAMPLES)
     parser.add_argument("--version", action=_Version)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
@@ -101,12 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return OneLineParser(
         prog=prog,
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
 
@@ -383,7 +399,8 @@ def _write_texts(args: argparse.Namespace) -> None:
 
     _read_text(args, sys.stdin)
     settings = _check(args)
-    model, tokenizer = _load(args)
+    with _silenced(*["radd_hf.hub.runs"] * args.quiet):
+        model, tokenizer = _load(args)
     # The command has a remark of its own about long texts.
     with _silenced("radd_hf.modeling_radd", *["radd_hf.text_radd"] * args.quiet):
         given = _make_canvas(args, settings.pop("length", None), model, tokenizer)
@@ -440,6 +457,7 @@ def _write_batch(
                 num_return_sequences=len(samples),
                 generator=generators,
                 streamer=live if args.live else None,
+                progress=sys.stderr.isatty() and not (args.live or args.quiet),
                 return_dict_in_generate=True,
                 **settings,
             )
@@ -453,16 +471,21 @@ def _write_batch(
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model, ready to write, and its tokenizer."""
     import torch
+    from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
     from transformers.utils import logging
 
     from radd_hf.hub.loading import find_device, load
 
-    logging.disable_progress_bar()
     try:
         device = find_device(args.device)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
+    logging.disable_progress_bar()
+    try:
+        return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
+    finally:
+        if not HF_HUB_DISABLE_PROGRESS_BARS:  # by which the user asked for none
+            logging.enable_progress_bar()  # of `generate`
 
 
 def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, tokenizer: Any) -> Any:
@@ -638,12 +661,16 @@ class _LiveCanvas:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def info(argv: Sequence[str]) -> int:
+def _info_parser() -> argparse.ArgumentParser:
     parser = _parser("radd info", "What a folder or repository of a RADD model holds; its weights are not read.", "")
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model, ours or the authors'")
     parser.add_argument("--json", action="store_true", help="one object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def info(argv: Sequence[str]) -> int:
+    args = _info_parser().parse_args(argv)
     return _status_of(lambda: _show_facts(args), args.debug)
 
 
@@ -735,6 +762,54 @@ def _script(name: str, script_main: Callable[[list[str]], None], argv: Sequence[
     return status_of_script(script_main, list(argv), f"radd {name}")
 
 
+# ---------------------------------------------------------------------------------------------------------
+# radd completion, radd RUN_FOLDER
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _completion_parser() -> argparse.ArgumentParser:
+    parser = _parser("radd completion", "Prints a script by which a shell completes this command.", COMPLETION_EXAMPLES)
+    parser.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return parser
+
+
+def completion(argv: Sequence[str]) -> int:
+    args = _completion_parser().parse_args(argv)
+
+    def run() -> None:
+        from radd_hf.app.completion import completion_script
+
+        print(completion_script(args.shell, PARSERS))
+
+    return _status_of(run, args.debug)
+
+
+def _maker(module: str) -> Callable[[], argparse.ArgumentParser]:
+    """Returns what makes the parser of a module, which is imported then."""
+    return lambda: importlib.import_module(module).make_parser()
+
+
+def newest(argv: Sequence[str]) -> int:
+    """Prints the newest checkpoint of a run, and on standard error a line that has it write."""
+    parser = _parser("radd", "The newest whole checkpoint in the folder of a training run.", "")
+    parser.add_argument("folder", metavar="FOLDER", help="of a training run, or of a model")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        from radd_hf.hub.loading import load_config, load_tokenizer
+        from radd_hf.hub.runs import generate_command, newest_model
+
+        model = newest_model(args.folder, "folder")
+        config = load_config(model, argument="folder")
+        command = generate_command(model, load_tokenizer(model), config)
+        print(model)
+        note(f"it writes by: {visible(command)}")
+
+    return _status_of(run, args.debug)
+
+
 COMMANDS = {
     "generate": generate,
     "score": score,
@@ -745,6 +820,19 @@ COMMANDS = {
     "profile": profile,
     "convert": convert,
     "demo": demo,
+    "completion": completion,
+}
+# What makes the parser of each command, for completion.
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "generate": _generate_parser,
+    "info": _info_parser,
+    "train": _maker("radd_hf.training.arguments"),
+    "eval": _maker("radd_hf.evaluation.perplexity"),
+    "quality": _maker("radd_hf.evaluation.samples"),
+    "profile": _maker("radd_hf.evaluation.profile"),
+    "convert": _maker("radd_hf.hub.convert"),
+    "demo": _maker("radd_hf.app.web"),
+    "completion": _completion_parser,
 }
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..endings import note
+from ..hub.runs import newest_model
+from ..options import OneLineParser
 from ..settings_radd import ADAPTIVE_ORDERS, GROUP_SCHEDULES, METHODS, ORDERS, TEXT_SETTINGS
 from .gate import CONNECTIONS, Gate, is_loopback, visitor_at
 from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, number_of, write
@@ -467,9 +469,9 @@ def serve(
     )
 
 
-def main(arguments: Sequence[str], model: str) -> None:
+def make_parser(model: str = "") -> OneLineParser:
     """The command line of the page; `model` is what it begins with unless another is named."""
-    parser = argparse.ArgumentParser(description="A web page on which a RADD model writes.")
+    parser = OneLineParser(description="A web page on which a RADD model writes.")
     parser.add_argument("--model", nargs="+", default=[model], help="to choose from, the first to begin with")
     # What a Space sets, and gradio itself would take.
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
@@ -488,8 +490,15 @@ def main(arguments: Sequence[str], model: str) -> None:
     parser.add_argument(
         "--trust-visitors", action="store_true", help="allow --any-model where other machines reach the page"
     )
-    args = parser.parse_args(arguments)
-    try:
-        serve(args.model, args.host, args.port, args.any_model, args.allowed_host, args.seconds, args.trust_visitors)
-    except (ValueError, OSError) as error:  # a model that cannot be loaded; a port that is taken
-        parser.error(str(error))
+    return parser
+
+
+def main(arguments: Sequence[str], model: str) -> None:
+    """Serves the page as a command line says.
+
+    Raises:
+        ValueError, OSError: for a model that cannot be loaded, and a port that is taken.
+    """
+    args = make_parser(model).parse_args(arguments)
+    models = [newest_model(name) for name in args.model]
+    serve(models, args.host, args.port, args.any_model, args.allowed_host, args.seconds, args.trust_visitors)

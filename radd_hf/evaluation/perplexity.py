@@ -9,7 +9,6 @@ cuts and averages as the authors' code does. With `--output`, `--resume` continu
 """
 
 import math
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -17,19 +16,27 @@ from pathlib import Path
 from typing import cast
 
 from accelerate import Accelerator
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
 from ..endings import visible
 from ..hub.loading import load, weights_hash
+from ..hub.runs import newest_model
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes, plan_rounds
-from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
+from ..processes import (
+    PRECISIONS,
+    ScriptParser,
+    launched_precision,
+    make_accelerator,
+    on_main,
+    script_parser,
+    silence_progress_bars,
+)
 from ..ranges import COUNT, POSITIVE, check_fields
 from ..results import check_output, to_json
-from .rounds import RoundsFile, RunningEstimate
+from .rounds import RoundsFile, rounds_bar
 
 MOST_PASSES = 1024  # with --target_se, if --passes does not say
 # The numbers that each field may be. A seed may be any: it is hashed.
@@ -50,7 +57,9 @@ class TextArguments:
     split: str | None = field(default=None, metadata={"help": "default: the data set's usual one; of local text all"})
     dataset_config: str | None = field(default=None, metadata={"help": "of another data set; of a folder, one in it"})
     text_column: str | None = field(default=None, metadata={"help": "of another data set"})
-    protocol: str = field(default="clean", metadata={"help": f"how the text is cut and averaged: one of {PROTOCOLS}"})
+    protocol: str = field(
+        default="clean", metadata={"help": f"how the text is cut and averaged: one of {PROTOCOLS}", "values": PROTOCOLS}
+    )
     tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: the model's"})
     special_tokens_in_text: bool = field(
         default=False,
@@ -61,7 +70,9 @@ class TextArguments:
 
 @dataclass
 class Arguments(TextArguments):
-    estimator: str = field(default="k_stratified", metadata={"help": f"one of {', '.join(ESTIMATORS)}"})
+    estimator: str = field(
+        default="k_stratified", metadata={"help": f"one of {', '.join(ESTIMATORS)}", "values": ESTIMATORS}
+    )
     passes: int | None = field(
         default=None, metadata={"help": f"masks drawn for each block: 16; with --target_se at most: {MOST_PASSES}"}
     )
@@ -69,7 +80,7 @@ class Arguments(TextArguments):
     batch_size: int = 32
     seed: int = 0
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no"}
+        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no", "values": PRECISIONS}
     )
     output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
     resume: bool = field(
@@ -81,6 +92,7 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     silence_progress_bars(accelerator)
+    args.model = on_main(accelerator, lambda: newest_model(args.model))
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
     with accelerator.local_main_process_first():  # it tokenises, and the others read its cache
         text = load_text(args, model, tokenizer)
@@ -116,8 +128,12 @@ def main(argv: list[str]) -> None:
         kept.remove()
 
 
+def make_parser() -> ScriptParser:
+    return script_parser(__doc__, Arguments)
+
+
 def parse_arguments(argv: list[str]) -> Arguments:
-    (args,) = script_parser(__doc__, Arguments).parse(argv)
+    (args,) = make_parser().parse(argv)
     check_fields(asdict(args), RANGES)
     check_estimator(args.estimator)
     if args.passes is None:
@@ -152,7 +168,6 @@ def score(
     if kept is not None:
         kept.open()
     mine = range(accelerator.process_index, len(text.blocks), accelerator.num_processes)
-    running = RunningEstimate([len(block) for block in text.blocks])
     work = LikelihoodRounds(
         model,
         text.blocks,
@@ -165,23 +180,11 @@ def score(
         accelerator=accelerator,
         known=known,
     )
-    bar = tqdm(
-        total=len(mine) * work.first_rounds,
-        unit="round",
-        dynamic_ncols=True,
-        disable=not accelerator.is_main_process,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
-
-    def show(sequence: int, nats: float) -> None:
-        running.add(sequence, nats)
-        bar.set_postfix_str(str(running), refresh=False)
-        bar.update()
-
-    for (sequence, _), nats in known.items():
-        if sequence in mine:
-            show(sequence, nats)
-    with bar, accelerator.autocast(), packed_weights():
+    bar = rounds_bar(accelerator, [len(block) for block in text.blocks], work.first_rounds)
+    with bar as show, accelerator.autocast(), packed_weights():
+        for (sequence, _), nats in known.items():
+            if sequence in mine:
+                show(sequence, nats)
         for found in work:
             if not math.isfinite(found.nats):
                 raise FloatingPointError(
@@ -196,6 +199,12 @@ def score(
 
 
 def table(identity: dict, figures: dict) -> str:
+    """Lays out the figures of a text for a terminal.
+
+    Args:
+        identity: model, dataset, split, protocol, end_of_text, length and estimator.
+        figures: those of `Likelihood.to_dict`, and seconds.
+    """
     lines = [
         f"{identity['model']} on {identity['dataset']}, {identity['split']}; protocol {identity['protocol']}, "
         f"end of text {identity['end_of_text']}",

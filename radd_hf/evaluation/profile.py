@@ -23,10 +23,18 @@ from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.benchmark_texts import EvaluationText
 from ..endings import visible
 from ..hub.loading import load
+from ..hub.runs import MANIFEST, newest_model
 from ..information import ROWS_OF_A_COUNT, InformationProfile, information_profile
 from ..noise_radd import Noise, expected_evaluations, get_noise, reveal_probabilities
 from ..plan_radd import balanced_sizes, expected_kl, expected_kl_of_grid, group_sizes
-from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
+from ..processes import (
+    PRECISIONS,
+    ScriptParser,
+    launched_precision,
+    make_accelerator,
+    script_parser,
+    silence_progress_bars,
+)
 from ..ranges import COUNT, Range, check_fields
 from ..results import replace_text
 from .perplexity import TextArguments, load_text
@@ -42,7 +50,7 @@ class Arguments(TextArguments):
     batch_size: int = 32
     seed: int = 0
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no"}
+        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no", "values": PRECISIONS}
     )
     output: str | None = field(
         default=None,
@@ -55,6 +63,7 @@ RANGES = {"length": COUNT, "blocks": Range(2, COUNT.high), "passes": COUNT, "bat
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
+    args.model = newest_model(args.model)
     target = check_target(args)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
@@ -87,8 +96,12 @@ def main(argv: list[str]) -> None:
     print(f"\nSaved in {visible(str(target))}, for generate(steps=N, schedule='profile').")
 
 
+def make_parser() -> ScriptParser:
+    return script_parser(__doc__, Arguments)
+
+
 def parse_arguments(argv: list[str]) -> Arguments:
-    (args,) = script_parser(__doc__, Arguments).parse(argv)
+    (args,) = make_parser().parse(argv)
     check_fields(asdict(args), RANGES)
     args.mixed_precision = launched_precision(args.mixed_precision)
     return args
@@ -103,6 +116,12 @@ def check_target(args: Arguments) -> Path:
                 f"model={args.model!r} is no folder, so that the profile cannot be saved there; pass output=FOLDER."
             )
         raise ValueError(f"output={args.output!r} must be a folder, and there is none: make it first.")
+    if (folder / MANIFEST).is_file():
+        raise ValueError(
+            f"{'model' if args.output is None else 'output'}={str(folder)!r} is a checkpoint of a training run, which "
+            "goes on only from files that are as it wrote them: pass output= with another folder, such as a copy for "
+            f"the Hub (radd convert {folder} FOLDER --tokenizer {folder})."
+        )
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{'model' if args.output is None else 'output'}={str(folder)!r} cannot be written to.")
     return folder / GENERATION_CONFIG_NAME

@@ -6,8 +6,14 @@ import hashlib
 import json
 import logging
 import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from accelerate import Accelerator
+from tqdm import tqdm
 
 from ..settings_radd import shortened
 
@@ -162,6 +168,38 @@ class RunningEstimate:
 
     def __str__(self) -> str:
         return f"{self.nats / self.tokens:.4f} +- {math.sqrt(max(self.variance, 0.0)) / self.tokens:.4f} nats per token"
+
+
+@contextmanager
+def rounds_bar(accelerator: Accelerator, n_tokens: list[int], rounds: int) -> Iterator[Callable[[int, float], None]]:
+    """Shows the rounds of the first process's share on standard error, with the estimate from them so far.
+
+    Where that is no terminal, a line every 30 seconds says how far it is, so that what is done before leaves none.
+
+    Args:
+        n_tokens: of each sequence. rounds: of each sequence.
+
+    Yields:
+        What is to be called after each round, with the number of the sequence and its nats.
+    """
+    mine = range(accelerator.process_index, len(n_tokens), accelerator.num_processes)
+    running, on_terminal = RunningEstimate(n_tokens), sys.stderr.isatty()
+    bar = tqdm(
+        total=len(mine) * rounds,
+        unit="round",
+        dynamic_ncols=True,
+        disable=not accelerator.is_main_process,
+        mininterval=0.5 if on_terminal else 30,
+        delay=0 if on_terminal else 30,
+    )
+
+    def show(sequence: int, nats: float) -> None:
+        running.add(sequence, nats)
+        bar.set_postfix_str(str(running), refresh=False)
+        bar.update()
+
+    with bar:
+        yield show
 
 
 def _mean_and_variance(rounds: list[float]) -> tuple[float, float]:

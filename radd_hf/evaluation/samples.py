@@ -25,7 +25,8 @@ from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
 from ..endings import note, visible
 from ..hub.loading import load
-from ..processes import launched_precision, make_accelerator, script_parser
+from ..hub.runs import newest_model
+from ..processes import PRECISIONS, ScriptParser, launched_precision, make_accelerator, on_main, script_parser
 from ..ranges import COUNT, LARGEST, Range, check_fields
 from ..results import check_output, to_json
 from ..settings_radd import ADAPTIVE_ORDERS, BOUNDS, GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS, is_adaptive
@@ -63,7 +64,8 @@ class Arguments:
     batch_size: int = field(default=32, metadata={"help": "samples written together in each process"})
     seed: int = 0
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16, of the model; default: the launcher's, or no"}
+        default=None,
+        metadata={"help": "no, bf16 or fp16, of the model; default: the launcher's, or no", "values": PRECISIONS},
     )
     judge: str | None = field(
         default=None, metadata={"help": "causal model for the generative perplexity: name, folder or .gguf file"}
@@ -127,6 +129,7 @@ def main(argv: list[str]) -> None:
     args, drawing = parse_arguments(argv)
     methods, orders, steps, bounds = check(args, drawing)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
+    args.model = on_main(accelerator, lambda: newest_model(args.model))
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
     profile = getattr(model.generation_config, "information_profile", None)
     if args.schedule is not None and profile is None:
@@ -219,9 +222,13 @@ def write(
 # ---------------------------------------------------------------------------------------------------------
 
 
+def make_parser() -> ScriptParser:
+    return script_parser(__doc__, Arguments, SamplingArguments)
+
+
 def parse_arguments(argv: list[str]) -> tuple[Arguments, dict[str, Any]]:
     """Returns the arguments, and the settings of `generate` that all rows of the table share."""
-    args, drawing = script_parser(__doc__, Arguments, SamplingArguments).parse(argv)
+    args, drawing = make_parser().parse(argv)
     args.mixed_precision = launched_precision(args.mixed_precision)
     return args, asdict(drawing)
 

@@ -10,13 +10,13 @@ A source is one of three layouts, told apart by the files it holds:
     released   config.json (nested) and model.safetensors, or its parts, or pytorch_model.bin: a folder or a repository
     run        .hydra/config.yaml and checkpoints-meta/checkpoint.pth, a training run of the authors' code; or one
                `.pth` file of such a run
-    ours       what `save_pretrained` of this package writes, a folder or a repository
+    ours       what `save_pretrained` of this package writes, a folder or a repository; of a training run of ours, its
+               newest whole checkpoint
 
 Any of them -> the model in memory -> either of two targets: a folder of ours with a model card (`convert`), or the
 authors' released layout (`to_original`). A target appears complete or not at all.
 """
 
-import argparse
 import json
 import shutil
 import uuid
@@ -41,6 +41,7 @@ from ..configuration_radd import RaddConfig
 from ..data.documents import add_mask_token
 from ..endings import run_program, visible
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
+from ..options import OneLineParser
 from ..settings_radd import shortened
 from .loading import (
     FREQUENCIES,
@@ -54,6 +55,7 @@ from .loading import (
     load_tokenizer,
 )
 from .model_card import Origin, check_license, check_repository, model_card
+from .runs import newest_model
 from .sources import RUN_CHECKPOINT, RUN_CONFIG, WEIGHTS, find_beside, read_config, weight_files
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -158,19 +160,20 @@ def to_original(
 def _load(source: str | Path, *, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {DTYPES}, or None for the source's.")
+    source = newest_model(str(source), "source")
     path = Path(source)
     if path.is_file() or (path / RUN_CONFIG).is_file() or (path / RUN_CHECKPOINT).is_file():
         return _load_run(path, use_ema, dtype)
     if not use_ema:
         raise ValueError(f"use_ema=False: only a training run holds raw weights beside their average, not {source}.")
-    settings = read_config(str(source), argument="source")
+    settings = read_config(source, argument="source")
     # Whatever else is read of a repository is then of the same commit.
-    revision = extract_commit_hash(str(find_beside(str(source), "config.json")), None)
-    name = path.resolve().name if path.is_dir() else str(source)
+    revision = extract_commit_hash(str(find_beside(source, "config.json")), None)
+    name = path.resolve().name if path.is_dir() else source
     if "model_type" in settings:
-        model = load_model(str(source), revision=revision, dtype=dtype or "auto", argument="source")
+        model = load_model(source, revision=revision, dtype=dtype or "auto", argument="source")
         return model, Origin(name, not path.is_dir(), "a radd_hf model", revision)
-    model = _load_released(str(source), settings, revision, dtype)
+    model = _load_released(source, settings, revision, dtype)
     return model, Origin(name, not path.is_dir(), "the authors' layout", revision)
 
 
@@ -430,9 +433,8 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def main(argv: list[str]) -> None:
-    """Runs [`convert`] or [`to_original`] by the arguments of a command line."""
-    parser = argparse.ArgumentParser(prog="radd convert", description=(__doc__ or "").split("\n")[0])
+def make_parser() -> OneLineParser:
+    parser = OneLineParser(prog="radd convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("source", help="released model, training run, `.pth` file of one, or a folder of ours")
     parser.add_argument("target", help="folder to make")
     parser.add_argument("--tokenizer", help="name or folder of the tokenizer to put beside the model")
@@ -441,6 +443,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--license", help="of the weights, for the model card, e.g. apache-2.0; default: none named")
     parser.add_argument("--push-to-hub", metavar="REPO", help="repository to upload the folder to")
     parser.add_argument("--to-original", action="store_true", help="write the authors' layout instead of ours")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Runs [`convert`] or [`to_original`] by the arguments of a command line."""
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.to_original and (args.tokenizer or args.license):
         parser.error("--tokenizer, --license: the authors' layout has no place for them; leave them out.")

@@ -24,6 +24,7 @@ from ..modeling_radd import RaddForMaskedLM
 from ..settings_radd import SETTINGS
 from .loading import load_config, load_tokenizer
 from .model_card import RECIPE
+from .runs import newest_model
 from .sources import read_beside, read_config
 
 
@@ -95,6 +96,7 @@ def model_facts(name: str) -> dict[str, Any]:
     Raises:
         ValueError: if there is no RADD model.
     """
+    name = newest_model(name)
     settings, config = read_config(name), load_config(name)
     length = config.max_position_embeddings
     whole, one = (forward_flops(config, masked=masked, queries=masked) for masked in (length, 1))

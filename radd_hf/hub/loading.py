@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ..configuration_radd import RaddConfig
 from ..modeling_radd import RaddForMaskedLM, default_frequencies
 from ..text_radd import check_tokenizer_mask
+from .runs import newest_model
 from .sources import read_config, weight_files
 
 # The one buffer of the authors' network: d / 2 rotary frequencies, a constant, and the only tensor that tells the
@@ -39,7 +40,8 @@ def load(
     """Loads a model, in evaluation mode, and the tokenizer that fits it.
 
     Args:
-        name: folder or repository of a RADD model, ours or the authors'.
+        name: folder or repository of a RADD model, ours or the authors'; the folder of a training run stands for its
+            newest whole checkpoint.
         tokenizer: name or folder; by default the one beside the model.
         device: where the model goes; None: an accelerator if there is one.
         dtype: of the weights, whatever the checkpoint's.
@@ -49,7 +51,7 @@ def load(
     Raises:
         ValueError: where [`load_model`], [`load_tokenizer`], [`check_tokenizer`] or [`find_device`] do.
     """
-    target = find_device(device)
+    target, name = find_device(device), newest_model(name)
     model = load_model(name, dtype=dtype, revision=revision)
     beside = {"revision": revision} if tokenizer is None and revision is not None else {}
     words = load_tokenizer(tokenizer or name, flag, **beside)
@@ -77,6 +79,7 @@ def load_model(
         ValueError: where [`load_config`] and [`load_whole`] do, and for another number of heads than the authors' file
             of weights says.
     """
+    name = newest_model(name, argument)
     source = f"{argument}={name!r}"
     in_folder = read_config(name, revision=revision, argument=argument)
     config_in_folder = config_of(in_folder, source)
@@ -163,6 +166,7 @@ def load_config(name: str, *, revision: str | None = None, argument: str = "mode
     Raises:
         ValueError: where [`read_config`] and [`config_of`] do.
     """
+    name = newest_model(name, argument)
     settings = read_config(name, revision=revision, argument=argument)
     return config_of(settings, f"{argument}={name!r}")
 
@@ -288,6 +292,7 @@ def first_few(names: Collection[Any]) -> str:
 
 def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> PreTrainedTokenizerBase:
     """Loads a tokenizer by name or folder; `flag` is the option that names another one, for the message."""
+    name = newest_model(name, "tokenizer")
     try:
         return AutoTokenizer.from_pretrained(name, **settings)
     except Exception as error:  # absent, damaged or foreign files can end in any

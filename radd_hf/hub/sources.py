@@ -51,11 +51,6 @@ def _what_else(name: str, revision: str | None, argument: str) -> str:
         )
     if any((folder / file).exists() for file in (RUN_CONFIG, RUN_CHECKPOINT)):
         return f"is a training run of the authors' code: convert it first: radd convert {name} FOLDER."
-    checkpoints = [path.parent for path in folder.glob("checkpoints/step_*/config.json")]
-    checkpoints = [path for path in checkpoints if path.name.removeprefix("step_").isdecimal()]  # not step_8_damaged
-    if checkpoints:
-        last = max(checkpoints, key=lambda path: int(path.name.removeprefix("step_")))
-        return f"is the folder of a training run: pass one of its models, such as {last}."
     if folder.is_dir():
         return (
             "is a folder without a config.json, so not one of a model; nor is it a training run of the authors' code, "

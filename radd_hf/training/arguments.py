@@ -9,6 +9,7 @@ What cannot be is refused here, before anything is loaded. `restart.py` says whi
 
 import argparse
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -21,10 +22,11 @@ import yaml
 from accelerate.tracking import get_available_trackers
 
 from .. import RaddGenerationConfig
+from ..configuration_radd import NOISE_TYPES
 from ..data.documents import LEAST_VOCABULARY, check_held_out
 from ..likelihood import check_passes
 from ..losses import LOSS_TYPES, check_loss_type
-from ..processes import launched_precision, launcher_setting, script_parser
+from ..processes import PRECISIONS, ScriptParser, launched_precision, launcher_setting, script_parser
 from ..ranges import (
     COUNT,
     COUNT_OR_ZERO,
@@ -36,7 +38,9 @@ from ..ranges import (
     Range,
     check_fields,
 )
+from ..settings_radd import METHODS
 
+ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 VOCAB_SIZE = 2048  # of a BPE that is made of the text
 # transformers' schedules that are a function of the number of updates alone, and need no arguments of their own.
 SCHEDULES = (
@@ -69,8 +73,9 @@ RANGES = {
 }
 
 
-def help_(text: str) -> dict:
-    return {"help": text}
+def help_(text: str, values: Sequence[str] = ()) -> dict:
+    """values: see [`ScriptParser`]."""
+    return {"help": text, "values": values}
 
 
 @dataclass
@@ -82,7 +87,9 @@ class ModelArguments:
     num_hidden_layers: int | None = field(default=None, metadata=help_("small: 12, medium: 24"))
     num_attention_heads: int | None = field(default=None, metadata=help_("small: 12, medium: 16"))
     hidden_dropout: float | None = field(default=None, metadata=help_("0.02 in the paper's models"))
-    noise_type: str | None = field(default=None, metadata=help_("loglinear or geometric; the t losses depend on it"))
+    noise_type: str | None = field(
+        default=None, metadata=help_("loglinear or geometric; the t losses depend on it", NOISE_TYPES)
+    )
     embedding_std: float | None = field(default=None, metadata=help_("normal embedding; default: the paper's"))
     zero_init_residual: bool | None = field(default=None, metadata=help_("residual branches start at zero"))
     lora_rank: int = field(default=0, metadata=help_("train low-rank adapters alone; 0: all weights"))
@@ -131,7 +138,7 @@ class DataArguments:
 @dataclass
 class TrainingArguments:
     output_dir: str = "runs/radd"
-    loss_type: str = field(default="lambda_DCE", metadata=help_(f"one of {LOSS_TYPES}"))
+    loss_type: str = field(default="lambda_DCE", metadata=help_(f"one of {LOSS_TYPES}", LOSS_TYPES))
     max_steps: int = 400_000
     batch_size: int = field(default=512, metadata=help_("sequences in one optimizer step, of all processes"))
     accumulation: int | None = field(
@@ -142,7 +149,7 @@ class TrainingArguments:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
-    lr_schedule: str = field(default="constant_with_warmup", metadata=help_(f"one of {SCHEDULES}"))
+    lr_schedule: str = field(default="constant_with_warmup", metadata=help_(f"one of {SCHEDULES}", SCHEDULES))
     warmup_steps: int = 2500
     max_grad_norm: float | None = field(
         default=None,
@@ -150,9 +157,11 @@ class TrainingArguments:
     )
     ema_decay: float = 0.9999
     mixed_precision: str | None = field(
-        default=None, metadata=help_("no, bf16 or fp16; default: the launcher's, or no")
+        default=None, metadata=help_("no, bf16 or fp16; default: the launcher's, or no", PRECISIONS)
     )
-    attn_implementation: str = field(default="sdpa", metadata=help_("eager, sdpa, flash_attention_2, flex_attention"))
+    attn_implementation: str = field(
+        default="sdpa", metadata=help_(", ".join(ATTENTION_IMPLEMENTATIONS), ATTENTION_IMPLEMENTATIONS)
+    )
     gradient_checkpointing: bool = field(default=False, metadata=help_("compute activations twice, keep few"))
     compile: bool | None = field(
         default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
@@ -170,7 +179,7 @@ class TrainingArguments:
     eval_sequences: int = field(default=128, metadata=help_("held-out blocks scored during training; all at the end"))
     eval_passes: int = 8
     n_samples: int = field(default=8, metadata=help_("texts written at each sampling; 0: none"))
-    sampling_method: str = field(default="tweedie", metadata=help_("one of generate's"))
+    sampling_method: str = field(default="tweedie", metadata=help_("one of generate's", METHODS))
     sampling_steps: int | None = field(default=None, metadata=help_("of the method; default: generate's"))
     judge: str | None = field(default=None, metadata=help_("causal model that gives the samples a perplexity"))
     keep_last: int = field(default=2, metadata=help_("checkpoints"))
@@ -195,18 +204,23 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
 
 
+def make_parser() -> ScriptParser:
+    parser = script_parser("Train RADD.", ModelArguments, DataArguments, TrainingArguments)
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help=f"YAML file of these fields, which flags override: yours, or one of {', '.join(shipped_configs())}",
+    )
+    return parser
+
+
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """`--config FILE` stands for its fields as flags, before those on the command line, which win."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(argv)
     flags = [] if known.config is None else flags_of_file(known.config)
-    epilog = (
-        "--config NAME: a YAML file of these fields, which flags override; one of yours, or "
-        f"{', '.join(shipped_configs())}."
-    )
-    parser = script_parser("Train RADD.", ModelArguments, DataArguments, TrainingArguments, epilog=epilog)
-    model_args, data_args, args = parser.parse(flags + rest)
+    model_args, data_args, args = make_parser().parse(flags + rest)
     take_from_launcher(args)
     check_fields(asdict(model_args) | asdict(data_args) | asdict(args), RANGES)
     check_held_out(data_args.held_out)

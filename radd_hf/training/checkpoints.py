@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Writes the checkpoint folders of a run whole or not at all, finds damaged ones, and deletes old ones.
+"""Writes the checkpoint folders of a run whole or not at all, sets damaged ones aside, and deletes old ones.
 
     checkpoints/step_N/                       a checkpoint, as run.py writes it
     checkpoints/step_N/state/manifest.json    size and SHA-256 of every other file of it; written last
@@ -7,7 +7,7 @@
     checkpoints/partial_N/, deleted_N/        left by a save or a deletion that was killed; removed by the next one
 
 A folder gets the name `step_N` once all of it is on the disk, and loses the name before its first file is deleted.
-A link or any other entry is not a checkpoint, and is left alone.
+A link or any other entry is not a checkpoint, and is left alone. `hub/runs.py` tells which checkpoints are whole.
 """
 
 import hashlib
@@ -16,49 +16,33 @@ import logging
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from safetensors import SafetensorError, safe_open
-
+from ..hub.runs import (
+    FILES_AT_ONCE,
+    MANIFEST,
+    STEP,
+    all_checkpoints,
+    digest_of,
+    folders,
+    newest_checkpoint,
+    step_of,
+)
 from ..results import sync, write_synced
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, PROGRESS = "state/manifest.json", "state/progress.json"
-IDENTITIES = ("run_id", "save_id")  # of the run, kept by restarts, and of one save
-STEP, LEFTOVER = r"step_[1-9][0-9]*", r"(partial|deleted)_[1-9][0-9]*"
-FILES_AT_ONCE = min(8, os.cpu_count() or 1)  # read in threads: hashing releases the interpreter
+LEFTOVER = r"(partial|deleted)_[1-9][0-9]*"
 
 
 def new_identity() -> str:
     return uuid4().hex
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
-
-
-def folders(output: Path, pattern: str) -> list[Path]:
-    """Returns the folders of a run's `checkpoints` whose whole name matches; no links and no files."""
-    place = output / "checkpoints"
-    if not place.exists():
-        return []
-    with os.scandir(place) as entries:  # raises where `glob` finds nothing in a folder that may not be read
-        named = [entry for entry in entries if re.fullmatch(pattern, entry.name)]
-        return [place / entry.name for entry in named if entry.is_dir(follow_symlinks=False)]
-
-
-def all_checkpoints(output: Path) -> list[Path]:
-    """Returns the checkpoints of a run, whole or damaged, oldest first."""
-    return sorted(folders(output, STEP), key=step_of)
 
 
 # Writing
@@ -115,12 +99,7 @@ def seal(path: Path) -> dict[str, Any]:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def digest_of(manifest: dict[str, Any]) -> str:
-    """Returns the SHA-256 of the manifest itself, which is in the file beside it."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-# Reading
+# Finding where to go on
 
 
 def find_checkpoint(output: Path, strict: bool) -> Path | None:
@@ -135,14 +114,7 @@ def find_checkpoint(output: Path, strict: bool) -> Path | None:
     for link in (output / "checkpoints").glob("step_*"):
         if link.is_symlink() and re.fullmatch(STEP, link.name):
             logger.warning("%s is a link, and is left alone", link)
-    damaged: dict[str, str] = {}
-    whole = None
-    for checkpoint in reversed(all_checkpoints(output)):
-        damage = damage_of(checkpoint)
-        if damage is None:
-            whole = checkpoint
-            break
-        damaged[checkpoint.name] = damage
+    whole, damaged = newest_checkpoint(output)
     said = "; ".join(f"{name} is damaged: {damage}" for name, damage in damaged.items())
     if damaged and whole is None:
         raise ValueError(
@@ -156,90 +128,6 @@ def find_checkpoint(output: Path, strict: bool) -> Path | None:
     for name, damage in damaged.items():
         logger.warning("%s is damaged: %s; going on from %s", name, damage, whole.name)  # type: ignore[union-attr]
     return whole
-
-
-def damage_of(checkpoint: Path) -> str | None:
-    """Returns why a checkpoint is damaged, with the file that differs from what was saved; None if it is whole."""
-    place = checkpoint / MANIFEST
-    if os.path.lexists(place) and not place.is_file():  # a pipe would be waited for
-        return f"{MANIFEST} is no file"
-    try:
-        manifest = read_manifest(checkpoint)
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing: it is half-deleted, or an older version of radd_hf wrote it"
-    except OSError as error:
-        return f"{MANIFEST} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{MANIFEST} is not as it was written"
-    if manifest.step != step_of(checkpoint):
-        return f"it is the checkpoint of step {manifest.step}, and was renamed"
-    paths = [checkpoint / name for name in manifest.files]
-    for look in (damage_of_size, damage_of_bytes):  # sizes cost nothing
-        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            for name, damage in zip(manifest.files, pool.map(look, paths, manifest.files.values()), strict=True):
-                if damage:
-                    return f"{name} {damage}"
-    for name in (PROGRESS, *(name for name in manifest.files if re.fullmatch(r"state/\w+\.safetensors", name))):
-        try:
-            found = identities_in(checkpoint / name)
-        except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
-            return f"{name} cannot be read ({error})"
-        for identity, expected in manifest.identities.items():
-            if found[identity] != expected:
-                return f"{name} has {identity}={found[identity]!r}, and {MANIFEST} {expected!r}: another save wrote it"
-    return None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    step: int
-    identities: dict[str, str]  # by `IDENTITIES`
-    files: dict[str, tuple[int, str]]  # bytes and SHA-256, by path in the checkpoint
-
-
-def read_manifest(checkpoint: Path) -> Manifest:
-    """Reads a manifest. Raises a ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
-    read = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    said = read["manifest"]
-    if digest_of(said) != read["sha256"]:
-        raise ValueError("the manifest has another digest")
-    files = {name: (entry["bytes"], entry["sha256"]) for name, entry in said["files"].items()}
-    if any(".." in Path(name).parts or Path(name).is_absolute() for name in files):
-        raise ValueError("the manifest names files outside of the checkpoint")
-    return Manifest(said["step"], {name: said[name] for name in IDENTITIES}, files)
-
-
-def damage_of_size(path: Path, entry: tuple[int, str]) -> str | None:
-    expected, _ = entry
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if not stat.S_ISREG(status.st_mode):
-        return "is no file"
-    return None if status.st_size == expected else f"has {status.st_size} bytes, and was saved with {expected}"
-
-
-def damage_of_bytes(path: Path, entry: tuple[int, str]) -> str | None:
-    _, expected = entry
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None if found == expected else f"has another SHA-256 ({found[:12]}...) than was saved ({expected[:12]}...)"
-
-
-def identities_in(path: Path) -> dict[str, str | None]:
-    """Reads which save wrote a file of the state."""
-    if path.suffix == ".json":
-        said = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        with safe_open(path, "pt") as file:
-            said = file.metadata() or {}
-    return {name: said.get(name) for name in IDENTITIES}
 
 
 # Renaming and deleting

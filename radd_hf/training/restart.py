@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 
-from .checkpoints import PROGRESS, step_of
+from ..hub.runs import PROGRESS, step_of
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,21 +39,16 @@ from ..data.blocks import ShuffledBlocks, StreamedBlocks
 from ..data.collator import DiffusionCollator
 from ..evaluation.metric import DiffusionPerplexity
 from ..evaluation.quality import judge, token_entropy, write_samples
+from ..evaluation.rounds import rounds_bar
+from ..hub.runs import PROGRESS, step_of
+from ..likelihood import plan_rounds
 from ..processes import on_main
 from ..randomness_radd import stream_seed
 from ..results import replace_text, to_json, write_synced
 from ..settings_radd import shortened
 from .adapters import has_adapters, merged
 from .averages import Ema
-from .checkpoints import (
-    PROGRESS,
-    complete,
-    delete_old,
-    make_partial,
-    new_identity,
-    step_of,
-    writing,
-)
+from .checkpoints import complete, delete_old, make_partial, new_identity, writing
 from .lock import check_held
 from .restart import check_identity, read_progress, restored_schedule, restoring
 from .sharding import by_deepspeed, gather_whole, own_part
@@ -62,6 +57,7 @@ from .stops import Stops
 
 logger = logging.getLogger(__name__)
 
+ESTIMATOR = "k_stratified"  # of the likelihood of held-out text
 SAMPLES_AT_ONCE = 16
 
 
@@ -239,24 +235,33 @@ class Run:
         with self.accelerator.autocast():
             yield copied.eval()
 
-    def evaluate(self, sequences: Sequence[Tensor], passes: int, n_bytes: int | None = None) -> dict:
+    def evaluate(
+        self, sequences: Sequence[Tensor], passes: int, n_bytes: int | None = None, shown: bool = False
+    ) -> dict:
         """Evaluates the averaged model on sequences (L,), by all processes together; see [`DiffusionPerplexity`].
+
+        Args:
+            shown: with a bar.
 
         Raises:
             FloatingPointError: for a model whose weights or likelihoods are not finite.
             Stopped: in all processes, for a signal in the meantime; so does `sample`.
         """
         self.check_finite()
-        with self.averaged() as model, self.stops.interruptible() as before_gathering:
+        rounds = plan_rounds(ESTIMATOR, passes, None)[1]
+        bar = rounds_bar(self.accelerator, [len(each) for each in sequences], rounds) if shown else nullcontext()
+        with self.averaged() as model, bar as report, self.stops.interruptible() as before_gathering:
             figures = DiffusionPerplexity().compute(
                 predictions=sequences,
                 model=model,
+                estimator=ESTIMATOR,
                 passes=passes,
                 batch_size=64,
                 seed=self.seed,
                 n_bytes=n_bytes,
                 accelerator=self.accelerator,
                 before_gathering=before_gathering,
+                report=report,
             )
         if not math.isfinite(figures["nats_per_token"]):
             raise FloatingPointError(

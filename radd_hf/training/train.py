@@ -44,9 +44,11 @@ from ..data.documents import (
     train_tokenizer,
     vocabulary_with_mask,
 )
-from ..endings import Stopped
+from ..endings import Stopped, visible
+from ..evaluation.perplexity import table
 from ..evaluation.quality import load_judge
 from ..hub.loading import check_tokenizer, load_config, load_model, load_tokenizer
+from ..hub.runs import generate_command, newest_model
 from ..kernels_radd import compile_trunk
 from ..modeling_radd import RaddLayer, RaddModel
 from ..processes import make_accelerator, on_main, on_terminal, silence_progress_bars
@@ -98,6 +100,9 @@ def run_training(
         args.batch_size, accelerator.num_processes, cast(int, args.accumulation), 0
     )  # raises, if none fit
     last = on_main(accelerator, lambda: find_checkpoint(Path(args.output_dir), args.strict))
+    if model_args.init_from is not None:
+        named = model_args.init_from
+        model_args.init_from = on_main(accelerator, lambda: newest_model(named, "init_from"))
     base = None if model_args.init_from is None else load_config(model_args.init_from, argument="init_from")
     settings = resolved_settings(model_args, data_args, args, base)
     if last is not None:
@@ -120,12 +125,14 @@ def run_training(
         logger.info("no --judge: the samples get a token entropy and no generative perplexity")
     peers.wait()  # for a tracker that the first process had to reach
     stops.training_begins()
-    stopped = None
+    stopped, figures = None, dict[str, Any]()
     try:
         with deterministic(True) if args.deterministic else nullcontext():
             train(run, data, args, judge, logged)
-        figures = run.evaluate(data.validation, args.eval_passes, n_bytes=bytes_of(data.validation, data.tokenizer))
+        started, n_bytes = time.perf_counter(), bytes_of(data.validation, data.tokenizer)
+        figures = run.evaluate(data.validation, args.eval_passes, n_bytes, shown=True)
         run.log(**{f"final_{name}": value for name, value in figures.items()})
+        figures["seconds"] = time.perf_counter() - started
     except Stopped as stop:
         where = f"stopped by {name_of(stop.exit_status)} at step {run.step}; checkpoints/step_{run.step} has it"
         logger.info(where)
@@ -135,6 +142,8 @@ def run_training(
     if stopped is not None:
         peers.wait()  # a launcher ends the others as soon as one has gone
         raise stopped
+    if accelerator.is_main_process:
+        print(summary(run, data, data_args, figures))
 
 
 def check_base(model_args: ModelArguments, base: RaddConfig) -> None:
@@ -498,6 +507,25 @@ def look(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, log
         sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
         with deterministic(False):  # a draw's running sum has no such kernel on a card
             run.log("", **run.sample(args.n_samples, sampling, judge))
+
+
+def summary(run: Run, data: Data, data_args: DataArguments, figures: dict[str, Any]) -> str:
+    """Says what a training has come to: the table that `eval_ppl.py` prints, the checkpoint, and a line to try it."""
+    checkpoint = str(run.output / "checkpoints" / f"step_{run.step}")
+    identity = {
+        "model": checkpoint,
+        "dataset": data_args.validation_dataset or data_args.dataset,
+        "split": "the held-out part",
+        "protocol": "clean",
+        "end_of_text": "after each document",
+        "length": data.length,
+        "estimator": figures["estimator"],
+    }
+    config = run.accelerator.unwrap_model(run.model).config
+    return (
+        f"{table(identity, figures)}\n\nThe model is in {visible(checkpoint)}; it writes by\n\n"
+        f"    {visible(generate_command(checkpoint, data.tokenizer, config))}"
+    )
 
 
 @contextmanager

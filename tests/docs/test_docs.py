@@ -212,7 +212,7 @@ def parse_radd(flags, monkeypatch):
     if flags and not flags[0].startswith("-"):
         command, *flags = flags
         if flags in ([], ["--help"]) or command == "demo":  # named only; the page needs gradio
-            assert command in cli.COMMANDS
+            assert command in cli.COMMANDS or command.startswith("runs/")  # the folder of a run
         elif command == "profile":
             profile.parse_arguments(["--model", *flags])
         elif command in COMMANDS_THAT_ARE_SCRIPTS:

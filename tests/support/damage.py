@@ -4,7 +4,8 @@
 import json
 from pathlib import Path
 
-from radd_hf.training.checkpoints import MANIFEST, digest_of, read_manifest, seal
+from radd_hf.hub.runs import MANIFEST, digest_of, read_manifest
+from radd_hf.training.checkpoints import seal
 from support.paths import contents
 
 

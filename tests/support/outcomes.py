@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from radd_hf.training.checkpoints import IDENTITIES
+from radd_hf.hub.runs import IDENTITIES
 from support.launches import metrics
 
 

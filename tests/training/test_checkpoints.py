@@ -16,18 +16,10 @@ import torch.multiprocessing as mp
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from radd_hf.hub.runs import MANIFEST, all_checkpoints, damage_of, read_manifest
 from radd_hf.processes import on_main
-from radd_hf.training import checkpoints, train
-from radd_hf.training.checkpoints import (
-    MANIFEST,
-    all_checkpoints,
-    complete,
-    damage_of,
-    delete_old,
-    find_checkpoint,
-    make_partial,
-    set_aside_after,
-)
+from radd_hf.training import train
+from radd_hf.training.checkpoints import complete, delete_old, find_checkpoint, make_partial, set_aside_after
 from support.damage import Payload, rewrite_manifest
 from support.launches import TINY, free_port
 from support.paths import contents
@@ -219,7 +211,7 @@ def test_a_part_that_another_save_wrote_is_found_although_the_manifest_has_its_c
 
 def test_all_saves_of_a_run_have_its_identity_also_after_a_restart(folder, tiny_text):
     start(folder, dataset=tiny_text, max_steps=12)
-    found = [checkpoints.read_manifest(path).identities for path in all_checkpoints(folder)]
+    found = [read_manifest(path).identities for path in all_checkpoints(folder)]
     assert len(found) == 3
     assert len({identities["run_id"] for identities in found}) == 1
     assert len({identities["save_id"] for identities in found}) == 3

@@ -30,7 +30,6 @@ import signal
 import sys
 from pathlib import Path
 from radd_hf.training import train
-from radd_hf.training.checkpoints import all_checkpoints, damage_of, step_of
 
 config, folder, wanted = sys.argv[1:]
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")

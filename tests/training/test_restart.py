@@ -13,8 +13,9 @@ import yaml
 from accelerate import Accelerator
 
 from radd_hf.data.documents import stream_fingerprint
+from radd_hf.hub.runs import all_checkpoints
 from radd_hf.training import train
-from radd_hf.training.checkpoints import all_checkpoints, delete_old
+from radd_hf.training.checkpoints import delete_old
 from radd_hf.training.restart import APPLIED, FIXED, FREE, RULES, check_settings
 from radd_hf.training.run import Run, drop_later_metrics
 from support.launches import TINY

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 
 from radd_hf import RaddForMaskedLM, likelihood
 from radd_hf.endings import Stopped, status_of
+from radd_hf.hub.runs import all_checkpoints
 from radd_hf.training import run as run_folder
 from radd_hf.training import train
-from radd_hf.training.checkpoints import all_checkpoints
 from radd_hf.training.peers import Peers
 from radd_hf.training.stops import Stops
 from support.launches import QUIET, TINY, command, kill

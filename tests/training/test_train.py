@@ -25,6 +25,7 @@ from radd_hf import RaddConfig, RaddForMaskedLM
 from radd_hf.data.documents import train_tokenizer
 from radd_hf.evaluation import perplexity
 from radd_hf.evaluation.quality import judge, load_judge
+from radd_hf.hub.runs import damage_of
 from radd_hf.losses import LOSS_TYPES
 from radd_hf.training import adapters, arguments, checkpoints, train
 from radd_hf.training import run as run_module
@@ -375,7 +376,7 @@ def test_a_part_of_a_save_that_cannot_be_written_ends_the_run_by_one_line(run, t
     with pytest.raises(OSError, match=r"partial_8 could not be written \(No space left on device \(os error 28\)\); "):
         run(n_samples=0)
     assert not (tmp_path / "run/checkpoints/step_8").exists()
-    assert checkpoints.damage_of(tmp_path / "run/checkpoints/step_4") is None
+    assert damage_of(tmp_path / "run/checkpoints/step_4") is None
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,204 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Reads the folder of a training run: finds its checkpoints, and tells which of them are whole.
+
+    checkpoints/step_N/                       a checkpoint, as `training/run.py` writes it: a model, and how to go on
+    checkpoints/step_N/state/manifest.json    size and SHA-256 of every other file of it; written last
+
+A checkpoint is whole if its files are as its manifest says. Where a model is named, the folder of a run stands for its
+newest whole checkpoint. `training/checkpoints.py` writes what is read here.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
+
+from ..configuration_radd import RaddConfig
+from ..text_radd import encode_with_blanks
+
+logger = logging.getLogger(__name__)
+
+MANIFEST, PROGRESS = "state/manifest.json", "state/progress.json"
+IDENTITIES = ("run_id", "save_id")  # of the run, kept by restarts, and of one save
+STEP = r"step_[1-9][0-9]*"
+# A text that a model is asked to fill, where a line for a shell shows how.
+EXAMPLE, EXAMPLE_LENGTH = "It was [MASK:12] of spring", 128
+FILES_AT_ONCE = min(8, os.cpu_count() or 1)  # read in threads: hashing releases the interpreter
+
+
+def newest_model(name: str, argument: str = "model") -> str:
+    """Returns the name of a model as it is; for the folder of a training run the path of its newest whole checkpoint.
+
+    A line of the log says which that is.
+
+    Args:
+        argument: the user's word for the name, for messages.
+
+    Raises:
+        ValueError: for a run without a whole checkpoint.
+    """
+    folder = Path(name)
+    if not is_run(folder):
+        return name
+    whole, damaged = newest_checkpoint(folder)
+    said = "; ".join(f"{step} is damaged: {damage}" for step, damage in damaged.items())
+    if whole is None:
+        state = f"{said}. Name one of these folders to take it as it is." if said else "none has been saved yet."
+        raise ValueError(f"{argument}={name!r} is the folder of a training run that has no whole checkpoint: {state}")
+    logger.warning(
+        "%s=%r is the folder of a training run: %s is its newest %scheckpoint%s",
+        *(argument, name, whole, "whole " if damaged else "", f" ({said})" if damaged else ""),
+    )
+    return str(whole)
+
+
+def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> str:
+    """Returns a line for a shell that has a model fill a text; of a model that cannot spell it, write a whole one."""
+    length, mask = config.max_position_embeddings, cast(int, config.mask_token_id)
+    try:
+        fits = len(encode_with_blanks(EXAMPLE, tokenizer, mask).ids) <= length
+    except ValueError:
+        fits = False
+    asked = shlex.quote(EXAMPLE) if fits else f"--length {min(length, EXAMPLE_LENGTH)}"
+    return f"radd generate {shlex.quote(model)} {asked}"
+
+
+def is_run(folder: Path) -> bool:
+    """Tells whether a folder is that of a training run of ours, and not of a model."""
+    place = folder / "checkpoints"
+    if (folder / "config.json").exists() or not place.is_dir():
+        return False
+    return (folder / "config.yaml").is_file() or bool(all_checkpoints(folder))
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def folders(output: Path, pattern: str) -> list[Path]:
+    """Returns the folders of a run's `checkpoints` whose whole name matches; no links and no files."""
+    place = output / "checkpoints"
+    if not place.exists():
+        return []
+    with os.scandir(place) as entries:  # raises where `glob` finds nothing in a folder that may not be read
+        named = [entry for entry in entries if re.fullmatch(pattern, entry.name)]
+        return [place / entry.name for entry in named if entry.is_dir(follow_symlinks=False)]
+
+
+def all_checkpoints(output: Path) -> list[Path]:
+    """Returns the checkpoints of a run, whole or damaged, oldest first."""
+    return sorted(folders(output, STEP), key=step_of)
+
+
+def newest_checkpoint(output: Path) -> tuple[Path | None, dict[str, str]]:
+    """Returns the newest checkpoint of a run that is whole, or None; and why each newer one, by name, is damaged.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    damaged: dict[str, str] = {}
+    for checkpoint in reversed(all_checkpoints(output)):
+        damage = damage_of(checkpoint)
+        if damage is None:
+            return checkpoint, damaged
+        damaged[checkpoint.name] = damage
+    return None, damaged
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """Returns why a checkpoint is damaged, with the file that differs from what was saved; None if it is whole."""
+    place = checkpoint / MANIFEST
+    if os.path.lexists(place) and not place.is_file():  # a pipe would be waited for
+        return f"{MANIFEST} is no file"
+    try:
+        manifest = read_manifest(checkpoint)
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing: it is half-deleted, or an older version of radd_hf wrote it"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} is not as it was written"
+    if manifest.step != step_of(checkpoint):
+        return f"it is the checkpoint of step {manifest.step}, and was renamed"
+    paths = [checkpoint / name for name in manifest.files]
+    for look in (damage_of_size, damage_of_bytes):  # sizes cost nothing
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            for name, damage in zip(manifest.files, pool.map(look, paths, manifest.files.values()), strict=True):
+                if damage:
+                    return f"{name} {damage}"
+    for name in (PROGRESS, *(name for name in manifest.files if re.fullmatch(r"state/\w+\.safetensors", name))):
+        try:
+            found = identities_in(checkpoint / name)
+        except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
+            return f"{name} cannot be read ({error})"
+        for identity, expected in manifest.identities.items():
+            if found[identity] != expected:
+                return f"{name} has {identity}={found[identity]!r}, and {MANIFEST} {expected!r}: another save wrote it"
+    return None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    step: int
+    identities: dict[str, str]  # by `IDENTITIES`
+    files: dict[str, tuple[int, str]]  # bytes and SHA-256, by path in the checkpoint
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """Reads a manifest. Raises a ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
+    read = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    said = read["manifest"]
+    if digest_of(said) != read["sha256"]:
+        raise ValueError("the manifest has another digest")
+    files = {name: (entry["bytes"], entry["sha256"]) for name, entry in said["files"].items()}
+    if any(".." in Path(name).parts or Path(name).is_absolute() for name in files):
+        raise ValueError("the manifest names files outside of the checkpoint")
+    return Manifest(said["step"], {name: said[name] for name in IDENTITIES}, files)
+
+
+def damage_of_size(path: Path, entry: tuple[int, str]) -> str | None:
+    expected, _ = entry
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not stat.S_ISREG(status.st_mode):
+        return "is no file"
+    return None if status.st_size == expected else f"has {status.st_size} bytes, and was saved with {expected}"
+
+
+def damage_of_bytes(path: Path, entry: tuple[int, str]) -> str | None:
+    _, expected = entry
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found == expected else f"has another SHA-256 ({found[:12]}...) than was saved ({expected[:12]}...)"
+
+
+def identities_in(path: Path) -> dict[str, str | None]:
+    """Reads which save wrote a file of the state."""
+    if path.suffix == ".json":
+        said = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+    return {name: said.get(name) for name in IDENTITIES}
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """Returns the SHA-256 of the manifest itself, which is in the file beside it."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,61 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Reads command lines: a name that does not exist is one line that says which was meant.
+
+It imports the standard library alone, since the command `radd` runs this file before torch is loaded.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns "did you mean ...?" with the known name that is spelled most like this one; empty, if none is like it."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Ends a command line at fault with one line and status 2, and takes `--batch_size` and `--batch-size` alike.
+
+    argparse would begin with the usage, which has a line for each of dozens of options. It would report that MODEL is
+    missing where `--modle` is misspelled, and take the value of a misspelled option for a positional argument. So
+    options are looked up first.
+    """
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **({"allow_abbrev": False} | settings))
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        return super().parse_known_args(args if args is None else self._spelled(args), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        more = "" if message.endswith("?") else " (--help lists what there is)"
+        self.exit(2, f"{self.prog}: error: {message}{more}\n")
+
+    def _spelled(self, args: Sequence[str]) -> list[str]:
+        """Spells each long option as the parser does; one that it does not have ends the program.
+
+        A word that has a space before any "=" is text, as argparse has it, and so is whatever follows "--".
+        """
+        spelled, known = list(args), self._option_string_actions
+        by_hyphens = {option.replace("_", "-"): option for option in known}
+        for place, word in enumerate(args):
+            if word == "--":
+                break
+            option, equals, value = word.partition("=")
+            if not option.startswith("--") or option in known or " " in option:
+                continue
+            same = by_hyphens.get(option.replace("_", "-"))
+            if same is None:
+                self.error(f"there is no option {option}; {did_you_mean(option, known)}".removesuffix("; "))
+            spelled[place] = f"{same}{equals}{value}"
+        return spelled
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Names the nearest choice, where argparse lists them all. Without this method of argparse it would do so."""
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            right = did_you_mean(str(value), choices) or f"it must be one of {', '.join(choices)}."
+            raise argparse.ArgumentError(action, f"invalid choice: {str(value)!r}; {right}")
