@@ -140,7 +140,7 @@ def write_endpoint(folder: str | Path) -> None:
             raise ValueError(f"folder={str(folder)!r} has no {name}; it must hold a model of ours and its tokenizer.")
     if (folder / "pipeline_radd.py").read_bytes() != (HANDLER.parents[1] / "pipeline_radd.py").read_bytes():
         raise ValueError(
-            f"folder={str(folder)!r} carries the code of another version; convert it anew: radd convert {folder} TARGET "
+            f"folder={str(folder)!r} carries the code of another version; convert it anew: radd convert {folder} NEW "
             f"--tokenizer {folder} --endpoint."
         )
     for name, content in endpoint_files().items():

@@ -4,9 +4,9 @@
     {"inputs": "It was [MASK:4] of spring.", "parameters": {"temperature": 0.7, "seed": 1}}
         -> {"outputs": [{"text": "It was a fine day of spring.", "fills": [...], ...}], "seed": 1}
 
-An inference endpoint of the Hub loads the file `handler.py` beside a model and calls its `EndpointHandler`. This file is
-that `handler.py`: `radd convert --endpoint` copies it. So it imports torch, transformers and the standard library only;
-everything else comes from the code that the model carries. `radd serve` answers by the same class.
+An inference endpoint of the Hub loads the file `handler.py` beside a model and calls its `EndpointHandler`. This file
+is that `handler.py`: `radd convert --endpoint` copies it. So it imports torch, transformers and the standard library
+only; everything else comes from the code that the model carries. `radd serve` answers by the same class.
 
 Whatever a client sends is checked before the network is evaluated. A client names no model, file or Python object.
 """
@@ -110,7 +110,7 @@ class EndpointHandler:
             ValueError: for what is malformed, unknown or beyond the limits.
         """
         if not isinstance(data, Mapping) or "inputs" not in data:
-            raise ValueError(f'data={self.shortened(data)} must be an object with "inputs", and "parameters" if wanted.')
+            raise ValueError(f'data={self.shortened(data)} must be an object with "inputs", and "parameters" if any.')
         if others := sorted(str(name) for name in data.keys() - {"inputs", "parameters"}):
             raise ValueError(f'data has {", ".join(map(repr, others))}; it must have "inputs" and "parameters" only.')
         settings, seed = self._read_parameters(data.get("parameters"))

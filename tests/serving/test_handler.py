@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,10 +47,10 @@ def handler(fill) -> EndpointHandler:
 
 
 @pytest.fixture
-def saved(tmp_path, fill) -> str:
+def saved(tmp_path, fill) -> Path:
     fill.model.save_pretrained(tmp_path / "saved")
     fill.tokenizer.save_pretrained(tmp_path / "saved")
-    return str(tmp_path / "saved")
+    return tmp_path / "saved"
 
 
 def texts_of(outputs) -> list[list[str]]:
@@ -162,8 +163,7 @@ def test_the_requirements_of_an_endpoint_are_those_of_the_package(tmp_path, save
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert {*REQUIREMENTS} <= {*setup["options"]["install_requires"].split()}
-    with open(f"{saved}/requirements.txt", encoding="utf-8") as file:
-        assert file.read().split() == [*REQUIREMENTS]
+    assert (saved / "requirements.txt").read_text(encoding="utf-8").split() == [*REQUIREMENTS]
 
 
 def test_an_endpoint_is_not_written_beside_what_it_cannot_serve(tmp_path, fill, saved):
@@ -175,7 +175,6 @@ def test_an_endpoint_is_not_written_beside_what_it_cannot_serve(tmp_path, fill, 
     fill.model.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"has no tokenizer_config\.json"):
         write_endpoint(tmp_path / "bare")
-    with open(f"{saved}/pipeline_radd.py", "a", encoding="utf-8") as file:
-        file.write("# of another version\n")
+    (saved / "pipeline_radd.py").write_text("# of another version\n", encoding="utf-8")
     with pytest.raises(ValueError, match="carries the code of another version"):
         write_endpoint(saved)
