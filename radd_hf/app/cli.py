@@ -8,6 +8,7 @@
     radd quality --model MODEL
     radd profile MODEL --dataset TEXT
     radd convert SOURCE TARGET
+    radd serve MODEL
     radd demo
 
 What a command is asked for goes to standard output and nothing else does: it can be piped. The exit status is 0 when
@@ -49,6 +50,7 @@ commands:
   quality    measure what a model writes and what that costs, as eval_generation.py does
   profile    estimate and save what generate --schedule profile needs
   convert    make folders for the Hub of the authors' checkpoints, and back
+  serve      serve a model over HTTP, for programs
   demo       serve a web page on which a model writes
 
 examples:
@@ -59,6 +61,7 @@ examples:
   radd profile checkpoints/radd-austen --dataset austen
   accelerate launch -m radd_hf train --config small
   radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
+  radd serve checkpoints/radd-austen
   radd demo
 
 `radd COMMAND --help` tells the rest. Exit status: 0 done, 2 the command line is at fault, 1 it could not be done.
@@ -552,7 +555,7 @@ def _figure(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# radd convert, demo, train, eval, quality, profile
+# radd convert, serve, demo, train, eval, quality, profile
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -561,6 +564,21 @@ def convert(argv: Sequence[str]) -> int:
 
     rest = [argument for argument in argv if argument != "--debug"]
     return _status_of(lambda: convert_main(rest), debug="--debug" in argv)
+
+
+def serve(argv: Sequence[str]) -> int:
+    from radd_hf.endings import status_of  # which knows the exception of a server that was stopped
+
+    def run() -> None:
+        try:
+            from radd_hf.serving.server import main as server_main
+        except ModuleNotFoundError as error:
+            if error.name not in ("uvicorn", "starlette", "prometheus_client"):
+                raise
+            raise ValueError("the server needs its packages: pip install 'radd_hf[serve]'") from error
+        server_main(argv)
+
+    return status_of(run, "radd", debug="--debug" in argv)
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -621,6 +639,7 @@ COMMANDS = {
     "quality": quality,
     "profile": profile,
     "convert": convert,
+    "serve": serve,
     "demo": demo,
 }
 
