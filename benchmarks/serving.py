@@ -4,10 +4,10 @@
     python -m benchmarks.serving
     python -m benchmarks.serving --model checkpoints/radd-austen --clients 32 --blank 32 --rounds 5
 
-In each round the model first fills a batch of as many texts as there are clients, offline, by `pipeline.fill`. Then each
-client, in a thread of its own, sends requests to a server in another process, the next one as soon as it has the answer
-to the last. The benchmark prints tokens a second of both, medians over the rounds, and their ratio. It counts answers
-that are lost, and those that differ from the text that the same request has alone.
+In each round the model first fills a batch of as many texts as there are clients, offline, by `pipeline.fill`. Then
+each client, in a thread of its own, sends requests to a server in another process, the next one as soon as it has the
+answer to the last. The benchmark prints tokens a second of both, medians over the rounds, and their ratio. It counts
+answers that are lost, and those that differ from the text that the same request has alone.
 """
 
 import argparse
