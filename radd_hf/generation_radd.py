@@ -71,6 +71,7 @@ from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import (
     BOUNDS,
     GRID_METHODS,
+    LENGTHS,
     MOST_TOKENS,
     SETTINGS,
     GroupSchedule,
@@ -210,8 +211,6 @@ class RaddGenerationConfig(GenerationConfig):
         raise NotImplementedError("RADD's generate has methods, not autoregressive generation modes.")
 
 
-# The settings that say how many tokens a text has.
-LENGTHS = "length", "max_new_tokens"
 # The settings that say which positions are revealed when, as `schedule` does instead.
 PLANS = "method", "order", *BOUNDS
 

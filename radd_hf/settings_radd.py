@@ -29,6 +29,8 @@ ORDERS = FIXED_ORDERS + ADAPTIVE_ORDERS
 GROUP_SCHEDULES = get_args(GroupSchedule)
 # The settings by which an adaptive order decides how many positions an event reveals, and the order of each by default.
 BOUNDS = {"entropy_bound": "entropy", "confidence_threshold": "confidence"}
+# The settings that say how many tokens a text has.
+LENGTHS = "length", "max_new_tokens"
 
 
 class Setting(NamedTuple):

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 from radd_hf import RaddConfig, RaddForMaskedLM, text_radd
 from radd_hf.canvas_radd import make_canvas
 from radd_hf.data.documents import encode, load_documents, train_tokenizer
-from radd_hf.generation_radd import LENGTHS
 from radd_hf.hub.convert import convert
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.pipeline_radd import CUSTOM_PIPELINES, RaddInfillingPipeline
+from radd_hf.settings_radd import LENGTHS
 from radd_hf.text_radd import (
     decode_span,
     encode_after_text,

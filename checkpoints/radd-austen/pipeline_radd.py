@@ -13,9 +13,9 @@ import torch
 from transformers import Pipeline
 
 from .canvas_radd import encode_request
-from .generation_radd import LENGTHS, RaddGenerationConfig, own_settings
+from .generation_radd import RaddGenerationConfig, own_settings
 from .randomness_radd import check_seed, sample_generators, text_seed
-from .settings_radd import SETTINGS, SYNONYMS, own_arguments
+from .settings_radd import LENGTHS, SETTINGS, SYNONYMS, own_arguments
 from .text_radd import BlankedText, check_tokenizer
 
 # What a saved model's config.json says, so that `pipeline("radd-infilling", ...)` finds the class below.

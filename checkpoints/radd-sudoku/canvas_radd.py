@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .inputs_radd import as_tensor
-from .settings_radd import is_integer, plain, shortened
+from .settings_radd import LENGTHS, is_integer, plain, shortened
 from .text_radd import (
     MAX_BLANKS,
     BlankedText,
@@ -270,7 +270,7 @@ def id_rows(
 
 
 # What a request may hold.
-ENDS, LENGTHS = ("prefix", "suffix"), ("length", "max_new_tokens")
+ENDS = "prefix", "suffix"
 REQUEST = "text", *ENDS, *LENGTHS
 
 
@@ -323,9 +323,9 @@ def encode_request(
         raise ValueError(f"{name} is missing: pass a text with blanks, or some of {REQUEST[1:]}.")
     if all(key in given for key in LENGTHS):
         raise ValueError(f"length={given['length']} and max_new_tokens={given['max_new_tokens']}: pass one of them.")
-    sizes = {key: given[key] for key in LENGTHS if key in given}
+    sizes: dict[str, Any] = {key: given[key] for key in LENGTHS if key in given}
     sizes = sizes or {"length": length, "max_new_tokens": max_new_tokens}
-    ends = {key: given.get(key) for key in ENDS}
+    ends: dict[str, Any] = {key: given.get(key) for key in ENDS}
     ids = make_canvas(config, **ends, **sizes, tokenizer=tokenizer)[0][0].tolist()  # (L,)
     begin, masks = ids.index(config.mask_token_id), ids.count(config.mask_token_id)
     return BlankedText(ids, [(begin, begin + masks)], [given.get("prefix", ""), given.get("suffix", "")])

@@ -39,6 +39,8 @@ ENDINGS = runpy.run_path(str(PACKAGE / "endings.py"))
 UsageError, note, visible = ENDINGS["UsageError"], ENDINGS["note"], ENDINGS["visible"]
 # Characters that are read of standard input; a text may have half of them.
 MAX_INPUT = 2**21
+# Of `radd generate`, what has no meaning for a file of texts.
+FOR_ONE_TEXT = "text", "prefix", "suffix", "json", "live", "pause", "picture", "order_map", "batch_size"
 DTYPES = ("float32", "bfloat16", "float16")
 
 EXAMPLES = """\
@@ -78,6 +80,8 @@ examples:
   cat opening.txt | radd generate checkpoints/radd-austen --prefix - --length 64 > text.txt
   radd generate checkpoints/radd-austen --length 96 --method ordered --order random --live --pause 0.05
   radd generate checkpoints/radd-austen "[MASK:40]" --steps 16 --picture text.html --picture text.gif
+  radd generate checkpoints/radd-austen --input prompts.jsonl --output texts.jsonl
+  accelerate launch -m radd_hf generate checkpoints/radd-austen --input prompts.txt --output texts.parquet
 
 The authors' released models have no tokenizer: add --tokenizer gpt2.
 """
@@ -151,6 +155,9 @@ def _generate_parser() -> argparse.ArgumentParser:
         "--seed", type=int, metavar="N", help="the same seed writes the same texts; default: a new one, named"
     )
 
+    add_file_arguments(parser, "a column of texts with blanks, or prefix, suffix and length; a seed is the row's own")
+    parser.set_defaults(command="generate")
+
     how = parser.add_argument_group("how", "defaults are those of the model's generation_config.json, else of generate")
     for name, setting in SETTINGS.items():
         if name != "length":  # which stands with the text
@@ -205,7 +212,104 @@ def _add_setting(group: Any, name: str, setting: Any) -> None:
 
 def generate(argv: Sequence[str]) -> int:
     args = _generate_parser().parse_intermixed_args(argv)
-    return _status_of(lambda: _write_texts(args), args.debug)
+    if args.input is None and args.output is None:
+        return _status_of(lambda: _write_texts(args), args.debug)
+    return _script("generate", lambda _: _write_file(args), ["--debug"] * args.debug)
+
+
+def _write_file(args: argparse.Namespace) -> None:
+    """Fills the texts of a file."""
+    check_file_arguments(args, _generate_parser(), FOR_ONE_TEXT)
+    settings = _check(args)
+    from radd_hf.jobs.job import run_on_file
+    from radd_hf.jobs.writing import RowWriter, columns_to_read
+
+    accelerator, source = open_file(args)
+    with usage():
+        columns = columns_to_read(source.columns, args.text_column)
+    model, tokenizer, identity = load_for_file(args, accelerator)
+
+    def make_work(seed: int) -> RowWriter:
+        given = {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
+        with usage():
+            return RowWriter(model, tokenizer, seed=seed, number=args.number, columns=columns, **given, **settings)
+
+    identity |= {"columns": columns, "number": args.number, "settings": settings}
+    run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Commands on a file: radd generate, radd score
+# ---------------------------------------------------------------------------------------------------------
+
+
+def add_file_arguments(parser: argparse.ArgumentParser, columns: str) -> None:
+    file = parser.add_argument_group("files", "also by the processes of accelerate launch -m radd_hf")
+    file.add_argument("--input", metavar="FILE", help=f".txt, a text a line; .jsonl or .parquet with {columns}")
+    file.add_argument(
+        "--output",
+        metavar="FILE",
+        help=".jsonl or .parquet, a row for each of the input; go on with an interrupted one",
+    )
+    file.add_argument("--text-column", metavar="NAME", help="the column of texts (default text)")
+    file.add_argument("--batch-tokens", type=int, metavar="N", help="tokens of a batch, rows x length (default 4096)")
+
+
+def check_file_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser, for_one: Sequence[str]) -> None:
+    """Raises a UsageError for a file without the other, or with an argument that is for one text."""
+    for name, other in (("output", "input"), ("input", "output")):
+        if getattr(args, name) is not None and getattr(args, other) is None:
+            raise UsageError(f"--{name} {getattr(args, name)}: pass --{other}, too, which names a file of texts.")
+    for name in for_one:
+        if getattr(args, name) != parser.get_default(name):
+            flag = "TEXT" if name == "text" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is for one text: leave it out with --input {args.input}.")
+    if args.batch_tokens is not None and not 1 <= args.batch_tokens < 2**31:
+        raise UsageError(f"--batch-tokens {args.batch_tokens} must be at least 1.")
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Ends with status 2 for what is refused in the block."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def open_file(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Returns the accelerator of this process and the input, read once; args.output becomes a path."""
+    from radd_hf.jobs.rows import RowsFile, check_rows_output
+    from radd_hf.processes import make_accelerator, on_main
+
+    with usage():
+        args.output = check_rows_output("output", args.output)
+        accelerator = make_accelerator()
+        return accelerator, on_main(accelerator, lambda: RowsFile.examine("input", args.input, args.output))
+
+
+def load_for_file(args: argparse.Namespace, accelerator: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns the model, the tokenizer, and what results depend on of them and of how they are computed."""
+    from radd_hf.hub.loading import weights_hash
+
+    if accelerator.num_processes > 1:
+        if args.device is not None:
+            raise UsageError(f"--device {args.device}: each process of a launcher has its own device; leave it out.")
+        args.device = str(accelerator.device)
+    model, tokenizer = _load(args)
+    identity = {
+        "command": f"radd {args.command}",
+        "weights": weights_hash(model),
+        "tokenizer": args.tokenizer,
+        "dtype": args.dtype,
+        "device": model.device.type,
+    }
+    return model, tokenizer, identity
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One text
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
@@ -359,7 +463,7 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
         UsageError: for malformed blanks, none, or no room.
     """
     from radd_hf.canvas_radd import encode_request
-    from radd_hf.generation_radd import LENGTHS
+    from radd_hf.settings_radd import LENGTHS
 
     own = {name: getattr(model.generation_config, name) for name in LENGTHS}
     given = {name: getattr(args, name) for name in ("text", "prefix", "suffix") if getattr(args, name) is not None}

@@ -27,7 +27,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -286,7 +286,7 @@ def table_of(texts: list[str]) -> pa.Table:
 def _documents(files: Sequence[tuple[str, int, int]], kind: str, column: str) -> Generator[dict[str, str], None, None]:
     for name, _, _ in files:
         file = Path(name)
-        try:
+        with _faults_of(file):
             for place, text in READERS[kind](file, column):
                 if not isinstance(text, str):
                     fault = "is null: leave such rows out" if text is None else f"must be a string, and is {text!r:.60}"
@@ -294,13 +294,30 @@ def _documents(files: Sequence[tuple[str, int, int]], kind: str, column: str) ->
                 if not text.isascii() and (found := SURROGATE.search(text)):
                     raise Unreadable(f"{place}: {column!r} has half of a surrogate pair, {found[0]!r}, and is no text.")
                 yield {"text": text}
-        except Unreadable:
-            raise
-        except EOFError as error:
-            raise Unreadable(f"{file} ends before its compressed data does: it was not written to the end.") from error
-        except Exception as error:  # damaged files can end in any
-            reason = " ".join(str(error).split())
-            raise Unreadable(f"{file}: {type(error).__name__}: {reason}") from error
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a file with their columns: a line of text as "text", an object of JSON, a row of Parquet.
+
+    Raises:
+        Unreadable: for a file or a row that is at fault.
+    """
+    with _faults_of(file):
+        yield from ROWS[KINDS[ending_of(file)]](file)
+
+
+@contextmanager
+def _faults_of(file: Path) -> Iterator[None]:
+    """Names the file in the error of whatever library reads it."""
+    try:
+        yield
+    except (Unreadable, GeneratorExit):
+        raise
+    except EOFError as error:
+        raise Unreadable(f"{file} ends before its compressed data does: it was not written to the end.") from error
+    except Exception as error:  # damaged files can end in any
+        reason = " ".join(str(error).split())
+        raise Unreadable(f"{file}: {type(error).__name__}: {reason}") from error
 
 
 def _open(file: Path) -> BinaryIO:
@@ -347,6 +364,16 @@ def _text_of_file(file: Path, column: str) -> Iterator[tuple[str, str]]:
     yield str(file), text
 
 
+def _rows_of_text(file: Path) -> Iterator[dict[str, Any]]:
+    """A row for each line, without the line break; nothing else ends a line."""
+    with _open(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            text = _decode(line.removesuffix(b"\n").removesuffix(b"\r"), file, number)
+            if "\0" in text:
+                raise Unreadable(f"{file}, line {number}: a NUL: it is no text in UTF-8.")
+            yield {"text": text}
+
+
 def _rows_of_json(file: Path) -> Iterator[tuple[str, Any]]:
     """The place and the object of every line; of a file that is a list, or one object on many lines, of each item."""
     with _open(file) as stream:
@@ -372,10 +399,15 @@ def _parse(data: bytes, file: Path, first_line: int) -> Any:
         raise Unreadable(f"{file}, line {line}: {error.msg}, at character {error.colno}: it is no JSON.") from None
 
 
-def _texts_of_json(file: Path, column: str) -> Iterator[tuple[str, Any]]:
+def _objects_of_json(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for place, row in _rows_of_json(file):
         if not isinstance(row, dict):
             raise Unreadable(f"{place} must be an object with columns, and is {row!r:.60}.")
+        yield place, row
+
+
+def _texts_of_json(file: Path, column: str) -> Iterator[tuple[str, Any]]:
+    for place, row in _objects_of_json(file):
         yield place, _in_columns(row, column, place)[column]
 
 
@@ -390,6 +422,12 @@ def _texts_of_parquet(file: Path, column: str) -> Iterator[tuple[str, Any]]:
                 yield f"{file}, row {number}", text
 
 
+def _rows_of_parquet(file: Path) -> Iterator[dict[str, Any]]:
+    with _open(file) as stream:
+        for batch in pq.ParquetFile(stream).iter_batches(DOCUMENTS):
+            yield from batch.to_pylist()
+
+
 def _in_columns(columns: Columns, column: str, place: str) -> Columns:
     """The columns, in which the one that is asked for must be."""
     if column not in columns:
@@ -401,6 +439,13 @@ READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, Any]]]] = {
     "text": _text_of_file,
     "json": _texts_of_json,
     "parquet": _texts_of_parquet,
+}
+
+
+ROWS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    "text": _rows_of_text,
+    "json": lambda file: (row for _, row in _objects_of_json(file)),
+    "parquet": _rows_of_parquet,
 }
 
 

@@ -8,7 +8,6 @@ The text is cut into blocks of the model's length, the last one shorter, and eve
 cuts and averages as the authors' code does. With `--output`, `--resume` continues an interrupted evaluation.
 """
 
-import hashlib
 import math
 import sys
 import time
@@ -17,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import RaddForMaskedLM, __version__
 from ..data.benchmark_texts import EVALUATION_SETS, PROTOCOLS, EvaluationText, load_evaluation_text
 from ..endings import visible
-from ..hub.loading import load
+from ..hub.loading import load, weights_hash
 from ..kernels_radd import packed_weights
 from ..likelihood import ESTIMATORS, LikelihoodRounds, check_estimator, check_passes, plan_rounds
 from ..processes import launched_precision, make_accelerator, script_parser, silence_progress_bars
@@ -143,15 +141,6 @@ def load_text(args: TextArguments, model: RaddForMaskedLM, tokenizer: PreTrained
         text_column=args.text_column,
         special_tokens_in_text=args.special_tokens_in_text,
     )
-
-
-def weights_hash(model: RaddForMaskedLM) -> str:
-    """Returns twelve hexadecimal digits that tell apart models of one name, for the check of `--resume`."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
 
 
 def score(

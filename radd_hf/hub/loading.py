@@ -4,6 +4,7 @@
 If they cannot be loaded, or do not fit together, a ValueError names the argument and says what would be right.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
@@ -140,6 +141,15 @@ def _why_not(error: Exception) -> str:
     if isinstance(error, UnpicklingError):  # whose message advises to run the code
         return "its weights are damaged, or opening them would run code: save them as model.safetensors."
     return f"{reason}." if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {reason}."
+
+
+def weights_hash(model: RaddForMaskedLM) -> str:
+    """Returns twelve hexadecimal digits that tell apart models of one name, where work is resumed."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -68,8 +68,11 @@ def exclusive(output: Path, peers: Peers) -> Iterator[None]:
             release(lock)
 
 
-def acquire(output: Path) -> int:
+def acquire(output: Path, argument: str = "output_dir") -> int:
     """Locks the lock file and returns its descriptor. If the file system has no locks, it warns and does not lock.
+
+    Args:
+        argument: the user's word for the folder, for messages.
 
     Raises:
         ValueError: when another process, or another run of this one, holds it.
@@ -82,8 +85,8 @@ def acquire(output: Path) -> int:
             holder = os.read(lock, 1000).decode(errors="replace").strip() or "another process"
             _close(lock)
             raise ValueError(
-                f"output_dir={str(output)!r} is in use by {holder}: wait for that run or end it, or choose another "
-                "output_dir."
+                f"{argument}={str(output)!r} is in use by {holder}: wait for that run or end it, or choose another "
+                f"{argument}."
             )
         time.sleep(0.05)
     if state != "locked":

@@ -1,0 +1,38 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Puts tasks of any lengths into batches of equal length."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# Tokens of a batch: rows x length.
+BATCH_TOKENS = 4096
+
+
+class Task(NamedTuple):
+    """Holds the work for one result.
+
+    row: number of the row in its file. sample: number of the result among those of the row. length: L, tokens of the
+    sequence. masks: how many of them are to be filled, or a like measure of how long the task takes. content: what the
+    work needs.
+    """
+
+    row: int
+    sample: int
+    length: int
+    masks: int
+    content: Any
+
+
+def batches_of(tasks: Sequence[Task], batch_tokens: int) -> list[list[Task]]:
+    """Returns batches of equal length and at most `batch_tokens` tokens, but of at least one task; the longest first.
+
+    Within a length, tasks with as many masks stand together: a batch takes as long as the one that has most.
+    """
+    batches: list[list[Task]] = []
+    for task in sorted(tasks, key=lambda task: (-task.length, -task.masks, task.row, task.sample)):
+        last = batches[-1] if batches else []
+        if last and last[0].length == task.length and (len(last) + 1) * task.length <= batch_tokens:
+            last.append(task)
+        else:
+            batches.append([task])
+    return batches

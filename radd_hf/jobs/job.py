@@ -1,0 +1,349 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Runs work on all rows of a file, by several processes if a launcher starts them, and goes on after an interruption.
+
+    rows  ->  windows of 16,384 rows  ->  batches of equal length  ->  shards of a few batches  ->  the output
+
+A process computes its shards and writes each to a file of its own in the folder `OUTPUT.parts`. When all are there, the
+first process puts them together in the order of the rows and removes the folder. What is in a batch depends on the file
+alone. So neither the number of processes nor an interruption changes a result.
+
+A shard takes its name when it is whole and on the disk. A job that is killed loses the shards that were being computed,
+and goes on when the same command is given again.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..endings import Stopped, note, visible
+from ..processes import on_main
+from ..randomness_radd import check_seed
+from ..results import replace_text, sync, to_json, write_synced
+from ..training.lock import acquire, release
+from ..version import __version__
+from .batches import Task, batches_of
+from .rows import RowsFile, RowsWriter, json_line, windows_of
+
+logger = logging.getLogger(__name__)
+
+# Batches of a shard, which a process computes before it writes them.
+SHARD = 8
+# With so many windows for each process, a window is one process's; the others then need not encode its rows.
+MANY = 4
+
+
+class Work(Protocol):
+    """What a job does with a row: `RowWriter` and `RowScorer`."""
+
+    number: int  # results of a row
+    batch_tokens: int
+
+    @property
+    def results(self) -> dict[str, pa.DataType]: ...
+
+    def encode(self, row: Mapping[str, Any], number: int) -> list[Task]: ...
+
+    def compute(self, batch: Sequence[Task]) -> list[dict[str, Any]]: ...
+
+    def refusal(self, number: int, error: ValueError) -> dict[str, Any]: ...
+
+
+@dataclass
+class Report:
+    """Holds what a finished job did. totals: sums of the results that are numbers."""
+
+    rows: int = 0
+    results: int = 0
+    refused: int = 0
+    first_refusal: str = ""
+    finished_before: bool = False
+    totals: dict[str, float] = field(default_factory=dict)
+
+    def add(self, result: Mapping[str, Any]) -> None:
+        self.results += 1
+        if result.get("error") is not None:
+            self.refused += 1
+            self.first_refusal = self.first_refusal or f"row {result['row']}: {result['error']}"
+        for name, value in result.items():
+            if isinstance(value, (int, float)) and name not in ("row", "sample"):
+                self.totals[name] = self.totals.get(name, 0) + value
+
+
+class Job:
+    """Keeps the folder of a job, which lies beside its output.
+
+    Args:
+        output: the file to write. identity: all that the results depend on.
+    """
+
+    def __init__(self, output: Path, identity: Mapping[str, Any]):
+        self.output, self.identity = output, json.loads(to_json(dict(identity)))
+        self.folder = output.with_name(f"{output.name}.parts")
+        self.record = output.with_name(f"{output.name}.job.json")
+        self.lock: int | None = None
+        self.mark = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def begin(self) -> Report | None:
+        """Makes the folder, or finds that of an interrupted job, and locks it; returns the report of a finished job.
+
+        Raises:
+            ValueError: for an output or a folder that is of another job, or of none, and for one that is in use.
+        """
+        if self.output.exists() and not self.folder.exists():
+            if not self.record.is_file():
+                raise ValueError(f"output={str(self.output)!r} exists: remove it, or name another.")
+            record = self._check(self.record, self.output)
+            if record.get("bytes") != self.output.stat().st_size:
+                raise ValueError(f"output={str(self.output)!r} was changed since it was written: name another output.")
+            return Report(**record["report"] | {"finished_before": True})
+        if not self.folder.exists():
+            partial = self.folder.with_name(f"{self.folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            write_synced(partial / "job.json", to_json({"job": self.identity}, indent=2))
+            partial.rename(self.folder)
+            sync(self.folder.parent)
+        self.lock = acquire(self.folder, "output")
+        self._check(self.folder / "job.json", self.folder)
+        self._remove_damaged()
+        return None
+
+    def end(self) -> None:
+        """Lets another job have the folder, if there is one."""
+        if self.lock is not None:
+            release(self.lock)
+            self.lock = None
+
+    def _check(self, file: Path, of: Path) -> dict[str, Any]:
+        """Returns the record of a job; raises a ValueError if it is not that of this one."""
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            saved = dict(record["job"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"output: {of} is there without a readable {file.name} ({error}): remove it.") from error
+        names = sorted(saved.keys() | self.identity.keys())
+        changed = {name: (saved.get(name), self.identity.get(name)) for name in names}
+        changed = {name: both for name, both in changed.items() if both[0] != both[1]}
+        if changed:
+            raise ValueError(
+                f"output: {of} is of another job; (saved, now) differ in {changed}. Name another output, or remove it."
+            )
+        return record
+
+    def _remove_damaged(self) -> None:
+        for part in self.parts():
+            if self.read(part) is None:
+                logger.warning("%s is damaged: it is computed again", visible(str(part)))
+                part.unlink()
+
+    def parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.jsonl"))
+
+    def part(self, window: int, shard: int, shards: int) -> Path:
+        return self.folder / f"part-{window:06}-{shard:05}-of-{shards:05}.jsonl"
+
+    def complete(self, window: int) -> bool:
+        """Tells whether all shards of a window are there."""
+        found = [part.stem for part in self.folder.glob(f"part-{window:06}-*.jsonl")]
+        return bool(found) and len(found) == int(found[0].rsplit("-", 1)[1])
+
+    def write(self, part: Path, results: Sequence[Mapping[str, Any]]) -> None:
+        body = "".join(map(json_line, results))
+        head = {"job": self.mark, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+        replace_text(part, to_json(head) + "\n" + body)
+
+    def read(self, part: Path) -> list[dict[str, Any]] | None:
+        """Returns the results in a part, None if they are not as they were written."""
+        try:
+            head, _, body = part.read_text(encoding="utf-8").partition("\n")
+            whole = {"job": self.mark, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+            return [json.loads(line) for line in body.splitlines()] if json.loads(head) == whole else None
+        except (OSError, ValueError):
+            return None
+
+    def finish(self, source: RowsFile, results: Mapping[str, pa.DataType]) -> Report:
+        """Puts all parts together in the order of the rows, and removes them.
+
+        Raises:
+            OSError: for parts that are missing, as where processes do not share a folder.
+        """
+        report = Report(rows=source.rows)
+        with RowsWriter(self.output, results, source) as writer:
+            for window, (first, rows) in enumerate(_numbered(windows_of(source.path))):
+                found: dict[int, list[dict[str, Any]]] = {}
+                for part in sorted(self.folder.glob(f"part-{window:06}-*.jsonl")):
+                    for result in self.read(part) or ():
+                        found.setdefault(result["row"], []).append(result)
+                lacking = [number for number in range(first, first + len(rows)) if number not in found]
+                if lacking or not self.complete(window):
+                    raise OSError(
+                        f"{self.folder} lacks results of {len(lacking)} rows from row {min(lacking, default=first)}: "
+                        "all processes must see the same folder, and nobody may change it. Give the command again."
+                    )
+                ordered = [
+                    (row, result)
+                    for number, row in enumerate(rows, start=first)
+                    for result in sorted(found[number], key=lambda each: each.get("sample", 0))
+                ]
+                for _, result in ordered:
+                    report.add(result)
+                writer.add(ordered)
+        record = {"job": self.identity, "report": asdict(report), "bytes": self.output.stat().st_size}
+        replace_text(self.record, to_json(record, indent=2) + "\n")
+        shutil.rmtree(self.folder)
+        return report
+
+
+def _numbered(windows: Iterator[list]) -> Iterator[tuple[int, list]]:
+    """Yields each window with the number of its first row."""
+    first = 0
+    for window in windows:
+        yield first, window
+        first += len(window)
+
+
+def run_job(work: Work, source: RowsFile, job: Job, accelerator: Accelerator, unit: str, quiet: bool = False) -> Report:
+    """Runs a job to its end, by all processes together; returns what it did.
+
+    Args:
+        unit: what is counted by the bar of the first process, such as "text".
+        quiet: whether there is no bar.
+
+    Raises:
+        ValueError, OSError: in all processes, where `Job.begin` and `Job.finish` do.
+    """
+    try:
+        done = on_main(accelerator, job.begin)
+        if done is None:
+            _compute_share(work, source, job, accelerator, unit, quiet)
+            accelerator.wait_for_everyone()
+            done = on_main(accelerator, lambda: job.finish(source, work.results))
+        return done
+    finally:
+        job.end()
+
+
+def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelerator, unit: str, quiet: bool) -> None:
+    """Computes the shards of this process that are not there yet."""
+    index, processes = accelerator.process_index, accelerator.num_processes
+    by_window = source.windows >= MANY * processes
+    bar = tqdm(
+        total=math.ceil(source.rows * work.number / processes),  # of this process, about
+        unit=unit,
+        dynamic_ncols=True,
+        disable=quiet or not accelerator.is_main_process,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+
+    def skip(results: int) -> None:
+        """Counts what was there already, and not its time."""
+        bar.initial += results
+        bar.update(results)
+
+    with bar:
+        for window, (first, rows) in enumerate(_numbered(windows_of(source.path))):
+            if by_window and window % processes != index:
+                continue
+            if job.complete(window):
+                skip(len(rows) * work.number // (1 if by_window else processes))
+                continue
+            refusals, batches = _batches_of_rows(work, first, rows)
+            shards = max(math.ceil(len(batches) / SHARD), 1)
+            for shard in range(shards):
+                if not by_window and (window + shard) % processes != index:
+                    continue
+                part, mine = job.part(window, shard, shards), batches[shard::shards]
+                results = refusals if shard == 0 else []
+                if part.exists():
+                    skip(len(results) + sum(map(len, mine)))
+                    continue
+                bar.update(len(results))
+                for batch in mine:
+                    results = results + work.compute(batch)
+                    bar.update(len(batch))
+                job.write(part, results)
+        bar.total = bar.n  # exactly
+
+
+def _batches_of_rows(work: Work, first: int, rows: list) -> tuple[list[dict[str, Any]], list[list[Task]]]:
+    """Returns the results of rows that are refused, and the batches of the others; `first` numbers the first row."""
+    refusals, tasks = list[dict[str, Any]](), list[Task]()
+    for number, row in enumerate(rows, start=first):
+        try:
+            tasks += work.encode(row, number)
+        except ValueError as error:
+            refusals.append(work.refusal(number, error))
+    return refusals, batches_of(tasks, work.batch_tokens)
+
+
+class RowsRefused(ValueError):
+    """Some rows of a file have an error in place of a result."""
+
+    exit_status = 1
+
+    def __init__(self, report: Report):
+        super().__init__(
+            f"{report.refused} of {report.rows} rows were refused, and have an error in the output; the first is "
+            f"{report.first_refusal}"
+        )
+
+
+def run_on_file(
+    accelerator: Accelerator,
+    source: RowsFile,
+    output: Path,
+    make_work: Callable[[int], Work],
+    identity: Mapping[str, Any],
+    seed: int | None,
+    *,
+    unit: str,
+    quiet: bool,
+) -> Report:
+    """Runs the job that a command line describes.
+
+    Args:
+        make_work: makes the work of a seed.
+        identity: what the results depend on, besides the input and the seed.
+        seed: None: that of the interrupted job, else a new one.
+
+    Raises:
+        ValueError, OSError: where `run_job` does, in all processes.
+        RowsRefused: for a finished job with refused rows, so that the exit status says so.
+    """
+    whole = dict(identity) | {"rows": source.rows, "input": source.sha256, "radd_hf": __version__}
+    seed = on_main(accelerator, lambda: _saved_seed(output) if seed is None else seed)
+    started = time.perf_counter()
+    work = make_work(seed)
+    job = Job(output, whole | {"seed": seed, "batch_tokens": work.batch_tokens})
+    report = run_job(work, source, job, accelerator, unit, quiet)
+    seconds = time.perf_counter() - started
+    if accelerator.is_main_process and not quiet:
+        done = f"{report.results:,} {unit}s, {report.totals.get('tokens', 0):,} tokens, seed {seed}"
+        when = "finished before" if report.finished_before else f"{seconds:.1f} s"
+        note(visible(f"{output}: {done}, {when}"))
+    if report.refused:
+        # The first process says it for all.
+        raise RowsRefused(report) if accelerator.is_main_process else Stopped("", RowsRefused.exit_status)
+    return report
+
+
+def _saved_seed(output: Path) -> int:
+    job = Job(output, {})
+    for file in (job.folder / "job.json", job.record):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return check_seed(json.loads(file.read_text(encoding="utf-8"))["job"]["seed"])
+    return secrets.randbelow(2**31)

@@ -1,0 +1,189 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Fills the blanks of many rows: `radd generate MODEL --input FILE`.
+
+    rows with text or prefix, suffix and length  ->  tasks  ->  batches of equal length  ->  a result for each row
+
+The random numbers of a row belong to the seed and the row's number, or to the row's own seed. So its result does not
+depend on the rows beside it, on processes or on restarts; see `generate` about rounding.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from ..canvas_radd import REQUEST, encode_request
+from ..generation_radd import RaddGenerationConfig
+from ..randomness_radd import check_seed, sample_generators, text_seed
+from ..ranges import check_count
+from ..settings_radd import LENGTHS, plain
+from .batches import BATCH_TOKENS, Task, batches_of
+
+# Columns that a row's request is read from, when there is no text with blanks.
+COLUMNS = (*REQUEST[1:], "seed")
+
+
+class RowWriter:
+    """Fills the blanks of rows, given as dictionaries of their columns.
+
+        writer = RowWriter(model, tokenizer, seed=0, temperature=0.8)
+        results = writer([{"text": "It was [MASK:4] of spring."}, {"prefix": "She", "length": 24}], numbers=[0, 1])
+
+    A result has `row`, `sample` where `number` is more than one, and
+        text: the text with its blanks filled. fills: the text in each blank.
+        log_probabilities: for each blank, the sum of the log-probabilities of its tokens when drawn, in nats.
+        log_probability: their sum. tokens: how many were written. nfe: network evaluations.
+        error: why the row is refused; the others are then None. None for a row that was written.
+
+    Args:
+        seed: of rows that have no column `seed`.
+        number: results for each row.
+        batch_tokens: tokens of a batch, rows x length.
+        columns: those of a row that are read; by default "text" or those of `COLUMNS`, see [`columns_to_read`].
+        settings: of `generate`. `length` or `max_new_tokens` are of rows that do not say how long they are.
+
+    Raises:
+        ValueError: for a setting that does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        seed: int = 0,
+        number: int = 1,
+        batch_tokens: int = BATCH_TOKENS,
+        columns: Mapping[str, str] | None = None,
+        **settings: Any,
+    ):
+        self.model, self.tokenizer, self.columns = model, tokenizer, columns
+        self.seed, self.number = check_seed(seed), check_count("number", number)
+        self.batch_tokens = check_count("batch_tokens", batch_tokens)
+        if settings.get("max_time") is not None:
+            raise ValueError(
+                f"max_time={settings['max_time']} makes a text depend on the speed of the machine: leave it out."
+            )
+        RaddGenerationConfig(**settings)
+        self.lengths = {name: settings.pop(name, None) for name in LENGTHS}
+        if not any(self.lengths.values()):
+            self.lengths = {name: getattr(model.generation_config, name) for name in LENGTHS}
+        self.settings = settings
+
+    @property
+    def results(self) -> dict[str, pa.DataType]:
+        """Gives the names and types of what a result has."""
+        each_blank = {"fills": pa.list_(pa.string()), "log_probabilities": pa.list_(pa.float64())}
+        return {
+            "row": pa.int64(),
+            **({"sample": pa.int64()} if self.number > 1 else {}),
+            "text": pa.string(),
+            **each_blank,
+            "log_probability": pa.float64(),
+            "tokens": pa.int64(),
+            "nfe": pa.int64(),
+            "error": pa.string(),
+        }
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the results of rows with these numbers, in their order; `number` for each row."""
+        tasks, results = list[Task](), list[dict[str, Any]]()
+        for row, number in zip(rows, numbers, strict=True):
+            try:
+                tasks += self.encode(row, number)
+            except ValueError as error:
+                results.append(self.refusal(number, error))
+        for batch in batches_of(tasks, self.batch_tokens):
+            results += self.compute(batch)
+        place = {number: index for index, number in enumerate(numbers)}
+        return sorted(results, key=lambda result: (place[result["row"]], result.get("sample", 0)))
+
+    def encode(self, row: Mapping[str, Any], number: int) -> list[Task]:
+        """Returns the tasks of a row; raises a ValueError for one that is refused."""
+        columns = columns_to_read(list(row)) if self.columns is None else self.columns
+        request = {key: _cell(row[column]) for key, column in columns.items() if column in row}
+        seed = request.pop("seed", None)
+        seed = text_seed(self.seed, number) if seed is None else text_seed(check_seed(seed))
+        given = encode_request(request, self.model.config, self.tokenizer, **self.lengths)
+        length, longest = len(given.ids), self.model.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(
+                f"the row has {length} tokens with its blanks; the model was trained on at most {longest}."
+            )
+        masks = given.ids.count(self.model.config.mask_token_id)
+        return [Task(number, sample, length, masks, (given, seed)) for sample in range(self.number)]
+
+    def compute(self, batch: Sequence[Task]) -> list[dict[str, Any]]:
+        """Returns the results of tasks of one length, filled together."""
+        canvas = torch.tensor([task.content[0].ids for task in batch])  # (B, L)
+        output = self.model.generate(
+            canvas,
+            generator=[sample_generators(task.content[1], [task.sample])[0] for task in batch],
+            return_dict_in_generate=True,
+            **self.settings,
+        )
+        sequences, logprobs = output.sequences.tolist(), output.token_logprobs.double().cpu()  # (B, L)
+        results = []
+        for task, ids, nats, evaluations in zip(
+            batch, sequences, logprobs, output.num_function_evaluations.tolist(), strict=True
+        ):
+            given = task.content[0]
+            fills = given.fills(ids, self.tokenizer, skip_special_tokens=True)
+            scores = [float(nats[begin:end].sum()) for begin, end in given.spans]
+            results.append(
+                self._numbered(task.row, task.sample)
+                | {
+                    "text": given.filled(fills),
+                    "fills": fills,
+                    "log_probabilities": scores,
+                    "log_probability": sum(scores),
+                    "tokens": task.masks,
+                    "nfe": evaluations,
+                    "error": None,
+                }
+            )
+        return results
+
+    def refusal(self, number: int, error: ValueError) -> dict[str, Any]:
+        """Returns the result of a row that is refused."""
+        return self._numbered(number, 0) | {"error": " ".join(str(error).split())}
+
+    def _numbered(self, row: int, sample: int) -> dict[str, Any]:
+        return {"row": row, **({"sample": sample} if self.number > 1 else {})}
+
+
+def columns_to_read(columns: Sequence[str], text_column: str | None = None) -> dict[str, str]:
+    """Returns the columns of a file that a request is read from, by what they are to it.
+
+    Raises:
+        ValueError: if there are none, or it is not clear which.
+    """
+    if text_column is not None:
+        if text_column not in columns:
+            raise ValueError(f"text_column={text_column!r} must be one of {list(columns)}.")
+        return {"text": text_column} | ({"seed": "seed"} if "seed" in columns else {})
+    ends = [name for name in ("prefix", "suffix") if name in columns]
+    if "text" in columns and ends:
+        raise ValueError(
+            f"there are both 'text' and {ends[0]!r} among the columns {list(columns)}: name the text with blanks by "
+            "text_column, or leave out one of them."
+        )
+    if "text" in columns:
+        return columns_to_read(columns, "text")
+    found = {name: name for name in COLUMNS if name in columns}
+    if not found.keys() - {"seed"}:
+        raise ValueError(
+            f"the columns {list(columns)} have no 'text', nor any of {COLUMNS[:-1]}: name the text with blanks by "
+            "text_column."
+        )
+    return found
+
+
+def _cell(value: Any) -> Any:
+    """Returns a value of a table, in which integers with gaps are floats and gaps NaN."""
+    value = plain(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return value
