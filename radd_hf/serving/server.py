@@ -477,7 +477,7 @@ def main(argv: Sequence[str]) -> None:
         service = Service(
             model,
             tokenizer,
-            name=Path(args.model).name if Path(args.model).is_dir() else args.model,
+            name=Path(args.model).resolve().name if Path(args.model).is_dir() else args.model,
             limits=Limits(args.max_inputs, args.max_number, args.max_length, args.max_steps, args.max_tokens),
             max_wait=args.max_wait,
             debug=args.debug,

@@ -23,7 +23,18 @@ from torch.distributed.run import get_args_parser
 from transformers import AutoModel, AutoTokenizer
 
 import benchmarks.__main__
-from benchmarks import conditioning, draw, estimators, head, orders, partial_caching, saving, speculation, training_cost
+from benchmarks import (
+    conditioning,
+    draw,
+    estimators,
+    head,
+    orders,
+    partial_caching,
+    saving,
+    serving,
+    speculation,
+    training_cost,
+)
 from benchmarks import profile as profile_benchmark
 from radd_hf.app import cli
 from radd_hf.evaluation import perplexity, profile, samples
@@ -247,6 +258,7 @@ PARSERS = {
     "benchmarks.partial_caching": lambda flags, monkeypatch: parse_by(partial_caching.main, flags, monkeypatch),
     "benchmarks.profile": lambda flags, monkeypatch: parse_by(profile_benchmark.main, flags, monkeypatch),
     "benchmarks.speculation": lambda flags, _: speculation.parse_arguments(flags),
+    "benchmarks.serving": lambda flags, _: serving.parse_arguments(flags),
     "benchmarks.saving": lambda flags, monkeypatch: parse_by(saving.main, flags, monkeypatch),
     "radd_hf.hub.convert": lambda flags, monkeypatch: parse_by(convert.main, flags, monkeypatch),
     "radd_hf.evaluation.lm_eval": parse_harness,

@@ -104,7 +104,7 @@ REFUSED = {
     "a long end": ({"inputs": {"prefix": "A", "length": 2**40}}, "length=1099511627776 must be an integer"),
     "many characters": ({"inputs": "a" * 600}, "has 600 characters; it must have at most 512"),
     "a list of parameters": ({"inputs": TEXT, "parameters": [1]}, r"parameters=\[1\] must be an object"),
-    "an unknown parameter": ({"inputs": TEXT, "parameters": {"temprature": 1}}, "did you mean temperature"),
+    "an unknown parameter": ({"inputs": TEXT, "parameters": {"temperatures": 1}}, "did you mean temperature"),
     "a list": ({"inputs": TEXT, "parameters": {"order": [0, 1]}}, "must be a number, a name, true or false"),
     "a config": ({"inputs": TEXT, "parameters": {"generation_config": "/x"}}, "not a parameter of this endpoint"),
     "a processor": ({"inputs": TEXT, "parameters": {"logits_processor": {"a": 1}}}, "must be a number, a name"),
