@@ -18,6 +18,9 @@ from torch import Tensor
 
 from .handler import Request, length_of
 
+# Tokens of a batch, texts that may wait, and seconds that a batch waits for more texts; see `Batcher`.
+BATCH_TOKENS, QUEUE, GATHER = 2**14, 256, 0.005
+
 Fill = Callable[..., list[list[dict[str, Any]]]]
 
 
@@ -78,9 +81,9 @@ class Batcher:
         self,
         fill: Fill,
         *,
-        batch_tokens: int = 2**14,
-        queue: int = 256,
-        gather: float = 0.005,
+        batch_tokens: int = BATCH_TOKENS,
+        queue: int = QUEUE,
+        gather: float = GATHER,
         on_batch: Callable[[list[Job], float], None] = lambda batch, seconds: None,
     ):
         self.fill, self.batch_tokens, self.queue, self.gather, self.on_batch = (

@@ -1,21 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Serves a model over HTTP: `radd serve MODEL`.
 
-    radd serve checkpoints/radd-austen
-    curl http://127.0.0.1:8000/generate -d '{"inputs": "It was [MASK:12] of spring", "parameters": {"seed": 1}}'
-
-    POST /generate   a request and an answer as `handler.py` describes them; "stream": true sends drafts as events
-    GET  /health     whether it serves
-    GET  /info       the model, the parameters of a request, the limits
-    GET  /metrics    counts and times in Prometheus' text format
-
     request -> host and origin -> body -> handler.read, in a thread -> batcher -> answer
 
-POST / is the same as POST /generate, as at an inference endpoint of the Hub. Errors are JSON, {"error": one line}. It
-needs Starlette, uvicorn and prometheus-client, the extra `serve`.
+`arguments.py` lists the routes. Errors are JSON, {"error": one line}. It needs Starlette, uvicorn and
+prometheus-client, the extra `serve`.
 """
 
-import argparse
 import asyncio
 import copy
 import itertools
@@ -47,6 +38,7 @@ from ..hub.loading import find_device, load
 from ..pipeline_radd import RaddInfillingPipeline
 from ..text_radd import BlankedText, decode_span
 from ..version import __version__
+from .arguments import parse_arguments
 from .asgi import Names, Receive, Refused, Scope, Send, answer, headers_of, is_loopback, object_of, read_body
 from .batcher import Batcher, Closed, Full, Job, jobs_of
 from .handler import EndpointHandler, Limits, Request
@@ -58,7 +50,6 @@ CONNECTIONS = 1024
 KEEP_ALIVE = 10.0
 # Seconds after which a client that was refused may try again.
 RETRY_AFTER = 1
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class ClientGone(Exception):
@@ -398,60 +389,6 @@ def serve(
         service.close()
     if server.stopped_by:
         raise Stopped("stopped", 128 + server.stopped_by)
-
-
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="radd serve",
-        description="Serves a model over HTTP.",
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
-    parser.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the model's")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default float32)")
-    parser.add_argument(
-        "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
-    )
-    where = parser.add_argument_group("where")
-    where.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1, this machine alone)"
-    )
-    where.add_argument(
-        "--port", type=int, default=8000, metavar="N", help="default 8000; 0: a free one, which is named"
-    )
-    where.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a name by which the server is called, too"
-    )
-    limits = parser.add_argument_group("limits")
-    for name, default, text in (
-        ("max-length", None, "tokens of a text; default: the length that the model was trained at"),
-        ("max-inputs", Limits().inputs, "texts of a request"),
-        ("max-number", Limits().samples, "samples of a text, num_return_sequences"),
-        ("max-steps", Limits().steps, "steps"),
-        ("max-tokens", Limits().tokens, "tokens of a request, all samples together"),
-        ("batch-tokens", 2**14, "tokens of a batch"),
-        ("max-queue", 256, "texts that wait; more are refused with status 429"),
-    ):
-        help = text if default is None else f"{text} (default {default})"
-        limits.add_argument(f"--{name}", type=int, metavar="N", default=default, help=help)
-    for name, seconds, text in (
-        ("max-wait", 60.0, "seconds that a text may wait for its batch, then status 503"),
-        ("gather", 0.005, "seconds that a batch waits for more texts before it begins"),
-        ("grace", 30.0, "seconds that requests get after SIGTERM or Ctrl-C"),
-    ):
-        limits.add_argument(
-            f"--{name}", type=float, metavar="SECONDS", default=seconds, help=f"{text} (default {seconds:g})"
-        )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    args = parser.parse_args(argv)
-    for name, value in vars(args).items():
-        least = 0 if name in ("port", "gather", "grace") else 1
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and not least <= value < 2**31:
-            parser.error(f"--{name.replace('_', '-')} {value} must be at least {least}.")
-    return args
 
 
 def main(argv: Sequence[str]) -> None:

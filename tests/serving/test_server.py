@@ -375,4 +375,4 @@ def test_a_port_that_is_taken_and_a_limit_of_nothing_are_refused(capsys, monkeyp
             main(["toy", "--port", str(port)])
     with pytest.raises(SystemExit, match="2"):
         main(["toy", "--max-queue", "0"])
-    assert "--max-queue 0 must be at least 1" in capsys.readouterr().err
+    assert "--max-queue 0 must be a number in 1 .. 2147483647." in capsys.readouterr().err
