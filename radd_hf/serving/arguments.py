@@ -5,7 +5,8 @@ import argparse
 from collections.abc import Sequence
 
 from ..hub.convert import DTYPES
-from .batcher import BATCH_TOKENS, GATHER, QUEUE
+from ..jobs.batches import BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD
+from .batcher import GATHER, QUEUE
 from .handler import Limits
 
 MOST = 2**31 - 1  # of any number
@@ -59,7 +60,11 @@ def make_parser() -> argparse.ArgumentParser:
         ("max-number", Limits().samples, "samples of a text, num_return_sequences"),
         ("max-steps", Limits().steps, "steps"),
         ("max-tokens", Limits().tokens, "tokens of a request, all samples together"),
-        ("batch-tokens", BATCH_TOKENS, "tokens of a batch"),
+        (
+            "batch-tokens",
+            None,
+            f"tokens of a batch; default: {BATCH_TOKENS} on a processor, {BATCH_TOKENS_OF_A_CARD} on a card",
+        ),
         ("max-queue", QUEUE, "texts that wait; more are refused with status 429"),
     ):
         help = text if default is None else f"{text} (default {default})"

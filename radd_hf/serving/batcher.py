@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .handler import Request, length_of
 
-# Tokens of a batch, texts that may wait, and seconds that a batch waits for more texts; see `Batcher`.
-BATCH_TOKENS, QUEUE, GATHER = 2**14, 256, 0.005
+# Texts that may wait, and seconds that a batch waits for more texts; see `Batcher`.
+QUEUE, GATHER = 256, 0.005
 
 Fill = Callable[..., list[list[dict[str, Any]]]]
 
@@ -74,14 +74,14 @@ class Batcher:
         queue: rows that may wait.
         gather: seconds that a batch waits for more rows before it begins, unless it is full. Clients who got their
             answers from the last batch, and ask again at once, so come into the next one.
-        on_batch: called with each batch and its seconds.
+        on_batch: called with each batch that was filled, and its seconds, before the results are given.
     """
 
     def __init__(
         self,
         fill: Fill,
         *,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int,
         queue: int = QUEUE,
         gather: float = GATHER,
         on_batch: Callable[[list[Job], float], None] = lambda batch, seconds: None,
@@ -151,12 +151,14 @@ class Batcher:
         while batch := self._next():
             started = time.perf_counter()
             try:
-                for job, samples in zip(batch, self._fill(batch), strict=True):
-                    job.result.set_result(samples)
+                results = self._fill(batch)
+                self.on_batch(batch, time.perf_counter() - started)
             except Exception as error:
                 for job in batch:
                     job.result.set_exception(error)
-            self.on_batch(batch, time.perf_counter() - started)
+            else:
+                for job, samples in zip(batch, results, strict=True):
+                    job.result.set_result(samples)
 
     def _next(self) -> list[Job]:
         """Waits for jobs and returns the next batch, none once all is done and the batcher is closed."""

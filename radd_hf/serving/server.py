@@ -35,6 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..endings import Stopped, UsageError, note, reason_of, visible
 from ..hub.loading import find_device, load
+from ..jobs.batches import tokens_of_a_batch
 from ..pipeline_radd import RaddInfillingPipeline
 from ..text_radd import BlankedText, decode_span
 from ..version import __version__
@@ -85,7 +86,7 @@ class Service:
     Args:
         model, tokenizer: a model ready to write, and its tokenizer.
         name: of the model, for clients.
-        limits: of one request. batcher: settings of [`Batcher`].
+        limits: of one request. batch_tokens: of a batch; None: what suits the device. batcher: settings of [`Batcher`].
         max_wait: seconds that a text may wait for its batch.
         debug: log the traceback of a failure.
     """
@@ -97,6 +98,7 @@ class Service:
         *,
         name: str = "radd",
         limits: Limits | None = None,
+        batch_tokens: int | None = None,
         max_wait: float = 60.0,
         debug: bool = False,
         **batcher: Any,
@@ -107,7 +109,7 @@ class Service:
         reader.tokenizer = copy.deepcopy(fill.tokenizer)
         self.handler = EndpointHandler(pipeline=reader, limits=limits)
         self.reader = ThreadPoolExecutor(1, "reader")
-        self.batcher = Batcher(fill.fill, **batcher)
+        self.batcher = Batcher(fill.fill, batch_tokens=tokens_of_a_batch(batch_tokens, model.device), **batcher)
         self.metrics = Metrics(self.batcher)
         self.name, self.max_wait, self.debug = name, max_wait, debug
 

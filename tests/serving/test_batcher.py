@@ -40,7 +40,7 @@ def make(model):
     made = []
 
     def batcher(**settings) -> Batcher:
-        made.append(Batcher(model, **{"gather": 0.0} | settings))
+        made.append(Batcher(model, **{"gather": 0.0, "batch_tokens": 1000} | settings))
         made[0].submit([job("first", length=8)])
         assert model.begun.acquire(timeout=WAIT)
         return made[0]
