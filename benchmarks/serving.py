@@ -71,6 +71,7 @@ def main(argv: list[str]) -> dict[str, Any]:
                         if number == 1:
                             expected[seed] = alone(request_of(args, seed))["outputs"][0]["text"]
                             different += text not in (None, expected[seed])
+            rows = rows_of_a_batch(port)
         finally:
             server.terminate()
     result = {
@@ -80,6 +81,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "served_tokens_per_second": statistics.median(online),
         "ratio": statistics.median(online) / statistics.median(offline),
         "ratio_of_rounds": [served / alone for served, alone in zip(online, offline, strict=True)],
+        "texts_of_a_batch": rows,
         "answers": args.clients * args.requests * args.rounds,
         "lost": lost,
         "different": different,
@@ -122,6 +124,15 @@ def run_client(args: argparse.Namespace, port: int, number: int, client: int) ->
             note(f"client {client}: {error!r}")
             texts[seed] = None
     return texts
+
+
+def rows_of_a_batch(port: int) -> float:
+    """The mean over all batches, of the warm-up, too."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection.request("GET", "/metrics")
+    counts = re.findall(r"^radd_batch_rows_(sum|count) (\S+)$", connection.getresponse().read().decode(), re.MULTILINE)
+    told = dict(counts)
+    return float(told["sum"]) / float(told["count"])
 
 
 def port_of(server: subprocess.Popen) -> int:

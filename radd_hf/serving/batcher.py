@@ -24,11 +24,11 @@ QUEUE, GATHER = 256, 0.005
 Fill = Callable[..., list[list[dict[str, Any]]]]
 
 
-class Full(ValueError):
+class Full(Exception):
     """The queue has no place for so many rows."""
 
 
-class Closed(ValueError):
+class Closed(Exception):
     """The server stops."""
 
 
@@ -188,10 +188,15 @@ class Batcher:
         return bool(batch) and sum(job.tokens for job in batch) + batch[0].tokens > self.batch_tokens
 
     def _fill(self, batch: list[Job]) -> list[list[dict[str, Any]]]:
+        drafts = _Drafts(batch)
         try:
-            return self.fill([job.row for job in batch], streamer=_Drafts(batch), **batch[0].settings)
+            return self.fill([job.row for job in batch], streamer=drafts, **batch[0].settings)
         except Abandoned:
             raise Closed("The server stops.") from None
+        except ValueError as error:
+            if not drafts.begun:  # settings are refused before the first event
+                raise
+            raise RuntimeError(str(error)) from error
 
 
 class Abandoned(Exception):
@@ -202,10 +207,11 @@ class _Drafts:
     """A streamer of `generate`: hands on the drafts of each row, and ends a batch that nobody waits for."""
 
     def __init__(self, batch: list[Job]):
-        self.batch = batch
+        self.batch, self.begun = batch, False
 
     def put_draft(self, canvas: Tensor) -> None:
         """canvas (rows x samples, L)."""
+        self.begun = True
         if all(job.gone for job in self.batch):
             raise Abandoned
         for job, draft in zip(self.batch, canvas.split([job.samples for job in self.batch]), strict=True):

@@ -64,7 +64,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         everything: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("radd_requests", "Requests answered, by HTTP status", ["status"], **everything)
-        self.seconds = Histogram("radd_request_seconds", "From a request to its answer", **everything)
+        self.seconds = Histogram(
+            "radd_request_seconds", "From a request to its answer, or to the beginning of a stream", **everything
+        )
         self.rows = Histogram(
             "radd_batch_rows", "Texts of a batch", buckets=[2**n for n in range(10)] + [math.inf], **everything
         )
@@ -107,9 +109,11 @@ class Service:
         # Requests are read, and drafts shown, while a batch is computed. A tokenizer is for one thread at a time.
         reader = copy.copy(fill)
         reader.tokenizer = copy.deepcopy(fill.tokenizer)
-        self.handler = EndpointHandler(pipeline=reader, limits=limits)
         self.reader = ThreadPoolExecutor(1, "reader")
         self.batcher = Batcher(fill.fill, batch_tokens=tokens_of_a_batch(batch_tokens, model.device), **batcher)
+        limits = limits or Limits()
+        limits = limits._replace(inputs=min(limits.inputs, self.batcher.queue))  # more would never find a place
+        self.handler = EndpointHandler(pipeline=reader, limits=limits)
         self.metrics = Metrics(self.batcher)
         self.name, self.max_wait, self.debug = name, max_wait, debug
 

@@ -26,6 +26,8 @@ class Model:
             raise RuntimeError("the model failed")
         for _ in range(self.events):
             streamer.put_draft(torch.zeros(2 * len(rows), rows[0]["input_ids"].shape[1], dtype=torch.long))
+        if settings.get("has_no_scores"):
+            raise ValueError("no token had a finite score")
         return [[{"text": row["number"]}] for row in rows]
 
 
@@ -107,6 +109,15 @@ def test_a_failure_is_that_of_its_batch_alone(model, make):
     batcher.submit([fails, works])
     assert finish(model, [works]) == [1]
     with pytest.raises(RuntimeError, match="the model failed"):
+        fails.result.result(WAIT)
+
+
+def test_an_error_in_the_middle_of_a_batch_is_not_the_fault_of_its_settings(model, make):
+    batcher, model.events = make(), 1
+    fails = job(0, has_no_scores=True)
+    batcher.submit([fails])
+    model.go.release(2)
+    with pytest.raises(RuntimeError, match="no token had a finite score"):
         fails.result.result(WAIT)
 
 

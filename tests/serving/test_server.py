@@ -265,6 +265,11 @@ def test_a_full_queue_refuses_and_says_when_to_try_again(run):
         assert all(answer.result(WAIT)["outputs"] for answer in answers)
 
 
+def test_a_request_that_would_never_find_a_place_is_refused(run):
+    status, _, answer = run(queue=2).ask(data={"inputs": [TEXT] * 3})
+    assert (status, answer) == (400, {"error": "inputs has 3 texts; it must have 1 to 2."})
+
+
 def test_who_waits_too_long_is_told_and_leaves_the_queue(run):
     running = run(max_wait=0.2)
     running.open.clear()
