@@ -5,11 +5,13 @@
     python eval_ppl.py --model runs/mine/checkpoints/step_6400 --dataset austen --output result.json
     python examples/push_to_hub.py runs/mine/checkpoints/step_6400 me/my-radd --license apache-2.0 \
         --recipe runs/mine/config.yaml --evaluation result.json
+    python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --endpoint
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --dry_run
 
 A folder that has a card keeps it, and the script adds what is known of training and evaluation. (`python -m
 radd_hf.hub.convert` writes a card that says where the weights are from.) The script finds `training/config.yaml` and
-`evaluation.json` in the folder.
+`evaluation.json` in the folder. `--endpoint` adds `handler.py` and `requirements.txt`, so that an inference endpoint of
+the Hub can serve the model.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import upload_file
 
+from radd_hf.hub.convert import endpoint_files
 from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.hub.model_card import Origin, check_license, check_repository, model_card, with_results
 
@@ -32,6 +35,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--evaluation", type=Path, help="what eval_ppl.py wrote with --output")
     parser.add_argument("--license", help="of the weights, such as apache-2.0, for a folder without a card")
     parser.add_argument("--private", action="store_true")
+    parser.add_argument("--endpoint", action="store_true", help="add the files of an inference endpoint")
     parser.add_argument("--dry_run", action="store_true", help="print the card and upload nothing")
     args = parser.parse_args(argv)
     check_repository("repository", args.repository)
@@ -58,7 +62,9 @@ def main(argv: list[str]) -> None:
         return
     model.push_to_hub(args.repository, private=args.private)  # the code files go with it
     tokenizer.push_to_hub(args.repository)
-    upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=args.repository)
+    beside = {"README.md": card.encode()} | (endpoint_files() if args.endpoint else {})
+    for name, content in beside.items():
+        upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=args.repository)
     print(f"{args.repository} is published.")
 
 

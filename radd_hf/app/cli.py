@@ -9,6 +9,7 @@
     radd quality --model MODEL
     radd profile MODEL --dataset TEXT
     radd convert SOURCE TARGET
+    radd serve MODEL
     radd demo
     radd completion bash
     radd RUN_FOLDER
@@ -57,6 +58,7 @@ commands:
   quality    measure what a model writes and what that costs, as eval_generation.py does
   profile    estimate and save what generate --schedule profile needs
   convert    make folders for the Hub of the authors' checkpoints, and back
+  serve      serve a model over HTTP, for programs
   demo       serve a web page on which a model writes
   completion print what bash or zsh needs to complete all this
   FOLDER     of a training run: its newest checkpoint; so it is where a MODEL is named
@@ -70,6 +72,7 @@ examples:
   radd profile checkpoints/radd-austen --dataset austen
   accelerate launch -m radd_hf train --config small
   radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
+  radd serve checkpoints/radd-austen
   radd demo
   radd runs/mine
 
@@ -695,7 +698,7 @@ def _figure(value: Any) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# radd convert, demo, train, eval, quality, profile, score
+# radd convert, serve, demo, train, eval, quality, profile, score
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -704,6 +707,21 @@ def convert(argv: Sequence[str]) -> int:
 
     rest = [argument for argument in argv if argument != "--debug"]
     return _status_of(lambda: convert_main(rest), debug="--debug" in argv)
+
+
+def serve(argv: Sequence[str]) -> int:
+    from radd_hf.endings import status_of  # which knows the exception of a server that was stopped
+
+    def run() -> None:
+        try:
+            from radd_hf.serving.server import main as server_main
+        except ModuleNotFoundError as error:
+            if error.name not in ("uvicorn", "starlette", "prometheus_client"):
+                raise
+            raise ValueError("the server needs its packages: pip install 'radd_hf[serve]'") from error
+        server_main(argv)
+
+    return status_of(run, "radd", debug="--debug" in argv)
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -819,6 +837,7 @@ COMMANDS = {
     "quality": quality,
     "profile": profile,
     "convert": convert,
+    "serve": serve,
     "demo": demo,
     "completion": completion,
 }

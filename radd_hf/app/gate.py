@@ -7,22 +7,29 @@ gradio serves more than a page needs: uploads, files, a proxy, monitoring, calls
 knows the few routes of the page and refuses others. It is an ASGI middleware, and needs no gradio.
 """
 
-import asyncio
-import ipaddress
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
-Scope = dict[str, Any]
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+from ..serving.asgi import (
+    Application,
+    Message,
+    Names,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    address_of,
+    answer,
+    headers_of,
+    host_of,
+    object_of,
+    read_body,
+)
 
 API = "/gradio_api"
 SESSION = r"[A-Za-z0-9_-]{1,64}"
@@ -38,19 +45,12 @@ STREAMS = re.compile(rf"{QUEUE}|{API}/heartbeat/({SESSION})")
 
 # Bytes. The connections together bound what bodies take: 64 MiB.
 LARGEST_BODY = 2**16
-BODY_SECONDS = 30.0
 # Fields of a call that the page sends; others (a batch, an event of another's) are left out.
 FIELDS = ("data", "fn_index", "session_hash", "trigger_id")
 SCALARS = (str, int, float, bool, type(None))
 CONNECTIONS, CONNECTIONS_OF_ADDRESS = 1024, 128
 # Calls of an open page that wait for their answers, or whose answers it has not read.
 UNREAD = 4
-
-
-class Refused(Exception):
-    def __init__(self, status: int, reason: str):
-        super().__init__(reason)
-        self.status = status
 
 
 class Sessions(Protocol):
@@ -67,10 +67,7 @@ class Gate:
     """An ASGI middleware that passes on the requests of the page.
 
     Args:
-        hosts: host names of the page, besides those of this machine. A browser sends the host name that its user sees,
-            so the gate can refuse another site's name that resolves to this server (DNS rebinding).
-        addresses_allowed: accept any IP address, such as 192.168.1.7, as a host name of the page, too; another site
-            cannot own one.
+        hosts, addresses_allowed: the host names of the page, see [`Names`].
         functions: the page's functions by their indices. Each takes the list of inputs of a call, and raises any
             exception for one that the application would fail at.
         streams: counts the open connections of each session. A page opens one before it calls anything; a call without
@@ -81,7 +78,7 @@ class Gate:
 
     def __init__(
         self,
-        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        app: Application,
         hosts: Iterable[str] = (),
         addresses_allowed: bool = False,
         functions: Mapping[int, Callable[[list], Any]] | None = None,
@@ -90,8 +87,7 @@ class Gate:
         shared_address: bool = False,
     ):
         self.app = app
-        self.hosts = {*LOOPBACK, *(host.lower() for host in hosts)}
-        self.addresses_allowed = addresses_allowed
+        self.names = Names(hosts, addresses_allowed)
         self.functions = functions or {}
         self.streams = Counter[str]() if streams is None else streams
         self.sessions = sessions
@@ -107,11 +103,11 @@ class Gate:
             return
         address = address_of(scope)
         try:
-            self.check_sender(headers_of(scope))
+            self.names.check_sender(headers_of(scope))
             session = self.check_route(scope)
             self.check_connections(address)
         except Refused as refusal:
-            await answer(send, refusal.status, str(refusal))
+            await answer(send, refusal)
             return
         self.connections[address] += 1
         if session is not None:
@@ -129,11 +125,11 @@ class Gate:
             await self.app(scope, receive, send)
             return
         try:
-            call = self.checked_call(await read_body(receive, headers_of(scope)))
+            call = self.checked_call(await read_body(receive, headers_of(scope), LARGEST_BODY))
             if scope["path"] == JOIN:
                 self.check_unread(call["session_hash"])
         except Refused as refusal:
-            await answer(send, refusal.status, str(refusal))
+            await answer(send, refusal)
             return
         scope, receive = with_body(scope, json.dumps(call).encode(), receive)
         try:
@@ -145,29 +141,12 @@ class Gate:
         if session not in self.streams and self.sessions is not None:
             await self.sessions.forget(session)
 
-    def check_sender(self, headers: dict[str, list[str]]) -> None:
-        """Refuses requests under another's name, and those of another's page."""
-        hosts, origins = headers.get("host", []), headers.get("origin", [])
-        if len(hosts) != 1 or not self.is_own(host_of(f"//{hosts[0]}")):
-            raise Refused(421, "This page is not served under that name: the server allows more by --allowed-host.")
-        for origin in origins:
-            host = host_of(origin)
-            if origin.partition("//")[2] != hosts[0] and (host is None or host not in self.hosts.difference(LOOPBACK)):
-                raise Refused(
-                    403, "Only the page itself may call its functions: the server allows more names by --allowed-host."
-                )
-
-    def is_own(self, host: str | None) -> bool:
-        if host is None:
-            return False
-        return host in self.hosts or (self.addresses_allowed and is_address(host))
-
     def without_foreign_host(self, scope: Scope) -> Scope:
         """Returns the request without a name from a proxy that is none of the page's: addresses are made from it."""
         headers = [
             (name, value)
             for name, value in scope["headers"]
-            if name.lower() != b"x-forwarded-host" or self.is_own(host_of(f"//{value.decode('latin-1')}"))
+            if name.lower() != b"x-forwarded-host" or host_of(f"//{value.decode('latin-1')}") in self.names
         ]
         return scope | {"headers": headers}
 
@@ -203,12 +182,7 @@ class Gate:
 
     def checked_call(self, body: bytes) -> dict[str, Any]:
         """Returns the call of a function, with the fields that the page sends alone."""
-        try:
-            call = json.loads(body, parse_constant=no_number)
-        except (ValueError, RecursionError):
-            call = None
-        if not isinstance(call, dict):
-            raise Refused(400, "A call is an object of JSON.")
+        call = object_of(body)
         call = {name: call[name] for name in FIELDS if name in call}
         session, function, trigger = call.get("session_hash"), call.get("fn_index"), call.get("trigger_id")
         if not isinstance(session, str) or not re.fullmatch(SESSION, session):
@@ -231,84 +205,10 @@ class Gate:
         return call
 
 
-def no_number(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
-
-
 def count_down(counter: Counter[str], key: str) -> None:
     counter[key] -= 1
     if counter[key] <= 0:
         del counter[key]
-
-
-def headers_of(scope: Scope) -> dict[str, list[str]]:
-    headers: dict[str, list[str]] = {}
-    for name, value in scope["headers"]:
-        headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-    return headers
-
-
-def host_of(url: str) -> str | None:
-    """Returns the host of an origin or of `//host:port`, in small letters, without brackets and a last dot, or None."""
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises an error for what is no number
-    except ValueError:
-        return None
-    plain = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]@:]*)(:\d*)?", parts.netloc)
-    if parts.path or parts.query or parts.fragment or not plain or not parts.hostname:
-        return None
-    return parts.hostname.removesuffix(".")
-
-
-def is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Tells whether a host to listen at is reached from this machine alone."""
-    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def address_of(scope: Scope) -> str:
-    client = scope.get("client")
-    return visitor_at(client[0]) if client else ""
-
-
-def visitor_at(address: str) -> str:
-    """Returns what stands for the visitor at an address: a visitor has all of an IPv6 network of 64 bits."""
-    try:
-        number = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(number, ipaddress.IPv4Address):
-        return str(number)
-    return str(number.ipv4_mapped or ipaddress.ip_network((int(number) >> 64 << 64, 64)))
-
-
-async def read_body(receive: Receive, headers: dict[str, list[str]]) -> bytes:
-    """Returns the body of a request, which must be small and soon here."""
-    length = headers.get("content-length", ["0"])[0]
-    if not length.isdecimal() or int(length[:20]) > LARGEST_BODY:
-        raise Refused(413, f"A call has at most {LARGEST_BODY:,} bytes.")
-    body, more = bytearray(), True
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused(400, "The call has no end.")
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > LARGEST_BODY:
-                    raise Refused(413, f"A call has at most {LARGEST_BODY:,} bytes.")
-    except TimeoutError:
-        raise Refused(408, f"A call must arrive within {BODY_SECONDS:g} s.") from None
-    return bytes(body)
 
 
 def with_body(scope: Scope, body: bytes, receive: Receive) -> tuple[Scope, Receive]:
@@ -326,10 +226,3 @@ def with_body(scope: Scope, body: bytes, receive: Receive) -> tuple[Scope, Recei
         return {"type": "http.request", "body": body, "more_body": False}
 
     return scope | {"headers": headers}, receive_again
-
-
-async def answer(send: Send, status: int, reason: str) -> None:
-    body = json.dumps({"error": reason, "detail": reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -20,8 +20,9 @@ from typing import Any
 from ..endings import note
 from ..hub.runs import newest_model
 from ..options import OneLineParser
+from ..serving.asgi import is_loopback, visitor_at
 from ..settings_radd import ADAPTIVE_ORDERS, GROUP_SCHEDULES, METHODS, ORDERS, TEXT_SETTINGS
-from .gate import CONNECTIONS, Gate, is_loopback, visitor_at
+from .gate import CONNECTIONS, Gate
 from .live import BLANKS, ENDS, FORMS, GIVEN_ALL_OTHERS, describe, judge, load_for_page, number_of, write
 from .turns import Job, Limits, Turns
 

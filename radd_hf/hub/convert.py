@@ -4,6 +4,7 @@
     radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
     radd convert RUN_FOLDER my-model --tokenizer gpt2        EMA weights; --no-ema: the raw ones
     radd convert my-model their-model --to-original
+    radd convert my-model for-an-endpoint --tokenizer my-model --endpoint
 
 A source is one of three layouts, told apart by the files it holds:
 
@@ -60,13 +61,17 @@ from .sources import RUN_CHECKPOINT, RUN_CONFIG, WEIGHTS, find_beside, read_conf
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+# What the code of a checkpoint needs where this package is not installed, with the bounds of setup.cfg.
+REQUIREMENTS = ("torch>=2.11", "transformers>=5.14", "huggingface_hub>=1.33", "safetensors>=0.8", "tokenizers>=0.22.2")
+HANDLER = Path(__file__).parents[1] / "serving" / "handler.py"
+
 # The table of names is modeling_radd.py's; read backwards it gives the authors' names.
 TO_OURS = get_checkpoint_conversion_mapping(RaddConfig.model_type)
 TO_THEIRS = [rule.reverse_transform() for rule in reversed(TO_OURS)]
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The two public functions
+# The public functions
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -78,6 +83,7 @@ def convert(
     use_ema: bool = True,
     dtype: str | None = None,
     license: str | None = None,
+    endpoint: bool = False,
     push_to_hub: str | None = None,
 ) -> Path:
     """Writes a complete folder of ours: weights under our names, configuration, code files, model card.
@@ -93,6 +99,7 @@ def convert(
         use_ema: from a run, take the moving average of the weights (what the authors evaluate) or the raw ones.
         dtype: "float32", "bfloat16" or "float16"; None keeps the source's.
         license: identifier of the weights' license, such as "apache-2.0", for the model card; None names none.
+        endpoint: write the files of an inference endpoint, too ([`write_endpoint`]); it needs the tokenizer.
         push_to_hub: name of a repository to upload the folder to.
 
     Returns:
@@ -105,6 +112,8 @@ def convert(
     """
     check_license("license", license)
     check_repository("push_to_hub", push_to_hub)
+    if endpoint and tokenizer is None:
+        raise ValueError("endpoint=True: an endpoint reads and writes text, name the tokenizer that belongs to it.")
     target = _free_target(target)
     model, origin = _load(source, use_ema=use_ema, dtype=dtype)
     text_tools = None if tokenizer is None else _load_tokenizer(tokenizer, cast(RaddConfig, model.config))
@@ -114,9 +123,35 @@ def convert(
             text_tools.save_pretrained(folder)
         card = model_card(model, origin, with_tokenizer=text_tools is not None, license=license, repository=push_to_hub)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        if endpoint:
+            write_endpoint(folder)
     if push_to_hub is not None:
         _push(target, push_to_hub)
     return target
+
+
+def write_endpoint(folder: str | Path) -> None:
+    """Writes `handler.py` and `requirements.txt` beside a saved model, as the inference endpoints of the Hub load it.
+
+    Raises:
+        ValueError: for a folder without a tokenizer, or without the code that the handler calls.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "tokenizer_config.json", "pipeline_radd.py"):
+        if not (folder / name).is_file():
+            raise ValueError(f"folder={str(folder)!r} has no {name}; it must hold a model of ours and its tokenizer.")
+    if (folder / "pipeline_radd.py").read_bytes() != (HANDLER.parents[1] / "pipeline_radd.py").read_bytes():
+        raise ValueError(
+            f"folder={str(folder)!r} carries the code of another version; convert it anew: radd convert {folder} NEW "
+            f"--tokenizer {folder} --endpoint."
+        )
+    for name, content in endpoint_files().items():
+        (folder / name).write_bytes(content)
+
+
+def endpoint_files() -> dict[str, bytes]:
+    """Returns the files of an inference endpoint by name."""
+    return {"handler.py": HANDLER.read_bytes(), "requirements.txt": "".join(f"{n}\n" for n in REQUIREMENTS).encode()}
 
 
 def to_original(
@@ -441,6 +476,9 @@ def make_parser() -> OneLineParser:
     parser.add_argument("--no-ema", action="store_true", help="of a training run, the raw weights")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the source's")
     parser.add_argument("--license", help="of the weights, for the model card, e.g. apache-2.0; default: none named")
+    parser.add_argument(
+        "--endpoint", action="store_true", help="write handler.py and requirements.txt of an inference endpoint, too"
+    )
     parser.add_argument("--push-to-hub", metavar="REPO", help="repository to upload the folder to")
     parser.add_argument("--to-original", action="store_true", help="write the authors' layout instead of ours")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
@@ -451,14 +489,17 @@ def main(argv: list[str]) -> None:
     """Runs [`convert`] or [`to_original`] by the arguments of a command line."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.to_original and (args.tokenizer or args.license):
-        parser.error("--tokenizer, --license: the authors' layout has no place for them; leave them out.")
+    if args.to_original and (args.tokenizer or args.license or args.endpoint):
+        parser.error("--tokenizer, --license, --endpoint: the authors' layout has no place for them; leave them out.")
+    if args.endpoint and not args.tokenizer:
+        parser.error("--endpoint reads and writes text: name its tokenizer, --tokenizer NAME_OR_DIR.")
 
     options = {"use_ema": not args.no_ema, "dtype": args.dtype, "push_to_hub": args.push_to_hub}
     if args.to_original:
         to_original(args.source, args.target, **options)
     else:
-        convert(args.source, args.target, tokenizer=args.tokenizer, license=args.license, **options)
+        beside = {"tokenizer": args.tokenizer, "license": args.license, "endpoint": args.endpoint}
+        convert(args.source, args.target, **beside, **options)
     print(f"{visible(args.target)} is written.")
     if not args.to_original and args.tokenizer is None:
         print("No tokenizer is in it; --tokenizer NAME_OR_DIR puts one there.")

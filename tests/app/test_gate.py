@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from radd_hf.app.gate import CONNECTIONS_OF_ADDRESS, LARGEST_BODY, UNREAD, Gate, is_loopback, visitor_at
+from radd_hf.app.gate import CONNECTIONS_OF_ADDRESS, LARGEST_BODY, UNREAD, Gate
+from radd_hf.serving.asgi import is_loopback, visitor_at
 
 JOIN = "/gradio_api/queue/join"
 CALL = {"data": ["text", 1, None], "fn_index": 3, "session_hash": "abc"}

@@ -33,6 +33,7 @@ from benchmarks import (
     orders,
     partial_caching,
     saving,
+    serving,
     speculation,
     training_cost,
 )
@@ -261,6 +262,7 @@ PARSERS = {
     "benchmarks.partial_caching": lambda flags, monkeypatch: parse_by(partial_caching.main, flags, monkeypatch),
     "benchmarks.profile": lambda flags, monkeypatch: parse_by(profile_benchmark.main, flags, monkeypatch),
     "benchmarks.speculation": lambda flags, _: speculation.parse_arguments(flags),
+    "benchmarks.serving": lambda flags, _: serving.parse_arguments(flags),
     "benchmarks.saving": lambda flags, monkeypatch: parse_by(saving.main, flags, monkeypatch),
     "radd_hf.hub.convert": lambda flags, monkeypatch: parse_by(convert.main, flags, monkeypatch),
     "radd_hf.evaluation.lm_eval": parse_harness,

@@ -98,11 +98,13 @@ def test_publishing_uploads_a_whole_model_and_a_card_with_its_figures(tmp_path):
     """In a process of its own, which knows of no other Hub than the stand-in and may reach for nothing else."""
     script = ROOT / "examples" / "push_to_hub.py"
     with HubStandIn() as hub:
-        run_script(OWNER + PUSH, script, CHECKPOINT, "someone/radd", hub=hub, home=tmp_path, HF_TOKEN="hf_token")
+        asked = (script, CHECKPOINT, "someone/radd", "--endpoint")
+        run_script(OWNER + PUSH, *asked, hub=hub, home=tmp_path, HF_TOKEN="hf_token")
     assert not hub.surprises
     files = hub.files("someone/radd")
     expected = {path.name for path in CHECKPOINT.iterdir() if path.is_file()} - {"evaluation.json"}
-    assert files.keys() == expected
+    assert files.keys() == expected | {"handler.py", "requirements.txt"}
+    assert files["handler.py"] == (ROOT / "radd_hf" / "serving" / "handler.py").read_bytes()
     assert json.loads(files["config.json"])["custom_pipelines"]
     card = files["README.md"].decode()
     figures = json.loads((CHECKPOINT / "evaluation.json").read_text())

@@ -1,0 +1,93 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Reads the command line of `radd serve`; it needs none of the server's packages."""
+
+import argparse
+from collections.abc import Sequence
+
+from ..hub.convert import DTYPES
+from ..jobs.batches import BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD
+from .batcher import GATHER, QUEUE
+from .handler import Limits
+
+MOST = 2**31 - 1  # of any number
+
+EXAMPLES = """\
+examples:
+  radd serve checkpoints/radd-austen
+  curl http://127.0.0.1:8000/generate -d '{"inputs": "It was [MASK:12] of spring", "parameters": {"seed": 1}}'
+
+routes:
+  POST /generate   {"inputs": a text with blanks, or {"prefix", "suffix", "length"}, or a list of these,
+                    "parameters": settings of generate, num_return_sequences, seed,
+                    "stream": true for drafts as server-sent events}  ->  {"outputs": samples, "seed": number}
+  POST /           the same, as at an inference endpoint of the Hub
+  GET  /health     whether it serves
+  GET  /info       the model, the parameters of a request, the limits
+  GET  /metrics    counts and times in Prometheus' text format
+
+The server needs the extra "serve": pip install 'radd_hf[serve]'.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="radd serve",
+        description="Serves a model over HTTP.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
+    parser.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the model's")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default float32)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
+    )
+    where = parser.add_argument_group("where")
+    where.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1, this machine alone)"
+    )
+    where.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="default 8000; 0: a free one, which is named"
+    )
+    where.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a name by which the server is called, too"
+    )
+    limits = parser.add_argument_group("limits")
+    for name, default, text in (
+        ("max-length", None, "tokens of a text; default: the length that the model was trained at"),
+        ("max-inputs", Limits().inputs, "texts of a request"),
+        ("max-number", Limits().samples, "samples of a text, num_return_sequences"),
+        ("max-steps", Limits().steps, "steps"),
+        ("max-tokens", Limits().tokens, "tokens of a request, all samples together"),
+        (
+            "batch-tokens",
+            None,
+            f"tokens of a batch; default: {BATCH_TOKENS} on a processor, {BATCH_TOKENS_OF_A_CARD} on a card",
+        ),
+        ("max-queue", QUEUE, "texts that wait; more are refused with status 429"),
+    ):
+        help = text if default is None else f"{text} (default {default})"
+        limits.add_argument(f"--{name}", type=int, metavar="N", default=default, help=help)
+    for name, seconds, text in (
+        ("max-wait", 60.0, "seconds that a text may wait for its batch, then status 503"),
+        ("gather", GATHER, "seconds that a batch waits for more texts before it begins"),
+        ("grace", 30.0, "seconds that requests get after SIGTERM or Ctrl-C"),
+    ):
+        limits.add_argument(
+            f"--{name}", type=float, metavar="SECONDS", default=seconds, help=f"{text} (default {seconds:g})"
+        )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line; ends the process with status 2 for one that is at fault."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        least = 0 if name in ("port", "gather", "grace") else 1
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and not least <= value <= MOST:
+            parser.error(f"--{name.replace('_', '-')} {value} must be a number in {least} .. {MOST}.")
+    return args

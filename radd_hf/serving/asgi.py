@@ -1,0 +1,160 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Reads, checks and refuses HTTP requests, as ASGI gives them to an application: for the web page and for `radd serve`.
+
+A server at a loopback address is reached by the browser of its user, and so by any web site that is open there. Such a
+site gives itself away: by the name that it gave the address (DNS rebinding), or by the header Origin ([`Names`]).
+"""
+
+import asyncio
+import ipaddress
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+BODY_SECONDS = 30.0
+
+
+class Refused(Exception):
+    """A request that is answered with an HTTP status of 4xx or 5xx, and with the reason in one line.
+
+    retry_after: seconds after which the client may try again, None if that would not help.
+    """
+
+    def __init__(self, status: int, reason: str, retry_after: int | None = None):
+        super().__init__(reason)
+        self.status, self.retry_after = status, retry_after
+
+
+class Names:
+    """Knows the host names by which a server may be called.
+
+    Args:
+        hosts: names besides those of this machine. A browser sends the host name that its user sees, so another site's
+            name that resolves to this server can be refused (DNS rebinding).
+        addresses_allowed: accept any IP address, such as 192.168.1.7, as a name, too; another site cannot own one.
+    """
+
+    def __init__(self, hosts: Iterable[str] = (), addresses_allowed: bool = False):
+        self.hosts = {*LOOPBACK, *(host.lower() for host in hosts)}
+        self.addresses_allowed = addresses_allowed
+
+    def __contains__(self, host: str | None) -> bool:
+        return host is not None and (host in self.hosts or (self.addresses_allowed and is_address(host)))
+
+    def check_sender(self, headers: dict[str, list[str]]) -> None:
+        """Raises Refused for requests under another's name, and for those of another site's page."""
+        hosts, origins = headers.get("host", []), headers.get("origin", [])
+        if len(hosts) != 1 or host_of(f"//{hosts[0]}") not in self:
+            raise Refused(421, "Nothing is served here under that name: the server allows more by --allowed-host.")
+        for origin in origins:
+            host = host_of(origin)
+            if origin.partition("//")[2] != hosts[0] and (host is None or host not in self.hosts.difference(LOOPBACK)):
+                raise Refused(
+                    403,
+                    "Only a page of this server itself may call it: the server allows more names by --allowed-host.",
+                )
+
+
+def headers_of(scope: Scope) -> dict[str, list[str]]:
+    headers: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return headers
+
+
+def host_of(url: str) -> str | None:
+    """Returns the host of an origin or of `//host:port`, in small letters, without brackets and a last dot, or None."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises an error for what is no number
+    except ValueError:
+        return None
+    plain = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]@:]*)(:\d*)?", parts.netloc)
+    if parts.path or parts.query or parts.fragment or not plain or not parts.hostname:
+        return None
+    return parts.hostname.removesuffix(".")
+
+
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether a host to listen at is reached from this machine alone."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def address_of(scope: Scope) -> str:
+    client = scope.get("client")
+    return visitor_at(client[0]) if client else ""
+
+
+def visitor_at(address: str) -> str:
+    """Returns what stands for the visitor at an address: a visitor has all of an IPv6 network of 64 bits."""
+    try:
+        number = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(number, ipaddress.IPv4Address):
+        return str(number)
+    return str(number.ipv4_mapped or ipaddress.ip_network((int(number) >> 64 << 64, 64)))
+
+
+async def read_body(receive: Receive, headers: dict[str, list[str]], largest: int) -> bytes:
+    """Returns the body of a request, of at most `largest` bytes, which must be here within BODY_SECONDS."""
+    too_large = Refused(413, f"A call has at most {largest:,} bytes.")
+    length = headers.get("content-length", ["0"])[0]
+    if not length.isdecimal() or int(length[:20]) > largest:
+        raise too_large
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "The call has no end.")
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > largest:
+                    raise too_large
+    except TimeoutError:
+        raise Refused(408, f"A call must arrive within {BODY_SECONDS:g} s.") from None
+    return bytes(body)
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """Returns the object of JSON that a body holds."""
+    try:
+        value = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Refused(400, "A call is an object of JSON.")
+    return value
+
+
+def _no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+async def answer(send: Send, refusal: Refused) -> None:
+    """Sends a refusal as JSON."""
+    body = json.dumps({"error": str(refusal), "detail": str(refusal)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,225 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Fills rows of many requests together: those of one shape in one batch, by one thread that has the model.
+
+    submit -> queue -> the oldest row, and all that wait with its shape -> fill -> the future of each row
+
+A shape is a length and settings. The rows of a batch have equal shapes, so that nothing is padded; each has a random
+generator of its own, so that its samples do not depend on the batch. While a batch is computed, others queue.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .handler import Request, length_of
+
+# Texts that may wait, and seconds that a batch waits for more texts; see `Batcher`.
+QUEUE, GATHER = 256, 0.005
+
+Fill = Callable[..., list[list[dict[str, Any]]]]
+
+
+class Full(Exception):
+    """The queue has no place for so many rows."""
+
+
+class Closed(Exception):
+    """The server stops."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Is one row that waits or is computed.
+
+    samples: of the row. tokens: of all sequences that an evaluation computes for it. on_draft: called by the thread of
+    the model after every event, with the ids of each sample, (samples, L). gone: nobody waits for the result.
+    """
+
+    row: dict[str, Any]
+    settings: dict[str, Any]
+    samples: int
+    tokens: int
+    on_draft: Callable[[Tensor], None] | None = None
+    result: Future[list[dict[str, Any]]] = field(default_factory=Future)
+    gone: bool = False
+
+    @property
+    def shape(self) -> tuple:
+        return length_of(self.row), *sorted(self.settings.items())
+
+
+def jobs_of(request: Request, on_draft: Callable[[int, Tensor], None] | None = None) -> list[Job]:
+    """Makes a job of each row of a request; `on_draft` is called with the number of the row and its draft."""
+
+    def of_row(number: int) -> Callable[[Tensor], None] | None:
+        return None if on_draft is None else lambda draft: on_draft(number, draft)
+
+    return [
+        Job(row, request.settings, request.samples, request.sequences * length_of(row), of_row(number))
+        for number, row in enumerate(request.rows)
+    ]
+
+
+class Batcher:
+    """Has one thread fill what is submitted.
+
+    Args:
+        fill: fills rows of one length, as `RaddInfillingPipeline.fill` does.
+        batch_tokens: tokens of a batch, all sequences of its rows together; a row with more is computed alone.
+        queue: rows that may wait.
+        gather: seconds that a batch waits for more rows before it begins, unless it is full. Clients who got their
+            answers from the last batch, and ask again at once, so come into the next one.
+        on_batch: called with each batch that was filled, and its seconds, before the results are given.
+    """
+
+    def __init__(
+        self,
+        fill: Fill,
+        *,
+        batch_tokens: int,
+        queue: int = QUEUE,
+        gather: float = GATHER,
+        on_batch: Callable[[list[Job], float], None] = lambda batch, seconds: None,
+    ):
+        self.fill, self.batch_tokens, self.queue, self.gather, self.on_batch = (
+            fill,
+            batch_tokens,
+            queue,
+            gather,
+            on_batch,
+        )
+        self.waiting: list[Job] = []
+        self.running: list[Job] = []
+        self.closed = False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self.thread.start()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queues the jobs of one request, all or none.
+
+        Raises:
+            Full: if there is no place for all. Closed: after [`Batcher.close`].
+        """
+        with self.changed:
+            if self.closed:
+                raise Closed("The server stops.")
+            if len(self.waiting) + len(jobs) > self.queue:
+                raise Full(f"{len(self.waiting)} texts wait already, and at most {self.queue} may: try again later.")
+            self.waiting += jobs
+            self.changed.notify_all()
+
+    def withdraw(self, jobs: Sequence[Job]) -> bool:
+        """Takes jobs out of the queue; returns whether one of them still waited there."""
+        with self.changed:
+            mine = [job for job in jobs if job in self.waiting]
+            self.waiting = [job for job in self.waiting if job not in mine]
+        for job in mine:
+            job.result.cancel()
+        return bool(mine)
+
+    def forget(self, jobs: Sequence[Job]) -> None:
+        """Withdraws jobs for which nobody waits; a batch of such jobs only ends at its next event."""
+        for job in jobs:
+            job.gone = True
+        self.withdraw(jobs)
+
+    def close(self) -> None:
+        """Refuses new jobs; the thread ends when those that wait are done."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def abandon(self) -> None:
+        """Ends at the next event what is computed, and refuses what waits."""
+        self.close()
+        with self.changed:
+            left, self.waiting = self.waiting, []
+            for job in self.running:
+                job.gone = True
+        for job in left:
+            job.result.set_exception(Closed("The server stops."))
+
+    # The thread of the model.
+
+    def _run(self) -> None:
+        while batch := self._next():
+            started = time.perf_counter()
+            try:
+                results = self._fill(batch)
+                self.on_batch(batch, time.perf_counter() - started)
+            except Exception as error:
+                for job in batch:
+                    job.result.set_exception(error)
+            else:
+                for job, samples in zip(batch, results, strict=True):
+                    job.result.set_result(samples)
+
+    def _next(self) -> list[Job]:
+        """Waits for jobs and returns the next batch, none once all is done and the batcher is closed."""
+        with self.changed:
+            self.running = []
+            while not self.running:
+                self.changed.wait_for(lambda: self.waiting or self.closed)
+                self.changed.wait_for(lambda: self._is_full() or self.closed, timeout=self.gather)
+                batch = self._batch()
+                if not batch and self.closed:
+                    break
+                self.waiting = [job for job in self.waiting if job not in batch]
+                self.running = [job for job in batch if job.result.set_running_or_notify_cancel()]
+            return self.running
+
+    def _batch(self) -> list[Job]:
+        """The oldest job that waits, and those of its shape that fit into a batch with it."""
+        batch, tokens = self.waiting[:1], sum(job.tokens for job in self.waiting[:1])
+        for job in self.waiting[1:]:
+            if job.shape == batch[0].shape and tokens + job.tokens <= self.batch_tokens:
+                batch.append(job)
+                tokens += job.tokens
+        return batch
+
+    def _is_full(self) -> bool:
+        batch = self._batch()
+        return bool(batch) and sum(job.tokens for job in batch) + batch[0].tokens > self.batch_tokens
+
+    def _fill(self, batch: list[Job]) -> list[list[dict[str, Any]]]:
+        drafts = _Drafts(batch)
+        try:
+            return self.fill([job.row for job in batch], streamer=drafts, **batch[0].settings)
+        except Abandoned:
+            raise Closed("The server stops.") from None
+        except ValueError as error:
+            if not drafts.begun:  # settings are refused before the first event
+                raise
+            raise RuntimeError(str(error)) from error
+
+
+class Abandoned(Exception):
+    """Nobody waits for the result of a batch."""
+
+
+class _Drafts:
+    """A streamer of `generate`: hands on the drafts of each row, and ends a batch that nobody waits for."""
+
+    def __init__(self, batch: list[Job]):
+        self.batch, self.begun = batch, False
+
+    def put_draft(self, canvas: Tensor) -> None:
+        """canvas (rows x samples, L)."""
+        self.begun = True
+        if all(job.gone for job in self.batch):
+            raise Abandoned
+        for job, draft in zip(self.batch, canvas.split([job.samples for job in self.batch]), strict=True):
+            if job.on_draft is not None and not job.gone:
+                job.on_draft(draft)
+
+    def put(self, ids: Tensor) -> None:
+        pass  # `fill` returns them
+
+    def end(self) -> None:
+        pass

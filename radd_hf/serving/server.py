@@ -1,0 +1,433 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""Serves a model over HTTP: `radd serve MODEL`.
+
+    request -> host and origin -> body -> handler.read, in a thread -> batcher -> answer
+
+`arguments.py` lists the routes. Errors are JSON, {"error": one line}. It needs Starlette, uvicorn and
+prometheus-client, the extra `serve`.
+"""
+
+import asyncio
+import copy
+import itertools
+import json
+import math
+import signal
+import socket
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from ..endings import Stopped, UsageError, note, reason_of, visible
+from ..hub.loading import find_device, load
+from ..jobs.batches import tokens_of_a_batch
+from ..pipeline_radd import RaddInfillingPipeline
+from ..text_radd import BlankedText, decode_span
+from ..version import __version__
+from .arguments import parse_arguments
+from .asgi import Names, Receive, Refused, Scope, Send, answer, headers_of, is_loopback, object_of, read_body
+from .batcher import Batcher, Closed, Full, Job, jobs_of
+from .handler import EndpointHandler, Limits, Request
+
+LARGEST_BODY = 2**20  # bytes
+# Open connections, waiting requests included: uvicorn answers others with 503.
+CONNECTIONS = 1024
+# Seconds after which a stream without news sends a comment, so that nothing between takes it for dead.
+KEEP_ALIVE = 10.0
+# Seconds after which a client that was refused may try again.
+RETRY_AFTER = 1
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer."""
+
+
+class Metrics:
+    """Counts requests and batches, for Prometheus."""
+
+    def __init__(self, batcher: Batcher):
+        self.registry = CollectorRegistry()
+        everything: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("radd_requests", "Requests answered, by HTTP status", ["status"], **everything)
+        self.seconds = Histogram(
+            "radd_request_seconds", "From a request to its answer, or to the beginning of a stream", **everything
+        )
+        self.rows = Histogram(
+            "radd_batch_rows", "Texts of a batch", buckets=[2**n for n in range(10)] + [math.inf], **everything
+        )
+        self.batch_seconds = Histogram("radd_batch_seconds", "Of a batch on the model", **everything)
+        self.tokens = Counter("radd_written_tokens", "Tokens written, of all samples", **everything)
+        Gauge("radd_queue_rows", "Texts that wait", **everything).set_function(lambda: len(batcher.waiting))
+        Gauge("radd_running_rows", "Texts that are computed", **everything).set_function(lambda: len(batcher.running))
+        batcher.on_batch = self.count_batch
+
+    def count_batch(self, batch: list[Job], seconds: float) -> None:
+        self.rows.observe(len(batch))
+        self.batch_seconds.observe(seconds)
+        self.tokens.inc(sum(job.samples * int(job.row["spans"].diff().sum()) for job in batch))
+
+
+class Service:
+    """Answers HTTP requests by one handler, which reads them, and one batcher, which has the model.
+
+    Args:
+        model, tokenizer: a model ready to write, and its tokenizer.
+        name: of the model, for clients.
+        limits: of one request. batch_tokens: of a batch; None: what suits the device. batcher: settings of [`Batcher`].
+        max_wait: seconds that a text may wait for its batch.
+        debug: log the traceback of a failure.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "radd",
+        limits: Limits | None = None,
+        batch_tokens: int | None = None,
+        max_wait: float = 60.0,
+        debug: bool = False,
+        **batcher: Any,
+    ):
+        fill = RaddInfillingPipeline(model=model, tokenizer=tokenizer, device=model.device)
+        # Requests are read, and drafts shown, while a batch is computed. A tokenizer is for one thread at a time.
+        reader = copy.copy(fill)
+        reader.tokenizer = copy.deepcopy(fill.tokenizer)
+        self.reader = ThreadPoolExecutor(1, "reader")
+        self.batcher = Batcher(fill.fill, batch_tokens=tokens_of_a_batch(batch_tokens, model.device), **batcher)
+        limits = limits or Limits()
+        limits = limits._replace(inputs=min(limits.inputs, self.batcher.queue))  # more would never find a place
+        self.handler = EndpointHandler(pipeline=reader, limits=limits)
+        self.metrics = Metrics(self.batcher)
+        self.name, self.max_wait, self.debug = name, max_wait, debug
+
+    def app(self, names: Names | None = None) -> Starlette:
+        """Makes the ASGI application; `names`: by which it may be called, by default those of this machine."""
+        routes = [
+            Route("/", self.generate, methods=["POST"]),
+            Route("/generate", self.generate, methods=["POST"]),
+            Route("/health", self.health),
+            Route("/info", self.info),
+            Route("/metrics", self.show_metrics),
+        ]
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(Guard, names=names or Names())],
+            exception_handlers={HTTPException: _as_json},
+        )
+
+    def close(self) -> None:
+        """Ends the threads; what waits or runs is given up."""
+        self.batcher.abandon()
+        self.batcher.thread.join()
+        self.reader.shutdown()
+
+    # Routes.
+
+    async def health(self, request: HttpRequest) -> Response:
+        serves = self.batcher.thread.is_alive() and not self.batcher.closed
+        return JSONResponse({"status": "ok" if serves else "stopping"}, status_code=200 if serves else 503)
+
+    async def info(self, request: HttpRequest) -> Response:
+        parameters = {
+            name: {"type": each.kind.__name__, "default": each.default, "must_be": each.values, "help": each.help}
+            for name, each in self.handler.parameters.items()
+        }
+        limits = self.handler.limits._asdict() | {"queue": self.batcher.queue, "max_wait": self.max_wait}
+        return JSONResponse({"model": self.name, "radd_hf": __version__, "parameters": parameters, "limits": limits})
+
+    async def show_metrics(self, request: HttpRequest) -> Response:
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def generate(self, request: HttpRequest) -> Response:
+        started = time.perf_counter()
+        try:
+            response = await self._generate(request)
+        except Exception as error:
+            refusal = self._refusal(error)
+            headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
+            response = JSONResponse({"error": str(refusal)}, status_code=refusal.status, headers=headers)
+        self.metrics.requests.labels(response.status_code).inc()
+        self.metrics.seconds.observe(time.perf_counter() - started)
+        return response
+
+    async def _generate(self, request: HttpRequest) -> Response:
+        receive: Any = request.receive
+        data = object_of(await read_body(receive, headers_of(cast(Scope, request.scope)), LARGEST_BODY))
+        stream = data.pop("stream", "text/event-stream" in request.headers.get("accept", ""))
+        if not isinstance(stream, bool):
+            raise Refused(400, f"stream={visible(json.dumps(stream))[:80]} must be true or false.")
+        asked: Request = await self._in_reader(self.handler.read, data)
+        if stream:
+            return self._stream(asked, receive)
+        jobs = jobs_of(asked)
+        self.batcher.submit(jobs)
+        return JSONResponse(asked.answer(await self._results(jobs, receive)))
+
+    async def _in_reader(self, work: Callable, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.reader, work, *arguments)
+
+    async def _results(self, jobs: list[Job], receive: Receive) -> list[list[dict[str, Any]]]:
+        """Waits for the samples of all jobs, which leave the queue whatever happens."""
+        done: Any = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
+        gone: Any = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({done, gone}, timeout=self.max_wait, return_when=asyncio.FIRST_COMPLETED)
+            if not (done.done() or gone.done()):
+                if self.batcher.withdraw(jobs):
+                    raise Refused(503, f"The request waited for more than {self.max_wait:g} s.", RETRY_AFTER)
+                await asyncio.wait({done, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not done.done():
+                raise ClientGone
+            return done.result()
+        finally:
+            gone.cancel()
+            done.cancel()
+            self.batcher.forget(jobs)
+
+    # Streams.
+
+    def _stream(self, asked: Request, receive: Receive) -> Response:
+        """Sends drafts and the answer as server-sent events; raises what refuses the request before it begins."""
+        loop, newest, news = asyncio.get_running_loop(), dict[int, Tensor](), asyncio.Event()
+
+        def keep(number: int, draft: Tensor) -> None:
+            newest[number] = draft
+            news.set()
+
+        def on_draft(number: int, draft: Tensor) -> None:
+            loop.call_soon_threadsafe(keep, number, draft)
+
+        jobs = jobs_of(asked, on_draft)
+        self.batcher.submit(jobs)
+
+        async def events() -> AsyncIterator[str]:
+            results = asyncio.ensure_future(self._results(jobs, receive))
+            try:
+                while not results.done():
+                    waiter = asyncio.ensure_future(news.wait())
+                    await asyncio.wait({results, waiter}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
+                    waiter.cancel()
+                    if not news.is_set() and not results.done():
+                        yield ": no news\n\n"
+                    news.clear()
+                    # Drafts that come faster than a client reads them are left out, but for the newest.
+                    while newest and not results.done():
+                        number, draft = newest.popitem()
+                        texts = await self._in_reader(self._texts_of, asked.rows[number], draft)
+                        yield event("draft", {"input": number, "texts": texts})
+                yield event("done", asked.answer(results.result()))
+            except ClientGone:
+                return
+            except Exception as error:
+                refusal = self._refusal(error)
+                yield event("error", {"error": str(refusal), "status": refusal.status})
+            finally:
+                results.cancel()
+                self.batcher.forget(jobs)
+
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    def _texts_of(self, row: dict[str, Any], draft: Tensor) -> list[str]:
+        """Of a draft (samples, L) of a row."""
+        mask_token_id = self.handler.model.config.mask_token_id
+        return [draft_text(row, ids, self.handler.pipeline.tokenizer, mask_token_id) for ids in draft.tolist()]
+
+    def _refusal(self, error: Exception) -> Refused:
+        """Returns what a client is told of an error; what is not the client's fault is logged."""
+        if isinstance(error, Refused):
+            return error
+        if isinstance(error, ClientGone):
+            return Refused(499, "The client has gone.")
+        if isinstance(error, Full):
+            return Refused(429, str(error), RETRY_AFTER)
+        if isinstance(error, Closed):
+            return Refused(503, str(error), RETRY_AFTER)
+        if isinstance(error, ValueError):
+            return Refused(400, visible(" ".join(str(error).split())))
+        note(f"radd serve: error: {reason_of(error)}")
+        if self.debug:
+            traceback.print_exception(error)
+        return Refused(500, "The server failed at this request; its log says why.")
+
+
+class Guard:
+    """An ASGI middleware that refuses requests under another's name, and those of other sites' pages."""
+
+    def __init__(self, app: Any, names: Names):
+        self.app, self.names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self.names.check_sender(headers_of(scope))
+            except Refused as refusal:
+                await answer(send, refusal)
+                return
+        await self.app(scope, receive, send)
+
+
+async def _as_json(request: HttpRequest, error: Any) -> Response:
+    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def event(name: str, data: dict[str, Any]) -> str:
+    """Returns a server-sent event. JSON has no line break outside of its strings, and escapes those within."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def draft_text(row: dict[str, Any], ids: Sequence[int], tokenizer: Any, mask_token_id: int) -> str:
+    """Returns the text of a row with some masks left; n masks in a row are the blank [MASK:n]."""
+
+    def fill(begin: int, end: int) -> str:
+        text = ""
+        for masked, run in itertools.groupby(range(begin, end), lambda place: ids[place] == mask_token_id):
+            places = list(run)
+            if masked:
+                text += f"{' ' if places[0] else ''}[MASK:{len(places)}]"
+            else:
+                text += decode_span(ids, places[0], places[-1] + 1, tokenizer)
+        return text
+
+    spans = row["spans"][0].tolist()
+    return BlankedText([], spans, row["pieces"]).filled([fill(begin, end) for begin, end in spans])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The server
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Server(uvicorn.Server):
+    """Stops in order: no new requests, `grace` seconds for those that it has, then 503 for the rest.
+
+    stopped_by: the signal that asked for the end, 0 if none did.
+    """
+
+    def __init__(self, service: Service, names: Names, grace: float):
+        config = uvicorn.Config(
+            service.app(names),
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # reasons are logged by the service, in a line each
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=math.ceil(grace) + 10,
+        )
+        super().__init__(config)
+        self.service, self.grace, self.stopped_by = service, grace, 0
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.stopped_by = sig
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.batcher.close()
+        asyncio.get_running_loop().call_later(self.grace, self.service.batcher.abandon)
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Opens the port; 0 is a free one.
+
+    Raises:
+        ValueError: if that cannot be done.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=CONNECTIONS)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"host={host!r} and port={port} cannot be listened at: {error}") from error
+
+
+def serve(
+    service: Service, host: str = "127.0.0.1", port: int = 8000, allowed_hosts: Iterable[str] = (), grace: float = 30.0
+) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    Args:
+        allowed_hosts: names by which the server may be called, besides `host` and numbers.
+        grace: seconds that requests get after the signal.
+
+    Raises:
+        Stopped: after a signal.
+    """
+    names = Names([host.strip("[]"), *allowed_hosts], addresses_allowed=not is_loopback(host.strip("[]")))
+    listener = listen(host, port)
+    server = Server(service, names, grace)
+    place = f"[{host.strip('[]')}]" if ":" in host else host
+    note(f"{visible(service.name)} is served at http://{place}:{listener.getsockname()[1]}/generate")
+    if not is_loopback(host.strip("[]")):
+        note(
+            f"warning: host={host!r} lets every machine that reaches this one use it, unencrypted, without a password."
+        )
+    try:
+        server.run(sockets=[listener])
+    except (KeyboardInterrupt, Stopped):  # uvicorn raises the signal again, once all is done
+        pass
+    finally:
+        service.close()
+    if server.stopped_by:
+        raise Stopped("stopped", 128 + server.stopped_by)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line.
+
+    Raises:
+        UsageError: for a device that cannot be used. ValueError: for a model that cannot be loaded, a port in use.
+        Stopped: after a signal.
+    """
+    args = parse_arguments(argv)
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("stopped", 128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        try:
+            device = find_device(args.device)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        disable_progress_bar()
+        model, tokenizer = load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
+        service = Service(
+            model,
+            tokenizer,
+            name=Path(args.model).resolve().name if Path(args.model).is_dir() else args.model,
+            limits=Limits(args.max_inputs, args.max_number, args.max_length, args.max_steps, args.max_tokens),
+            max_wait=args.max_wait,
+            debug=args.debug,
+            batch_tokens=args.batch_tokens,
+            queue=args.max_queue,
+            gather=args.gather,
+        )
+        serve(service, args.host, args.port, args.allowed_host, args.grace)
+    finally:
+        signal.signal(signal.SIGTERM, before)
