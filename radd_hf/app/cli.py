@@ -311,7 +311,10 @@ def open_file(args: argparse.Namespace) -> tuple[Any, Any]:
 def load_for_file(args: argparse.Namespace, accelerator: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Returns the model, the tokenizer, and what results depend on of them and of how they are computed."""
     from radd_hf.hub.loading import weights_hash
+    from radd_hf.hub.runs import newest_model
+    from radd_hf.processes import on_main
 
+    args.model = on_main(accelerator, lambda: newest_model(args.model))  # the same in all processes
     if accelerator.num_processes > 1:
         if args.device is not None:
             raise UsageError(f"--device {args.device}: each process of a launcher has its own device; leave it out.")
@@ -850,6 +853,8 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "quality": _maker("radd_hf.evaluation.samples"),
     "profile": _maker("radd_hf.evaluation.profile"),
     "convert": _maker("radd_hf.hub.convert"),
+    "score": _maker("radd_hf.app.score"),
+    "serve": _maker("radd_hf.serving.arguments"),
     "demo": _maker("radd_hf.app.web"),
     "completion": _completion_parser,
 }

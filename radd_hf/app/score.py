@@ -51,14 +51,14 @@ FOR_ONE_TEXT = "text", "prefix", "continuation", "json"
 
 
 def main(argv: list[str]) -> None:
-    args = _score_parser().parse_intermixed_args(argv)
+    args = make_parser().parse_intermixed_args(argv)
     if args.input is None and args.output is None:
         _score_text(args)
     else:
         _score_file(args)
 
 
-def _score_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _parser("radd score", "Computes the likelihood of a text, or of each row of a file.", EXAMPLES)
     parser.set_defaults(command="score")
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
@@ -204,7 +204,7 @@ def _table(model: str, scored: ScoredRow) -> str:
 
 
 def _score_file(args: argparse.Namespace) -> None:
-    check_file_arguments(args, _score_parser(), FOR_ONE_TEXT)
+    check_file_arguments(args, make_parser(), FOR_ONE_TEXT)
     settings = _settings(args, PASSES_OF_A_ROW)
     accelerator, source = open_file(args)
     with usage():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..hub.convert import DTYPES
 from ..jobs.batches import BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD
+from ..options import OneLineParser
 from .batcher import GATHER, QUEUE
 from .handler import Limits
 
@@ -30,12 +31,11 @@ The server needs the extra "serve": pip install 'radd_hf[serve]'.
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="radd serve",
         description="Serves a model over HTTP.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
     parser.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the model's")

@@ -630,7 +630,7 @@ def test_the_settings_and_choices_are_those_of_the_library():
 
 def test_the_examples_of_the_help_are_command_lines_that_are_understood():
     lines = re.findall(r"radd generate \S+ (.*)", cli.GENERATE_EXAMPLES)
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         arguments = shlex.split(line.split(" > ")[0])
         cli._generate_parser().parse_intermixed_args([AUSTEN, *arguments])

@@ -186,7 +186,7 @@ def test_the_examples_of_the_help_are_command_lines_that_are_understood():
     lines = re.findall(r"radd score \S+ ?(.*)", score.EXAMPLES)
     assert len(lines) >= 3
     for line in lines:
-        score._score_parser().parse_intermixed_args([str(CHECKPOINT), *shlex.split(line)])
+        score.make_parser().parse_intermixed_args([str(CHECKPOINT), *shlex.split(line)])
 
 
 # ---------------------------------------------------------------------------------------------------------
