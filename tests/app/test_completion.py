@@ -55,7 +55,7 @@ def offered(tmp_path_factory):
         (["generate", "m", "--temp"], ["--temperature"]),
         (["generate", "m", "--method", "tw"], ["tweedie"]),
         (["generate", "m", "--order", "ra"], ["random"]),
-        (["generate", "m", "--batch"], ["--batch-size"]),
+        (["generate", "m", "--batch-s"], ["--batch-size"]),
         (["train", "--learning"], ["--learning_rate"]),
         (["train", "--loss_type", "t_D"], ["t_DSE", "t_DCE"]),
         (["train", "--conf"], ["--config"]),
