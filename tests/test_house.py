@@ -60,7 +60,7 @@ ORDER = (
     ("hub",),
     ("evaluation",),
     ("training",),
-    ("jobs",),
+    ("jobs", "serving"),
     ("app", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(ORDER) for name in names}

@@ -230,9 +230,9 @@ def _write_file(args: argparse.Namespace) -> None:
     model, tokenizer, identity = load_for_file(args, accelerator)
 
     def make_work(seed: int) -> RowWriter:
-        given = {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
+        asked = {"seed": seed, "number": args.number, "batch_tokens": args.batch_tokens, "columns": columns}
         with usage():
-            return RowWriter(model, tokenizer, seed=seed, number=args.number, columns=columns, **given, **settings)
+            return RowWriter(model, tokenizer, **asked, **settings)
 
     identity |= {"columns": columns, "number": args.number, "settings": settings}
     run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)
@@ -252,7 +252,9 @@ def add_file_arguments(parser: argparse.ArgumentParser, columns: str) -> None:
         help=".jsonl or .parquet, a row for each of the input; go on with an interrupted one",
     )
     file.add_argument("--text-column", metavar="NAME", help="the column of texts (default text)")
-    file.add_argument("--batch-tokens", type=int, metavar="N", help="tokens of a batch, rows x length (default 4096)")
+    file.add_argument(
+        "--batch-tokens", type=int, metavar="N", help="tokens of a batch, rows x length; default: 2048, on a card 16384"
+    )
 
 
 def check_file_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser, for_one: Sequence[str]) -> None:

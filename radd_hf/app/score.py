@@ -8,7 +8,6 @@ from typing import Any, TextIO
 
 from ..endings import UsageError, note, visible
 from ..evaluation.perplexity import MOST_PASSES, figure_lines
-from ..jobs.batches import BATCH_TOKENS
 from ..jobs.job import run_on_file
 from ..jobs.scoring import RowScorer, ScoredRow, columns_to_score
 from ..likelihood import ESTIMATORS, check_estimate
@@ -117,6 +116,8 @@ def _settings(args: argparse.Namespace, passes: int) -> dict[str, Any]:
     settings = {name: getattr(args, name) for name in ("estimator", "passes", "target_se")}
     with usage():
         check_estimate(**settings)
+        if args.batch_tokens is not None:
+            check_count("batch_tokens", args.batch_tokens)
     return settings
 
 
@@ -127,10 +128,9 @@ def _settings(args: argparse.Namespace, passes: int) -> dict[str, Any]:
 
 def _score_text(args: argparse.Namespace) -> None:
     row, settings = _row(args, sys.stdin), _settings(args, PASSES)
-    with usage():
-        batch_tokens = check_count("batch_tokens", BATCH_TOKENS if args.batch_tokens is None else args.batch_tokens)
     model, tokenizer = _load(args)
-    (scored,) = RowScorer(model, tokenizer, seed=args.seed, batch_tokens=batch_tokens, **settings).score([row], [0])
+    scorer = RowScorer(model, tokenizer, seed=args.seed, batch_tokens=args.batch_tokens, **settings)
+    (scored,) = scorer.score([row], [0])
     if scored.likelihood is None:
         raise UsageError(str(scored.error))
     if scored.error is not None:
@@ -210,10 +210,10 @@ def _score_file(args: argparse.Namespace) -> None:
     with usage():
         columns = columns_to_score(source.columns, args.text_column)
     model, tokenizer, identity = load_for_file(args, accelerator)
-    given = {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
 
     def make_work(seed: int) -> RowScorer:
-        return RowScorer(model, tokenizer, seed=seed, columns=columns, **given, **settings)
+        asked = {"seed": seed, "batch_tokens": args.batch_tokens, "columns": columns}
+        return RowScorer(model, tokenizer, **asked, **settings)
 
     identity |= {"columns": columns, **settings}
     run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)

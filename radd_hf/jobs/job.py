@@ -99,6 +99,7 @@ class Job:
     def __init__(self, output: Path, identity: Mapping[str, Any]):
         self.output, self.identity = output, json.loads(to_json(dict(identity)))
         self.folder = output.with_name(f"{output.name}.parts")
+        self.partial = self.folder.with_name(f"{self.folder.name}.partial")
         self.record = output.with_name(f"{output.name}.job.json")
         self.lock: int | None = None
         self.mark = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -109,6 +110,7 @@ class Job:
         Raises:
             ValueError: for an output or a folder that is of another job, or of none, and for one that is in use.
         """
+        shutil.rmtree(self.partial, ignore_errors=True)  # of a job that was killed as it made or removed it
         if self.output.exists() and not self.folder.exists():
             if not self.record.is_file():
                 raise ValueError(f"output={str(self.output)!r} exists: remove it, or name another.")
@@ -117,11 +119,9 @@ class Job:
                 raise ValueError(f"output={str(self.output)!r} was changed since it was written: name another output.")
             return Report(**record["report"] | {"finished_before": True})
         if not self.folder.exists():
-            partial = self.folder.with_name(f"{self.folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            write_synced(partial / "job.json", to_json({"job": self.identity}, indent=2))
-            partial.rename(self.folder)
+            self.partial.mkdir()
+            write_synced(self.partial / "job.json", to_json({"job": self.identity}, indent=2))
+            self.partial.rename(self.folder)
             sync(self.folder.parent)
         self.lock = acquire(self.folder, "output")
         self._check(self.folder / "job.json", self.folder)
@@ -210,7 +210,8 @@ class Job:
                 writer.add(ordered)
         record = {"job": self.identity, "report": asdict(report), "bytes": self.output.stat().st_size}
         replace_text(self.record, to_json(record, indent=2) + "\n")
-        shutil.rmtree(self.folder)
+        self.folder.rename(self.partial)  # so that a folder half removed is not taken for one of a job
+        shutil.rmtree(self.partial)
         return report
 
 
@@ -257,8 +258,9 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
 
     def skip(results: int) -> None:
         """Counts what was there already, and not its time."""
-        bar.initial += results
-        bar.update(results)
+        if not bar.disable:
+            bar.initial += results
+            bar.update(results)
 
     with bar:
         for window, (first, rows) in enumerate(_numbered(windows_of(source.path))):

@@ -19,7 +19,7 @@ from ..generation_radd import RaddGenerationConfig
 from ..randomness_radd import check_seed, sample_generators, text_seed
 from ..ranges import check_count
 from ..settings_radd import LENGTHS, plain
-from .batches import BATCH_TOKENS, Task, batches_of
+from .batches import Task, batches_of, tokens_of_a_batch
 
 # Columns that a row's request is read from, when there is no text with blanks.
 COLUMNS = (*REQUEST[1:], "seed")
@@ -40,7 +40,7 @@ class RowWriter:
     Args:
         seed: of rows that have no column `seed`.
         number: results for each row.
-        batch_tokens: tokens of a batch, rows x length.
+        batch_tokens: tokens of a batch, rows x length; default: what suits the device.
         columns: those of a row that are read; by default "text" or those of `COLUMNS`, see [`columns_to_read`].
         settings: of `generate`. `length` or `max_new_tokens` are of rows that do not say how long they are.
 
@@ -55,13 +55,13 @@ class RowWriter:
         *,
         seed: int = 0,
         number: int = 1,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         columns: Mapping[str, str] | None = None,
         **settings: Any,
     ):
         self.model, self.tokenizer, self.columns = model, tokenizer, columns
         self.seed, self.number = check_seed(seed), check_count("number", number)
-        self.batch_tokens = check_count("batch_tokens", batch_tokens)
+        self.batch_tokens = tokens_of_a_batch(batch_tokens, model.device)
         if settings.get("max_time") is not None:
             raise ValueError(
                 f"max_time={settings['max_time']} makes a text depend on the speed of the machine: leave it out."
@@ -88,7 +88,7 @@ class RowWriter:
         }
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the results of rows with these numbers, in their order; `number` for each row."""
+        """Returns the results of rows with these numbers, in their order: `number` for a row, one for a refused row."""
         tasks, results = list[Task](), list[dict[str, Any]]()
         for row, number in zip(rows, numbers, strict=True):
             try:
@@ -148,7 +148,7 @@ class RowWriter:
 
     def refusal(self, number: int, error: ValueError) -> dict[str, Any]:
         """Returns the result of a row that is refused."""
-        return self._numbered(number, 0) | {"error": " ".join(str(error).split())}
+        return dict.fromkeys(self.results) | self._numbered(number, 0) | {"error": " ".join(str(error).split())}
 
     def summed(self, result: Mapping[str, Any]) -> dict[str, float]:
         """Returns what of a result is added up."""
