@@ -215,5 +215,4 @@ def _score_file(args: argparse.Namespace) -> None:
         asked = {"seed": seed, "batch_tokens": args.batch_tokens, "columns": columns}
         return RowScorer(model, tokenizer, **asked, **settings)
 
-    identity |= {"columns": columns, **settings}
     run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)

@@ -135,6 +135,11 @@ class RowScorer:
         self.settings: dict[str, Any] = {"estimator": estimator, "passes": passes, "target_se": target_se}
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """Gives what the results depend on, besides the model, the rows and the seed."""
+        return {"columns": self.columns, **self.settings}
+
+    @property
     def results(self) -> dict[str, pa.DataType]:
         """Gives the names and types of what a result has."""
         return {"row": pa.int64(), **FIGURES, "error": pa.string()}
