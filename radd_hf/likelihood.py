@@ -52,6 +52,9 @@ MOST_PASSES = 2**20
 # For k_stratified, when rounds are added until the error is small enough.
 ROWS_OF_AN_ADDED_ROUND = 8
 
+# Forwards whose rows are gathered where several estimates are computed together; the last one may not be full.
+FORWARDS = 16
+
 # For k_stratified. It is unbiased for any values; benchmarks/estimators.py compares some.
 STRATA_EXPONENT = 1.5
 CONTROL = 0.9
@@ -328,12 +331,15 @@ def compute_rounds(
     draw: Callable[[int, int], Round | AdaptiveRound],
     todo: Iterable[tuple[int, int]],
     batch_size: int,
+    gathered: int | None = None,
 ) -> Iterator[RoundNats]:
     """Yields rounds as they are computed, several in one batch; between two of them the model is as it was before.
 
     Args:
         scored: for each sequence, (L,) bool. draw: returns the round of (sequence, number).
         todo: (sequence, number) of the rounds to compute.
+        gathered: rows that are computed before any round is yielded, unless a policy chooses their order; default:
+            batch_size. The more there are, the fewer forwards are not full.
     """
     ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # so that equal lengths share a batch
     waiting: list[tuple[int, int, Any]] = []  # sequence, number, round; the rounds are of one kind
@@ -346,8 +352,9 @@ def compute_rounds(
 
     for index, number in ordered:
         drawn = draw(index, number)
+        most = batch_size if gathered is None or isinstance(drawn, AdaptiveRound) else gathered
         if waiting and (
-            len(scored[waiting[0][0]]) != len(scored[index]) or sum(each.rows for _, _, each in waiting) >= batch_size
+            len(scored[waiting[0][0]]) != len(scored[index]) or sum(each.rows for _, _, each in waiting) >= most
         ):
             yield from compute()
             waiting = []
@@ -736,7 +743,7 @@ def compute_together(estimates: Sequence[LikelihoodRounds], batch_tokens: int) -
         more = [torch.zeros(len(have), len(come)).double() for have, come in zip(nats, rounds, strict=True)]
         for length, same in groupby(todo, key=lambda each: len(sequences[each[0]])):
             rows = max(batch_tokens // length, 1)
-            for found in compute_rounds(estimates[0].model, sequences, scored, draw, same, rows):
+            for found in compute_rounds(estimates[0].model, sequences, scored, draw, same, rows, FORWARDS * rows):
                 which, index = places[found.sequence]
                 more[which][index, found.number - rounds[which].start] = found.nats / estimates[which].n_scored[index]
         nats = [torch.cat(both, dim=1) for both in zip(nats, more, strict=True)]

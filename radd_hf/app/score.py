@@ -8,23 +8,13 @@ from typing import Any, TextIO
 
 from ..endings import UsageError, note, visible
 from ..evaluation.perplexity import MOST_PASSES, figure_lines
-from ..jobs.batches import BATCH_TOKENS
 from ..jobs.job import run_on_file
 from ..jobs.scoring import RowScorer, ScoredRow, columns_to_score
 from ..likelihood import ESTIMATORS, check_estimate
 from ..ranges import check_count
 from ..results import to_json
-from .cli import (
-    DTYPES,
-    _load,
-    _parser,
-    add_file_arguments,
-    check_file_arguments,
-    load_for_file,
-    open_file,
-    read_input,
-    usage,
-)
+from .cli import DTYPES, _parser, add_file_arguments
+from .files import check_file_arguments, load_for_file, load_model, open_file, read_input, usage
 
 # Masks of one text, whose error no other text evens out, and of a row of a file.
 PASSES, PASSES_OF_A_ROW = 64, 16
@@ -117,6 +107,8 @@ def _settings(args: argparse.Namespace, passes: int) -> dict[str, Any]:
     settings = {name: getattr(args, name) for name in ("estimator", "passes", "target_se")}
     with usage():
         check_estimate(**settings)
+        if args.batch_tokens is not None:
+            check_count("batch_tokens", args.batch_tokens)
     return settings
 
 
@@ -127,10 +119,9 @@ def _settings(args: argparse.Namespace, passes: int) -> dict[str, Any]:
 
 def _score_text(args: argparse.Namespace) -> None:
     row, settings = _row(args, sys.stdin), _settings(args, PASSES)
-    with usage():
-        batch_tokens = check_count("batch_tokens", BATCH_TOKENS if args.batch_tokens is None else args.batch_tokens)
-    model, tokenizer = _load(args)
-    (scored,) = RowScorer(model, tokenizer, seed=args.seed, batch_tokens=batch_tokens, **settings).score([row], [0])
+    model, tokenizer = load_model(args)
+    scorer = RowScorer(model, tokenizer, seed=args.seed, batch_tokens=args.batch_tokens, **settings)
+    (scored,) = scorer.score([row], [0])
     if scored.likelihood is None:
         raise UsageError(str(scored.error))
     if scored.error is not None:
@@ -210,9 +201,9 @@ def _score_file(args: argparse.Namespace) -> None:
     with usage():
         columns = columns_to_score(source.columns, args.text_column)
     model, tokenizer, identity = load_for_file(args, accelerator)
-    given = {} if args.batch_tokens is None else {"batch_tokens": args.batch_tokens}
 
     def make_work(seed: int) -> RowScorer:
-        return RowScorer(model, tokenizer, seed=seed, columns=columns, **given, **settings)
+        asked = {"seed": seed, "batch_tokens": args.batch_tokens, "columns": columns}
+        return RowScorer(model, tokenizer, **asked, **settings)
 
     run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)

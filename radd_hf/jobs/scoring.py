@@ -21,10 +21,9 @@ from ..endings import reason_of
 from ..kernels_radd import packed_weights
 from ..likelihood import Likelihood, LikelihoodRounds, check_estimate, check_integer_seed, compute_together, config_of
 from ..randomness_radd import stream_seed
-from ..ranges import check_count
 from ..settings_radd import shortened
 from ..text_radd import check_characters, check_tokenizer, check_tokenizer_mask, encode_after_text, encode_text
-from .batches import BATCH_TOKENS, Task
+from .batches import Task, tokens_of_a_batch
 
 # What is scored: a text, or a continuation given a prefix.
 PARTS = ("text", "prefix", "continuation")
@@ -105,7 +104,7 @@ class RowScorer:
         model: a RADD model. tokenizer: its tokenizer, of transformers.
         seed: for all draws. A row draws from (seed, its number), see [`row_seed`], so that batches and processes change
             its result by rounding alone.
-        batch_tokens: tokens of a forward pass.
+        batch_tokens: tokens of a forward pass, rows x length; default: what suits the device.
         columns: the column of each of `PARTS` that rows have; by default each has its own name.
         estimator, passes, target_se: as in `estimate_likelihood`, for each row by itself.
 
@@ -121,7 +120,7 @@ class RowScorer:
         tokenizer: Any,
         *,
         seed: int = 0,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         columns: Mapping[str, str] | None = None,
         estimator: str = "k_stratified",
         passes: int = 16,
@@ -132,7 +131,7 @@ class RowScorer:
         check_tokenizer_mask(tokenizer, config_of(model).mask_token_id)
         self.model, self.tokenizer = model, tokenizer
         self.columns = {part: part for part in PARTS} if columns is None else columns
-        self.seed, self.batch_tokens = check_integer_seed(seed), check_count("batch_tokens", batch_tokens)
+        self.seed, self.batch_tokens = check_integer_seed(seed), tokens_of_a_batch(batch_tokens, model.device)
         self.settings: dict[str, Any] = {"estimator": estimator, "passes": passes, "target_se": target_se}
 
     @property

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig, settings_radd
-from radd_hf.app import cli
+from radd_hf.app import cli, generate
 from radd_hf.hub import convert
 from radd_hf.hub.facts import forward_flops
 from radd_hf.text_radd import encode_blanks
@@ -207,14 +207,14 @@ def test_the_model_may_choose_the_order(radd):
 
 
 def test_the_model_computes_in_the_type_asked_for(radd, monkeypatch):
-    seen, load = [], cli._load
+    seen, load = [], generate.load_model
 
     def note(args):
         model, tokenizer = load(args)
         seen.append((model.dtype, model.training))
         return model, tokenizer
 
-    monkeypatch.setattr(cli, "_load", note)
+    monkeypatch.setattr(generate, "load_model", note)
     assert radd("generate", TEXT, "--dtype", "bfloat16").code == radd("generate", TEXT).code == 0
     assert seen == [(torch.bfloat16, False), (torch.float32, False)]
 
@@ -399,7 +399,7 @@ def test_a_terminal_shows_each_event_with_the_newest_tokens_marked(radd, termina
     frames = result.err.split("NFE ")
     # The last one once more, where rich ends.
     assert [frame.split(" \u00b7 ")[0] for frame in frames[1:]] == ["0", "1", "2", "3", "4", "5", "6", "6"]
-    assert frames[0].count(cli._LiveCanvas.MASK.strip()) == 6
+    assert frames[0].count(generate.LiveCanvas.MASK.strip()) == 6
     assert "1;30;103m" not in frames[0]  # nothing is new before the first event
     assert all("1;30;103m" in frame for frame in frames[1:-1])
     assert "6 of 6 tokens" in frames[-1]
@@ -430,7 +430,7 @@ class StandIn:
 def test_a_canvas_taller_than_the_terminal_shows_where_it_is_written(terminal, capsys):
     tokenizer = StandIn(lambda token: " token")
     canvas = [9] * 90
-    with cli._LiveCanvas(canvas, tokenizer, mask_token_id=9, pause=0.001, shown=True) as live:
+    with generate.LiveCanvas(canvas, tokenizer, mask_token_id=9, pause=0.001, shown=True) as live:
         for position in (0, 60, 89, 30, 1):
             canvas = [1 if index == position else token for index, token in enumerate(canvas)]
             capsys.readouterr()
@@ -442,7 +442,7 @@ def test_a_canvas_taller_than_the_terminal_shows_where_it_is_written(terminal, c
 
 def test_what_the_model_writes_cannot_command_the_terminal(terminal, capsys):
     tokenizer = StandIn(lambda token: "a" if token else "\x1b[2J\x07\x9b")
-    with cli._LiveCanvas([9, 9], tokenizer, mask_token_id=9, pause=0.0, shown=True) as live:
+    with generate.LiveCanvas([9, 9], tokenizer, mask_token_id=9, pause=0.0, shown=True) as live:
         live.put_draft(torch.tensor([[0, 1]]))
     written = capsys.readouterr().err
     assert r"\u001b[2J\u0007\u009b" in written
@@ -460,7 +460,7 @@ def test_a_text_commands_no_terminal_and_is_as_it_was_written_elsewhere(text, mo
     def report(json: bool, stream: io.StringIO) -> str:
         monkeypatch.setattr(sys, "stdout", stream)
         args = SimpleNamespace(json=json, quiet=True, number=1, seed=0)
-        cli._report(args, output, 0, 0, given, None, 0.0)
+        generate._report(args, output, 0, 0, given, None, 0.0)
         return stream.getvalue()
 
     assert report(False, io.StringIO()) == text + "\n"

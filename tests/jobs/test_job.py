@@ -261,8 +261,8 @@ def test_two_processes_end_with_the_file_of_one(folder, source, tmp_path):
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
-def test_a_report_counts_results_and_adds_up_what_is_summed():
+def test_a_report_adds_up_what_the_work_names():
     report = Report()
-    report.add({"row": 3, "sample": 1, "error": None}, {"tokens": 4})
-    report.add({"row": 4, "sample": 0, "error": "why"}, {"tokens": 0})
+    report.add({"row": 3, "sample": 1, "text": "a", "error": None}, {"tokens": 4})
+    report.add({"row": 4, "sample": 0, "text": None, "error": "why"}, {"tokens": 0})
     assert report == Report(results=2, refused=1, first_refusal="row 4: why", totals={"tokens": 4})

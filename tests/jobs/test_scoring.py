@@ -232,6 +232,23 @@ def test_rows_of_equal_length_share_forwards(scorer, model, monkeypatch):
     assert rows == [100]
 
 
+@pytest.mark.parametrize(("estimator", "rows_of_a_text"), [("k_stratified", 4), ("ar_forward", 5), ("k_DCE", 4)])
+def test_forwards_are_full_though_no_round_divides_a_batch(
+    scorer, model, tiny_tokenizer, monkeypatch, estimator, rows_of_a_text
+):
+    forward, sizes = type(model).forward, []
+
+    def count(self, input_ids=None, **keywords):
+        sizes.append(len(input_ids))
+        return forward(self, input_ids=input_ids, **keywords)
+
+    monkeypatch.setattr(type(model), "forward", count)
+    text = tiny_tokenizer.decode(encode_text(["It is a truth universally"], tiny_tokenizer)[0][:5])
+    assert len(ids_of(text, tiny_tokenizer)) == 5
+    scorer(passes=4, batch_tokens=15, estimator=estimator)([{"text": text}] * 9, range(9))
+    assert sizes == [3] * (9 * rows_of_a_text // 3)
+
+
 def test_nothing_to_compute_together_is_done_at_once():
     assert compute_together([], 100) == []
 

@@ -1,0 +1,94 @@
+# Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
+"""What `radd generate` and `radd score` share: standard input, the model, a file of rows."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import torch
+from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+from transformers.utils import logging
+
+from ..endings import UsageError
+from ..hub.loading import find_device, load, weights_hash
+from ..hub.runs import newest_model
+from ..jobs.rows import RowsFile, check_rows_output
+from ..processes import make_accelerator, on_main
+
+# Characters that are read of standard input; a text may have half of them.
+MAX_INPUT = 2**21
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Ends with status 2 for what is refused in the block."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def read_input(stdin: TextIO) -> str:
+    """Returns the text of standard input without the line break that ends it; a ValueError says that it is none."""
+    try:
+        # A text of more characters is refused later: a pipe may have no end.
+        return stdin.read(MAX_INPUT).removesuffix("\n").removesuffix("\r").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not in {error.encoding}: {error}") from error
+
+
+def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Returns the model, ready to write, and its tokenizer."""
+    with usage():
+        device = find_device(args.device)
+    logging.disable_progress_bar()
+    try:
+        return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
+    finally:
+        if not HF_HUB_DISABLE_PROGRESS_BARS:  # by which the user asked for none
+            logging.enable_progress_bar()  # of `generate`
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files of rows
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_file_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser, for_one: Sequence[str]) -> None:
+    """Raises a UsageError for a file without the other, or with an argument that is for one text."""
+    for name, other in (("output", "input"), ("input", "output")):
+        if getattr(args, name) is not None and getattr(args, other) is None:
+            raise UsageError(f"--{name} {getattr(args, name)}: pass --{other}, too, which names a file of texts.")
+    for name in for_one:
+        if getattr(args, name) != parser.get_default(name):
+            flag = "TEXT" if name == "text" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is for one text: leave it out with --input {args.input}.")
+    if args.batch_tokens is not None and not 1 <= args.batch_tokens < 2**31:
+        raise UsageError(f"--batch-tokens {args.batch_tokens} must be at least 1.")
+
+
+def open_file(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Returns the accelerator of this process and the input, read once; args.output becomes a path."""
+    with usage():
+        args.output = check_rows_output("output", args.output)
+        accelerator = make_accelerator()
+        return accelerator, on_main(accelerator, lambda: RowsFile.examine("input", args.input, args.output))
+
+
+def load_for_file(args: argparse.Namespace, accelerator: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns the model, the tokenizer, and what results depend on of them and of how they are computed."""
+    args.model = on_main(accelerator, lambda: newest_model(args.model))  # the same in all processes
+    if accelerator.num_processes > 1:
+        if args.device is not None:
+            raise UsageError(f"--device {args.device}: each process of a launcher has its own device; leave it out.")
+        args.device = str(accelerator.device)
+    model, tokenizer = load_model(args)
+    identity = {
+        "command": f"radd {args.command}",
+        "weights": weights_hash(model),
+        "tokenizer": args.tokenizer,
+        "dtype": args.dtype,
+        "device": model.device.type,
+    }
+    return model, tokenizer, identity
