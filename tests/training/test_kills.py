@@ -29,6 +29,7 @@ import random
 import signal
 import sys
 from pathlib import Path
+from radd_hf.hub.runs import all_checkpoints, damage_of, step_of
 from radd_hf.training import train
 
 config, folder, wanted = sys.argv[1:]

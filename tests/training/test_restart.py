@@ -109,6 +109,7 @@ def restarted(folder, tiny_text, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(train, "train", stop)
             patched.setattr(Run, "evaluate", lambda *given, **settings: {})
+            patched.setattr(train, "summary", lambda *given: "")  # of no figures
             start(folder, **{"dataset": tiny_text, "max_steps": 16} | settings)
         return runs[-1]
 
