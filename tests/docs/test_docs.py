@@ -33,6 +33,7 @@ from benchmarks import (
     orders,
     partial_caching,
     saving,
+    scoring,
     speculation,
     training_cost,
 )
@@ -253,6 +254,7 @@ PARSERS = {
     "benchmarks.training_cost": lambda flags, _: training_cost.parse_arguments(flags),
     "benchmarks": lambda flags, _: benchmarks.__main__.parse_arguments(flags),
     "benchmarks.batches": lambda flags, monkeypatch: parse_by(batches.main, flags, monkeypatch),
+    "benchmarks.scoring": lambda flags, monkeypatch: parse_by(scoring.main, flags, monkeypatch),
     "benchmarks.hour": lambda flags, monkeypatch: parse_by(hour.main, flags, monkeypatch),
     "benchmarks.draw": lambda flags, _: draw.parse_arguments(flags),
     "benchmarks.head": lambda flags, _: head.parse_arguments(flags),
