@@ -25,6 +25,7 @@ from radd_hf.endings import run_program
 from radd_hf.hub.loading import load
 from radd_hf.jobs.job import run_on_file
 from radd_hf.jobs.rows import RowsFile
+from radd_hf.jobs.scoring import RowScorer
 from radd_hf.jobs.writing import RowWriter
 
 from .measure import positive
@@ -46,14 +47,14 @@ def texts(tokenizer: Any, count: int, chance: random.Random) -> list[str]:
     return made
 
 
-def time_job(writer: RowWriter, lines: list[str], folder: Path) -> tuple[int, float]:
-    """Returns the tokens that a job wrote, and its seconds from reading the file to the written one."""
+def time_job(work: RowWriter | RowScorer, lines: list[str], folder: Path) -> tuple[int, float]:
+    """Returns the tokens that a job wrote or scored, and its seconds from reading the file to the written one."""
     source, output = folder / "in.jsonl", folder / "out.jsonl"
     source.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
     started = time.perf_counter()
     examined = RowsFile.examine("input", str(source), output)
-    accelerator = Accelerator(cpu=writer.model.device.type == "cpu")
-    report = run_on_file(accelerator, examined, output, lambda _: writer, {}, 0, unit="text", quiet=True)
+    accelerator = Accelerator(cpu=work.model.device.type == "cpu")
+    report = run_on_file(accelerator, examined, output, lambda _: work, {}, 0, unit="text", quiet=True)
     return int(report.totals["tokens"]), time.perf_counter() - started
 
 

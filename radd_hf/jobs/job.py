@@ -30,6 +30,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..endings import Stopped, note, visible
+from ..kernels_radd import packed_weights
 from ..processes import on_main
 from ..randomness_radd import check_seed
 from ..results import replace_text, sync, to_json, write_synced
@@ -265,7 +266,7 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
             bar.initial += results
             bar.update(results)
 
-    with bar:
+    with bar, packed_weights():  # from the first batch to the last
         for window, (first, rows) in enumerate(_numbered(windows_of(source.path))):
             if by_window and window % processes != index:
                 continue

@@ -476,10 +476,8 @@ def test_a_text_commands_no_terminal_and_is_as_it_was_written_elsewhere(text, mo
 
 
 def test_pictures_are_of_the_first_text_and_the_map_of_all(radd, tmp_path, monkeypatch):
-    from radd_hf.app import visualize
-
-    drawn, plot = [], visualize.plot_reveal_order
-    monkeypatch.setattr(visualize, "plot_reveal_order", lambda revealed: drawn.append(revealed) or plot(revealed))
+    drawn, plot = [], generate.plot_reveal_order
+    monkeypatch.setattr(generate, "plot_reveal_order", lambda revealed: drawn.append(revealed) or plot(revealed))
     page, image, plan = (str(tmp_path / name) for name in ("text.html", "text.png", "plan.png"))
     flags = ["--picture", page, "--picture", image, "--order-map", plan]
     result = radd("generate", TEXT, "--seed", "3", "-n", "3", "--batch-size", "2", "--steps", "7", *flags)

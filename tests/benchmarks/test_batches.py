@@ -3,15 +3,24 @@
 
 import re
 
-from benchmarks import batches, hour
+import pytest
+
+from benchmarks import batches, hour, scoring
 from support.paths import ROOT
 
 
-def test_a_job_is_timed_beside_a_batch_of_equal_lengths(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("main", "texts"),
+    [
+        (batches.main, r"12 texts of \d+ tokens on average, \d+ of them blank"),
+        (scoring.main, "12 texts of .*, 16 passes"),
+    ],
+)
+def test_a_job_is_timed_beside_a_batch_of_equal_lengths(capsys, monkeypatch, main, texts):
     monkeypatch.chdir(ROOT)
-    batches.main(["--rows", "12", "--batch_tokens", "256"])
+    main(["--rows", "12", "--batch_tokens", "256"])
     printed = capsys.readouterr().out
-    assert re.search(r"^12 texts of \d+ tokens on average, \d+ of them blank$", printed, re.MULTILINE)
+    assert re.search(rf"^{texts}$", printed, re.MULTILINE)
     assert len(re.findall(r"[\d,]+ tokens/s$", printed, re.MULTILINE)) == 2
     assert re.search(r"^ratio +\d\.\d\d$", printed, re.MULTILINE)
 

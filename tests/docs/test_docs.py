@@ -33,6 +33,7 @@ from benchmarks import (
     orders,
     partial_caching,
     saving,
+    scoring,
     serving,
     speculation,
     training_cost,
@@ -254,6 +255,7 @@ PARSERS = {
     "benchmarks.training_cost": lambda flags, _: training_cost.parse_arguments(flags),
     "benchmarks": lambda flags, _: benchmarks.__main__.parse_arguments(flags),
     "benchmarks.batches": lambda flags, monkeypatch: parse_by(batches.main, flags, monkeypatch),
+    "benchmarks.scoring": lambda flags, monkeypatch: parse_by(scoring.main, flags, monkeypatch),
     "benchmarks.hour": lambda flags, monkeypatch: parse_by(hour.main, flags, monkeypatch),
     "benchmarks.draw": lambda flags, _: draw.parse_arguments(flags),
     "benchmarks.head": lambda flags, _: head.parse_arguments(flags),
@@ -287,7 +289,7 @@ FENCED_JSON = re.compile(r"```json\n(\{.*\})\n```")  # of docs/scale.md: a row o
 def test_what_is_written_from_the_shell_is_written(command, checkout, monkeypatch, capsys):
     text, (_, *arguments) = parts_of(command)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    given, said = [json.loads(line) for line in FENCED_JSON.findall(PAGES["docs/scale.md"])]
+    given, said = [json.loads(line) for line in FENCED_JSON.findall(PAGES["docs/scale.md"])[:2]]
     (checkout / "prompts.jsonl").write_text(json.dumps(given))
     assert cli.main(arguments) == 0, capsys.readouterr().err
     if "--output" not in arguments:
