@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Puts tasks of any lengths into batches of equal length."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from ..ranges import check_count
 
@@ -45,3 +45,26 @@ def batches_of(tasks: Sequence[Task], batch_tokens: int) -> list[list[Task]]:
         else:
             batches.append([task])
     return batches
+
+
+class Encoder(Protocol):
+    """What makes tasks of rows: a `RowWriter` or a `RowScorer`."""
+
+    batch_tokens: int
+
+    def encode(self, row: Mapping[str, Any], number: int) -> list[Task]: ...
+
+    def refusal(self, number: int, error: ValueError) -> dict[str, Any]: ...
+
+
+def batches_of_rows(
+    work: Encoder, rows: Iterable[tuple[int, Mapping[str, Any]]]
+) -> tuple[list[dict[str, Any]], list[list[Task]]]:
+    """Returns the results of rows that are refused, and the batches of the others; `rows` are numbered."""
+    refusals, tasks = list[dict[str, Any]](), list[Task]()
+    for number, row in rows:
+        try:
+            tasks += work.encode(row, number)
+        except ValueError as error:
+            refusals.append(work.refusal(number, error))
+    return refusals, batches_of(tasks, work.batch_tokens)

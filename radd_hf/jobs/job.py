@@ -36,7 +36,7 @@ from ..randomness_radd import check_seed
 from ..results import replace_text, sync, to_json, write_synced
 from ..training.lock import acquire, release
 from ..version import __version__
-from .batches import Task, batches_of
+from .batches import Encoder, Task, batches_of_rows
 from .rows import RowsFile, RowsWriter, json_line, windows_of
 
 logger = logging.getLogger(__name__)
@@ -47,14 +47,13 @@ SHARD = 8
 MANY = 4
 
 
-class Work(Protocol):
+class Work(Encoder, Protocol):
     """What a job does with a row: `RowWriter` and `RowScorer`.
 
     The numbers of all results that `summed` names are added up, and `summary` says the totals.
     """
 
     number: int  # results of a row
-    batch_tokens: int
 
     @property
     def identity(self) -> dict[str, Any]: ...
@@ -62,11 +61,7 @@ class Work(Protocol):
     @property
     def results(self) -> dict[str, pa.DataType]: ...
 
-    def encode(self, row: Mapping[str, Any], number: int) -> list[Task]: ...
-
     def compute(self, batch: Sequence[Task]) -> list[dict[str, Any]]: ...
-
-    def refusal(self, number: int, error: ValueError) -> dict[str, Any]: ...
 
     def summed(self, result: Mapping[str, Any]) -> dict[str, float]: ...
 
@@ -273,7 +268,7 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
             if job.complete(window):
                 skip(len(rows) * work.number // (1 if by_window else processes))
                 continue
-            refusals, batches = _batches_of_rows(work, first, rows)
+            refusals, batches = batches_of_rows(work, enumerate(rows, start=first))
             shards = max(math.ceil(len(batches) / SHARD), 1)
             for shard in range(shards):
                 if not by_window and (window + shard) % processes != index:
@@ -289,17 +284,6 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
                     bar.update(len(batch))
                 job.write(part, results)
         bar.total = bar.n  # exactly
-
-
-def _batches_of_rows(work: Work, first: int, rows: list) -> tuple[list[dict[str, Any]], list[list[Task]]]:
-    """Returns the results of rows that are refused, and the batches of the others; `first` numbers the first row."""
-    refusals, tasks = list[dict[str, Any]](), list[Task]()
-    for number, row in enumerate(rows, start=first):
-        try:
-            tasks += work.encode(row, number)
-        except ValueError as error:
-            refusals.append(work.refusal(number, error))
-    return refusals, batches_of(tasks, work.batch_tokens)
 
 
 class RowsRefused(ValueError):

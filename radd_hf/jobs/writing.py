@@ -19,7 +19,7 @@ from ..generation_radd import RaddGenerationConfig
 from ..randomness_radd import check_seed, sample_generators, text_seed
 from ..ranges import check_count
 from ..settings_radd import LENGTHS, SETTINGS, plain
-from .batches import Task, batches_of, tokens_of_a_batch
+from .batches import Task, batches_of_rows, tokens_of_a_batch
 
 # Columns that a row's request is read from, when there is no text with blanks.
 COLUMNS = (*REQUEST[1:], "seed")
@@ -98,13 +98,8 @@ class RowWriter:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Returns the results of rows with these numbers, in their order: `number` for a row, one for a refused row."""
-        tasks, results = list[Task](), list[dict[str, Any]]()
-        for row, number in zip(rows, numbers, strict=True):
-            try:
-                tasks += self.encode(row, number)
-            except ValueError as error:
-                results.append(self.refusal(number, error))
-        for batch in batches_of(tasks, self.batch_tokens):
+        results, batches = batches_of_rows(self, zip(numbers, rows, strict=True))
+        for batch in batches:
             results += self.compute(batch)
         place = {number: index for index, number in enumerate(numbers)}
         return sorted(results, key=lambda result: (place[result["row"]], result.get("sample", 0)))
