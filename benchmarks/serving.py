@@ -4,10 +4,10 @@
     python -m benchmarks.serving
     python -m benchmarks.serving --model checkpoints/radd-austen --clients 32 --blank 32 --rounds 5
 
-In each round the model first fills a batch of as many texts as there are clients, offline, by `pipeline.fill`. Then
-each client, in a thread of its own, sends requests to a server in another process, the next one as soon as it has the
-answer to the last. The benchmark prints tokens a second of both, medians over the rounds, and their ratio. It counts
-answers that are lost, and those that differ from the text that the same request has alone.
+In each round the model first fills batches of as many texts as there are clients, offline, by `pipeline.fill`. Then
+clients, each in a thread of its own, ask a server in another process for as many texts; each asks again as soon as it has
+an answer. The benchmark prints tokens a second of both, medians over the rounds, and their ratio. It counts answers that
+are lost, and those that differ from the text that the same request has alone.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     model, tokenizer = load(args.model, device=args.device)
     fill = RaddInfillingPipeline(model=model, tokenizer=tokenizer, device=model.device)
     alone = EndpointHandler(pipeline=fill, limits=Limits(inputs=args.clients, tokens=2**24))
-    tokens, offline, online = args.clients * args.blank, list[float](), list[float]()
+    tokens, offline, online = args.clients * args.blank * args.requests, list[float](), list[float]()
     lost = different = 0
     expected = dict[int, str]()
     command = [sys.executable, "-m", "radd_hf", "serve", args.model, "--port", "0", "--device", args.device]
@@ -58,14 +58,15 @@ def main(argv: list[str]) -> dict[str, Any]:
             port = port_of(server)
             run_clients(args, port, 0)  # a warm-up
             for number in range(args.rounds + 1):
-                batch = alone.read(requests_of(args, 0, 0)).rows
+                batch = alone.read(request_of(args, number, copies=args.clients)).rows
                 started = time.perf_counter()
-                fill.fill(batch)
+                for _ in range(args.requests):
+                    fill.fill(batch)
                 if number:  # the first is a warm-up
                     offline.append(tokens / (time.perf_counter() - started))
                     started = time.perf_counter()
                     texts = run_clients(args, port, number)
-                    online.append(tokens * args.requests / (time.perf_counter() - started))
+                    online.append(tokens / (time.perf_counter() - started))
                     for seed, text in texts.items():
                         lost += text is None
                         if number == 1:
@@ -91,14 +92,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     return result
 
 
-def request_of(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    return {"inputs": f"It was [MASK:{args.blank}] of spring.", "parameters": {"seed": seed}}
-
-
-def requests_of(args: argparse.Namespace, round: int, turn: int) -> dict[str, Any]:
-    """One request with the texts of all clients."""
-    one = request_of(args, round)
-    return one | {"inputs": [one["inputs"]] * args.clients}
+def request_of(args: argparse.Namespace, seed: int, copies: int = 1) -> dict[str, Any]:
+    text = f"It was [MASK:{args.blank}] of spring."
+    return {"inputs": text if copies == 1 else [text] * copies, "parameters": {"seed": seed}}
 
 
 def run_clients(args: argparse.Namespace, port: int, number: int) -> dict[int, str | None]:
