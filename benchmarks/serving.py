@@ -5,9 +5,9 @@
     python -m benchmarks.serving --model checkpoints/radd-austen --clients 32 --blank 32 --rounds 5
 
 In each round the model first fills batches of as many texts as there are clients, offline, by `pipeline.fill`. Then
-clients, each in a thread of its own, ask a server in another process for as many texts; each asks again as soon as it has
-an answer. The benchmark prints tokens a second of both, medians over the rounds, and their ratio. It counts answers that
-are lost, and those that differ from the text that the same request has alone.
+clients, each in a thread of its own, ask a server in another process for as many texts; each asks again as soon as it
+has an answer. The benchmark prints tokens a second of both, medians over the rounds, and their ratio. It counts answers
+that are lost, and those that differ from the text that the same request has alone.
 """
 
 import argparse
