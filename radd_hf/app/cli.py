@@ -234,7 +234,6 @@ def _write_file(args: argparse.Namespace) -> None:
         with usage():
             return RowWriter(model, tokenizer, **asked, **settings)
 
-    identity |= {"columns": columns, "number": args.number, "settings": settings}
     run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)
 
 

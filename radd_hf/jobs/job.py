@@ -53,6 +53,9 @@ class Work(Protocol):
     batch_tokens: int
 
     @property
+    def identity(self) -> dict[str, Any]: ...
+
+    @property
     def results(self) -> dict[str, pa.DataType]: ...
 
     def encode(self, row: Mapping[str, Any], number: int) -> list[Task]: ...
@@ -319,22 +322,23 @@ def run_on_file(
 
     Args:
         make_work: makes the work of a seed.
-        identity: what the results depend on, besides the input and the seed.
+        identity: what the results depend on of the model, and of how it is computed.
         seed: None: that of the interrupted job, else a new one.
 
     Raises:
         ValueError, OSError: where `run_job` does, in all processes.
         RowsRefused: for a finished job with refused rows, so that the exit status says so.
     """
-    whole = dict(identity) | {"rows": source.rows, "input": source.sha256, "radd_hf": __version__}
+    whole = {**identity, "rows": source.rows, "input": source.sha256, "radd_hf": __version__}
     seed = on_main(accelerator, lambda: _saved_seed(output) if seed is None else seed)
     started = time.perf_counter()
     work = make_work(seed)
-    job = Job(output, whole | {"seed": seed, "batch_tokens": work.batch_tokens})
+    job = Job(output, {**whole, **work.identity, "seed": seed, "batch_tokens": work.batch_tokens})
     report = run_job(work, source, job, accelerator, unit, quiet)
     seconds = time.perf_counter() - started
     if accelerator.is_main_process and not quiet:
-        done = f"{report.results:,} {unit}s, {report.totals.get('tokens', 0):,} tokens, seed {seed}"
+        units = unit if report.results == 1 else f"{unit}s"
+        done = f"{report.results:,} {units}, {report.totals.get('tokens', 0):,} tokens, seed {seed}"
         when = "finished before" if report.finished_before else f"{seconds:.1f} s"
         note(visible(f"{output}: {done}, {when}"))
     if report.refused:

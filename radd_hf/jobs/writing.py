@@ -18,7 +18,7 @@ from ..canvas_radd import REQUEST, encode_request
 from ..generation_radd import RaddGenerationConfig
 from ..randomness_radd import check_seed, sample_generators, text_seed
 from ..ranges import check_count
-from ..settings_radd import LENGTHS, plain
+from ..settings_radd import LENGTHS, SETTINGS, plain
 from .batches import Task, batches_of, tokens_of_a_batch
 
 # Columns that a row's request is read from, when there is no text with blanks.
@@ -71,6 +71,15 @@ class RowWriter:
         if not any(self.lengths.values()):
             self.lengths = {name: getattr(model.generation_config, name) for name in LENGTHS}
         self.settings = settings
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Gives what the results depend on, besides the model, the rows and the seed."""
+        resolved = RaddGenerationConfig.resolve(self.settings, self.model.generation_config)
+        settings = {name: getattr(resolved, name) for name in (*SETTINGS, "eos_token_id", "pad_token_id")}
+        if resolved.schedule is None:
+            del settings["information_profile"]
+        return {"columns": self.columns, "number": self.number, "settings": settings | self.lengths}
 
     @property
     def results(self) -> dict[str, pa.DataType]:

@@ -24,10 +24,12 @@ from transformers import AutoModel, AutoTokenizer
 
 import benchmarks.__main__
 from benchmarks import (
+    batches,
     conditioning,
     draw,
     estimators,
     head,
+    hour,
     orders,
     partial_caching,
     saving,
@@ -251,6 +253,8 @@ PARSERS = {
     "eval_generation.py": parse_samples,
     "benchmarks.training_cost": lambda flags, _: training_cost.parse_arguments(flags),
     "benchmarks": lambda flags, _: benchmarks.__main__.parse_arguments(flags),
+    "benchmarks.batches": lambda flags, monkeypatch: parse_by(batches.main, flags, monkeypatch),
+    "benchmarks.hour": lambda flags, monkeypatch: parse_by(hour.main, flags, monkeypatch),
     "benchmarks.draw": lambda flags, _: draw.parse_arguments(flags),
     "benchmarks.head": lambda flags, _: head.parse_arguments(flags),
     "benchmarks.estimators": parse_estimators,
@@ -274,14 +278,24 @@ def test_every_command_is_one_that_its_program_takes(page, command, checkout, mo
     check_command(parts_of(command)[1], monkeypatch)
 
 
+FENCED_JSON = re.compile(r"```json\n(\{.*\})\n```")  # of docs/scale.md: a row of an input, and of an output
+
+
 @pytest.mark.parametrize(
-    "command", [command for _, command in COMMANDS if re.search(r"radd (generate|info) checkpoints/", command)]
+    "command", [command for _, command in COMMANDS if re.match(r".*\bradd (generate|info) checkpoints/", command)]
 )
 def test_what_is_written_from_the_shell_is_written(command, checkout, monkeypatch, capsys):
     text, (_, *arguments) = parts_of(command)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    given, said = [json.loads(line) for line in FENCED_JSON.findall(PAGES["docs/scale.md"])]
+    (checkout / "prompts.jsonl").write_text(json.dumps(given))
     assert cli.main(arguments) == 0, capsys.readouterr().err
-    assert capsys.readouterr().out.strip()
+    if "--output" not in arguments:
+        assert capsys.readouterr().out.strip()
+        return
+    (found,) = map(json.loads, (checkout / "texts.jsonl").read_text().splitlines())
+    if "--seed" in arguments:
+        assert [found[name] for name in said if "log" not in name] == [said[name] for name in said if "log" not in name]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def run(model, tiny_tokenizer, source, monkeypatch):
     monkeypatch.setattr("radd_hf.jobs.rows.WINDOW", 16)
     monkeypatch.setattr(job_module, "SHARD", 2)
 
-    def fill(output, file=source, seed=3, fail_after=None, identity=None, **settings):
+    def fill(output, file=source, seed=3, fail_after=None, **settings):
         computed = []
 
         def make(chosen: int) -> RowWriter:
@@ -121,7 +121,7 @@ def run(model, tiny_tokenizer, source, monkeypatch):
 
         examined = RowsFile.examine("input", str(file), output)
         accelerator = Accelerator(cpu=True)
-        report = run_on_file(accelerator, examined, output, make, identity or settings, seed, unit="text", quiet=True)
+        report = run_on_file(accelerator, examined, output, make, {"weights": "w"}, seed, unit="text", quiet=True)
         return report, computed
 
     return fill
@@ -162,7 +162,7 @@ def test_what_is_of_another_job_is_refused_and_stays(run, tmp_path, source):
         run(output, fail_after=3)
     for settings, reason in (
         ({"seed": 4}, r"differ in \{'seed': \(3, 4\)\}"),
-        ({"identity": {"top_k": 5}}, r"'top_k': \(None, 5\)"),
+        ({"top_k": 5}, r"'settings': \(\{.*'top_k': 0.*'top_k': 5"),
     ):
         with pytest.raises(ValueError, match=reason):
             run(output, **settings)
