@@ -6,8 +6,9 @@
 
 In each round the model first fills batches of as many texts as there are clients, offline, by `pipeline.fill`. Then
 clients, each in a thread of its own, ask a server in another process for as many texts; each asks again as soon as it
-has an answer. The benchmark prints tokens a second of both, medians over the rounds, and their ratio. It counts answers
-that are lost, and those that differ from the text that the same request has alone.
+has an answer. The benchmark prints tokens a second of both, medians over the rounds, and their ratio; and the ratio by
+the processor time of the two processes that have the model, which other programs on the machine disturb less. It counts
+answers that are lost, and those that differ from the text that the same request has alone.
 """
 
 import argparse
@@ -22,6 +23,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
+
+import psutil
 
 from radd_hf import RaddInfillingPipeline
 from radd_hf.endings import note, run_program
@@ -50,23 +53,26 @@ def main(argv: list[str]) -> dict[str, Any]:
     fill = RaddInfillingPipeline(model=model, tokenizer=tokenizer, device=model.device)
     alone = EndpointHandler(pipeline=fill, limits=Limits(inputs=args.clients, tokens=2**24))
     tokens, offline, online = args.clients * args.blank * args.requests, list[float](), list[float]()
+    seconds, server_seconds = 0.0, 0.0  # of processors
     lost = different = 0
     expected = dict[int, str]()
     command = [sys.executable, "-m", "radd_hf", "serve", args.model, "--port", "0", "--device", args.device]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
-            port = port_of(server)
+            port, watched = port_of(server), psutil.Process(server.pid)
             run_clients(args, port, 0)  # a warm-up
             for number in range(args.rounds + 1):
                 batch = alone.read(request_of(args, number, copies=args.clients)).rows
-                started = time.perf_counter()
+                started, before = time.perf_counter(), time.process_time()
                 for _ in range(args.requests):
                     fill.fill(batch)
                 if number:  # the first is a warm-up
                     offline.append(tokens / (time.perf_counter() - started))
-                    started = time.perf_counter()
+                    seconds += time.process_time() - before
+                    started, before = time.perf_counter(), sum(watched.cpu_times()[:2])
                     texts = run_clients(args, port, number)
                     online.append(tokens / (time.perf_counter() - started))
+                    server_seconds += sum(watched.cpu_times()[:2]) - before
                     for seed, text in texts.items():
                         lost += text is None
                         if number == 1:
@@ -82,6 +88,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         "served_tokens_per_second": statistics.median(online),
         "ratio": statistics.median(online) / statistics.median(offline),
         "ratio_of_rounds": [served / alone for served, alone in zip(online, offline, strict=True)],
+        "ratio_by_processor_time": seconds / server_seconds,
         "texts_of_a_batch": rows,
         "answers": args.clients * args.requests * args.rounds,
         "lost": lost,
