@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         limits.add_argument(f"--{name}", type=int, metavar="N", default=default, help=help)
     for name, seconds, text in (
         ("max-wait", 60.0, "seconds that a text may wait for its batch, then status 503"),
-        ("gather", GATHER, "seconds that a batch waits for more texts before it begins"),
+        ("gather", GATHER, "seconds without a new text after which a batch begins"),
         ("grace", 30.0, "seconds that requests get after SIGTERM or Ctrl-C"),
     ):
         limits.add_argument(

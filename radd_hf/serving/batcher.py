@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from .handler import Request, length_of
 
-# Texts that may wait, and seconds that a batch waits for more texts; see `Batcher`.
+# Texts that may wait, and seconds that a batch waits for the next one; see `Batcher`.
 QUEUE, GATHER = 256, 0.005
+# A moment of GATHER is 2 % of so many seconds; see `Batcher`.
+GATHER_SCALE, LONGEST_GATHER = 0.25, 5
 
 Fill = Callable[..., list[list[dict[str, Any]]]]
 
@@ -72,8 +75,9 @@ class Batcher:
         fill: fills rows of one length, as `RaddInfillingPipeline.fill` does.
         batch_tokens: tokens of a batch, all sequences of its rows together; a row with more is computed alone.
         queue: rows that may wait.
-        gather: seconds that a batch waits for more rows before it begins, unless it is full. Clients who got their
-            answers from the last batch, and ask again at once, so come into the next one.
+        gather: a batch that is not full begins when no row has come for so many seconds, in proportion more if the last
+            batch took more than GATHER_SCALE, and after LONGEST_GATHER times as many at the latest. Clients who got
+            their answers from the last batch, and ask again at once, so come into the next.
         on_batch: called with each batch that was filled, and its seconds, before the results are given.
     """
 
@@ -96,6 +100,7 @@ class Batcher:
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.closed = False
+        self.seconds = 0.0  # of the last batch
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self.thread.start()
@@ -152,7 +157,8 @@ class Batcher:
             started = time.perf_counter()
             try:
                 results = self._fill(batch)
-                self.on_batch(batch, time.perf_counter() - started)
+                self.seconds = time.perf_counter() - started
+                self.on_batch(batch, self.seconds)
             except Exception as error:
                 for job in batch:
                     job.result.set_exception(error)
@@ -166,13 +172,26 @@ class Batcher:
             self.running = []
             while not self.running:
                 self.changed.wait_for(lambda: self.waiting or self.closed)
-                self.changed.wait_for(lambda: self._is_full() or self.closed, timeout=self.gather)
+                self._wait_for_more()
                 batch = self._batch()
                 if not batch and self.closed:
                     break
                 self.waiting = [job for job in self.waiting if job not in batch]
                 self.running = [job for job in batch if job.result.set_running_or_notify_cancel()]
             return self.running
+
+    def _wait_for_more(self) -> None:
+        """Waits until the batch is full, or nothing has come for a moment."""
+        moment = self.gather * max(1.0, self.seconds / GATHER_SCALE)
+        deadline = time.monotonic() + LONGEST_GATHER * moment
+
+        def has_come(before: int) -> bool:
+            return len(self.waiting) > before or self.closed
+
+        while not (self._is_full() or self.closed):
+            left = min(moment, deadline - time.monotonic())
+            if not self.changed.wait_for(partial(has_come, len(self.waiting)), left):
+                break
 
     def _batch(self) -> list[Job]:
         """The oldest job that waits, and those of its shape that fit into a batch with it."""

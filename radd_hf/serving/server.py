@@ -338,6 +338,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             limit_concurrency=CONNECTIONS,
+            backlog=CONNECTIONS,
             timeout_graceful_shutdown=math.ceil(grace) + 10,
         )
         super().__init__(config)
@@ -353,37 +354,42 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Opens the port; 0 is a free one.
+def bind(host: str, port: int) -> socket.socket:
+    """Takes a port, 0 for a free one; clients are refused until the server listens.
 
     Raises:
         ValueError: if that cannot be done.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier server may linger
     try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=CONNECTIONS)
+        listener.bind((host.strip("[]"), port))
     except (OSError, OverflowError) as error:
+        listener.close()
         raise ValueError(f"host={host!r} and port={port} cannot be listened at: {error}") from error
+    return listener
 
 
 def serve(
-    service: Service, host: str = "127.0.0.1", port: int = 8000, allowed_hosts: Iterable[str] = (), grace: float = 30.0
+    service: Service, listener: socket.socket, host: str, allowed_hosts: Iterable[str] = (), grace: float = 30.0
 ) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Args:
+        listener: what [`bind`] returned for `host`.
         allowed_hosts: names by which the server may be called, besides `host` and numbers.
         grace: seconds that requests get after the signal.
 
     Raises:
         Stopped: after a signal.
     """
-    names = Names([host.strip("[]"), *allowed_hosts], addresses_allowed=not is_loopback(host.strip("[]")))
-    listener = listen(host, port)
-    server = Server(service, names, grace)
-    place = f"[{host.strip('[]')}]" if ":" in host else host
+    bare = host.strip("[]")
+    alone = is_loopback(bare)
+    server = Server(service, Names([bare, *allowed_hosts], addresses_allowed=not alone), grace)
+    place = f"[{bare}]" if ":" in bare else bare
+    listener.listen(CONNECTIONS)  # who connects from here on is answered as soon as the server runs
     note(f"{visible(service.name)} is served at http://{place}:{listener.getsockname()[1]}/generate")
-    if not is_loopback(host.strip("[]")):
+    if not alone:
         note(
             f"warning: host={host!r} lets every machine that reaches this one use it, unencrypted, without a password."
         )
@@ -415,19 +421,20 @@ def main(argv: Sequence[str]) -> None:
             device = find_device(args.device)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        disable_progress_bar()
-        model, tokenizer = load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
-        service = Service(
-            model,
-            tokenizer,
-            name=Path(args.model).resolve().name if Path(args.model).is_dir() else args.model,
-            limits=Limits(args.max_inputs, args.max_number, args.max_length, args.max_steps, args.max_tokens),
-            max_wait=args.max_wait,
-            debug=args.debug,
-            batch_tokens=args.batch_tokens,
-            queue=args.max_queue,
-            gather=args.gather,
-        )
-        serve(service, args.host, args.port, args.allowed_host, args.grace)
+        with bind(args.host, args.port) as listener:
+            disable_progress_bar()
+            model, tokenizer = load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
+            service = Service(
+                model,
+                tokenizer,
+                name=Path(args.model).resolve().name if Path(args.model).is_dir() else args.model,
+                limits=Limits(args.max_inputs, args.max_number, args.max_length, args.max_steps, args.max_tokens),
+                batch_tokens=args.batch_tokens,
+                max_wait=args.max_wait,
+                debug=args.debug,
+                queue=args.max_queue,
+                gather=args.gather,
+            )
+            serve(service, listener, args.host, args.allowed_host, args.grace)
     finally:
         signal.signal(signal.SIGTERM, before)

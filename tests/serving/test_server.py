@@ -21,7 +21,7 @@ from radd_hf.app import cli
 from radd_hf.serving import server as server_module
 from radd_hf.serving.asgi import Names
 from radd_hf.serving.handler import EndpointHandler, Limits
-from radd_hf.serving.server import Server, Service, draft_text, listen, main
+from radd_hf.serving.server import Server, Service, bind, draft_text, main
 from support.paths import ROOT
 from support.toys import random_model
 
@@ -68,7 +68,8 @@ class Running:
             return work(rows, streamer=streamer, **settings)
 
         self.service.batcher.fill = held
-        listener = listen("127.0.0.1", 0)
+        listener = bind("127.0.0.1", 0)
+        listener.listen()
         self.port = listener.getsockname()[1]
         self.server = Server(self.service, Names(), grace)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
@@ -372,8 +373,8 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(capsys, monkey
     assert capsys.readouterr().err == "radd: error: the server needs its packages: pip install 'radd_hf[serve]'\n"
 
 
-def test_a_port_that_is_taken_and_a_limit_of_nothing_are_refused(capsys, monkeypatch, fill):
-    monkeypatch.setattr(server_module, "load", lambda *_, **__: (fill.model, fill.tokenizer))
+def test_a_port_that_is_taken_and_a_limit_of_nothing_are_refused_before_a_model_is_loaded(capsys, monkeypatch):
+    monkeypatch.setattr(server_module, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"host='127.0.0.1' and port={port} cannot be listened at"):
