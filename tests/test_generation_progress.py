@@ -6,7 +6,9 @@ import torch
 
 from radd_hf import generation_radd
 from radd_hf.generation_radd import SamplerState
+from radd_hf.pipeline_radd import RaddInfillingPipeline
 from support.programs import LENGTH, assert_same_output, make_model, padded_batch
+from support.toys import random_model
 
 PROFILE = [3.0 - index / 8 for index in range(LENGTH)]
 CASES = {
@@ -109,3 +111,12 @@ def test_a_bar_is_asked_for_by_true_or_false(model):
     with pytest.raises(ValueError, match="progress='yes' must be True or False"):
         model.generate(progress="yes")
     assert torch.equal(model.generate(seed=1, progress=None), model.generate(seed=1, progress=False))
+
+
+def test_the_pipeline_shows_the_bar_too(bars, tiny_tokenizer):
+    small = random_model(vocab_size=300, max_position_embeddings=16)
+    fill = RaddInfillingPipeline(model=small, tokenizer=tiny_tokenizer, progress=True)
+    (shown,) = fill("It is [MASK:3]", seed=1)
+    assert bars[0].postfix == "3 of 3 tokens"
+    assert fill("It is [MASK:3]", seed=1, progress=False) == [shown]
+    assert len(bars) == 1

@@ -11,6 +11,7 @@ from radd_hf.app import cli
 from radd_hf.evaluation import profile
 from radd_hf.information import information_profile
 from radd_hf.noise_radd import GeometricNoise, LogLinearNoise, expected_evaluations
+from support.runs import make_run
 from support.texts import SENTENCES
 from support.toys import random_model
 
@@ -136,3 +137,11 @@ def test_groups_by_the_profile_lose_least_in_the_table():
     for events in (8, 32):
         nats = profile.divergences(curve, curve, events, LogLinearNoise())
         assert 0 < nats["profile"] < nats["balanced"] < nats["tweedie"]
+
+
+def test_a_checkpoint_of_a_run_is_not_written_to(tmp_path, tiny_tokenizer):
+    run = make_run(tmp_path / "run", {5: random_model(vocab_size=300, max_position_embeddings=16)}, tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"model='.*step_5' is a checkpoint of a training run, .*: pass output="):
+        profile.main(["--model", str(run)])
+    with pytest.raises(ValueError, match=r"output='.*step_5' is a checkpoint of a training run"):
+        profile.main(["--model", str(run), "--output", str(run / "checkpoints" / "step_5")])
