@@ -3,7 +3,7 @@
 
     python -m benchmarks.draw [--device cuda] [--rows 1 8 64] [--vocab_size 50258] [--length 1024] [--repeats 7]
 
-Ours chooses a part of the vocabulary, then a token of the part (`generation_radd.draw_tokens`). The other way is
+Ours chooses a part of the vocabulary, then a token of the part (`draw_radd.draw_tokens`). The other way is
 a softmax and one running sum over the whole vocabulary, in float64 like ours. Both give tokens and log-probabilities.
 On a card each is replayed as a CUDA graph, as `generate` does it.
 """
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddConfig
+from radd_hf.draw_radd import draw_tokens
 from radd_hf.endings import run_program
-from radd_hf.generation_radd import draw_tokens
 from radd_hf.programs_radd import CAPTURERS, Programs
 
 from .commands import make_model

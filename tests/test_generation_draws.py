@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from radd_hf.generation_radd import draw_tokens
+from radd_hf.draw_radd import draw_tokens
 from support.laws import ACCEPTED, GIVEN, REFUSED, longer_model
 from support.toys import seeded
 

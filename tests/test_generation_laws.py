@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from radd_hf import generation_radd
-from radd_hf.generation_radd import SamplerState
+from radd_hf.state_radd import SamplerState
 from support.laws import (
     ACCEPTED,
     BY_NAME,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from radd_hf import generation_radd
-from radd_hf.generation_radd import SamplerState
 from radd_hf.pipeline_radd import RaddInfillingPipeline
+from radd_hf.state_radd import SamplerState
 from support.programs import LENGTH, assert_same_output, make_model, padded_batch
 from support.toys import random_model
 

@@ -49,6 +49,8 @@ ORDER = (
     ("configuration_radd", "noise_radd"),
     ("text_radd", "kernels_radd", "inputs_radd", "canvas_radd"),
     ("programs_radd", "plan_radd", "policy_radd", "speculation_radd"),
+    ("draw_radd",),
+    ("state_radd",),
     ("generation_radd",),
     ("pipeline_radd",),
     ("modeling_radd",),

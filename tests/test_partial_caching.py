@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import radd_hf.hub.facts  # noqa: F401, with which torch's counter knows the layers' products
 from radd_hf import RaddForMaskedLM, RaddGenerationConfig
 from radd_hf.canvas_radd import Positions
-from radd_hf.generation_radd import draw_tokens
+from radd_hf.draw_radd import draw_tokens
 from radd_hf.modeling_radd import rotate, signed
 from radd_hf.plan_radd import GIVEN, without_empty_steps
 from support.samplers import LENGTH, MASK, METHODS, ROWS, VOCABULARY, canvas, plan_and_uniforms

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from radd_hf import RaddGenerationConfig, generation_radd
-from radd_hf.generation_radd import draw_tokens
+from radd_hf.draw_radd import draw_tokens
 from radd_hf.likelihood import exact_likelihood
 from radd_hf.plan_radd import Schedule
 from radd_hf.speculation_radd import count_leading, is_accepted, residual, speculation_of, with_drafts

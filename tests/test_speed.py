@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from radd_hf import RaddForMaskedLM, kernels_radd
-from radd_hf.generation_radd import SamplerState
+from radd_hf.state_radd import SamplerState
 from support.paths import CHECKPOINT, ROOT
 from support.samplers import LENGTH, MASK, METHODS, VOCABULARY, canvas, plan_and_uniforms, sample_slowly
 from support.spies import Watch

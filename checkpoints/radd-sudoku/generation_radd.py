@@ -23,14 +23,12 @@ for each shape, and replayed (`programs_radd.py`). Elsewhere it is called.
 A plan made first also allows an approximation, which is off by default: `refresh_interval`, see `generate`.
 
 Shapes: R rows (batch x num_return_sequences), A rows that still have events, L length, V vocabulary;
-        N positions revealed in one event, at most K in any row; C positions of a partial evaluation of a row;
-        W tokens of a part of the vocabulary.
+        N positions revealed in one event, at most K in any row; C positions of a partial evaluation of a row.
 """
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Any, cast
@@ -47,14 +45,14 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 from transformers.generation.streamers import TextStreamer
-from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from .canvas_radd import Positions, TextOrIds, make_canvas, padded_nonzero
+from .canvas_radd import Positions, TextOrIds, make_canvas
+from .draw_radd import Ending, Sampling, draw_tokens
 from .inputs_radd import as_permutation
 from .kernels_radd import evaluation_mode, packed_weights
 from .noise_radd import get_noise, reveal_probabilities
 from .plan_radd import (
-    GIVEN,
     Schedule,
     Shape,
     check_profile,
@@ -64,10 +62,9 @@ from .plan_radd import (
     plan_grid,
     plan_sequence,
     profile_of_length,
-    recomputed_in,
 )
 from .policy_radd import Beliefs, Policy, PolicyFunction, policy_of
-from .programs_radd import Programs, StaticTensors, free_programs, programs_of
+from .programs_radd import Programs, free_programs, programs_of
 from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import (
     BOUNDS,
@@ -85,13 +82,12 @@ from .settings_radd import (
     shortened,
 )
 from .speculation_radd import Drafts, count_leading, is_accepted, residual, speculation_of, with_drafts
+from .state_radd import RaddGenerateOutput, SamplerState
 from .text_radd import check_tokenizer
 
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
 # few times as much.
 MAX_DRAW_ELEMENTS = 2**24
-# Its product with a sum is below the sum also when rounded, so that a token of probability zero is never drawn.
-BELOW_ONE = 1 - 2.0**-52
 # With captured events: after so many of them the host asks the card which rows have ended (`stop_on_eos`), or waits for
 # the card, so that `progress` is that of the card.
 EVENTS_BETWEEN_QUESTIONS = 16
@@ -100,7 +96,7 @@ BAR_DELAY = 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Settings and output
+# Settings
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -233,377 +229,6 @@ def own_settings(source: Any) -> dict[str, Any]:
     given = source if isinstance(source, dict) else vars(source)
     given = {name: value for name, value in given.items() if name not in notes and not name.startswith("_")}
     return own_arguments(given, known, "a setting of RADD's generate")
-
-
-@dataclass
-class RaddGenerateOutput(ModelOutput):
-    """Holds what `generate` returns with `return_dict_in_generate`.
-
-    sequences: (R, L) ids, without a mask.
-    num_function_evaluations: (R,) network evaluations that each row took, one after the other (NFE); with
-        `refresh_interval` m > 1 all but one in m of them were partial, with `speculate` k > 1 each was a round.
-    num_sequences_evaluated: (R,) sequences that were computed for each row in these evaluations: one in each;
-        with `speculate` k > 1 up to k in each.
-    reveal_step: (R, L) the step of the grid (empty ones counted), or the event of a method without a grid, that
-        revealed each position; -1 at positions that were given, or padded after EOS. With `speculate`, as without, the
-        place of each position in the order in which its row was written.
-    token_logprobs: (R, L) natural log-probability of each token when it was drawn, before logits processors,
-        temperature, top-k and top-p; 0 at positions that were given or padded. float32.
-    history: the canvas (R, L) at the start and after every event, with `output_history`.
-    """
-
-    sequences: Tensor | None = None
-    num_function_evaluations: Tensor | None = None
-    num_sequences_evaluated: Tensor | None = None
-    reveal_step: Tensor | None = None
-    token_logprobs: Tensor | None = None
-    history: tuple[Tensor, ...] | None = None
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Draw: which token?
-# ---------------------------------------------------------------------------------------------------------
-
-
-def draw_tokens(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws a token from softmax(scores) for each row, by inversion of the distribution function.
-
-    Uniforms and sums are float64: the 24-bit uniforms of a float32 Gumbel or exponential race never reach the tail,
-    which acts like a lower temperature (arXiv:2409.02908, section 5). A part of the vocabulary is drawn first, by the
-    sums of the parts, then a token of the part. One running sum over the whole vocabulary takes a card longer.
-
-    Each token takes one uniform, so that the draw depends on the position and not on the event or the batch.
-
-    Args:
-        scores: (N, V). uniform: (N,) float64 in [0, 1).
-
-    Returns:
-        Tokens (N,), and logsumexp of the scores (N,) float32.
-    """
-    rows, vocab_size = scores.shape
-    width = 1 << ((vocab_size.bit_length() + 1) // 2)  # W, about sqrt(V)
-    weights = scores.new_full((rows, vocab_size + -vocab_size % width), -torch.inf, dtype=torch.float32)
-    weights[:, :vocab_size] = scores
-    largest = weights.amax(dim=1, keepdim=True)  # (N, 1)
-    weights = weights.sub_(largest).exp_().unflatten(1, (-1, width))  # (N, V / W, W) 1 at the likeliest token
-    sums = weights.sum(dim=2, dtype=torch.float64)  # (N, V / W)
-
-    distribution = sums.cumsum(dim=1)  # (N, V / W)
-    total = distribution[:, -1:]  # (N, 1)
-    target = uniform[:, None] * BELOW_ONE * total  # (N, 1)
-    part = torch.searchsorted(distribution, target, right=True)  # (N, 1)
-    part.clamp_(max=sums.shape[1] - 1)  # where scores are NaN, which `generate` refuses at its end
-    weight_of_part = sums.gather(1, part)  # (N, 1)
-    within = (target - distribution.gather(1, part) + weight_of_part) / weight_of_part  # (N, 1) uniform in the part
-
-    weights = weights.gather(1, part[..., None].expand(-1, -1, width)).squeeze(1)  # (N, W)
-    distribution = weights.cumsum(dim=1, dtype=torch.float64)  # (N, W)
-    target = within.clamp_(0, BELOW_ONE) * distribution[:, -1:]  # (N, 1)
-    token = part * width + torch.searchsorted(distribution, target, right=True)  # (N, 1)
-    return token.clamp_(max=vocab_size - 1).squeeze(1), (largest + total.log().float()).squeeze(1)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Finds the rows that have ended, for `stop_on_eos`."""
-
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    mask_token_id: int
-
-    def find(self, canvas: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns which rows have ended (A,), and their generated positions after the end (A, L).
-
-        A row ends at its first generated EOS that has no mask before it, since all before it is then final.
-
-        Args:
-            canvas: (A, L) ids. generated: (A, L) bool, False where the caller gave a token.
-        """
-        settled = (canvas == self.mask_token_id).cumsum(dim=1) == 0  # (A, L) no mask here or before
-        eos = torch.stack([canvas == token for token in self.eos_token_ids]).any(dim=0)
-        ends = eos & generated & settled
-        after = ends.cumsum(dim=1) - ends.long() > 0
-        return ends.any(dim=1), after & generated
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Holds how tokens are drawn, and when a row ends.
-
-    processors: the caller's. warpers: transformers' temperature, top-k and top-p, which come after them. policy: of an
-    adaptive order; it sees the scores after the processors and before the warpers.
-    """
-
-    temperature: float
-    top_k: int
-    top_p: float
-    processors: LogitsProcessorList
-    warpers: LogitsProcessorList
-    ending: Ending | None
-    policy: Policy | None = None
-
-    @property
-    def key(self) -> Hashable:
-        """Gives what a capture depends on. With processors of the caller nothing is captured."""
-        return self.temperature, self.top_k, self.top_p, self.ending, self.policy and self.policy.key
-
-    def process(self, logits: Tensor, canvases: Callable[[], Tensor]) -> Tensor:
-        """Applies the caller's processors to logits (n, V). They see the `canvases()` (n, L), too."""
-        if not self.processors:
-            return logits
-        # Processors get a copy, since they may work in place.
-        scores = self.processors(cast(Any, canvases()), cast(Any, logits.float().clone()))
-        right = isinstance(scores, Tensor) and scores.is_floating_point() and scores.device == logits.device
-        if not right or scores.shape != logits.shape:
-            found = type(scores).__name__
-            if isinstance(scores, Tensor):
-                found = f"{tuple(scores.shape)} in {scores.dtype} on the device {str(scores.device)!r}"
-            raise ValueError(
-                f"logits_processor returned {found}; it must return scores {tuple(logits.shape)} in a "
-                f"floating-point dtype on the device {str(logits.device)!r}."
-            )
-        return scores.masked_fill(logits.isneginf(), -torch.inf)  # the mask has no probability, whatever they do
-
-    def warp(self, scores: Tensor) -> Tensor:
-        """Applies temperature, top-k and top-p to scores (n, V)."""
-        return self.warpers(cast(Any, None), cast(Any, scores.float())) if self.warpers else scores
-
-    def log_law(self, scores: Tensor) -> Tensor:
-        """Returns the float32 log-probabilities of the tokens that are drawn, (n, V), from their scores."""
-        if self.temperature != 0:
-            return scores.float().log_softmax(dim=-1)
-        likeliest = scores.max(dim=-1, keepdim=True).indices
-        return torch.full_like(scores, -torch.inf, dtype=torch.float32).scatter_(1, likeliest, 0.0)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# State: what events read and write
-# ---------------------------------------------------------------------------------------------------------
-
-
-class SamplerState:
-    """Holds what events read and write, in tensors that stay where they are. Rows lie as the schedule orders them.
-
-    Where an event of a rounded shape has nothing to write, it writes to a spare last element that nobody reads.
-
-    Args:
-        tensors: where tensors are kept from call to call.
-        schedule: says what each event reveals. canvas: (R, L) ids. places: (R, L) positions, counted without padding.
-        uniform: (R, L) float64, draws each token.
-        inputs: what stays the same at every evaluation, see `RaddModel.fixed_inputs`. cache: keys and values, or None.
-        drafts: of speculation, with rows as the schedule orders them, or None.
-    """
-
-    NEVER = torch.iinfo(torch.int64).max
-
-    def __init__(
-        self,
-        tensors: StaticTensors,
-        schedule: Schedule,
-        canvas: Tensor,
-        places: Tensor,
-        uniform: Tensor,
-        inputs: dict[str, Any],
-        cache: Any,
-        drafts: Drafts | None = None,
-    ):
-        put, rows, length = tensors.put, schedule.rows, canvas.shape[1]
-        self.cache, self.drafts, self.device, self.length = cache, drafts, tensors.device, length
-        self.spare = canvas.numel()  # index of the last element
-        self.ids = put("ids", pad(canvas[rows].flatten(), (0, 1)))  # (R L + 1,)
-        self.canvas = self.ids[:-1].view(canvas.shape)
-        self.places = put("places", places[rows])  # (R, L)
-        self.uniform = put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
-        no_draws = canvas.new_zeros(self.spare + 1, 3, dtype=torch.float32)
-        self.draws = put("draws", no_draws)  # (R L + 1, 3) see `RaddGenerationMixin._draw`
-        self.now = put("now", rows.new_tensor([0, 1]))  # indices of this event and the next
-        self.order = put("order", pad(schedule.order, (0, length)))  # (R, 2 L), of which L are in use
-        self.first = put("first", schedule.first)  # (R, E + 1)
-        self.event_of = put("event_of", schedule.event_of)  # (R, L)
-        self.generated = put("generated", schedule.event_of != GIVEN)  # (R, L)
-        self.ended_after = put("ended_after", torch.full_like(rows, self.NEVER))  # (R,) events of a row that has ended
-        self.slots = put("slots", torch.arange(length, device=self.device))  # (L,)
-        self.events = put("events", torch.arange(self.first.shape[1], device=self.device))  # (E + 1,)
-        self.row_begins = put("row_begins", torch.arange(len(rows), device=self.device)[:, None] * length)  # (R, 1)
-
-        def put_input(name: str) -> Callable[[Tensor, int], Tensor]:
-            return lambda part, index: put(f"{name} {index}", _of_rows(part, rows.to(part.device)))
-
-        self.inputs = {name: _each(value, put_input(name)) for name, value in inputs.items()}
-        self.place_of_row = rows.argsort().to(self.device)  # (R,) where each row of the caller lies
-
-    @staticmethod
-    def layout(canvas: Tensor, inputs: dict[str, Any], events: int, speculate: int) -> Hashable:
-        """Returns what must be the same for two calls of `generate` to use the same tensors."""
-        forms = {name: _each(value, lambda part, _: (part.shape, part.dtype)) for name, value in inputs.items()}
-        return canvas.shape, tuple(forms.items()), events, speculate
-
-    # What an event does.
-
-    def evaluated(self, shape: Shape) -> tuple[Positions, Tensor]:
-        """Returns the positions that this event draws at, and the same N on the flattened canvas (N,), row after row.
-
-        They are those that it reveals, or under an adaptive order all that are still masked.
-        """
-        _, real, indices, flat_index = self._slots(shape)  # (A, K) each
-        indices, flat_index = indices.where(real, indices[:, :1]), flat_index.flatten()  # repeats a row's first
-        if shape.total == len(flat_index):
-            return Positions(indices), flat_index
-        kept, real = (each.squeeze(0) for each in padded_nonzero(real.view(1, -1), shape.total))  # (N,) both
-        return Positions(indices, kept), torch.where(real, flat_index[kept], self.spare)
-
-    def _slots(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the places in `order` that this event draws at, which of them are real, and their positions.
-
-        Returns:
-            (A, K) each: the place in `order`; whether it is real; its position; its position on the flattened canvas.
-        """
-        begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
-        slot = begin + self.slots[: shape.per_row]  # (A, K)
-        real = slot < (self.length if shape.adaptive else end)  # (A, K)
-        real = real & (self.ended_after[: shape.rows, None] > self.now[0])
-        indices = self.order[: shape.rows].gather(1, slot)  # (A, K)
-        return slot, real, indices, torch.where(real, indices + self.row_begins[: shape.rows], self.spare)
-
-    def choose(self, shape: Shape, policy: Policy, flat_index: Tensor, beliefs: Beliefs) -> Tensor:
-        """Lets the policy choose what this event reveals, and moves that to the front of what is still masked.
-
-        Args:
-            flat_index: (N,) the masked positions on the flattened canvas. beliefs: of each.
-
-        Returns:
-            (N,) the same index where a position was chosen, that of the spare element elsewhere.
-        """
-        slot, real, indices, rectangle = self._slots(shape)  # (A, K) each
-        believed = torch.stack(beliefs, dim=1)  # (N, 3)
-        board = believed.new_zeros(self.spare + 1, len(beliefs)).index_copy_(0, flat_index, believed)  # (R L + 1, 3)
-        begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
-        chosen = policy.choose(Beliefs(*board[rectangle].unbind(dim=2)), real, end - begin)  # (A, K)
-
-        # Chosen positions come first, then the others, each from left to right. So ties go to the left.
-        key = indices + self.length * ~chosen
-        key = key.where(slot < self.length, 2 * self.length)  # beyond the row
-        self.order[: shape.rows].scatter_(1, slot, indices.gather(1, key.argsort(dim=1, stable=True)))
-        if policy.decides_how_many:
-            self.plan_from(begin + chosen.sum(dim=1, keepdim=True))
-        is_chosen = torch.zeros_like(self.ids, dtype=torch.bool)  # (R L + 1,)
-        is_chosen.index_copy_(0, rectangle.flatten(), chosen.flatten())  # never the spare element
-        return torch.where(is_chosen[flat_index], flat_index, self.spare)
-
-    def plan_from(self, slot: Tensor) -> None:
-        """Lets the next event of the first rows begin at this place (A, 1) of `order`; one at a time from then on."""
-        first = self.first[: len(slot)]  # (A, E + 1)
-        later = self.events - self.now[1]  # (E + 1,) 0 for the next event
-        first.copy_(torch.where(later < 0, first, (slot + later).clamp(max=self.length)))
-
-    def upcoming(self, rows: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the places in `order` that come next, their positions, and these on the flattened canvas.
-
-        Returns:
-            (A, number) each; past the end of a row, or if it has ended, the last is that of the spare element.
-        """
-        begin = self.first[:rows].index_select(1, self.now[:1])  # (A, 1)
-        slot = begin + torch.arange(number, device=self.device)  # (A, number)
-        real = (slot < self.length) & (self.ended_after[:rows, None] > self.now[0])
-        indices = self.order[:rows].gather(1, slot.clamp(max=2 * self.length - 1))
-        return slot, indices, torch.where(real, indices + self.row_begins[:rows], self.spare)
-
-    def recomputed(self, shape: Shape, window: int) -> Positions | None:
-        """Returns the positions that this event computes; None for all."""
-        if not shape.recomputed:
-            return None
-        chosen = recomputed_in(self.event_of[: shape.rows], self.now[0], window)  # (A, L)
-        return Positions(padded_nonzero(chosen, shape.recomputed)[0])
-
-    def inputs_of(self, rows: int, sequences: int = 1) -> dict[str, Any]:
-        """Returns the fixed inputs of the first rows, each for so many sequences."""
-
-        def of_sequences(part: Tensor, index: int) -> Tensor:
-            part = part[:rows]
-            return part if len(part) == 1 else part[:, None].expand(-1, sequences, *part.shape[1:]).flatten(0, 1)
-
-        return {name: _each(value, of_sequences) for name, value in self.inputs.items()}
-
-    def canvases(self, flat_index: Tensor) -> Tensor:
-        """Returns the canvas in which each position lies: (n,) -> (n, L)."""
-        return self.canvas[flat_index // self.length]
-
-    def write(self, flat_index: Tensor, tokens: Tensor, draws: Tensor) -> None:
-        """Writes tokens (N,), and what is known of their draws (N, 3)."""
-        self.ids.index_copy_(0, flat_index, tokens)
-        self.draws.index_copy_(0, flat_index, draws)
-
-    def end_rows(self, rows: int, ending: Ending) -> None:
-        """Notes which of the first rows have ended, and pads them."""
-        canvas, ended_after = self.canvas[:rows], self.ended_after[:rows]
-        ended, padded = ending.find(canvas, self.generated[:rows])
-        canvas.masked_fill_(padded, ending.pad_token_id)
-        ended_after.copy_(torch.minimum(ended_after, torch.where(ended, self.now[1], self.NEVER)))  # (A,)
-
-    # What the loop does between events.
-
-    def wait(self) -> None:
-        """Lets the host wait until the device has done all events."""
-        self.now[0].item()
-
-    def arrange(self, before: Tensor, schedule: Schedule) -> None:
-        """Follows the schedule, which has put rows in another order: `before` (R,) tells where each lay."""
-        before = before.to(self.device)
-        flat = (each[:-1].unflatten(0, (-1, self.length)) for each in (self.ids, self.uniform, self.draws))
-        for states in (*flat, self.generated, self.places, self.ended_after):
-            states.copy_(states[before])
-        for value in self.inputs.values():
-            _each(value, lambda part, _: part.copy_(_of_rows(part, before)))
-        if self.cache is not None:
-            self.cache.arrange_rows(before)
-        self.order[:, : self.length].copy_(schedule.order)
-        self.first.copy_(schedule.first)
-        self.event_of.copy_(schedule.event_of)
-        if self.drafts is not None:
-            self.drafts.arrange(before)
-        self.place_of_row = schedule.rows.argsort().to(self.device)
-
-    def progress(self) -> tuple[Tensor, Tensor]:
-        """Returns `order` (R, L) and `first` (R, E + 1), which adaptive events change; see `Schedule.follow`."""
-        return self.order[:, : self.length], self.first
-
-    def sequences(self) -> Tensor:
-        """Returns the ids (R, L), a copy, in the caller's order of rows."""
-        return self.canvas[self.place_of_row]
-
-    def output(self, schedule: Schedule, ending: Ending | None) -> RaddGenerateOutput:
-        """Returns the result; raises a ValueError if some position had no token with a finite score."""
-        logprobs, of_network, processed = self.draws[:-1].unbind(dim=1)  # (R L,) each
-        reveal_step, logprobs = schedule.plan.to(self.device), logprobs.view_as(self.canvas)  # (R, L) both
-        evaluations = torch.minimum(schedule.evaluations.to(self.device), self.ended_after)  # (R,)
-        sequences = evaluations if self.drafts is None else schedule.sequences.to(self.device)  # (R,)
-        if ending is not None:
-            _, padded = ending.find(self.canvas, self.generated)
-            reveal_step, logprobs = reveal_step.masked_fill(padded, GIVEN), logprobs.masked_fill(padded, 0)
-        output = RaddGenerateOutput(
-            sequences=self.sequences(),
-            num_function_evaluations=evaluations[self.place_of_row],
-            num_sequences_evaluated=sequences[self.place_of_row],
-            reveal_step=reveal_step[self.place_of_row],
-            token_logprobs=logprobs[self.place_of_row],
-        )
-        # The host waits for the device here. Nothing reads the state after that, so that another call may write to it.
-        if not bool(processed.isfinite().all()):
-            culprit = "logits_processor" if bool(of_network.isfinite().all()) else "the network"
-            raise ValueError(f"{culprit} left a position without a finite score, or with one that is nan or +inf.")
-        return output
-
-
-def _each(value: Any, function: Callable[[Tensor, int], Any]) -> Any:
-    """Applies the function to a tensor, or to each of a tuple, with its index; None stays None."""
-    if isinstance(value, tuple):
-        return tuple(function(part, index) for index, part in enumerate(value))
-    return None if value is None else function(value, 0)
-
-
-def _of_rows(value: Tensor, rows: Tensor) -> Tensor:
-    """Returns the rows (R,) of a tensor (R, ...); a tensor (1, ...) serves all rows as it is."""
-    return value[rows] if len(value) > 1 else value
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from radd_hf import DiffusionCollator, RaddConfig, RaddForMaskedLM
-from radd_hf.generation_radd import SamplerState
 from radd_hf.kernels_radd import compile_trunk, is_faster_by_halves
 from radd_hf.likelihood import estimate_likelihood, exact_likelihood
 from radd_hf.modeling_radd import rotate
+from radd_hf.state_radd import SamplerState
 from radd_hf.training.averages import Ema
 from support.models import rotated_states
 from support.paths import CHECKPOINT, ROOT

@@ -23,6 +23,8 @@ SHIPPED = tuple(
         "plan",
         "policy",
         "speculation",
+        "draw",
+        "state",
         "generation",
         "modeling",
         "pipeline",

@@ -1,0 +1,1 @@
+radd_hf/draw_radd.py

@@ -1,0 +1,1 @@
+radd_hf/state_radd.py
