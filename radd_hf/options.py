@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads command lines: a name that does not exist is one line that says which was meant.
+"""Reads command lines; an unknown name ends them with one line that suggests another.
 
 It imports the standard library alone, since the command `radd` runs this file before torch is loaded.
 """
@@ -35,9 +35,9 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}{more}\n")
 
     def _spelled(self, args: Sequence[str]) -> list[str]:
-        """Spells each long option as the parser does; one that it does not have ends the program.
+        """Spells each long option as the parser does; an unknown one ends the program.
 
-        A word that has a space before any "=" is text, as argparse has it, and so is whatever follows "--".
+        As in argparse, a word with a space before any "=" is text, and so is all that follows "--".
         """
         spelled, known = list(args), self._option_string_actions
         by_hyphens = {option.replace("_", "-"): option for option in known}
@@ -54,7 +54,7 @@ class OneLineParser(argparse.ArgumentParser):
         return spelled
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Names the nearest choice, where argparse lists them all. Without this method of argparse it would do so."""
+        """Names the nearest choice; argparse would list all, as it will if it drops this private method."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             right = did_you_mean(str(value), choices) or f"it must be one of {', '.join(choices)}."

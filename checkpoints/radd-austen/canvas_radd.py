@@ -288,7 +288,7 @@ def encode_request(
     Args:
         request: a text with blanks, as in [`encode_blanks`], or a mapping with it as "text". Or a mapping with some of
             "prefix", "suffix", and "length" or "max_new_tokens", each as in `generate`. None is as if left out.
-        length, max_new_tokens: of a request that has neither and is no text with blanks. Default: the model's length.
+        length, max_new_tokens: for a request without blanks that has neither. Default: the model's length.
         name: what the text is, for messages.
 
     Raises:

@@ -63,7 +63,7 @@ class RaddInfillingPipeline(Pipeline):
     model: Any
     tokenizer: Any
 
-    # Those of `generate` that would change what comes back, not how it is drawn.
+    # Settings of `generate` that change what it returns, not how it draws.
     FIXED = {"stop_on_eos": False, "output_history": False, "return_dict_in_generate": True}
     SETTINGS = {*SETTINGS, "generation_config", "logits_processor", "progress"} - {*LENGTHS, *FIXED}
 
@@ -136,7 +136,7 @@ class RaddInfillingPipeline(Pipeline):
         return self.encode(input_["request"], input_["seed"])
 
     def encode(self, request: str | Mapping[str, Any], seed_of_text: int | None = None) -> dict[str, Any]:
-        """Makes the row of one request: ids and mask (1, L), spans (1, K, 2), seed (1,), and the text around blanks.
+        """Encodes a request: ids and attention mask (1, L), spans (1, K, 2), seed (1,), text around blanks.
 
         Args:
             request: a text with blanks or a dictionary, see the class.
@@ -164,7 +164,7 @@ class RaddInfillingPipeline(Pipeline):
     def fill(
         self, rows: Sequence[dict[str, Any]], *, streamer: Any = None, **settings: Any
     ) -> list[list[dict[str, Any]]]:
-        """Fills rows of one length together, which [`encode`] returned; returns the samples of each, see the class.
+        """Fills rows of one length, from [`encode`], together; returns the samples of each, see the class.
 
         Args:
             streamer: as in `generate`; its canvases are (rows x num_return_sequences, L).
@@ -217,7 +217,7 @@ class RaddInfillingPipeline(Pipeline):
         }
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters) -> list[dict[str, Any]]:
-        """Of one text: its samples, without the padding of its batch."""
+        """Returns one text's samples, without the batch's padding."""
         text = model_outputs["attention_mask"][0].bool()  # (L,)
         spans = [(begin, end) for begin, end in model_outputs["spans"][0].tolist() if begin < end]
         return self._samples(

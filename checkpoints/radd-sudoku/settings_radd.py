@@ -111,13 +111,13 @@ TEXT_SETTINGS: dict[str, Setting] = {
         "tweedie",
         lambda v: v in METHODS,
         f"one of {METHODS}",
-        "how positions are chosen: diffusion on a grid, in continuous time, or one position after the other",
+        "how positions are chosen: on a time grid ('tweedie', 'euler'), in continuous time, or in an order",
         METHODS,
     ),
     "steps": integer_setting(
         None,
         1,
-        "time intervals of 'tweedie' and 'euler', default: one a token; of 'ordered', the most events",
+        "'tweedie', 'euler': time intervals, default one a token; 'ordered': most network evaluations",
         "; the limit of many steps is method='first_hitting'",
         MOST_STEPS,
     ),
@@ -126,7 +126,7 @@ TEXT_SETTINGS: dict[str, Setting] = {
         "forward",
         lambda v: v in ORDERS if isinstance(v, str) else True,
         f"one of {ORDERS}, a permutation of the positions, or a function",
-        "the order of 'ordered'; the last three reveal first what the model is most certain of",
+        "order of 'ordered'; the last three reveal the model's most certain tokens first",
         ORDERS,
     ),
     "entropy_bound": Setting(
@@ -134,30 +134,30 @@ TEXT_SETTINGS: dict[str, Setting] = {
         None,
         lambda v: is_number(v) and v >= 0,
         "a number of nats, at least 0",
-        "of an adaptive order, 'entropy' by default: reveal as many positions at once as keep the sum of their "
-        "entropies, less the largest, within so many nats",
+        "for an adaptive order, by default 'entropy': reveal positions together while the sum of their entropies, "
+        "less the largest, is at most so many nats",
     ),
     "confidence_threshold": Setting(
         float,
         None,
         lambda v: is_number(v) and 0 < v <= 1,
         "a probability in (0, 1]",
-        "of an adaptive order, 'confidence' by default: reveal all positions at once whose likeliest token has this "
-        "probability or more",
+        "for adaptive orders, by default 'confidence': reveal all positions at once whose likeliest token has at "
+        "least this probability",
     ),
     "schedule": Setting(
         str,
         None,
         lambda v: isinstance(v, str) and v in GROUP_SCHEDULES,
         f"one of {GROUP_SCHEDULES}",
-        "instead of a method and an order: `steps` events in random order, whose numbers of tokens lose least by the "
-        "model's information profile (`radd profile`)",
+        "replaces method and order: `steps` evaluations in random order, with the group sizes that lose least by the "
+        "model's profile (`radd profile`)",
         GROUP_SCHEDULES,
     ),
     "speculate": integer_setting(
         1,
         1,
-        "above 1, of 'first_hitting' and fixed orders: so many sequences an evaluation, which write up to as many "
+        "above 1, for 'first_hitting' and fixed orders: evaluate so many drafts at once to write up to as many "
         "tokens; the distribution stays exactly the same",
         most=MOST_SPECULATION,
     ),
@@ -178,9 +178,7 @@ TEXT_SETTINGS: dict[str, Setting] = {
         "in (0, 1] (1 keeps every token)",
         "draw from the likeliest tokens that have this probability together; 1: from all",
     ),
-    "refresh_interval": integer_setting(
-        1, 1, "above 1: faster and no longer exact; every N-th evaluation is a whole one"
-    ),
+    "refresh_interval": integer_setting(1, 1, "above 1: only every N-th evaluation is a whole one; faster, not exact"),
     "refresh_window": integer_setting(
         4, 0, "with a refresh interval: neighbours recomputed on each side of a new token"
     ),

@@ -14,9 +14,9 @@
     radd completion bash
     radd RUN_FOLDER
 
-What a command is asked for goes to standard output and nothing else does: it can be piped. The exit status is 0 when
-that was done, 2 when the command line is at fault, 1 when it could not be done, 130 after an interrupt; a reason is one
-line on standard error.
+Results go to standard output and all else to standard error, so a command can be piped. The exit status is 0 for
+success, 1 for a failure, 2 for an error in the command line and 130 after an interrupt; standard error has the reason
+in one line.
 
 Nothing but the standard library is imported before a command line is understood, since torch and transformers take
 seconds. So imports stand inside functions, and are absolute: `radd_command.py` runs this file without its package. The
@@ -46,13 +46,13 @@ commands:
   info       tell what a model is: sizes, noise, tokenizer, training, figures
   train      train a model, as train_accelerate.py does
   eval       measure the perplexity of a model on a text, as eval_ppl.py does
-  quality    measure what a model writes and what that costs, as eval_generation.py does
+  quality    measure quality and cost of generated text, as eval_generation.py does
   profile    estimate and save what generate --schedule profile needs
-  convert    make folders for the Hub of the authors' checkpoints, and back
+  convert    convert the authors' checkpoints to folders of ours, or back
   serve      serve a model over HTTP, for programs
   demo       serve a web page on which a model writes
-  completion print what bash or zsh needs to complete all this
-  FOLDER     of a training run: its newest checkpoint; so it is where a MODEL is named
+  completion print a script for completion in bash or zsh
+  FOLDER     print the newest checkpoint of a training run; it can be a MODEL, too
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring"
@@ -67,12 +67,12 @@ examples:
   radd demo
   radd runs/mine
 
-`radd COMMAND --help` tells the rest. Exit status: 0 done, 2 the command line is at fault, 1 it could not be done.
+`radd COMMAND --help` tells the rest. Exit status: 0 success, 1 failure, 2 error in the command line.
 """
 
 GENERATE_EXAMPLES = """\
 blanks: [MASK] is a blank of one token, [MASK:12] one of twelve; a space before a blank belongs to it. A backslash
-makes it text: \\[Mask of Zorro]. The tokenizer's mask token is a blank of TEXT, too; other special tokens are text.
+makes it text: \\[Mask of Zorro]. In TEXT, the tokenizer's mask token is a blank; other special tokens are text.
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring" --number 3 --seed 1
@@ -148,8 +148,8 @@ def _generate_parser() -> argparse.ArgumentParser:
         "text",
         nargs="?",
         metavar="TEXT",
-        help="with blanks; '-' reads standard input, as leaving out TEXT, --prefix, --suffix and --length does where "
-        "that is no terminal",
+        help="text with blanks; '-' reads standard input, the default in a pipe without --prefix, --suffix and "
+        "--length",
     )
     parser.add_argument(
         "--prefix", metavar="TEXT", help="what the text begins with, instead of TEXT; '-' reads standard input"
@@ -158,17 +158,17 @@ def _generate_parser() -> argparse.ArgumentParser:
         "--suffix", metavar="TEXT", help="what the text ends with, instead of TEXT; '-' reads standard input"
     )
     parser.add_argument(
-        "--length", type=int, metavar="N", help="tokens of the whole, without TEXT; default: the model's length"
+        "--length", type=int, metavar="N", help="length in tokens, without TEXT; default: the model's length"
     )
     parser.add_argument("--number", "-n", type=int, metavar="N", default=1, help="texts to write (default 1)")
     parser.add_argument(
         "--seed", type=int, metavar="N", help="the same seed writes the same texts; default: a new one, named"
     )
 
-    add_file_arguments(parser, "a column of texts with blanks, or prefix, suffix and length; a seed is the row's own")
+    add_file_arguments(parser, "a column of texts with blanks, or prefix, suffix and length; a seed seeds its row")
     parser.set_defaults(command="generate")
 
-    how = parser.add_argument_group("how", "defaults are those of the model's generation_config.json, else of generate")
+    how = parser.add_argument_group("sampling", "defaults: the model's generation_config.json, else generate's")
     for name, setting in SETTINGS.items():
         if name != "length":  # which stands with the text
             _add_setting(how, name, setting)
@@ -221,12 +221,12 @@ def _add_setting(group: Any, name: str, setting: Any) -> None:
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, columns: str) -> None:
-    file = parser.add_argument_group("files", "also by the processes of accelerate launch -m radd_hf")
+    file = parser.add_argument_group("files", "several processes: accelerate launch -m radd_hf")
     file.add_argument("--input", metavar="FILE", help=f".txt, a text a line; .jsonl or .parquet with {columns}")
     file.add_argument(
         "--output",
         metavar="FILE",
-        help=".jsonl or .parquet, a row for each of the input; go on with an interrupted one",
+        help=".jsonl or .parquet, one row per input row; an interrupted job resumes",
     )
     file.add_argument("--text-column", metavar="NAME", help="the column of texts (default text)")
     file.add_argument(
@@ -254,7 +254,7 @@ def generate(argv: Sequence[str]) -> int:
 
 
 def _info_parser() -> argparse.ArgumentParser:
-    parser = _parser("radd info", "What a folder or repository of a RADD model holds; its weights are not read.", "")
+    parser = _parser("radd info", "Shows what is known of a RADD model, without reading its weights.", "")
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model, ours or the authors'")
     parser.add_argument("--json", action="store_true", help="one object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
@@ -314,7 +314,7 @@ def serve(argv: Sequence[str]) -> int:
 
 
 def demo(argv: Sequence[str]) -> int:
-    """The page of `web.py`; in a checkout of the repository it begins with the checkpoint that lies there."""
+    """Starts the page of `web.py`, in a checkout of the repository with the shipped checkpoint."""
     checkpoint = PACKAGE.parent / "checkpoints" / "radd-austen"
 
     def run() -> None:
@@ -393,13 +393,13 @@ def completion(argv: Sequence[str]) -> int:
 
 
 def _maker(module: str) -> Callable[[], argparse.ArgumentParser]:
-    """Returns what makes the parser of a module, which is imported then."""
+    """Returns a function that imports a module and makes its parser."""
     return lambda: importlib.import_module(module).make_parser()
 
 
 def newest(argv: Sequence[str]) -> int:
-    """Prints the newest checkpoint of a run, and on standard error a line that has it write."""
-    parser = _parser("radd", "The newest whole checkpoint in the folder of a training run.", "")
+    """Prints the newest checkpoint of a run, and on standard error a command for it."""
+    parser = _parser("radd", "Prints the newest whole checkpoint of a training run.", "")
     parser.add_argument("folder", metavar="FOLDER", help="of a training run, or of a model")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     args = parser.parse_args(argv)
@@ -412,7 +412,7 @@ def newest(argv: Sequence[str]) -> int:
         config = load_config(model, argument="folder")
         command = generate_command(model, load_tokenizer(model), config)
         print(model)
-        note(f"it writes by: {visible(command)}")
+        note(f"try: {visible(command)}")
 
     return _status_of(run, args.debug)
 

@@ -9,7 +9,7 @@ def completion_script(shell: str, commands: Mapping[str, Callable[[], argparse.A
     """Returns a script that completes commands, options, choices and files.
 
     Args:
-        commands: by name, what makes its parser. One that needs a library which is not installed gets no options.
+        commands: the maker of each parser, by name. A parser whose library is not installed gets no options.
 
     Raises:
         ValueError: without shtab.
@@ -34,7 +34,7 @@ def completion_script(shell: str, commands: Mapping[str, Callable[[], argparse.A
 
 
 def prepare(action: argparse.Action, files: object) -> None:
-    """Gives an argument the names or files that complete it, and an option one spelling, that of the documentation."""
+    """Gives an argument its completions, and an option the one spelling that the documentation uses."""
     spelled = {option.replace("_", "-"): option for option in reversed(action.option_strings)}
     action.option_strings = list(reversed(spelled.values()))
     action.choices = action.choices or getattr(action, "values", None)

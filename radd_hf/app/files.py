@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What `radd generate` and `radd score` share: standard input, the model, a file of rows."""
+"""Helps `radd generate` and `radd score`: reads standard input, the model, a file."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ MAX_INPUT = 2**21
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Ends with status 2 for what is refused in the block."""
+    """Turns a ValueError in the block into a UsageError."""
     try:
         yield
     except ValueError as error:
@@ -30,7 +30,7 @@ def usage() -> Iterator[None]:
 
 
 def read_input(stdin: TextIO) -> str:
-    """Returns the text of standard input without the line break that ends it; a ValueError says that it is none."""
+    """Returns the text of standard input without its last line break; raises a ValueError if it is no text."""
     try:
         # A text of more characters is refused later: a pipe may have no end.
         return stdin.read(MAX_INPUT).removesuffix("\n").removesuffix("\r").removeprefix("\ufeff")
@@ -56,7 +56,7 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def check_file_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser, for_one: Sequence[str]) -> None:
-    """Raises a UsageError for a file without the other, or with an argument that is for one text."""
+    """Raises a UsageError for --input or --output alone, or with an argument for one text."""
     for name, other in (("output", "input"), ("input", "output")):
         if getattr(args, name) is not None and getattr(args, other) is None:
             raise UsageError(f"--{name} {getattr(args, name)}: pass --{other}, too, which names a file of texts.")

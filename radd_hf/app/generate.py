@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What `radd generate` does: writes one text, and shows how, or fills the texts of a file."""
+"""Runs `radd generate`: fills one text, and shows how, or the texts of a file."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ from .visualize import (
     token_texts,
 )
 
-# What has no meaning for a file of texts.
+# Arguments refused for a file of texts.
 FOR_ONE_TEXT = "text", "prefix", "suffix", "json", "live", "pause", "picture", "order_map", "batch_size"
 
 
@@ -58,7 +58,7 @@ def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
         )
     if args.prefix == "-" and args.suffix == "-":
         raise UsageError("--prefix and --suffix cannot both be read from standard input.")
-    # A length asks for a text of which nothing is given; else there must be one, and a pipe has it.
+    # --length alone asks for a whole text; otherwise a text must be given, if only by a pipe.
     piped = args.text is None and not ends and args.length is None and not stdin.isatty()
     for name in ("text", "prefix", "suffix"):
         if getattr(args, name) == "-" or (name == "text" and piped):
@@ -69,7 +69,7 @@ def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of `generate` that were given; what would fail later is refused before a model is loaded.
+    """Returns the given settings of `generate`; refuses, before a model is loaded, what would fail later.
 
     Raises:
         UsageError: for a value that does not fit.
@@ -164,7 +164,7 @@ def _write_batch(
 
 
 def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, tokenizer: Any) -> Any:
-    """The text with its blanks, as a `BlankedText`; between a prefix and a suffix is one blank.
+    """Returns the text with its blanks; between a prefix and a suffix is one blank.
 
     Raises:
         UsageError: for malformed blanks, none, or no room.
@@ -182,7 +182,7 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
 def _report(
     args: argparse.Namespace, output: Any, row: int, sample: int, given: Any, tokenizer: Any, seconds: float
 ) -> None:
-    """Writes the text in a row of a batch, the `sample`-th of all, to standard output, and about it to the other."""
+    """Prints a row of a batch, the `sample`-th text of all; remarks go to standard error."""
     ids = output.sequences[row].tolist()
     fills = given.fills(ids, tokenizer, skip_special_tokens=True)
     result = {
@@ -226,8 +226,8 @@ def _draw_pictures(
 class LiveCanvas:
     """A streamer of `generate` that shows one canvas as it fills, the newest tokens marked.
 
-    On standard error, in place; where that is no terminal, a line at every tenth of the text says how far it is.
-    Looking takes no longer than writing: events that follow fast are shown together, unless `pause` holds each.
+    It draws in place on standard error; without a terminal it prints a line at every tenth of the text.
+    Showing takes no longer than writing: fast events are shown together, unless `pause` holds each.
     """
 
     MASK, MASK_ASCII = " \u2591\u2591\u2591", " ___"

@@ -28,15 +28,15 @@ examples:
   accelerate launch -m radd_hf score checkpoints/radd-austen --input pairs.parquet --output scores.parquet
 
 A text of more tokens than the model's length is cut into blocks, each scored by itself, as radd eval cuts. White space
-at the end of a prefix counts as the beginning of the continuation. +- is one standard error of the estimate, which
-other masks would change by so much; the estimators ar_forward, ar_backward, ar_confidence, ar_margin and ar_entropy are
-exact in their order.
+at the end of a prefix counts as the beginning of the continuation. +- is one standard error: other masks would
+change the estimate by about so much. ar_forward, ar_backward, ar_confidence, ar_margin and ar_entropy are exact in
+their order.
 
 The authors' released models have no tokenizer: add --tokenizer gpt2.
 """
 
 
-# What has no meaning for a file of texts.
+# Arguments refused for a file of texts.
 FOR_ONE_TEXT = "text", "prefix", "continuation", "json"
 
 
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         "text",
         nargs="?",
         metavar="TEXT",
-        help="'-' reads standard input, as leaving out TEXT and --continuation does where that is no terminal",
+        help="text; '-' reads standard input, the default in a pipe without --prefix and --continuation",
     )
     parser.add_argument("--prefix", metavar="TEXT", help="what stands before the continuation; '-': standard input")
     parser.add_argument(
@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--passes",
         type=int,
         metavar="N",
-        help=f"masks drawn for a text, or orders: {PASSES}, of a file {PASSES_OF_A_ROW}; with --target-se at most: "
+        help=f"masks or orders per text, default {PASSES}; in a file {PASSES_OF_A_ROW}; with --target-se at most "
         f"{MOST_PASSES}",
     )
     how.add_argument("--target-se", type=float, metavar="X", help="standard error to reach, in nats per token")

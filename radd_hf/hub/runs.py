@@ -63,7 +63,7 @@ def newest_model(name: str, argument: str = "model") -> str:
 
 
 def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> str:
-    """Returns a line for a shell that has a model fill a text; of a model that cannot spell it, write a whole one."""
+    """Returns a shell command by which a model fills `EXAMPLE`, or writes a text if it cannot encode that."""
     length, mask = config.max_position_embeddings, cast(int, config.mask_token_id)
     try:
         fits = len(encode_with_blanks(EXAMPLE, tokenizer, mask).ids) <= length

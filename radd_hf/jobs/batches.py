@@ -21,7 +21,7 @@ class Task(NamedTuple):
     """Holds the work for one result.
 
     row: number of the row in its file. sample: number of the result among those of the row. length: L, tokens of the
-    sequence. masks: how many of them are to be filled, or a like measure of how long the task takes. content: what the
+    sequence. masks: tokens to fill or to score, on which the time of the task depends. content: what the
     work needs.
     """
 
@@ -35,7 +35,7 @@ class Task(NamedTuple):
 def batches_of(tasks: Sequence[Task], batch_tokens: int) -> list[list[Task]]:
     """Returns batches of equal length and at most `batch_tokens` tokens, but of at least one task; the longest first.
 
-    Within a length, tasks with as many masks stand together: a batch takes as long as the one that has most.
+    Tasks of a length are sorted by masks, since a batch takes as long as its task with the most.
     """
     batches: list[list[Task]] = []
     for task in sorted(tasks, key=lambda task: (-task.length, -task.masks, task.row, task.sample)):
@@ -48,7 +48,7 @@ def batches_of(tasks: Sequence[Task], batch_tokens: int) -> list[list[Task]]:
 
 
 class Encoder(Protocol):
-    """What makes tasks of rows: a `RowWriter` or a `RowScorer`."""
+    """Makes tasks of rows: a `RowWriter` or a `RowScorer`."""
 
     batch_tokens: int
 

@@ -7,8 +7,8 @@ A process computes its shards and writes each to a file of its own in the folder
 first process puts them together in the order of the rows and removes the folder. What is in a batch depends on the file
 alone. So neither the number of processes nor an interruption changes a result.
 
-A shard takes its name when it is whole and on the disk. A job that is killed loses the shards that were being computed,
-and goes on when the same command is given again.
+The file of a shard gets its name once it is whole and on the disk. A killed job loses only the shards in progress, and
+resumes when the same command is given again.
 """
 
 import hashlib
@@ -43,14 +43,14 @@ logger = logging.getLogger(__name__)
 
 # Batches of a shard, which a process computes before it writes them.
 SHARD = 8
-# With so many windows for each process, a window is one process's; the others then need not encode its rows.
+# From so many windows a process on, each window has one process; others need not encode its rows.
 MANY = 4
 
 
 class Work(Encoder, Protocol):
-    """What a job does with a row: `RowWriter` and `RowScorer`.
+    """Computes the results of rows: a `RowWriter` or a `RowScorer`.
 
-    The numbers of all results that `summed` names are added up, and `summary` says the totals.
+    `summed` gives the numbers of a result to add up; `summary` describes the totals.
     """
 
     number: int  # results of a row
@@ -107,7 +107,7 @@ class Job:
         """Makes the folder, or finds that of an interrupted job, and locks it; returns the report of a finished job.
 
         Raises:
-            ValueError: for an output or a folder that is of another job, or of none, and for one that is in use.
+            ValueError: if the output or its folder belongs to another job or to none, or is in use.
         """
         shutil.rmtree(self.partial, ignore_errors=True)  # of a job that was killed as it made or removed it
         if self.output.exists() and not self.folder.exists():

@@ -5,7 +5,7 @@
     jsonl     a row for each object; json: also a list of them
     parquet   a row for each row
 
-All but a parquet file to write may be compressed (.gz, .bz2, .xz, .zst).
+Files to read may be compressed (.gz, .bz2, .xz, .zst).
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class RowsFile:
 
     @classmethod
     def examine(cls, argument: str, name: str, output: Path) -> "RowsFile":
-        """Reads a file once, so that what is at fault in it is said before work starts.
+        """Reads a file once, so that its faults are reported before work starts.
 
         Args:
             argument: the user's word for the file, for messages.
@@ -111,7 +111,7 @@ def check_rows_output(argument: str, name: str) -> Path:
 
 
 class RowsWriter:
-    """Writes rows to a file as they come; whole when the `with` block ends without an error, and not there otherwise.
+    """Writes rows as they come; the file appears when the `with` block ends without an error, else never.
 
     Args:
         results: the names and types of the results; a column of the input with such a name becomes "input_NAME".
@@ -160,7 +160,7 @@ class RowsWriter:
 
 
 def input_names(columns: Sequence[str], results: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the name of each column of the input in the output, where the results have theirs."""
+    """Returns the output's name of each input column, other than the names of results."""
     names = {}
     for column in columns:
         name = column

@@ -53,7 +53,7 @@ class EncodedRow(NamedTuple):
 
 
 class ScoredRow(NamedTuple):
-    """Holds the likelihood of a row cut into `blocks`; `error` says why there is none, or none as precise as asked."""
+    """Holds the likelihood of a row; `error` says why there is none, or why it is less precise than asked."""
 
     likelihood: Likelihood | None = None
     error: str | None = None
@@ -92,8 +92,8 @@ class RowScorer:
         tokens, bytes   that are scored, bytes in UTF-8; where an unknown token stands for some of the text, bytes and
                         bits per byte are None
         blocks          into which the text was cut
-        error           None, or one line that says why the row was refused; all other entries then are None. Where a
-                        row cannot reach `target_se`, the figures are those of the passes that showed it.
+        error           None, or why the row was refused, in one line; then all other figures are None. If a row
+                        cannot reach `target_se`, the figures are those of its first passes.
 
     A text of more tokens than the model's length is cut into blocks of that length, the last one shorter, each scored
     by itself, as `eval_ppl.py` cuts. A prefix and its continuation must fit together. White space at the end of a
@@ -105,7 +105,7 @@ class RowScorer:
         seed: for all draws. A row draws from (seed, its number), see [`row_seed`], so that batches and processes change
             its result by rounding alone.
         batch_tokens: tokens of a forward pass, rows x length; default: what suits the device.
-        columns: the column of each of `PARTS` that rows have; by default each has its own name.
+        columns: the column that holds each of `PARTS`; by default the one of that name.
         estimator, passes, target_se: as in `estimate_likelihood`, for each row by itself.
 
     Raises:
@@ -179,7 +179,7 @@ class RowScorer:
         return {"row": number} | ScoredRow(error=reason_of(error)).to_dict()
 
     def summed(self, result: Mapping[str, Any]) -> dict[str, float]:
-        """Returns what of a result is added up; the nats of text whose bytes are not known tell no bits per byte."""
+        """Returns the numbers of a result to add up; without known bytes its nats are left out."""
         sums = {"tokens": result["tokens"] or 0, "bytes": result["bytes"] or 0, "nats": 0.0, "variance": 0.0}
         if result["bytes"] is not None:
             sums |= {"nats": result["nats"], "variance": result["standard_error"] ** 2}

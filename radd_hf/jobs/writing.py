@@ -3,7 +3,7 @@
 
     rows with text or prefix, suffix and length  ->  tasks  ->  batches of equal length  ->  a result for each row
 
-The random numbers of a row belong to the seed and the row's number, or to the row's own seed. So its result does not
+The random numbers of a row come from the seed and the row's number, or from its own seed. So its result does not
 depend on the rows beside it, on processes or on restarts; see `generate` about rounding.
 """
 
@@ -35,14 +35,14 @@ class RowWriter:
         text: the text with its blanks filled. fills: the text in each blank.
         log_probabilities: for each blank, the sum of the log-probabilities of its tokens when drawn, in nats.
         log_probability: their sum. tokens: how many were written. nfe: network evaluations.
-        error: why the row is refused; the others are then None. None for a row that was written.
+        error: None, or why the row was refused; then the other entries are None.
 
     Args:
         seed: of rows that have no column `seed`.
         number: results for each row.
         batch_tokens: tokens of a batch, rows x length; default: what suits the device.
         columns: those of a row that are read; by default "text" or those of `COLUMNS`, see [`columns_to_read`].
-        settings: of `generate`. `length` or `max_new_tokens` are of rows that do not say how long they are.
+        settings: of `generate`. `length` and `max_new_tokens` serve rows that set neither.
 
     Raises:
         ValueError: for a setting that does not fit.
@@ -97,7 +97,7 @@ class RowWriter:
         }
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the results of rows with these numbers, in their order: `number` for a row, one for a refused row."""
+        """Returns the results of numbered rows, in their order: `self.number` a row, one for a refused row."""
         results, batches = batches_of_rows(self, zip(numbers, rows, strict=True))
         for batch in batches:
             results += self.compute(batch)
@@ -167,7 +167,7 @@ class RowWriter:
 
 
 def columns_to_read(columns: Sequence[str], text_column: str | None = None) -> dict[str, str]:
-    """Returns the columns of a file that a request is read from, by what they are to it.
+    """Returns the column of a file for each entry of a request.
 
     Raises:
         ValueError: if there are none, or it is not clear which.
@@ -194,7 +194,7 @@ def columns_to_read(columns: Sequence[str], text_column: str | None = None) -> d
 
 
 def _cell(value: Any) -> Any:
-    """Returns a value of a table, in which integers with gaps are floats and gaps NaN."""
+    """Undoes what gaps do to a column: integers become floats, and gaps NaN."""
     value = plain(value)
     if isinstance(value, float):
         return None if math.isnan(value) else int(value) if value.is_integer() else value

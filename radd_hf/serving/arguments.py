@@ -43,15 +43,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
     )
-    where = parser.add_argument_group("where")
+    where = parser.add_argument_group("address")
     where.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1, this machine alone)"
     )
+    where.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any free one, printed")
     where.add_argument(
-        "--port", type=int, default=8000, metavar="N", help="default 8000; 0: a free one, which is named"
-    )
-    where.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a name by which the server is called, too"
+        "--allowed-host", action="append", default=[], metavar="NAME", help="another host name to accept; repeatable"
     )
     limits = parser.add_argument_group("limits")
     for name, default, text in (
@@ -72,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, seconds, text in (
         ("max-wait", 60.0, "seconds that a text may wait for its batch, then status 503"),
         ("gather", GATHER, "seconds without a new text after which a batch begins"),
-        ("grace", 30.0, "seconds that requests get after SIGTERM or Ctrl-C"),
+        ("grace", 30.0, "seconds to end requests after SIGTERM or Ctrl-C"),
     ):
         limits.add_argument(
             f"--{name}", type=float, metavar="SECONDS", default=seconds, help=f"{text} (default {seconds:g})"

@@ -54,7 +54,7 @@ class Names:
         """Raises Refused for requests under another's name, and for those of another site's page."""
         hosts, origins = headers.get("host", []), headers.get("origin", [])
         if len(hosts) != 1 or host_of(f"//{hosts[0]}") not in self:
-            raise Refused(421, "Nothing is served here under that name: the server allows more by --allowed-host.")
+            raise Refused(421, "Nothing is served here under that name: allow it by --allowed-host.")
         for origin in origins:
             host = host_of(origin)
             if origin.partition("//")[2] != hosts[0] and (host is None or host not in self.hosts.difference(LOOPBACK)):
@@ -103,7 +103,7 @@ def address_of(scope: Scope) -> str:
 
 
 def visitor_at(address: str) -> str:
-    """Returns what stands for the visitor at an address: a visitor has all of an IPv6 network of 64 bits."""
+    """Returns the key of the visitor at an address; of an IPv6 address its network of 64 bits."""
     try:
         number = ipaddress.ip_address(address)
     except ValueError:

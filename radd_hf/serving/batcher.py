@@ -37,7 +37,7 @@ class Closed(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """Is one row that waits or is computed.
+    """Holds one row that waits or runs.
 
     samples: of the row. tokens: of all sequences that an evaluation computes for it. on_draft: called by the thread of
     the model after every event, with the ids of each sample, (samples, L). gone: nobody waits for the result.
@@ -69,7 +69,7 @@ def jobs_of(request: Request, on_draft: Callable[[int, Tensor], None] | None = N
 
 
 class Batcher:
-    """Has one thread fill what is submitted.
+    """Fills submitted jobs in one thread.
 
     Args:
         fill: fills rows of one length, as `RaddInfillingPipeline.fill` does.
@@ -194,7 +194,7 @@ class Batcher:
                 break
 
     def _batch(self) -> list[Job]:
-        """The oldest job that waits, and those of its shape that fit into a batch with it."""
+        """Returns the oldest waiting job and those of its shape that fit in its batch."""
         batch, tokens = self.waiting[:1], sum(job.tokens for job in self.waiting[:1])
         for job in self.waiting[1:]:
             if job.shape == batch[0].shape and tokens + job.tokens <= self.batch_tokens:

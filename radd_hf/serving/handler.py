@@ -8,7 +8,7 @@ An inference endpoint of the Hub loads the file `handler.py` beside a model and 
 is that `handler.py`: `radd convert --endpoint` copies it. So it imports torch, transformers and the standard library
 only; everything else comes from the code that the model carries. `radd serve` answers by the same class.
 
-Whatever a client sends is checked before the network is evaluated. A client names no model, file or Python object.
+Every request is checked before the network is evaluated. A client cannot name a model, file or Python object.
 """
 
 import importlib

@@ -246,7 +246,7 @@ class Service:
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
     def _texts_of(self, row: dict[str, Any], draft: Tensor) -> list[str]:
-        """Of a draft (samples, L) of a row."""
+        """Decodes a draft (samples, L)."""
         mask_token_id = self.handler.model.config.mask_token_id
         return [draft_text(row, ids, self.handler.pipeline.tokenizer, mask_token_id) for ids in draft.tolist()]
 
@@ -269,7 +269,7 @@ class Service:
 
 
 class Guard:
-    """An ASGI middleware that refuses requests under another's name, and those of other sites' pages."""
+    """Refuses requests under other host names and from pages of other sites, as ASGI middleware."""
 
     def __init__(self, app: Any, names: Names):
         self.app, self.names = app, names
@@ -377,7 +377,7 @@ def serve(
 
     Args:
         listener: what [`bind`] returned for `host`.
-        allowed_hosts: names by which the server may be called, besides `host` and numbers.
+        allowed_hosts: host names to accept besides `host`, see [`Names`].
         grace: seconds that requests get after the signal.
 
     Raises:

@@ -38,7 +38,7 @@ def test_a_folder_in_place_of_a_command_prints_its_newest_checkpoint_and_a_line_
     assert cli.main([run]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{run}/checkpoints/step_20\n"
-    command = printed.err.splitlines()[-1].removeprefix("it writes by: ")
+    command = printed.err.splitlines()[-1].removeprefix("try: ")
     program, *words = shlex.split(command)
     assert (program, words[:2]) == ("radd", ["generate", f"{run}/checkpoints/step_20"])
     assert cli.main([*words, "--quiet"]) == 0
