@@ -26,7 +26,7 @@ from radd_hf.hub.loading import load
 from radd_hf.jobs.job import run_on_file
 from radd_hf.jobs.rows import RowsFile
 from radd_hf.jobs.scoring import RowScorer
-from radd_hf.jobs.writing import RowWriter
+from radd_hf.jobs.filling import RowFiller
 
 from .measure import positive
 
@@ -47,7 +47,7 @@ def texts(tokenizer: Any, count: int, chance: random.Random) -> list[str]:
     return made
 
 
-def time_job(work: RowWriter | RowScorer, lines: list[str], folder: Path) -> tuple[int, float]:
+def time_job(work: RowFiller | RowScorer, lines: list[str], folder: Path) -> tuple[int, float]:
     """Returns the tokens that a job wrote or scored, and its seconds from reading the file to the written one."""
     source, output = folder / "in.jsonl", folder / "out.jsonl"
     source.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
@@ -78,19 +78,19 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     model, tokenizer = load("checkpoints/radd-austen", device=args.device)
-    writer = RowWriter(model, tokenizer, seed=0, batch_tokens=args.batch_tokens)
+    filler = RowFiller(model, tokenizer, seed=0, batch_tokens=args.batch_tokens)
     lines = texts(tokenizer, args.rows, random.Random(0))
-    tasks = [task for line in lines for task in writer.encode({"text": line}, 0)]
+    tasks = [task for line in lines for task in filler.encode({"text": line}, 0)]
     length = round(statistics.mean(task.length for task in tasks))
     blank = round(statistics.mean(task.masks for task in tasks))
-    rows = max(writer.batch_tokens // length, 1)
+    rows = max(filler.batch_tokens // length, 1)
     times = max(args.rows // rows // 2, 1)
 
     with tempfile.TemporaryDirectory() as folder:
-        time_job(writer, lines[:8], Path(folder))  # what is made once
+        time_job(filler, lines[:8], Path(folder))  # what is made once
     before = time_batch(model, rows, length, blank, times)
     with tempfile.TemporaryDirectory() as folder:
-        job = time_job(writer, lines, Path(folder))
+        job = time_job(filler, lines, Path(folder))
     after = time_batch(model, rows, length, blank, times)
     batch = [sum(each) for each in zip(before, after, strict=True)]
     speeds = [tokens / seconds for tokens, seconds in (job, batch)]

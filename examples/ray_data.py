@@ -34,7 +34,7 @@ from radd_hf.endings import run_program
 from radd_hf.hub.loading import load, load_config, weights_hash
 from radd_hf.jobs.batches import BATCH_TOKENS
 from radd_hf.jobs.rows import input_names
-from radd_hf.jobs.writing import RowWriter, columns_to_read
+from radd_hf.jobs.filling import RowFiller, columns_to_fill
 from radd_hf.ranges import check_count
 
 
@@ -48,7 +48,7 @@ class Predictor:
     result is the same in any batch, on any actor, and after a restart. The number stands in a column "row"; without one
     `datasets` passes it (`with_indices=True`).
 
-    The results are columns, those of [`radd_hf.jobs.writing.RowWriter`]: text, fills, log_probabilities, ..., error. A
+    The results are columns, those of [`radd_hf.jobs.filling.RowFiller`]: text, fills, log_probabilities, ..., error. A
     row that is refused has an error and does not stop the others. A column of the batch that has the name of a result
     becomes "input_NAME".
 
@@ -65,7 +65,7 @@ class Predictor:
     def __init__(self, model: str, *, text_column: str | None = None, seed: int = 0, **settings: Any):
         self.arguments = {"model": model, "text_column": text_column, "seed": seed, **settings}
         self.text_column = text_column
-        self.writer = RowWriter(*load(model, device=None), seed=seed, **settings)  # device: an accelerator, if any
+        self.filler = RowFiller(*load(model, device=None), seed=seed, **settings)  # device: an accelerator, if any
 
     def __call__(self, batch: pa.Table | Mapping[str, Any], indices: Sequence[int] | None = None) -> pa.Table:
         """Returns the batch with the columns of the results.
@@ -78,11 +78,11 @@ class Predictor:
             ValueError: for columns that are no requests, and rows without a number or a seed.
         """
         table = table_of(batch)
-        self.writer.columns = columns_to_read(table.column_names, self.text_column)
+        self.filler.columns = columns_to_fill(table.column_names, self.text_column)
         numbers = numbers_of(table, indices)
-        results = self.writer(table.to_pylist(), numbers)
+        results = self.filler(table.to_pylist(), numbers)
 
-        types = {name: kind for name, kind in self.writer.results.items() if name != "row"}
+        types = {name: kind for name, kind in self.filler.results.items() if name != "row"}
         found = pa.Table.from_pylist(results, schema=pa.schema(types))  # so that a batch of errors has the same types
         place = {number: index for index, number in enumerate(numbers)}
         table = table.take([place[result["row"]] for result in results])
@@ -94,7 +94,7 @@ class Predictor:
 
     # A copy is its arguments: another process loads the model anew. `datasets` names its cache by this state.
     def __getstate__(self) -> dict[str, Any]:
-        return {"arguments": self.arguments, "weights": weights_hash(self.writer.model)}
+        return {"arguments": self.arguments, "weights": weights_hash(self.filler.model)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         Predictor.__init__(self, **state["arguments"])
@@ -149,11 +149,11 @@ def main(argv: list[str]) -> None:
         check_count(name, getattr(args, name))
     settings = {"seed": args.seed, "batch_tokens": args.batch_tokens, **args.settings}
     with torch.device("meta"):  # a network without weights
-        RowWriter(RaddForMaskedLM(load_config(args.model)), None, **settings)
+        RowFiller(RaddForMaskedLM(load_config(args.model)), None, **settings)
     table = numbered(args.input)
     if not len(table):
         raise ValueError(f"input={str(args.input)!r} has no rows.")
-    columns_to_read(table.column_names, args.text_column)
+    columns_to_fill(table.column_names, args.text_column)
     numbers_of(table)
 
     import ray  # here, since `datasets.map` works without it

@@ -18,7 +18,7 @@ from ..canvas_radd import encode_request
 from ..endings import UsageError, note, visible
 from ..generation_radd import RaddGenerationConfig
 from ..jobs.job import run_on_file
-from ..jobs.writing import RowWriter, columns_to_read
+from ..jobs.filling import RowFiller, columns_to_fill
 from ..randomness_radd import sample_generators, text_seed
 from ..settings_radd import GRID_METHODS, LENGTHS, TEXT_SETTINGS
 from .files import check_file_arguments, load_for_file, load_model, open_file, read_input, usage
@@ -330,12 +330,12 @@ def _write_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     settings = _check(args)
     accelerator, source = open_file(args)
     with usage():
-        columns = columns_to_read(source.columns, args.text_column)
+        columns = columns_to_fill(source.columns, args.text_column)
     model, tokenizer, identity = load_for_file(args, accelerator)
 
-    def make_work(seed: int) -> RowWriter:
+    def make_work(seed: int) -> RowFiller:
         asked = {"seed": seed, "number": args.number, "batch_tokens": args.batch_tokens, "columns": columns}
         with usage():
-            return RowWriter(model, tokenizer, **asked, **settings)
+            return RowFiller(model, tokenizer, **asked, **settings)
 
     run_on_file(accelerator, source, args.output, make_work, identity, args.seed, unit="text", quiet=args.quiet)

@@ -48,7 +48,7 @@ def batches_of(tasks: Sequence[Task], batch_tokens: int) -> list[list[Task]]:
 
 
 class Encoder(Protocol):
-    """Makes tasks of rows: a `RowWriter` or a `RowScorer`."""
+    """Makes tasks of rows: a `RowFiller` or a `RowScorer`."""
 
     batch_tokens: int
 

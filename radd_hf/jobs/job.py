@@ -3,7 +3,7 @@
 
     rows  ->  windows of 16,384 rows  ->  batches of equal length  ->  shards of a few batches  ->  the output
 
-A process computes its shards and writes each to a file of its own in the folder `OUTPUT.parts`. When all are there, the
+A process computes its shards and writes each to a file of its own in the folder `OUTPUT.shards`. When all are there, the
 first process puts them together in the order of the rows and removes the folder. What is in a batch depends on the file
 alone. So neither the number of processes nor an interruption changes a result.
 
@@ -48,7 +48,7 @@ MANY = 4
 
 
 class Work(Encoder, Protocol):
-    """Computes the results of rows: a `RowWriter` or a `RowScorer`.
+    """Computes the results of rows: a `RowFiller` or a `RowScorer`.
 
     `summed` gives the numbers of a result to add up; `summary` describes the totals.
     """
@@ -97,7 +97,7 @@ class Job:
 
     def __init__(self, output: Path, identity: Mapping[str, Any]):
         self.output, self.identity = output, json.loads(to_json(dict(identity)))
-        self.folder = output.with_name(f"{output.name}.parts")
+        self.folder = output.with_name(f"{output.name}.shards")
         self.partial = self.folder.with_name(f"{self.folder.name}.partial")
         self.record = output.with_name(f"{output.name}.job.json")
         self.lock: int | None = None
@@ -150,48 +150,49 @@ class Job:
         return record
 
     def _remove_damaged(self) -> None:
-        for part in self.parts():
-            if self.read(part) is None:
-                logger.warning("%s is damaged: it is computed again", visible(str(part)))
-                part.unlink()
+        for file in self.folder.glob("shard-*.jsonl"):
+            if self.read(file) is None:
+                logger.warning("%s is damaged: it is computed again", visible(str(file)))
+                file.unlink()
 
-    def parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.jsonl"))
+    def shard_file(self, window: int, shard: int, shards: int) -> Path:
+        return self.folder / f"shard-{window:06}-{shard:05}-of-{shards:05}.jsonl"
 
-    def part(self, window: int, shard: int, shards: int) -> Path:
-        return self.folder / f"part-{window:06}-{shard:05}-of-{shards:05}.jsonl"
+    def files_of(self, window: int) -> list[Path]:
+        """Returns the files of the shards of a window that are there."""
+        return sorted(self.folder.glob(f"shard-{window:06}-*.jsonl"))
 
     def complete(self, window: int) -> bool:
         """Tells whether all shards of a window are there."""
-        found = [part.stem for part in self.folder.glob(f"part-{window:06}-*.jsonl")]
+        found = [file.stem for file in self.files_of(window)]
         return bool(found) and len(found) == int(found[0].rsplit("-", 1)[1])
 
-    def write(self, part: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    def write(self, file: Path, results: Sequence[Mapping[str, Any]]) -> None:
         body = "".join(map(json_line, results))
         head = {"job": self.mark, "sha256": hashlib.sha256(body.encode()).hexdigest()}
-        replace_text(part, to_json(head) + "\n" + body)
+        replace_text(file, to_json(head) + "\n" + body)
 
-    def read(self, part: Path) -> list[dict[str, Any]] | None:
-        """Returns the results in a part, None if they are not as they were written."""
+    def read(self, file: Path) -> list[dict[str, Any]] | None:
+        """Returns the results of a shard, None if they are not as they were written."""
         try:
-            head, _, body = part.read_text(encoding="utf-8").partition("\n")
+            head, _, body = file.read_text(encoding="utf-8").partition("\n")
             whole = {"job": self.mark, "sha256": hashlib.sha256(body.encode()).hexdigest()}
             return [json.loads(line) for line in body.splitlines()] if json.loads(head) == whole else None
         except (OSError, ValueError):
             return None
 
     def finish(self, source: RowsFile, work: Work) -> Report:
-        """Puts all parts together in the order of the rows, and removes them.
+        """Puts all shards together in the order of the rows, and removes them.
 
         Raises:
-            OSError: for parts that are missing, as where processes do not share a folder.
+            OSError: for shards that are missing, as where processes do not share a folder.
         """
         report = Report(rows=source.rows)
         with RowsWriter(self.output, work.results, source) as writer:
-            for window, (first, rows) in enumerate(_numbered(windows_of(source.path))):
+            for window, (first, rows) in enumerate(_with_first_row(windows_of(source.path))):
                 found: dict[int, list[dict[str, Any]]] = {}
-                for part in sorted(self.folder.glob(f"part-{window:06}-*.jsonl")):
-                    for result in self.read(part) or ():
+                for file in self.files_of(window):
+                    for result in self.read(file) or ():
                         found.setdefault(result["row"], []).append(result)
                 lacking = [number for number in range(first, first + len(rows)) if number not in found]
                 if lacking or not self.complete(window):
@@ -214,7 +215,7 @@ class Job:
         return report
 
 
-def _numbered(windows: Iterator[list]) -> Iterator[tuple[int, list]]:
+def _with_first_row(windows: Iterator[list]) -> Iterator[tuple[int, list]]:
     """Yields each window with the number of its first row."""
     first = 0
     for window in windows:
@@ -262,7 +263,7 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
             bar.update(results)
 
     with bar, packed_weights():  # from the first batch to the last
-        for window, (first, rows) in enumerate(_numbered(windows_of(source.path))):
+        for window, (first, rows) in enumerate(_with_first_row(windows_of(source.path))):
             if by_window and window % processes != index:
                 continue
             if job.complete(window):
@@ -273,16 +274,16 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
             for shard in range(shards):
                 if not by_window and (window + shard) % processes != index:
                     continue
-                part, mine = job.part(window, shard, shards), batches[shard::shards]
+                file, mine = job.shard_file(window, shard, shards), batches[shard::shards]
                 results = refusals if shard == 0 else []
-                if part.exists():
+                if file.exists():
                     skip(len(results) + sum(map(len, mine)))
                     continue
                 bar.update(len(results))
                 for batch in mine:
                     results = results + work.compute(batch)
                     bar.update(len(batch))
-                job.write(part, results)
+                job.write(file, results)
         bar.total = bar.n  # exactly
 
 

@@ -22,7 +22,7 @@ from datasets import Dataset, load_dataset
 
 from radd_hf.endings import status_of
 from radd_hf.hub.loading import load
-from radd_hf.jobs.writing import RowWriter
+from radd_hf.jobs.filling import RowFiller
 from ray_data import Predictor, main
 from support.launches import QUIET
 from support.paths import CHECKPOINT, ROOT
@@ -48,7 +48,7 @@ def predictor() -> Predictor:
 @pytest.fixture(scope="module")
 def expected() -> list[dict]:
     """What the class that Predictor wraps gives for all rows at once."""
-    return RowWriter(*load(str(CHECKPOINT)), **SETTINGS)(ROWS, range(len(ROWS)))
+    return RowFiller(*load(str(CHECKPOINT)), **SETTINGS)(ROWS, range(len(ROWS)))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from radd_hf import __version__
 from radd_hf.jobs import job as job_module
 from radd_hf.jobs.job import Job, Report, RowsRefused, run_on_file
 from radd_hf.jobs.rows import RowsFile
-from radd_hf.jobs.writing import RowWriter
+from radd_hf.jobs.filling import RowFiller
 from support.launches import QUIET, command
 from support.paths import ROOT
 from support.toys import random_model
@@ -69,7 +69,7 @@ while killed < int(kills):  # one job, further and further on
     assert start("killed.jsonl", chance.randint(1, 2 * changes // int(kills))) in (0, -signal.SIGKILL)
     killed += 1
 assert start("killed.jsonl") == 0
-for number in range(changes - 11, changes + 1):  # while the parts are put together
+for number in range(changes - 11, changes + 1):  # while the shards are put together
     assert start(f"{number}.jsonl", number) == -signal.SIGKILL
     assert start(f"{number}.jsonl") == 0
 print(changes)
@@ -106,9 +106,9 @@ def run(model, tiny_tokenizer, source, monkeypatch):
     def fill(output, file=source, seed=3, fail_after=None, **settings):
         computed = []
 
-        def make(chosen: int) -> RowWriter:
-            writer = RowWriter(model, tiny_tokenizer, seed=chosen, batch_tokens=64, **settings)
-            compute = writer.compute
+        def make(chosen: int) -> RowFiller:
+            filler = RowFiller(model, tiny_tokenizer, seed=chosen, batch_tokens=64, **settings)
+            compute = filler.compute
 
             def counted(batch):
                 if len(computed) == fail_after:
@@ -116,8 +116,8 @@ def run(model, tiny_tokenizer, source, monkeypatch):
                 computed.append(len(batch))
                 return compute(batch)
 
-            writer.compute = counted
-            return writer
+            filler.compute = counted
+            return filler
 
         examined = RowsFile.examine("input", str(file), output)
         accelerator = Accelerator(cpu=True)
@@ -134,7 +134,7 @@ def test_an_interrupted_job_goes_on_where_it_was_and_ends_with_the_same_file(run
     for fail_after in (1, 4, 5):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "o.jsonl", seed=None if again else 3, fail_after=fail_after)
-        again.append(len(list((tmp_path / "o.jsonl.parts").glob("part-*"))))
+        again.append(len(list((tmp_path / "o.jsonl.shards").glob("shard-*"))))
     report, rest = run(tmp_path / "o.jsonl", seed=None)
     assert again == sorted(again)
     assert again[-1] > 2
@@ -178,14 +178,14 @@ def test_what_is_of_another_job_is_refused_and_stays(run, tmp_path, source):
         run(output)
 
 
-def test_a_damaged_part_is_computed_again(run, tmp_path, caplog):
+def test_a_damaged_shard_is_computed_again(run, tmp_path, caplog):
     run(tmp_path / "whole.jsonl")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "o.jsonl", fail_after=7)
-    parts = sorted((tmp_path / "o.jsonl.parts").glob("part-*"))
-    parts[0].write_bytes(parts[0].read_bytes()[:-9])
-    text = parts[1].read_text()
-    parts[1].write_text(text.replace('"tokens": 2', '"tokens": 3', 1) if '"tokens": 2' in text else text + "\n{}")
+    shards = sorted((tmp_path / "o.jsonl.shards").glob("shard-*"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-9])
+    text = shards[1].read_text()
+    shards[1].write_text(text.replace('"tokens": 2', '"tokens": 3', 1) if '"tokens": 2' in text else text + "\n{}")
     run(tmp_path / "o.jsonl")
     assert caplog.text.count("is damaged: it is computed again") == 2
     assert (tmp_path / "o.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -207,12 +207,12 @@ def test_two_jobs_do_not_write_one_output(run, tmp_path, monkeypatch):
     monkeypatch.setattr("radd_hf.training.lock.PATIENCE", 0.1)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "o.jsonl", fail_after=2)
-    record = json.loads((tmp_path / "o.jsonl.parts" / "job.json").read_text())["job"]
+    record = json.loads((tmp_path / "o.jsonl.shards" / "job.json").read_text())["job"]
     assert record["radd_hf"] == __version__
     first = Job(tmp_path / "o.jsonl", record)
     assert first.begin() is None
     try:
-        with pytest.raises(ValueError, match=r"o\.jsonl\.parts' is in use by process \d+"):
+        with pytest.raises(ValueError, match=r"o\.jsonl\.shards' is in use by process \d+"):
             run(tmp_path / "o.jsonl")
     finally:
         first.end()
@@ -237,7 +237,7 @@ def test_a_job_that_is_killed_again_and_again_ends_with_the_same_file(folder, so
     whole = (tmp_path / "whole.jsonl").read_bytes()
     assert whole.count(b"\n") == 70
     assert all(file.read_bytes() == whole for file in tmp_path.glob("*[0-9d].jsonl"))
-    assert not list(tmp_path.glob("*.parts*"))
+    assert not list(tmp_path.glob("*.shards*"))
     print(f"killed {KILLS} times in one job, and before each of the last 12 of {done.stdout.strip()} changes")
 
 

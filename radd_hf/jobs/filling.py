@@ -25,11 +25,11 @@ from .batches import Task, batches_of_rows, tokens_of_a_batch
 COLUMNS = (*REQUEST[1:], "seed")
 
 
-class RowWriter:
+class RowFiller:
     """Fills the blanks of rows, given as dictionaries of their columns.
 
-        writer = RowWriter(model, tokenizer, seed=0, temperature=0.8)
-        results = writer([{"text": "It was [MASK:4] of spring."}, {"prefix": "She", "length": 24}], numbers=[0, 1])
+        filler = RowFiller(model, tokenizer, seed=0, temperature=0.8)
+        results = filler([{"text": "It was [MASK:4] of spring."}, {"prefix": "She", "length": 24}], numbers=[0, 1])
 
     A result has `row`, `sample` where `number` is more than one, and
         text: the text with its blanks filled. fills: the text in each blank.
@@ -41,7 +41,7 @@ class RowWriter:
         seed: of rows that have no column `seed`.
         number: results for each row.
         batch_tokens: tokens of a batch, rows x length; default: what suits the device.
-        columns: those of a row that are read; by default "text" or those of `COLUMNS`, see [`columns_to_read`].
+        columns: those of a row that are read; by default "text" or those of `COLUMNS`, see [`columns_to_fill`].
         settings: of `generate`. `length` and `max_new_tokens` serve rows that set neither.
 
     Raises:
@@ -106,7 +106,7 @@ class RowWriter:
 
     def encode(self, row: Mapping[str, Any], number: int) -> list[Task]:
         """Returns the tasks of a row; raises a ValueError for one that is refused."""
-        columns = columns_to_read(list(row)) if self.columns is None else self.columns
+        columns = columns_to_fill(list(row)) if self.columns is None else self.columns
         request = {key: _cell(row[column]) for key, column in columns.items() if column in row}
         seed = request.pop("seed", None)
         seed = text_seed(self.seed, number) if seed is None else text_seed(check_seed(seed))
@@ -166,7 +166,7 @@ class RowWriter:
         return {"row": row, **({"sample": sample} if self.number > 1 else {})}
 
 
-def columns_to_read(columns: Sequence[str], text_column: str | None = None) -> dict[str, str]:
+def columns_to_fill(columns: Sequence[str], text_column: str | None = None) -> dict[str, str]:
     """Returns the column of a file for each entry of a request.
 
     Raises:
@@ -183,7 +183,7 @@ def columns_to_read(columns: Sequence[str], text_column: str | None = None) -> d
             "text_column, or leave out one of them."
         )
     if "text" in columns:
-        return columns_to_read(columns, "text")
+        return columns_to_fill(columns, "text")
     found = {name: name for name in COLUMNS if name in columns}
     if not found.keys() - {"seed"}:
         raise ValueError(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from radd_hf.jobs.batches import Task, batches_of
-from radd_hf.jobs.writing import RowWriter, columns_to_read
+from radd_hf.jobs.filling import RowFiller, columns_to_fill
 from radd_hf.pipeline_radd import RaddInfillingPipeline
 from support.toys import random_model
 
@@ -31,8 +31,8 @@ def model():
 
 
 @pytest.fixture
-def writer(model, tiny_tokenizer):
-    return lambda **settings: RowWriter(model, tiny_tokenizer, **settings)
+def filler(model, tiny_tokenizer):
+    return lambda **settings: RowFiller(model, tiny_tokenizer, **settings)
 
 
 def assert_same(one: list[dict], other: list[dict]) -> None:
@@ -45,19 +45,19 @@ def assert_same(one: list[dict], other: list[dict]) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "ordered", "order": "confidence"}, {"steps": 2, "number": 2}])
-def test_a_row_has_the_result_that_it_has_alone_whatever_the_batch(writer, settings):
-    together = writer(seed=3, **settings)(ROWS, range(10, 18))
+def test_a_row_has_the_result_that_it_has_alone_whatever_the_batch(filler, settings):
+    together = filler(seed=3, **settings)(ROWS, range(10, 18))
     for batch_tokens in (1, 40):
-        assert_same(writer(seed=3, batch_tokens=batch_tokens, **settings)(ROWS, range(10, 18)), together)
+        assert_same(filler(seed=3, batch_tokens=batch_tokens, **settings)(ROWS, range(10, 18)), together)
     one_by_one = zip(ROWS, range(10, 18), strict=True)
-    alone = [result for row, number in one_by_one for result in writer(seed=3, **settings)([row], [number])]
+    alone = [result for row, number in one_by_one for result in filler(seed=3, **settings)([row], [number])]
     assert_same(alone, together)
-    back = writer(seed=3, **settings)(ROWS[::-1], range(17, 9, -1))
+    back = filler(seed=3, **settings)(ROWS[::-1], range(17, 9, -1))
     assert_same(sorted(back, key=lambda each: (each["row"], each.get("sample", 0))), together)
 
 
-def test_results_stand_in_the_order_of_the_rows_and_refused_rows_say_why(writer):
-    results = writer(seed=0)(ROWS, range(len(ROWS)))
+def test_results_stand_in_the_order_of_the_rows_and_refused_rows_say_why(filler):
+    results = filler(seed=0)(ROWS, range(len(ROWS)))
     assert [result["row"] for result in results] == [*range(len(ROWS))]
     assert [index for index, result in enumerate(results) if result["error"] is None] == WRITTEN
     assert "has no blank: write [MASK:12]" in results[2]["error"]
@@ -70,30 +70,30 @@ def test_results_stand_in_the_order_of_the_rows_and_refused_rows_say_why(writer)
     assert written["log_probability"] == pytest.approx(sum(written["log_probabilities"]))
 
 
-def test_a_row_has_what_the_pipeline_writes_for_the_same_seed_and_number(model, tiny_tokenizer, writer):
+def test_a_row_has_what_the_pipeline_writes_for_the_same_seed_and_number(model, tiny_tokenizer, filler):
     pipe = RaddInfillingPipeline(model=model, tokenizer=tiny_tokenizer, device="cpu")
     texts = [ROWS[number]["text"] for number in WRITTEN]
-    results = writer(seed=5)([{"text": text} for text in texts], range(len(texts)))
+    results = filler(seed=5)([{"text": text} for text in texts], range(len(texts)))
     for (sample,), result in zip(pipe(texts, seed=5), results, strict=True):
         assert sample["fill_scores"] == pytest.approx(result["log_probabilities"], rel=1e-4)
 
 
-def test_a_row_with_a_seed_of_its_own_has_what_generate_writes_for_it(model, tiny_tokenizer, writer):
+def test_a_row_with_a_seed_of_its_own_has_what_generate_writes_for_it(model, tiny_tokenizer, filler):
     row = {"prefix": "It is", "suffix": " truth", "length": 14.0, "seed": np.int64(9)}
-    (result,) = writer(seed=0)([row], [77])
+    (result,) = filler(seed=0)([row], [77])
     ids = model.generate(prefix="It is", suffix=" truth", length=14, seed=9, tokenizer=tiny_tokenizer)
     assert tiny_tokenizer.decode(ids[0], skip_special_tokens=True).startswith(result["text"].removesuffix(" truth"))
-    (other,) = writer(seed=1)([row], [3])
+    (other,) = filler(seed=1)([row], [3])
     assert other | {"row": 77} == result
-    (drawn,) = writer(seed=0)([{**row, "seed": math.nan, "suffix": None}], [77])
+    (drawn,) = filler(seed=0)([{**row, "seed": math.nan, "suffix": None}], [77])
     assert drawn["text"] != result["text"]
 
 
-def test_a_length_for_all_is_of_rows_that_name_none(writer):
+def test_a_length_for_all_is_of_rows_that_name_none(filler):
     rows = [{"prefix": "It is", "length": None}, {"prefix": "It is", "length": 9}, {"length": 8}]
-    lengths = [writer(length=20).encode(row, 0)[0].length for row in rows]
+    lengths = [filler(length=20).encode(row, 0)[0].length for row in rows]
     assert lengths == [20, 9, 8]
-    assert writer().encode(rows[0], 0)[0].length == 32  # the model's
+    assert filler().encode(rows[0], 0)[0].length == 32  # the model's
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_a_length_for_all_is_of_rows_that_name_none(writer):
         ({"seed": 3}, "have no 'text'"),
     ],
 )
-def test_a_row_that_cannot_be_filled_is_refused_and_the_others_are_filled(writer, row, reason):
-    results = writer()([{"text": "It [MASK]"}, row], [0, 1])
+def test_a_row_that_cannot_be_filled_is_refused_and_the_others_are_filled(filler, row, reason):
+    results = filler()([{"text": "It [MASK]"}, row], [0, 1])
     assert results[0]["error"] is None
     assert reason in results[1]["error"]
     assert "\n" not in results[1]["error"]
 
 
-def test_settings_that_do_not_fit_are_refused_before_any_row(writer):
+def test_settings_that_do_not_fit_are_refused_before_any_row(filler):
     for settings, reason in (
         ({"temperature": -1}, "temperature=-1 must be"),
         ({"seed": "x"}, "seed='x' must be an integer"),
@@ -127,15 +127,15 @@ def test_settings_that_do_not_fit_are_refused_before_any_row(writer):
         ({"num_beams": 3}, "num_beams=3 is not a setting"),
     ):
         with pytest.raises(ValueError, match=reason):
-            writer(**settings)
+            filler(**settings)
 
 
 def test_columns_are_read_by_name_and_what_is_unclear_is_refused():
-    assert columns_to_read(["id", "text", "length"]) == {"text": "text"}  # a length may be about the text
-    assert columns_to_read(["prompt", "prefix", "seed"], "prompt") == {"text": "prompt", "seed": "seed"}
-    assert columns_to_read(["id", "suffix", "length"]) == {"suffix": "suffix", "length": "length"}
+    assert columns_to_fill(["id", "text", "length"]) == {"text": "text"}  # a length may be about the text
+    assert columns_to_fill(["prompt", "prefix", "seed"], "prompt") == {"text": "prompt", "seed": "seed"}
+    assert columns_to_fill(["id", "suffix", "length"]) == {"suffix": "suffix", "length": "length"}
     with pytest.raises(ValueError, match=r"text_column='prompt' must be one of \['text'\]"):
-        columns_to_read(["text"], "prompt")
+        columns_to_fill(["text"], "prompt")
 
 
 def test_batches_have_one_length_and_at_most_so_many_tokens():
