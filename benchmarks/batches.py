@@ -23,10 +23,10 @@ from accelerate import Accelerator
 from radd_hf.data.documents import load_documents
 from radd_hf.endings import run_program
 from radd_hf.hub.loading import load
+from radd_hf.jobs.filling import RowFiller
 from radd_hf.jobs.job import run_on_file
 from radd_hf.jobs.rows import RowsFile
 from radd_hf.jobs.scoring import RowScorer
-from radd_hf.jobs.filling import RowFiller
 
 from .measure import positive
 

@@ -33,8 +33,8 @@ from radd_hf import RaddForMaskedLM
 from radd_hf.endings import run_program
 from radd_hf.hub.loading import load, load_config, weights_hash
 from radd_hf.jobs.batches import BATCH_TOKENS
-from radd_hf.jobs.rows import input_names
 from radd_hf.jobs.filling import RowFiller, columns_to_fill
+from radd_hf.jobs.rows import input_names
 from radd_hf.ranges import check_count
 
 

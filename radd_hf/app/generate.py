@@ -17,8 +17,8 @@ import torch
 from ..canvas_radd import encode_request
 from ..endings import UsageError, note, visible
 from ..generation_radd import RaddGenerationConfig
-from ..jobs.job import run_on_file
 from ..jobs.filling import RowFiller, columns_to_fill
+from ..jobs.job import run_on_file
 from ..randomness_radd import sample_generators, text_seed
 from ..settings_radd import GRID_METHODS, LENGTHS, TEXT_SETTINGS
 from .files import check_file_arguments, load_for_file, load_model, open_file, read_input, usage

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 
 from radd_hf import __version__
 from radd_hf.jobs import job as job_module
+from radd_hf.jobs.filling import RowFiller
 from radd_hf.jobs.job import Job, Report, RowsRefused, run_on_file
 from radd_hf.jobs.rows import RowsFile
-from radd_hf.jobs.filling import RowFiller
 from support.launches import QUIET, command
 from support.paths import ROOT
 from support.toys import random_model
