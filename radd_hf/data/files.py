@@ -323,8 +323,12 @@ def _faults_of(file: Path) -> Iterator[None]:
 def _open(file: Path) -> BinaryIO:
     """The bytes of a file, decompressed."""
     if file.suffix == ".zst":
-        import zstandard  # here, since it is optional
-
+        try:
+            import zstandard  # here, since it is optional
+        except ModuleNotFoundError:
+            raise Unreadable(
+                f"{file} needs a package that is not installed: pip install zstandard"
+            ) from None
         return cast(BinaryIO, zstandard.open(file, "rb"))
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     return cast(BinaryIO, openers.get(file.suffix, open)(file, "rb"))
@@ -426,6 +430,16 @@ def _rows_of_parquet(file: Path) -> Iterator[dict[str, Any]]:
     with _open(file) as stream:
         for batch in pq.ParquetFile(stream).iter_batches(DOCUMENTS):
             yield from batch.to_pylist()
+
+
+def parquet_schema(file: Path) -> pa.Schema:
+    """Returns the columns of a parquet file and their types.
+
+    Raises:
+        Unreadable: for a file that is at fault.
+    """
+    with _faults_of(file), _open(file) as stream:
+        return pq.ParquetFile(stream).schema_arrow.remove_metadata()
 
 
 def _in_columns(columns: Columns, column: str, place: str) -> Columns:

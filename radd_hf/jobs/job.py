@@ -3,8 +3,8 @@
 
     rows  ->  windows of 16,384 rows  ->  batches of equal length  ->  shards of a few batches  ->  the output
 
-A process computes its shards and writes each to a file of its own in the folder `OUTPUT.shards`. When all are there, the
-first process puts them together in the order of the rows and removes the folder. What is in a batch depends on the file
+A process computes its shards and writes each to a file of its own in the folder `OUTPUT.shards`. When all are there,
+the first process puts them together in the order of the rows and removes the folder. What is in a batch depends on the file
 alone. So neither the number of processes nor an interruption changes a result.
 
 The file of a shard gets its name once it is whole and on the disk. A killed job loses only the shards in progress, and
@@ -41,8 +41,9 @@ from .rows import RowsFile, RowsWriter, json_line, windows_of
 
 logger = logging.getLogger(__name__)
 
-# Batches of a shard, which a process computes before it writes them.
-SHARD = 8
+# Most batches of a shard, which a process computes before it writes them; and the fewest shards of a window, if it has
+# as many batches, so that several processes share a small file.
+SHARD, FEWEST_SHARDS = 8, 16
 # From so many windows a process on, each window has one process; others need not encode its rows.
 MANY = 4
 
@@ -98,7 +99,6 @@ class Job:
     def __init__(self, output: Path, identity: Mapping[str, Any]):
         self.output, self.identity = output, json.loads(to_json(dict(identity)))
         self.folder = output.with_name(f"{output.name}.shards")
-        self.partial = self.folder.with_name(f"{self.folder.name}.partial")
         self.record = output.with_name(f"{output.name}.job.json")
         self.lock: int | None = None
         self.mark = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -109,23 +109,33 @@ class Job:
         Raises:
             ValueError: if the output or its folder belongs to another job or to none, or is in use.
         """
-        shutil.rmtree(self.partial, ignore_errors=True)  # of a job that was killed as it made or removed it
         if self.output.exists() and not self.folder.exists():
-            if not self.record.is_file():
-                raise ValueError(f"output={str(self.output)!r} exists: remove it, or name another.")
-            record = self._check(self.record, self.output)
-            if record.get("bytes") != self.output.stat().st_size:
-                raise ValueError(f"output={str(self.output)!r} was changed since it was written: name another output.")
-            return Report(**record["report"] | {"finished_before": True})
+            return self._report_of_finished()
         if not self.folder.exists():
-            self.partial.mkdir()
-            write_synced(self.partial / "job.json", to_json({"job": self.identity}, indent=2))
-            self.partial.rename(self.folder)
+            if self.record.exists():
+                read_record(self.record)  # which the job will replace
+            partial = self.folder.with_name(f".{self.folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed as it made it
+            partial.mkdir()
+            write_synced(partial / "job.json", to_json({"job": self.identity}, indent=2))
+            partial.rename(self.folder)
             sync(self.folder.parent)
+        self._check(read_record(self.folder / "job.json"), self.folder)
         self.lock = acquire(self.folder, "output")
-        self._check(self.folder / "job.json", self.folder)
+        if not (self.folder / "job.json").exists():  # the job that held the lock has finished meanwhile
+            self.end()
+            return self.begin()
         self._remove_damaged()
         return None
+
+    def _report_of_finished(self) -> Report:
+        if not self.record.is_file():
+            raise ValueError(f"output={str(self.output)!r} exists: remove it, or name another.")
+        record = read_record(self.record)
+        self._check(record, self.output)
+        if record.get("bytes") != self.output.stat().st_size:
+            raise ValueError(f"output={str(self.output)!r} was changed since it was written: name another output.")
+        return Report(**record["report"] | {"finished_before": True})
 
     def end(self) -> None:
         """Lets another job have the folder, if there is one."""
@@ -133,21 +143,12 @@ class Job:
             release(self.lock)
             self.lock = None
 
-    def _check(self, file: Path, of: Path) -> dict[str, Any]:
-        """Returns the record of a job; raises a ValueError if it is not that of this one."""
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            saved = dict(record["job"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"output: {of} is there without a readable {file.name} ({error}): remove it.") from error
-        names = sorted(saved.keys() | self.identity.keys())
-        changed = {name: (saved.get(name), self.identity.get(name)) for name in names}
-        changed = {name: both for name, both in changed.items() if both[0] != both[1]}
-        if changed:
+    def _check(self, record: dict[str, Any], of: Path) -> None:
+        """Raises a ValueError for the record of another job."""
+        if changed := differences(record["job"], self.identity):
             raise ValueError(
                 f"output: {of} is of another job; (saved, now) differ in {changed}. Name another output, or remove it."
             )
-        return record
 
     def _remove_damaged(self) -> None:
         for file in self.folder.glob("shard-*.jsonl"):
@@ -187,8 +188,9 @@ class Job:
         Raises:
             OSError: for shards that are missing, as where processes do not share a folder.
         """
-        report = Report(rows=source.rows)
-        with RowsWriter(self.output, work.results, source) as writer:
+        source.check_unchanged()
+        report, partial = Report(rows=source.rows), self.folder / f"output{self.output.suffix}"
+        with RowsWriter(self.output, work.results, source, partial) as writer:
             for window, (first, rows) in enumerate(_with_first_row(windows_of(source.path))):
                 found: dict[int, list[dict[str, Any]]] = {}
                 for file in self.files_of(window):
@@ -210,9 +212,34 @@ class Job:
                 writer.add(ordered)
         record = {"job": self.identity, "report": asdict(report), "bytes": self.output.stat().st_size}
         replace_text(self.record, to_json(record, indent=2) + "\n")
-        self.folder.rename(self.partial)  # so that a folder half removed is not taken for one of a job
-        shutil.rmtree(self.partial)
+        removed = self.folder.with_name(f".{self.folder.name}.removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        self.folder.rename(removed)  # so that a folder half removed is not taken for one of a job
+        shutil.rmtree(removed)
         return report
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Returns what a file says about a job; raises a ValueError for one that says nothing."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record["job"], dict) or not isinstance(record.get("report", {}), dict):
+            raise TypeError("it holds no job")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"output: {file} does not describe a job ({error}): remove it, or name another.") from error
+    return record
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns by name what differs, also within mappings: {"settings.steps": (None, 4)}."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(saved.keys() | now.keys()):
+        before, after = saved.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found |= {f"{name}.{inner}": both for inner, both in differences(before, after).items()}
+        elif before != after:
+            found[name] = before, after
+    return found
 
 
 def _with_first_row(windows: Iterator[list]) -> Iterator[tuple[int, list]]:
@@ -270,7 +297,7 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
                 skip(len(rows) * work.number // (1 if by_window else processes))
                 continue
             refusals, batches = batches_of_rows(work, enumerate(rows, start=first))
-            shards = max(math.ceil(len(batches) / SHARD), 1)
+            shards = max(math.ceil(len(batches) / SHARD), min(len(batches), FEWEST_SHARDS), 1)
             for shard in range(shards):
                 if not by_window and (window + shard) % processes != index:
                     continue
@@ -294,8 +321,7 @@ class RowsRefused(ValueError):
 
     def __init__(self, report: Report):
         super().__init__(
-            f"{report.refused} of {report.rows} rows were refused, and have an error in the output; the first is "
-            f"{report.first_refusal}"
+            f"{report.refused} of {report.rows} rows have an error in the output; the first is {report.first_refusal}"
         )
 
 
@@ -341,7 +367,7 @@ def run_on_file(
 
 def _saved_seed(output: Path) -> int:
     job = Job(output, {})
-    for file in (job.folder / "job.json", job.record):
+    for file in [job.folder / "job.json"] + [job.record] * output.exists():
         with suppress(OSError, ValueError, KeyError, TypeError):
             return check_seed(json.loads(file.read_text(encoding="utf-8"))["job"]["seed"])
     return secrets.randbelow(2**31)

@@ -8,7 +8,9 @@
 Files to read may be compressed (.gz, .bz2, .xz, .zst).
 """
 
+import base64
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.files import ENDINGS, KINDS, ending_of, read_rows
+from ..data.files import ENDINGS, KINDS, ending_of, parquet_schema, read_rows
 from ..endings import visible
 from ..results import check_output, to_json
 
@@ -55,20 +57,30 @@ class RowsFile:
             raise ValueError(f"{argument}={name!r} must be a file that ends in {ENDINGS}.")
         if not path.is_file():
             raise ValueError(f"{argument}={name!r}: there is no such file.")
-        columns, rows, typed = dict[str, None](), 0, ending_of(output) == ".parquet"
-        schema = pa.schema([]) if typed else None
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        columns, rows, types = dict[str, None](), 0, None
+        sha256 = hash_of(path)
+        if ending_of(path) == ".parquet":
+            columns |= dict.fromkeys(_names(parquet_schema(path), argument, name))
+        if ending_of(output) == ".parquet":
+            types = _Types(f"{argument}={name!r}")
         for window in windows_of(path):
             columns |= dict.fromkeys(key for row in window for key in row)
             rows += len(window)
-            if schema is not None:
-                schema = _with_types_of(schema, window, list(columns), argument, name)
+            if types is not None and ending_of(path) != ".parquet":
+                types.add(window, list(columns))
         if not rows:
             raise ValueError(f"{argument}={name!r} has no rows.")
-        if typed and ending_of(path) == ".parquet":
-            schema = pq.read_schema(path).remove_metadata()  # the types of the file itself
-        return cls(path, tuple(columns), rows, digest, schema)
+        if types is not None and ending_of(path) == ".parquet":
+            types.schema = parquet_schema(path)
+        return cls(path, tuple(columns), rows, sha256, None if types is None else types.checked())
+
+    def check_unchanged(self) -> None:
+        """Raises a ValueError if the file is no longer what was read."""
+        if not self.path.is_file() or hash_of(self.path) != self.sha256:
+            raise ValueError(
+                f"{str(self.path)!r} was changed while the job ran, so that results would stand beside other rows. Put "
+                "the file back as it was and give the command again, or start anew with another output."
+            )
 
     @property
     def windows(self) -> int:
@@ -82,19 +94,55 @@ def windows_of(path: Path) -> Iterator[list[dict[str, Any]]]:
         yield window
 
 
-def _with_types_of(schema: pa.Schema, window: list[dict], columns: list[str], argument: str, name: str) -> pa.Schema:
-    """Returns the schema with the types of these rows."""
-    for column in columns:
-        try:
-            found = pa.array([row.get(column) for row in window]).type
-            schema = pa.unify_schemas([schema, pa.schema([(column, found)])], promote_options="permissive")
-        except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{argument}={name!r}: the column {column!r} does not fit parquet ({reason}): name an output that ends "
-                "in .jsonl."
-            ) from error
-    return schema
+def hash_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _names(schema: pa.Schema, argument: str, name: str) -> list[str]:
+    twice = {column for column in schema.names if schema.names.count(column) > 1}
+    if twice:
+        raise ValueError(f"{argument}={name!r} has several columns of the name {min(twice)!r}: give each its own name.")
+    return schema.names
+
+
+class _Types:
+    """Finds the types that the columns of rows have in parquet. `source` is what the user named, for messages."""
+
+    # Integers beyond these are not exact in a column of floats.
+    EXACT = 2**53
+
+    def __init__(self, source: str):
+        self.source, self.schema = source, pa.schema([])
+        self.inexact = set[str]()  # columns with such integers
+
+    def add(self, rows: list[dict], columns: list[str]) -> None:
+        for column in columns:
+            values = [row.get(column) for row in rows]
+            try:
+                schema = pa.schema([(column, pa.array(values).type)])
+                self.schema = pa.unify_schemas([self.schema, schema], promote_options="permissive")
+            except (pa.ArrowException, TypeError, UnicodeEncodeError, OverflowError) as error:
+                raise self._misfit(column, error) from error
+            if any(type(value) is int and abs(value) > self.EXACT for value in values):
+                self.inexact.add(column)
+
+    def checked(self) -> pa.Schema:
+        """Returns the types; raises a ValueError for those that a file cannot have."""
+        for field in self.schema:
+            if field.name in self.inexact and pa.types.is_floating(field.type):
+                raise self._misfit(field.name, f"it has floats and integers beyond {self.EXACT}")
+            try:
+                pq.write_table(pa.schema([field]).empty_table(), io.BytesIO())
+            except pa.ArrowException as error:
+                raise self._misfit(field.name, error) from error
+        return self.schema
+
+    def _misfit(self, column: str, reason: object) -> ValueError:
+        why = " ".join(str(reason).split())
+        return ValueError(
+            f"{self.source}: the column {column!r} does not fit parquet ({why}): name an output that ends in .jsonl."
+        )
 
 
 def check_rows_output(argument: str, name: str) -> Path:
@@ -102,7 +150,8 @@ def check_rows_output(argument: str, name: str) -> Path:
     if Path(name).suffix not in OUTPUTS:
         raise ValueError(f"{argument}={name!r} must end in {' or '.join(OUTPUTS)}.")
     check_output(argument, name)
-    return Path(name)
+    path = Path(name)
+    return path.resolve() if path.is_symlink() else path  # a link stays, and what it names is written
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -116,10 +165,11 @@ class RowsWriter:
     Args:
         results: the names and types of the results; a column of the input with such a name becomes "input_NAME".
         source: the input.
+        partial: the file in which rows are collected, on the same disk; it takes the place of `path` in the end.
     """
 
-    def __init__(self, path: Path, results: Mapping[str, pa.DataType], source: RowsFile):
-        self.path, self.partial = path, path.with_name(f"{path.name}.partial")
+    def __init__(self, path: Path, results: Mapping[str, pa.DataType], source: RowsFile, partial: Path):
+        self.path, self.partial = path, partial
         self.names = input_names(source.columns, results)
         self.types = dict(results)
         self.schema = None
@@ -171,5 +221,10 @@ def input_names(columns: Sequence[str], results: Mapping[str, Any]) -> dict[str,
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """Returns a row as a line of JSON: dates and the like as text, null for NaN."""
-    return visible(to_json(row, ensure_ascii=False, default=str)) + "\n"
+    """Returns a row as a line of JSON: dates and the like as text, bytes in base64, null for NaN."""
+    return visible(to_json(row, ensure_ascii=False, default=_as_text)) + "\n"
+
+
+def _as_text(value: Any) -> str:
+    """Returns what JSON has no type for as text: bytes in base64, all else as Python shows it."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
