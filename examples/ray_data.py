@@ -36,6 +36,7 @@ from radd_hf.jobs.batches import BATCH_TOKENS
 from radd_hf.jobs.filling import RowFiller, columns_to_fill
 from radd_hf.jobs.rows import input_names
 from radd_hf.ranges import check_count
+from radd_hf.settings_radd import plain
 
 
 class Predictor:
@@ -67,8 +68,8 @@ class Predictor:
         self.text_column = text_column
         self.filler = RowFiller(*load(model, device=None), seed=seed, **settings)  # device: an accelerator, if any
 
-    def __call__(self, batch: pa.Table | Mapping[str, Any], indices: Sequence[int] | None = None) -> pa.Table:
-        """Returns the batch with the columns of the results.
+    def __call__(self, batch: pa.Table | Mapping[str, Any], indices: Sequence[int] | None = None) -> Any:
+        """Returns the batch with the columns of the results: a table, or a dictionary where columns were given.
 
         Args:
             batch: a table, or columns by name.
@@ -90,7 +91,7 @@ class Predictor:
         table = table.rename_columns([names[name] for name in table.column_names])
         for name in types:
             table = table.append_column(name, found[name])
-        return table
+        return table.to_pydict() if type(batch) is dict else table
 
     # A copy is its arguments: another process loads the model anew. `datasets` names its cache by this state.
     def __getstate__(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ class Predictor:
 def table_of(batch: pa.Table | Mapping[str, Any]) -> pa.Table:
     """Returns a batch as a table, with the types that its columns have in a data set."""
     table = getattr(batch, "pa_table", batch)  # what `datasets` has in store behind the columns that it hands over
-    return table if isinstance(table, pa.Table) else pa.table(dict(batch))
+    return table if isinstance(table, pa.Table) else pa.table({name: plain(column) for name, column in table.items()})
 
 
 def numbers_of(table: pa.Table, indices: Sequence[int] | None = None) -> list[int]:
@@ -120,7 +121,7 @@ def numbers_of(table: pa.Table, indices: Sequence[int] | None = None) -> list[in
                 "column when the file is written, or as `numbered` does."
             )
         indices = range(len(table))
-    return list(indices)
+    return pa.array(indices, pa.int64()).to_pylist()  # Arrow's numbers as Python's
 
 
 def numbered(file: Path) -> pa.Table:

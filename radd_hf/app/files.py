@@ -4,6 +4,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -11,7 +12,7 @@ from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
 from transformers.utils import logging
 
 from ..endings import UsageError
-from ..hub.loading import find_device, load, weights_hash
+from ..hub.loading import find_device, load, tokenizer_hash, weights_hash
 from ..hub.runs import newest_model
 from ..jobs.rows import RowsFile, check_rows_output
 from ..processes import make_accelerator, on_main
@@ -59,11 +60,13 @@ def check_file_arguments(args: argparse.Namespace, parser: argparse.ArgumentPars
     """Raises a UsageError for --input or --output alone, or with an argument for one text."""
     for name, other in (("output", "input"), ("input", "output")):
         if getattr(args, name) is not None and getattr(args, other) is None:
-            raise UsageError(f"--{name} {getattr(args, name)}: pass --{other}, too, which names a file of texts.")
+            what = "the file of texts" if other == "input" else "the file to write"
+            raise UsageError(f"--{name} {getattr(args, name)}: pass --{other}, too, {what}.")
     for name in for_one:
         if getattr(args, name) != parser.get_default(name):
             flag = "TEXT" if name == "text" else f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} is for one text: leave it out with --input {args.input}.")
+            instead = "pass --batch-tokens instead" if name == "batch_size" else "leave it out"
+            raise UsageError(f"{flag} is not for a file of texts (--input {args.input}): {instead}.")
     if args.batch_tokens is not None and not 1 <= args.batch_tokens < 2**31:
         raise UsageError(f"--batch-tokens {args.batch_tokens} must be at least 1.")
 
@@ -71,6 +74,8 @@ def check_file_arguments(args: argparse.Namespace, parser: argparse.ArgumentPars
 def open_file(args: argparse.Namespace) -> tuple[Any, Any]:
     """Returns the accelerator of this process and the input, read once; args.output becomes a path."""
     with usage():
+        if Path(args.output).resolve() == Path(args.input).resolve():
+            raise ValueError(f"output={args.output!r} is the input itself: name another file.")
         args.output = check_rows_output("output", args.output)
         accelerator = make_accelerator()
         return accelerator, on_main(accelerator, lambda: RowsFile.examine("input", args.input, args.output))
@@ -87,7 +92,7 @@ def load_for_file(args: argparse.Namespace, accelerator: Any) -> tuple[Any, Any,
     identity = {
         "command": f"radd {args.command}",
         "weights": weights_hash(model),
-        "tokenizer": args.tokenizer,
+        "tokenizer": tokenizer_hash(tokenizer),
         "dtype": args.dtype,
         "device": model.device.type,
     }

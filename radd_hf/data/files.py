@@ -326,9 +326,7 @@ def _open(file: Path) -> BinaryIO:
         try:
             import zstandard  # here, since it is optional
         except ModuleNotFoundError:
-            raise Unreadable(
-                f"{file} needs a package that is not installed: pip install zstandard"
-            ) from None
+            raise Unreadable(f"{file} needs a package that is not installed: pip install zstandard") from None
         return cast(BinaryIO, zstandard.open(file, "rb"))
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     return cast(BinaryIO, openers.get(file.suffix, open)(file, "rb"))

@@ -146,6 +146,13 @@ def _why_not(error: Exception) -> str:
     return f"{reason}." if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {reason}."
 
 
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns twelve hexadecimal digits that tell apart tokenizers of one name, where work is resumed."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    rules = repr(sorted(tokenizer.get_vocab().items())) if fast is None else fast.to_str()
+    return hashlib.sha256(f"{rules}\n{sorted(tokenizer.special_tokens_map.items())}".encode()).hexdigest()[:12]
+
+
 def weights_hash(model: RaddForMaskedLM) -> str:
     """Returns twelve hexadecimal digits that tell apart models of one name, where work is resumed."""
     digest = hashlib.sha256()

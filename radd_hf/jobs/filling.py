@@ -8,17 +8,16 @@ depend on the rows beside it, on processes or on restarts; see `generate` about 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import torch
 
 from ..canvas_radd import REQUEST, encode_request
-from ..generation_radd import RaddGenerationConfig
 from ..randomness_radd import check_seed, sample_generators, text_seed
 from ..ranges import check_count
-from ..settings_radd import LENGTHS, SETTINGS, plain
+from ..settings_radd import LARGEST_INTEGER, LENGTHS, SETTINGS, plain, shortened
 from .batches import Task, batches_of_rows, tokens_of_a_batch
 
 # Columns that a row's request is read from, when there is no text with blanks.
@@ -66,8 +65,11 @@ class RowFiller:
             raise ValueError(
                 f"max_time={settings['max_time']} makes a text depend on the speed of the machine: leave it out."
             )
-        RaddGenerationConfig(**settings)
+        model.check_settings(**settings)
         self.lengths = {name: settings.pop(name, None) for name in LENGTHS}
+        if any(self.lengths.values()) and columns is not None and "text" in columns:
+            given = ", ".join(f"{name}={value}" for name, value in self.lengths.items() if value)
+            raise ValueError(f"{given} is for rows of prefix and suffix, not for texts with blanks: leave it out.")
         if not any(self.lengths.values()):
             self.lengths = {name: getattr(model.generation_config, name) for name in LENGTHS}
         self.settings = settings
@@ -75,7 +77,7 @@ class RowFiller:
     @property
     def identity(self) -> dict[str, Any]:
         """Gives what the results depend on, besides the model, the rows and the seed."""
-        resolved = RaddGenerationConfig.resolve(self.settings, self.model.generation_config)
+        resolved = self.model.check_settings(**self.settings)
         settings = {name: getattr(resolved, name) for name in (*SETTINGS, "eos_token_id", "pad_token_id")}
         if resolved.schedule is None:
             del settings["information_profile"]
@@ -96,8 +98,15 @@ class RowFiller:
             "error": pa.string(),
         }
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the results of numbered rows, in their order: `self.number` a row, one for a refused row."""
+    def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Iterable[int]) -> list[dict[str, Any]]:
+        """Returns the results of rows with these numbers, in their order: `number` for a row, one for a refused row.
+
+        Raises:
+            ValueError: for numbers that are no integers, or not all different.
+        """
+        numbers = [check_count("numbers", number, least=0, most=LARGEST_INTEGER) for number in numbers]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"numbers={shortened(numbers)} must all be different, since rows are told apart by them.")
         results, batches = batches_of_rows(self, zip(numbers, rows, strict=True))
         for batch in batches:
             results += self.compute(batch)
@@ -128,11 +137,10 @@ class RowFiller:
             return_dict_in_generate=True,
             **self.settings,
         )
-        sequences, logprobs = output.sequences.tolist(), output.token_logprobs.double().cpu()  # (B, L)
+        logprobs, written = output.token_logprobs.double().cpu(), (output.reveal_step >= 0).sum(dim=1)  # (B, L), (B,)
+        columns = output.sequences.tolist(), logprobs, written.tolist(), output.num_function_evaluations.tolist()
         results = []
-        for task, ids, nats, evaluations in zip(
-            batch, sequences, logprobs, output.num_function_evaluations.tolist(), strict=True
-        ):
+        for task, ids, nats, tokens, evaluations in zip(batch, *columns, strict=True):
             given = task.content[0]
             fills = given.fills(ids, self.tokenizer, skip_special_tokens=True)
             scores = [float(nats[begin:end].sum()) for begin, end in given.spans]
@@ -143,7 +151,7 @@ class RowFiller:
                     "fills": fills,
                     "log_probabilities": scores,
                     "log_probability": sum(scores),
-                    "tokens": task.masks,
+                    "tokens": tokens,
                     "nfe": evaluations,
                     "error": None,
                 }

@@ -4,8 +4,8 @@
     rows  ->  windows of 16,384 rows  ->  batches of equal length  ->  shards of a few batches  ->  the output
 
 A process computes its shards and writes each to a file of its own in the folder `OUTPUT.shards`. When all are there,
-the first process puts them together in the order of the rows and removes the folder. What is in a batch depends on the file
-alone. So neither the number of processes nor an interruption changes a result.
+the first process puts them together in the order of the rows and removes the folder. What is in a batch depends on
+the file alone. So neither the number of processes nor an interruption changes a result.
 
 The file of a shard gets its name once it is whole and on the disk. A killed job loses only the shards in progress, and
 resumes when the same command is given again.

@@ -295,9 +295,10 @@ def columns_to_score(columns: Sequence[str], text_column: str | None = None) -> 
             f"the columns {list(columns)} have no 'text', nor a 'continuation' of a 'prefix': name the text by "
             "text_column."
         )
-    if "text" in found and "continuation" in found:
+    if "text" in found and len(found) > 1:
+        *_, other = found
         raise ValueError(
-            f"there are both 'text' and 'continuation' among the columns {list(columns)}: name the text by "
-            "text_column, or leave out one of them."
+            f"there are both 'text' and {other!r} among the columns {list(columns)}: name the text by text_column, or "
+            "leave out one of them."
         )
-    return {"text": "text"} if "text" in found else found
+    return found

@@ -125,9 +125,24 @@ def test_settings_that_do_not_fit_are_refused_before_any_row(filler):
         ({"batch_tokens": 0}, "batch_tokens=0 must be an integer of at least 1"),
         ({"max_time": 3.0}, "max_time=3.0 makes a text depend on the speed of the machine"),
         ({"num_beams": 3}, "num_beams=3 is not a setting"),
+        ({"steps": 3, "method": "first_hitting"}, "steps=3: method='first_hitting' reveals one token an event"),
+        ({"length": 30, "columns": {"text": "text"}}, "length=30 is for rows of prefix and suffix"),
     ):
         with pytest.raises(ValueError, match=reason):
             filler(**settings)
+
+
+def test_rows_are_told_apart_by_their_numbers(filler):
+    for numbers, reason in (([5, 5], "must all be different"), ([0, 1.5], "numbers=1.5 must be an integer")):
+        with pytest.raises(ValueError, match=reason):
+            filler()([{"text": "It [MASK]"}] * 2, numbers)
+    assert [each["row"] for each in filler()([{"text": "It [MASK]"}] * 2, torch.tensor([3, 1]))] == [3, 1]
+
+
+def test_tokens_are_those_that_were_written_before_an_end(model, tiny_tokenizer):
+    ends = {"stop_on_eos": True, "eos_token_id": [*range(299)], "pad_token_id": 0}
+    (result,) = RowFiller(model, tiny_tokenizer, method="ordered", **ends)([{"text": "It is [MASK:9]"}], [0])
+    assert result["tokens"] == result["nfe"] == 1
 
 
 def test_columns_are_read_by_name_and_what_is_unclear_is_refused():

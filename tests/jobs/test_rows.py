@@ -30,7 +30,7 @@ def written(path: Path) -> list[dict]:
 
 def write(path: Path, output: Path) -> list[dict]:
     source, results = RowsFile.examine("input", str(path), output), results_of(9)
-    with RowsWriter(output, RESULTS, source) as writer:
+    with RowsWriter(output, RESULTS, source, path.with_suffix(".partial")) as writer:
         for window in windows_of(path):
             writer.add([(row, results.pop(0)) for row in window])
     return written(output)
@@ -121,11 +121,48 @@ def test_what_parquet_cannot_hold_is_refused_before_work_starts(tmp_path):
     assert write(file, tmp_path / "out.jsonl")[0]["input_text"] == "\ud800"
 
 
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ('{"text": "a", "x": {}}\n', "'x' does not fit parquet (Cannot write struct type"),
+        (
+            '{"text": "a", "x": 1152921504606846977}\n' * 2 + '{"text": "a", "x": 1.5}\n',
+            "has floats and integers beyond",
+        ),
+    ],
+)
+def test_types_that_a_parquet_file_cannot_have_are_refused_before_work_starts(tmp_path, rows, reason, monkeypatch):
+    monkeypatch.setattr(rows_module, "WINDOW", 2)
+    (tmp_path / "in.jsonl").write_text(rows)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        RowsFile.examine("input", str(tmp_path / "in.jsonl"), tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_columns_of_parquet_are_taken_with_the_types_that_they_have(tmp_path):
+    tables = {
+        "m": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+        "h": pa.array([2**63 + 5], pa.uint64()),
+        "b": pa.array([b"\xff\x00"]),
+    }
+    pq.write_table(pa.table({"text": ["a"], **tables}), tmp_path / "in.parquet")
+    packed = tmp_path / "in.parquet.gz"
+    with gzip.open(packed, "wb") as stream:
+        stream.write((tmp_path / "in.parquet").read_bytes())
+    (row,) = write(packed, tmp_path / "out.parquet")
+    assert (row["m"], row["h"], row["b"]) == ([("a", 1)], 2**63 + 5, b"\xff\x00")
+    (row,) = write(packed, tmp_path / "out.jsonl")
+    assert (row["h"], row["b"]) == (2**63 + 5, "/wA=")
+    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array(["a"])], names=["x", "x"]), tmp_path / "in.parquet")
+    with pytest.raises(ValueError, match="has several columns of the name 'x'"):
+        RowsFile.examine("input", str(tmp_path / "in.parquet"), tmp_path / "out.jsonl")
+
+
 def test_a_file_that_was_not_written_to_its_end_is_not_there(tmp_path):
     (tmp_path / "in.txt").write_text("a\nb\n")
     for output in (tmp_path / "out.jsonl", tmp_path / "out.parquet"):
         source = RowsFile.examine("input", str(tmp_path / "in.txt"), output)
-        with pytest.raises(KeyError), RowsWriter(output, RESULTS, source) as writer:
+        with pytest.raises(KeyError), RowsWriter(output, RESULTS, source, tmp_path / "partial") as writer:
             writer.add([({"text": "a"}, results_of(1)[0]), ({"unknown": "b"}, results_of(1)[0])])
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 

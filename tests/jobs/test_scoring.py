@@ -254,7 +254,7 @@ def test_nothing_to_compute_together_is_done_at_once():
 
 
 def test_the_columns_of_a_file_are_scored_that_are_named_so_or_by_the_user():
-    assert columns_to_score(["id", "text", "prefix"]) == {"text": "text"}
+    assert columns_to_score(["id", "text"]) == {"text": "text"}
     assert columns_to_score(["prefix", "continuation"]) == {"prefix": "prefix", "continuation": "continuation"}
     assert columns_to_score(["text", "body", "continuation"], "body") == {"text": "body"}
 
@@ -263,6 +263,7 @@ def test_the_columns_of_a_file_are_scored_that_are_named_so_or_by_the_user():
     ("columns", "text_column", "message"),
     [
         (["id", "prefix"], None, r"\['id', 'prefix'\] have no 'text', nor a 'continuation'"),
+        (["text", "prefix"], None, "both 'text' and 'prefix' among the columns"),
         (["text", "continuation"], None, "both 'text' and 'continuation' among the columns"),
         (["text"], "body", r"text_column='body' must be one of \['text'\]"),
     ],
