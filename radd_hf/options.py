@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns "did you mean ...?" with the known name that is spelled most like this one; empty, if none is like it."""
-    near = get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else ""
+    """Returns "did you mean ...?" with the known name that this one abbreviates, or is spelled like; else nothing."""
+    names = {each.lower(): each for each in known if each != "--help"}
+    begun = sorted((each for each in names if each.startswith(name.lower())), key=len) if len(name) > 3 else []
+    near = begun or get_close_matches(name.lower(), list(names), n=1)
+    return f"did you mean {names[near[0]]}?" if near else ""
 
 
 class OneLineParser(argparse.ArgumentParser):

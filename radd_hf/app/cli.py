@@ -35,7 +35,8 @@ from typing import Any
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["TEXT_SETTINGS"]
 ENDINGS = runpy.run_path(str(PACKAGE / "endings.py"))
-OneLineParser: Any = runpy.run_path(str(PACKAGE / "options.py"))["OneLineParser"]
+OPTIONS = runpy.run_path(str(PACKAGE / "options.py"))
+OneLineParser: Any = OPTIONS["OneLineParser"]
 UsageError, note, visible = ENDINGS["UsageError"], ENDINGS["note"], ENDINGS["visible"]
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -108,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser("radd", "RADD: text by filling in masks.", EXAMPLES)
     parser.add_argument("--version", action=_Version)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
+    if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        right = OPTIONS["did_you_mean"](argv[0], COMMANDS) or f"the commands are {', '.join(COMMANDS)}."
+        parser.error(f"{argv[0]!r} is no command, and no folder here; {right}")
     return COMMANDS[parser.parse_args(argv[:1]).command](argv[1:])
 
 
@@ -340,26 +344,30 @@ def train(argv: Sequence[str]) -> int:
 def evaluate(argv: Sequence[str]) -> int:
     from radd_hf.evaluation.perplexity import main as perplexity_main
 
-    return _script("eval", perplexity_main, argv)
+    return _script("eval", perplexity_main, _with_model(argv))
 
 
 def quality(argv: Sequence[str]) -> int:
     from radd_hf.evaluation.samples import main as samples_main
 
-    return _script("quality", samples_main, argv)
+    return _script("quality", samples_main, _with_model(argv))
 
 
 def profile(argv: Sequence[str]) -> int:
     from radd_hf.evaluation.profile import main as profile_main
 
-    named = ["--model"] if argv and not argv[0].startswith("-") else []  # MODEL stands first, as in other commands
-    return _script("profile", profile_main, [*named, *argv])
+    return _script("profile", profile_main, _with_model(argv))
 
 
 def score(argv: Sequence[str]) -> int:
     from radd_hf.app.score import main as score_main
 
     return _script("score", score_main, argv)
+
+
+def _with_model(argv: Sequence[str]) -> list[str]:
+    """Names the option of a MODEL that stands first, as in other commands."""
+    return [*(["--model"] if argv and not argv[0].startswith("-") else []), *argv]
 
 
 def _script(name: str, script_main: Callable[[list[str]], None], argv: Sequence[str]) -> int:

@@ -30,6 +30,14 @@ def usage() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
+def check_model(args: argparse.Namespace) -> None:
+    """Raises a UsageError for a text in the place of the model, and for no name."""
+    if not args.model.strip():
+        raise UsageError(f"MODEL {args.model!r} is empty: name the folder or repository of a model.")
+    if any(sign in args.model for sign in (" ", "[MASK")) and not Path(args.model).exists():
+        raise UsageError(f"MODEL {args.model[:60]!r} is no folder: name the model first, and then the text.")
+
+
 def read_input(stdin: TextIO) -> str:
     """Returns the text of standard input without its last line break; raises a ValueError if it is no text."""
     try:
@@ -40,9 +48,10 @@ def read_input(stdin: TextIO) -> str:
 
 
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Returns the model, ready to write, and its tokenizer."""
+    """Returns the model, ready to write, and its tokenizer; args.model becomes the checkpoint of a run."""
     with usage():
         device = find_device(args.device)
+    args.model = newest_model(args.model)
     logging.disable_progress_bar()
     try:
         return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))

@@ -21,7 +21,7 @@ from ..jobs.filling import RowFiller, columns_to_fill
 from ..jobs.job import run_on_file
 from ..randomness_radd import sample_generators, text_seed
 from ..settings_radd import GRID_METHODS, LENGTHS, TEXT_SETTINGS
-from .files import check_file_arguments, load_for_file, load_model, open_file, read_input, usage
+from .files import check_file_arguments, check_model, load_for_file, load_model, open_file, read_input, usage
 from .visualize import (
     RETURN,
     Denoising,
@@ -38,6 +38,7 @@ FOR_ONE_TEXT = "text", "prefix", "suffix", "json", "live", "pause", "picture", "
 
 def write(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Does what the command line asks for; `parser` read it."""
+    check_model(args)
     if args.input is None and args.output is None:
         _write_texts(args)
     else:

@@ -14,7 +14,7 @@ from ..likelihood import ESTIMATORS, check_estimate
 from ..ranges import check_count
 from ..results import to_json
 from .cli import DTYPES, _parser, add_file_arguments
-from .files import check_file_arguments, load_for_file, load_model, open_file, read_input, usage
+from .files import check_file_arguments, check_model, load_for_file, load_model, open_file, read_input, usage
 
 # Masks of one text, whose error no other text evens out, and of a row of a file.
 PASSES, PASSES_OF_A_ROW = 64, 16
@@ -42,6 +42,7 @@ FOR_ONE_TEXT = "text", "prefix", "continuation", "json"
 
 def main(argv: list[str]) -> None:
     args = make_parser().parse_intermixed_args(argv)
+    check_model(args)
     if args.input is None and args.output is None:
         _score_text(args)
     else:

@@ -95,7 +95,7 @@ def convert(
         source: folder, repository or `.pth` file in one of the layouts that the module describes.
         target: folder to make; it must not exist, or be empty.
         tokenizer: name or folder of the tokenizer to put beside the model. If it has no mask token it is given one,
-            if its id is then the model's. None writes no tokenizer, and downloads nothing.
+            if its id is then the model's. None takes the one in a source that is a folder, if there is one.
         use_ema: from a run, take the moving average of the weights (what the authors evaluate) or the raw ones.
         dtype: "float32", "bfloat16" or "float16"; None keeps the source's.
         license: identifier of the weights' license, such as "apache-2.0", for the model card; None names none.
@@ -110,6 +110,9 @@ def convert(
             mask is not the model's, for a target in use, and for a license or repository that cannot be one. The
             target is then not made.
     """
+    source = newest_model(str(source), "source")
+    if tokenizer is None and (Path(source) / "tokenizer_config.json").is_file():
+        tokenizer = source
     check_license("license", license)
     check_repository("push_to_hub", push_to_hub)
     if endpoint and tokenizer is None:
@@ -472,7 +475,10 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="radd convert", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("source", help="released model, training run, `.pth` file of one, or a folder of ours")
     parser.add_argument("target", help="folder to make")
-    parser.add_argument("--tokenizer", help="name or folder of the tokenizer to put beside the model")
+    parser.add_argument(
+        "--tokenizer",
+        help="name or folder of the tokenizer to put beside the model; default: the one in a source that is a folder",
+    )
     parser.add_argument("--no-ema", action="store_true", help="of a training run, the raw weights")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the source's")
     parser.add_argument("--license", help="of the weights, for the model card, e.g. apache-2.0; default: none named")
@@ -491,8 +497,6 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.to_original and (args.tokenizer or args.license or args.endpoint):
         parser.error("--tokenizer, --license, --endpoint: the authors' layout has no place for them; leave them out.")
-    if args.endpoint and not args.tokenizer:
-        parser.error("--endpoint reads and writes text: name its tokenizer, --tokenizer NAME_OR_DIR.")
 
     options = {"use_ema": not args.no_ema, "dtype": args.dtype, "push_to_hub": args.push_to_hub}
     if args.to_original:
@@ -501,7 +505,7 @@ def main(argv: list[str]) -> None:
         beside = {"tokenizer": args.tokenizer, "license": args.license, "endpoint": args.endpoint}
         convert(args.source, args.target, **beside, **options)
     print(f"{visible(args.target)} is written.")
-    if not args.to_original and args.tokenizer is None:
+    if not args.to_original and not (Path(args.target) / "tokenizer_config.json").is_file():
         print("No tokenizer is in it; --tokenizer NAME_OR_DIR puts one there.")
 
 

@@ -5,6 +5,7 @@ If they cannot be loaded, or do not fit together, a ValueError names the argumen
 """
 
 import hashlib
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
@@ -126,12 +127,17 @@ def load_whole(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    before = logging.get_verbosity()
+    """Has transformers say nothing, and show its bar on a terminal alone."""
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _why_not(error: Exception) -> str:

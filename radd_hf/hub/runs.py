@@ -59,7 +59,12 @@ def newest_model(name: str, argument: str = "model") -> str:
         "%s=%r is the folder of a training run: %s is its newest %scheckpoint%s",
         *(argument, name, whole, "whole " if damaged else "", f" ({said})" if damaged else ""),
     )
-    return str(whole)
+    return _as_argument(str(whole))
+
+
+def _as_argument(path: str) -> str:
+    """Returns a path so that no command takes it for an option."""
+    return f"./{path}" if path.startswith("-") else path
 
 
 def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> str:
@@ -70,7 +75,7 @@ def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: Rad
     except ValueError:
         fits = False
     asked = shlex.quote(EXAMPLE) if fits else f"--length {min(length, EXAMPLE_LENGTH)}"
-    return f"radd generate {shlex.quote(model)} {asked}"
+    return f"radd generate {shlex.quote(_as_argument(model))} {asked}"
 
 
 def is_run(folder: Path) -> bool:

@@ -205,5 +205,6 @@ def _cell(value: Any) -> Any:
     """Undoes what gaps do to a column: integers become floats, and gaps NaN."""
     value = plain(value)
     if isinstance(value, float):
-        return None if math.isnan(value) else int(value) if value.is_integer() else value
+        exact = value.is_integer() and abs(value) <= 2**53  # beyond, the integer may have been another
+        return None if math.isnan(value) else int(value) if exact else value
     return value

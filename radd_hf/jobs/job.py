@@ -109,16 +109,17 @@ class Job:
         Raises:
             ValueError: if the output or its folder belongs to another job or to none, or is in use.
         """
+        making, removed = self._hidden("partial"), self._hidden("removed")
+        for left in (making, removed):  # of a job that was killed as it made or removed its folder
+            shutil.rmtree(left, ignore_errors=True)
         if self.output.exists() and not self.folder.exists():
             return self._report_of_finished()
         if not self.folder.exists():
             if self.record.exists():
                 read_record(self.record)  # which the job will replace
-            partial = self.folder.with_name(f".{self.folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed as it made it
-            partial.mkdir()
-            write_synced(partial / "job.json", to_json({"job": self.identity}, indent=2))
-            partial.rename(self.folder)
+            making.mkdir()
+            write_synced(making / "job.json", to_json({"job": self.identity}, indent=2))
+            making.rename(self.folder)
             sync(self.folder.parent)
         self._check(read_record(self.folder / "job.json"), self.folder)
         self.lock = acquire(self.folder, "output")
@@ -127,6 +128,9 @@ class Job:
             return self.begin()
         self._remove_damaged()
         return None
+
+    def _hidden(self, what: str) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.{what}")
 
     def _report_of_finished(self) -> Report:
         if not self.record.is_file():
@@ -212,8 +216,7 @@ class Job:
                 writer.add(ordered)
         record = {"job": self.identity, "report": asdict(report), "bytes": self.output.stat().st_size}
         replace_text(self.record, to_json(record, indent=2) + "\n")
-        removed = self.folder.with_name(f".{self.folder.name}.removed")
-        shutil.rmtree(removed, ignore_errors=True)
+        removed = self._hidden("removed")
         self.folder.rename(removed)  # so that a folder half removed is not taken for one of a job
         shutil.rmtree(removed)
         return report

@@ -280,7 +280,7 @@ def test_a_row_that_is_refused_stands_in_the_file_and_in_the_exit_status(radd_sc
     file.write_text("It is\n\na truth\n")
     result = radd_score("--input", str(file), "--output", str(output))
     assert result.code == 1
-    assert "1 of 3 rows were refused, and have an error in the output; the first is row 1: text=''" in result.err
+    assert "1 of 3 rows have an error in the output; the first is row 1: text=''" in result.err
     assert [row["error"] is None for row in rows_of(output)] == [True, False, True]
     assert "3 texts, " in result.err
 
@@ -290,8 +290,8 @@ def test_a_row_that_is_refused_stands_in_the_file_and_in_the_exit_status(radd_sc
     [
         (["--output", "o.jsonl"], "--output o.jsonl: pass --input, too"),
         (["--input", "in.jsonl"], "--input in.jsonl: pass --output, too"),
-        (["--input", "in.jsonl", "--output", "o.jsonl", "A"], "TEXT is for one text: leave it out"),
-        (["--input", "in.jsonl", "--output", "o.jsonl", "--json"], "--json is for one text: leave it out"),
+        (["--input", "in.jsonl", "--output", "o.jsonl", "A"], "TEXT is not for a file of texts"),
+        (["--input", "in.jsonl", "--output", "o.jsonl", "--json"], "--json is not for a file of texts"),
         (["--input", "in.jsonl", "--output", "o.jsonl", "--text-column", "body"], "text_column='body' must be one of"),
         (["--input", "in.jsonl", "--output", "o.jsonl", "--passes", "1"], "passes=1 must be a positive multiple of 2"),
         (["--input", "in.jsonl", "--output", "o.txt"], "must end in .jsonl or .parquet"),
