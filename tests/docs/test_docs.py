@@ -280,24 +280,29 @@ def test_every_command_is_one_that_its_program_takes(page, command, checkout, mo
     check_command(parts_of(command)[1], monkeypatch)
 
 
-FENCED_JSON = re.compile(r"```json\n(\{.*\})\n```")  # of docs/scale.md: a row of an input, and of an output
+FENCED_JSON = re.compile(r"```json\n(.*?)```", re.DOTALL)  # of docs/scale.md: rows of an input, and a row of an output
 
 
 @pytest.mark.parametrize(
-    "command", [command for _, command in COMMANDS if re.match(r".*\bradd (generate|info) checkpoints/", command)]
+    "command", [command for _, command in COMMANDS if re.match(r".*\bradd (generate|info|score) checkpoints/", command)]
 )
 def test_what_is_written_from_the_shell_is_written(command, checkout, monkeypatch, capsys):
     text, (_, *arguments) = parts_of(command)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    given, said = [json.loads(line) for line in FENCED_JSON.findall(PAGES["docs/scale.md"])[:2]]
-    (checkout / "prompts.jsonl").write_text(json.dumps(given))
+    prompts, text_said, sentences, score_said = FENCED_JSON.findall(PAGES["docs/scale.md"])[:4]
+    (checkout / "prompts.jsonl").write_text(prompts)
+    (checkout / "sentences.jsonl").write_text(sentences)
     assert cli.main(arguments) == 0, capsys.readouterr().err
     if "--output" not in arguments:
         assert capsys.readouterr().out.strip()
         return
-    (found,) = map(json.loads, (checkout / "texts.jsonl").read_text().splitlines())
-    if "--seed" in arguments:
-        assert [found[name] for name in said if "log" not in name] == [said[name] for name in said if "log" not in name]
+    output = checkout / arguments[arguments.index("--output") + 1]
+    found = json.loads(output.read_text().splitlines()[-1])
+    said = json.loads(text_said if output.name == "texts.jsonl" else score_said)
+    if "--seed" in arguments or output.name == "scores.jsonl":
+        assert {name: type(value) for name, value in found.items()} == {name: type(said[name]) for name in said}
+        for name in found.keys() & {"row", "text", "fills", "tokens", "nfe", "bytes", "id"}:
+            assert found[name] == said[name]
 
 
 @pytest.mark.parametrize(
