@@ -23,8 +23,8 @@ EXAMPLES = """\
 examples:
   radd score checkpoints/radd-austen "It was a truth universally acknowledged."
   radd score checkpoints/radd-austen --prefix "It was" --continuation " a very cold day." --estimator ar_forward
-  cat letter.txt | radd score checkpoints/radd-austen --target-se 0.01 --json
-  radd score checkpoints/radd-austen --input texts.jsonl --output scores.jsonl
+  cat letter.txt | radd score checkpoints/radd-austen --target-se 0.1 --json
+  radd score checkpoints/radd-austen --input sentences.jsonl --output scores.jsonl
   accelerate launch -m radd_hf score checkpoints/radd-austen --input pairs.parquet --output scores.parquet
 
 A text of more tokens than the model's length is cut into blocks, each scored by itself, as radd eval cuts. White space
