@@ -89,3 +89,6 @@ def test_the_scripts_take_both_spellings_too():
 
 def test_nothing_is_suggested_for_a_name_that_is_like_none():
     assert did_you_mean("xyzzy", ["batch", "length"]) == ""
+    assert did_you_mean("--temp", ["--temperature", "--steps", "--help"]) == "did you mean --temperature?"
+    assert did_you_mean("--lr", ["--learning_rate", "--help"]) == ""
+    assert did_you_mean("GENERATE", ["generate"]) == "did you mean generate?"

@@ -47,6 +47,41 @@ def test_a_folder_in_place_of_a_command_prints_its_newest_checkpoint_and_a_line_
     assert written.out.endswith("of spring\n")
 
 
+def test_a_folder_that_begins_with_a_hyphen_is_no_option(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-x").symlink_to(run)
+    assert cli.main(["./-x"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "./-x/checkpoints/step_20\n"
+    assert "try: radd generate ./-x/checkpoints/step_20 " in printed.err
+
+
+def test_what_is_neither_a_command_nor_a_folder_is_told_so(capsys):
+    for word, reason in (("./nosuch", "the commands are generate,"), ("genrate", "did you mean generate?")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([word])
+        assert ended.value.code == 2
+        assert f"{word!r} is no command, and no folder here; {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "score"])
+def test_a_text_in_the_place_of_the_model_is_told_so(command, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # is not read
+    for model, reason in (("It was cold", "is no folder: name the model first"), ("", "is empty: name the folder")):
+        assert cli.main([command, model]) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_a_table_names_the_checkpoint_that_was_scored(run, capsys):
+    assert cli.main(["score", run, "It was a day", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith(f"{run}/checkpoints/step_20: ")
+
+
+def test_a_converted_run_takes_its_tokenizer_along(run, tmp_path):
+    assert cli.main(["convert", run, str(tmp_path / "out")]) == 0
+    assert cli.main(["generate", str(tmp_path / "out"), "It was [MASK:2]", "--quiet"]) == 0
+
+
 def test_a_model_that_cannot_spell_the_example_is_asked_for_a_whole_text():
     folder = str(ROOT / "checkpoints" / "radd-sudoku")
     config = load_config(folder)
