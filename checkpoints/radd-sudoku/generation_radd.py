@@ -428,13 +428,11 @@ class RaddGenerationMixin:
         sources = given, generation_config, self.generation_config
         settings = RaddGenerationConfig.resolve(*sources)
         sized = settings if input_ids is None else RaddGenerationConfig.resolve(*sources[:2])
-        _check_together(settings, given, streamer, tokenizer)
+        sampling = self._settle(settings, given, streamer, tokenizer, logits_processor)
+        policy = sampling.policy
         shown = arguments.get("progress", False)
         if not isinstance(shown, bool):
             raise ValueError(f"progress={shortened(progress)} must be True or False.")
-        ending = self._ending(settings) if settings.stop_on_eos else None
-        policy = policy_of(settings)
-        sampling = _make_sampling(logits_processor, settings, ending, policy)
 
         # 2. Canvas: what is given, and masks; each canvas `num_return_sequences` times. It is made on the CPU.
         canvas, attention_mask = make_canvas(
@@ -516,6 +514,30 @@ class RaddGenerationMixin:
             with packed_weights(0 if captured else most), EventBar(events, shown) as bar:
                 output = self._reveal(programs, state, events, sampling, settings, streamer, bar)
         return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
+
+    def check_settings(self, **settings: Any) -> RaddGenerationConfig:
+        """Returns settings of `generate` completed by this model's own and the defaults; computes nothing.
+
+        Raises:
+            ValueError, TypeError: for settings that are unknown, out of range, or do not fit together.
+        """
+        given = own_settings(settings)
+        resolved = RaddGenerationConfig.resolve(given, self.generation_config)
+        self._settle(resolved, dict.fromkeys((*SETTINGS, "use_cache", "eos_token_id", "pad_token_id")) | given)
+        return resolved
+
+    def _settle(
+        self,
+        settings: RaddGenerationConfig,
+        given: dict[str, Any],
+        streamer: Any = None,
+        tokenizer: Any = None,
+        logits_processor: Any = None,
+    ) -> Sampling:
+        """Returns how tokens are drawn; raises a ValueError for settings that do not fit together."""
+        _check_together(settings, given, streamer, tokenizer)
+        ending = self._ending(settings) if settings.stop_on_eos else None
+        return _make_sampling(logits_processor, settings, ending, policy_of(settings))
 
     def free_cuda_graphs(self) -> None:
         """Frees the captured events and their memory on the card; later calls of `generate` capture anew."""
