@@ -16,12 +16,12 @@ the Hub can serve the model.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import yaml
 from huggingface_hub import upload_file
 
+from radd_hf.endings import run_program
 from radd_hf.hub.convert import endpoint_files
 from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.hub.model_card import Origin, check_license, check_repository, model_card, with_results
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
 
     # In the precision of the folder, which is what is published.
     model = load_model(str(args.folder), dtype="auto", argument="folder")
-    tokenizer = load_tokenizer(str(args.folder))
+    tokenizer = load_tokenizer(str(args.folder), "a folder that has one")
     if (args.folder / "README.md").is_file():
         card = (args.folder / "README.md").read_text(encoding="utf-8")
     else:
@@ -73,4 +73,4 @@ def existing(file: Path) -> Path | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, "push_to_hub")
