@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import upload_file
+from transformers.utils.logging import disable_progress_bar
 
 from radd_hf.endings import run_program
 from radd_hf.hub.convert import endpoint_files
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--endpoint", action="store_true", help="add the files of an inference endpoint")
     parser.add_argument("--dry_run", action="store_true", help="print the card and upload nothing")
     args = parser.parse_args(argv)
+    disable_progress_bar()
     check_repository("repository", args.repository)
     check_license("license", args.license)
 

@@ -60,8 +60,9 @@ from .batcher import Batcher, Closed, Full, Job, jobs_of
 from .handler import EndpointHandler, Limits, Request
 
 LARGEST_BODY = 2**20  # bytes
-# Connections that are answered, below the usual 1,024 open files of a process; further ones get 503.
-CONNECTIONS = 512
+# Requests at once, others get 503; connections, then the one that has been silent for longest is closed; and those that
+# are taken in at once. All together stay below the usual 1,024 open files of a process.
+REQUESTS, CONNECTIONS, BACKLOG = 512, 640, 64
 # Seconds after which a stream without news sends a comment, so that nothing between takes it for dead.
 KEEP_ALIVE = 10.0
 # Seconds after which a client that was refused may try again.
@@ -147,7 +148,7 @@ class Service:
 
         Args:
             names: by which it may be called, by default those of this machine.
-            is_crowded: tells whether there are too many connections.
+            is_crowded: tells whether there are too many requests at once.
         """
         routes = [
             Route("/", self.generate, methods=["POST"]),
@@ -340,7 +341,7 @@ class Guard:
             try:
                 self.names.check_sender(headers_of(scope))
                 if self.is_crowded():
-                    raise Refused(503, "The server has too many connections: try again later.", RETRY_AFTER)
+                    raise Refused(503, "The server has too many requests at once: try again later.", RETRY_AFTER)
             except Refused as refusal:
                 await answer(send, refusal)
                 return
@@ -390,23 +391,34 @@ def draft_text(row: dict[str, Any], ids: Sequence[int], tokenizer: Any, mask_tok
 
 
 class Connection(H11Protocol):
-    """Closes a connection that has not sent a whole header within BODY_SECONDS, or twice as many after an answer."""
+    """Closes a connection that has not sent a whole header within BODY_SECONDS, or twice as many after an answer.
+
+    If there are too many connections, it closes the oldest of those that wait for a header.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.answered: Any = None  # the cycle of the last request at the last look
+        self.began = self.loop.time()
         self.timer = self.loop.call_later(BODY_SECONDS, self.close_if_silent)
+        connections = [cast(Connection, each) for each in self.connections if not each.transport.is_closing()]
+        silent = [each for each in connections if each.waits()]
+        if len(connections) > CONNECTIONS and silent:
+            min(silent, key=lambda each: each.began).transport.close()
+
+    def waits(self) -> bool:
+        """Tells whether no request is here: none has come, or the last is answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
         super().connection_lost(exc)
 
     def close_if_silent(self) -> None:
-        waits = self.cycle is None or self.cycle.response_complete
-        if waits and self.cycle is self.answered:
+        if self.waits() and self.cycle is self.answered:
             self.transport.close()
             return
-        self.answered = self.cycle if waits else None
+        self.answered = self.cycle if self.waits() else None
         self.timer = self.loop.call_later(BODY_SECONDS, self.close_if_silent)
 
 
@@ -420,7 +432,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, names: Names, grace: float):
         config = uvicorn.Config(
-            service.app(names, lambda: len(self.server_state.connections) > CONNECTIONS),
+            service.app(names, lambda: len(self.server_state.tasks) > REQUESTS),
             http=Connection,
             ws="none",
             lifespan="off",
@@ -429,11 +441,16 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            backlog=CONNECTIONS,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=math.ceil(grace) + 10,
         )
         super().__init__(config)
         self.service, self.grace, self.stopped_by = service, grace, 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(REQUESTS)  # that the system keeps, while BACKLOG are taken in at once
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         # In place of uvicorn's, which raises the signals again at the end, in the middle of what else is ended.
@@ -479,7 +496,7 @@ def serve(
     alone = is_loopback(bare)
     server = Server(service, Names([bare, *allowed_hosts], addresses_allowed=not alone), grace)
     place = f"[{bare}]" if ":" in bare else bare
-    listener.listen(CONNECTIONS)  # who connects from here on is answered as soon as the server runs
+    listener.listen(REQUESTS)  # who connects from here on is answered as soon as the server runs
     note(f"{visible(service.name)} is served at http://{place}:{listener.getsockname()[1]}/generate")
     if not alone:
         note(

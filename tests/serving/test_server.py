@@ -307,15 +307,27 @@ def test_a_text_that_takes_longer_than_a_header_may_is_waited_for(run, monkeypat
         assert answer.result(WAIT)["outputs"]
 
 
-def test_beyond_the_most_connections_a_request_is_refused_until_there_is_room(run, monkeypatch):
+def test_silent_connections_make_room_for_new_ones_the_oldest_first(run, monkeypatch):
     monkeypatch.setattr(server_module, "CONNECTIONS", 2)
     running = run()
-    others = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(2)]
+    first, second = (socket.create_connection(("127.0.0.1", running.port), timeout=WAIT) for _ in range(2))
+    running.wait_until(lambda: len(running.server.server_state.connections) == 2)
+    assert running.ask("GET", "/health")[0] == 200
+    assert first.recv(1) == b"", "it is closed"
+    second.sendall(b"GET /health HTTP/1.0\r\nhost: localhost\r\n\r\n")
+    assert second.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_beyond_the_most_requests_at_once_one_is_refused_until_there_is_room(run, monkeypatch):
+    monkeypatch.setattr(server_module, "REQUESTS", 1)
+    running = run()
+    running.open.clear()
+    client = running.connect({"inputs": TEXT})
+    assert running.begun.acquire(timeout=WAIT)
     status, headers, answer = running.ask("GET", "/health")
     assert (status, headers["retry-after"]) == (503, "1")
-    assert "too many connections" in answer["error"]
-    for each in others:
-        each.close()
+    assert "too many requests at once" in answer["error"]
+    client.close()
     running.wait_until(lambda: running.ask("GET", "/health")[0] == 200)
 
 
