@@ -16,12 +16,13 @@ the Hub can serve the model.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import yaml
 from huggingface_hub import upload_file
+from transformers.utils.logging import disable_progress_bar
 
+from radd_hf.endings import run_program
 from radd_hf.hub.convert import endpoint_files
 from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.hub.model_card import Origin, check_license, check_repository, model_card, with_results
@@ -38,12 +39,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--endpoint", action="store_true", help="add the files of an inference endpoint")
     parser.add_argument("--dry_run", action="store_true", help="print the card and upload nothing")
     args = parser.parse_args(argv)
+    disable_progress_bar()
     check_repository("repository", args.repository)
     check_license("license", args.license)
 
     # In the precision of the folder, which is what is published.
     model = load_model(str(args.folder), dtype="auto", argument="folder")
-    tokenizer = load_tokenizer(str(args.folder))
+    tokenizer = load_tokenizer(str(args.folder), "a folder that has one")
     if (args.folder / "README.md").is_file():
         card = (args.folder / "README.md").read_text(encoding="utf-8")
     else:
@@ -73,4 +75,4 @@ def existing(file: Path) -> Path | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, "push_to_hub")

@@ -1,9 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """`python -m radd_hf` is the command `radd`."""
 
-import sys
-
-from .app.cli import main
+from .app.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

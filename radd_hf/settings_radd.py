@@ -315,12 +315,13 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
-def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -> dict[str, Any]:
+def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str, advice: bool = True) -> dict[str, Any]:
     """Returns the arguments that are given, under the names that they have here; those that are None are left out.
 
     Args:
         given: values by name, of this library or of another. known: the names to return.
         what: what the known names are, for messages: "an argument of ...".
+        advice: say what a program can do instead of an argument of another library; a client over HTTP cannot.
 
     Raises:
         ValueError: for an argument under two names, and for one that is not known, with what to use instead.
@@ -338,14 +339,16 @@ def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str) -
             if ours != name and ours in SETTINGS:
                 SETTINGS[ours].check(name, plain(value))
             own[ours] = value
-        elif ours in FOREIGN:
-            if not FOREIGN[ours].asks_for_nothing(plain(value)):
-                raise ValueError(f"{name}={shortened(value)} is not {what}: {FOREIGN[ours].instead}.")
+        elif ours in FOREIGN and FOREIGN[ours].asks_for_nothing(plain(value)):
+            continue
+        elif ours in FOREIGN and advice:
+            raise ValueError(f"{name}={shortened(value)} is not {what}: {FOREIGN[ours].instead}.")
         else:
             names = [*known, *(other for other, ours in SYNONYMS.items() if ours in known)]
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"those are {', '.join(sorted(known))}."
-            raise ValueError(f"{name}={shortened(value)} is not {what}; {hint}")
+            shown = name if len(name) <= 40 else f"{name[:36]} ..."
+            raise ValueError(f"{shown}={shortened(value)} is not {what}; {hint}")
     return own
 
 

@@ -165,5 +165,5 @@ def test_every_file_that_is_a_program_ends_by_the_rules():
     assert len(programs) > 15
     for path in programs:
         end = texts[path].rpartition('__name__ == "__main__"')[2]
-        rules = ("main()",) if path.name == "radd_command.py" else ("run_program(", "run_script(", "sys.exit(main())")
+        rules = ("main()",) if path.name == "radd_command.py" else ("run_program(", "run_script(", "program()")
         assert any(call in end for call in rules), path

@@ -30,7 +30,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PACKAGE = Path(__file__).parents[1]
 SETTINGS = runpy.run_path(str(PACKAGE / "settings_radd.py"))["TEXT_SETTINGS"]
@@ -304,6 +304,9 @@ def convert(argv: Sequence[str]) -> int:
 
 def serve(argv: Sequence[str]) -> int:
     from radd_hf.endings import status_of  # which knows the exception of a server that was stopped
+    from radd_hf.serving.arguments import parse_arguments
+
+    args = parse_arguments(argv)
 
     def run() -> None:
         try:
@@ -312,9 +315,9 @@ def serve(argv: Sequence[str]) -> int:
             if error.name not in ("uvicorn", "starlette", "prometheus_client"):
                 raise
             raise ValueError("the server needs its packages: pip install 'radd_hf[serve]'") from error
-        server_main(argv)
+        server_main(args)
 
-    return status_of(run, "radd", debug="--debug" in argv)
+    return status_of(run, "radd", debug=args.debug)
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -453,5 +456,15 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "completion": _completion_parser,
 }
 
+
+def program() -> NoReturn:
+    """Runs the command line of the process and ends it, by one line also at Ctrl-C while modules are loaded."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        note("radd: interrupted")
+        sys.exit(130)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

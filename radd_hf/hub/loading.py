@@ -8,6 +8,7 @@ import hashlib
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
@@ -311,6 +312,8 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
     except Exception as error:  # absent, damaged or foreign files can end in any
         reason = " ".join(str(error).split())
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        if Path(name).is_dir() and not any(Path(name).glob("*token*")):  # transformers guesses at length
+            kind, reason = "", "the folder has no tokenizer."
         raise ValueError(f"tokenizer={name!r} cannot be loaded: {kind}{reason} Pass {flag}.") from error
 
 

@@ -2,6 +2,7 @@
 """Reads the command line of `radd serve`; it needs none of the server's packages."""
 
 import argparse
+import re
 from collections.abc import Sequence
 
 from ..hub.convert import DTYPES
@@ -84,8 +85,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser()
     args = parser.parse_args(argv)
     for name, value in vars(args).items():
-        least = 0 if name in ("port", "gather", "grace") else 1
+        least, most = 0 if name in ("port", "gather", "grace") else 1, 2**16 - 1 if name == "port" else MOST
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and not least <= value <= MOST:
-            parser.error(f"--{name.replace('_', '-')} {value} must be a number in {least} .. {MOST}.")
+        if number and not least <= value <= most:
+            parser.error(f"--{name.replace('_', '-')} {value} must be a number in {least} .. {most}.")
+    if not re.fullmatch(r"[^\[\]\s]+|\[[^\[\]\s]+\]", args.host):
+        parser.error(f"--host {args.host!r} must be a name or an address, such as 127.0.0.1 or [::1].")
     return args

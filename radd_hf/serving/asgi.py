@@ -6,6 +6,7 @@ site gives itself away: by the name that it gave the address (DNS rebinding), or
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import re
@@ -21,6 +22,9 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BODY_SECONDS = 30.0
+# What is read of a body that is too large, and thrown away, so that a client that writes first reads its refusal.
+DRAINED_BYTES, DRAINED_SECONDS = 2**23, 2.0
+LONGEST_INTEGER = 300  # digits
 
 
 class Refused(Exception):
@@ -118,6 +122,8 @@ async def read_body(receive: Receive, headers: dict[str, list[str]], largest: in
     too_large = Refused(413, f"A call has at most {largest:,} bytes.")
     length = headers.get("content-length", ["0"])[0]
     if not length.isdecimal() or int(length[:20]) > largest:
+        if "expect" not in headers:  # such a client waits for the answer before it writes
+            await _drain(receive)
         raise too_large
     body, more = bytearray(), True
     try:
@@ -129,25 +135,66 @@ async def read_body(receive: Receive, headers: dict[str, list[str]], largest: in
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > largest:
-                    raise too_large
+                    break
     except TimeoutError:
         raise Refused(408, f"A call must arrive within {BODY_SECONDS:g} s.") from None
+    if len(body) > largest:
+        if more:
+            await _drain(receive)
+        raise too_large
     return bytes(body)
+
+
+async def _drain(receive: Receive) -> None:
+    left = DRAINED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAINED_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def object_of(body: bytes) -> dict[str, Any]:
     """Returns the object of JSON that a body holds."""
     try:
-        value = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Refused(400, "A call is an object of JSON.")
-    return value
+        value = json.loads(body, parse_constant=_no_number, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        reason = f"line {error.lineno}, column {error.colno}: {error.msg}"
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is not UTF-8"
+    except RecursionError:
+        reason = "lists or objects are nested too deep"
+    except ValueError as error:
+        reason = str(error)
+    else:
+        if isinstance(value, dict):
+            return value
+        reason = f"it is {'null' if value is None else 'a ' + JSON_KINDS[type(value)]}"
+    raise Refused(400, f"A call is an object of JSON: {reason}.")
+
+
+JSON_KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boolean"}
 
 
 def _no_number(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_INTEGER:
+        raise ValueError(f"an integer has {len(digits)} digits; it must have at most {LONGEST_INTEGER}")
+    return int(digits)
+
+
+def accepts(headers: dict[str, list[str]], kind: str) -> bool:
+    """Tells whether the header Accept names a media type, such as "text/event-stream"."""
+    for each in ",".join(headers.get("accept", [])).lower().split(","):
+        name, *parameters = "".join(each.split()).split(";")
+        if name == kind:
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 async def answer(send: Send, refusal: Refused) -> None:

@@ -21,8 +21,8 @@ from .handler import Request, length_of
 
 # Texts that may wait, and seconds that a batch waits for the next one; see `Batcher`.
 QUEUE, GATHER = 256, 0.005
-# A moment of GATHER is 2 % of so many seconds; see `Batcher`.
-GATHER_SCALE, LONGEST_GATHER = 0.25, 5
+# The part of the last batch's time that is waited if it is longer, and the most such moments; see `Batcher`.
+GATHER_SHARE, MOMENTS = 0.02, 5
 
 Fill = Callable[..., list[list[dict[str, Any]]]]
 
@@ -75,10 +75,11 @@ class Batcher:
         fill: fills rows of one length, as `RaddInfillingPipeline.fill` does.
         batch_tokens: tokens of a batch, all sequences of its rows together; a row with more is computed alone.
         queue: rows that may wait.
-        gather: a batch that is not full begins when no row has come for so many seconds, in proportion more if the last
-            batch took more than GATHER_SCALE, and after LONGEST_GATHER times as many at the latest. Clients who got
-            their answers from the last batch, and ask again at once, so come into the next.
-        on_batch: called with each batch that was filled, and its seconds, before the results are given.
+        gather: a batch that is not full begins when no row has come for so many seconds, or for 2 % of the time of the
+            last batch if that is longer, and after five times as long at the latest. Clients who got their answers from
+            the last batch, and ask again at once, so come into the next.
+        on_batch: called with each batch, its seconds and its outcome, before the results are given: "filled", "failed",
+            or "abandoned" when nobody waited for it.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Batcher:
         batch_tokens: int,
         queue: int = QUEUE,
         gather: float = GATHER,
-        on_batch: Callable[[list[Job], float], None] = lambda batch, seconds: None,
+        on_batch: Callable[[list[Job], float, str], None] = lambda batch, seconds, outcome: None,
     ):
         self.fill, self.batch_tokens, self.queue, self.gather, self.on_batch = (
             fill,
@@ -157,12 +158,14 @@ class Batcher:
             started = time.perf_counter()
             try:
                 results = self._fill(batch)
-                self.seconds = time.perf_counter() - started
-                self.on_batch(batch, self.seconds)
             except Exception as error:
+                outcome = "abandoned" if isinstance(error, Closed) else "failed"
+                self.on_batch(batch, time.perf_counter() - started, outcome)
                 for job in batch:
                     job.result.set_exception(error)
             else:
+                self.seconds = time.perf_counter() - started
+                self.on_batch(batch, self.seconds, "filled")
                 for job, samples in zip(batch, results, strict=True):
                     job.result.set_result(samples)
 
@@ -182,8 +185,8 @@ class Batcher:
 
     def _wait_for_more(self) -> None:
         """Waits until the batch is full, or nothing has come for a moment."""
-        moment = self.gather * max(1.0, self.seconds / GATHER_SCALE)
-        deadline = time.monotonic() + LONGEST_GATHER * moment
+        moment = max(self.gather, GATHER_SHARE * self.seconds)
+        deadline = time.monotonic() + MOMENTS * moment
 
         def has_come(before: int) -> bool:
             return len(self.waiting) > before or self.closed

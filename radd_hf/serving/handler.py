@@ -13,7 +13,7 @@ Every request is checked before the network is evaluated. A client cannot name a
 
 import importlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -74,11 +74,15 @@ class EndpointHandler:
         path: folder of the model, with its tokenizer and code.
         pipeline: a "radd-infilling" pipeline to use instead of loading the one at `path`.
         limits: see [`Limits`].
+        others: names that a request may have besides; the caller reads them.
     """
 
-    def __init__(self, path: str = "", *, pipeline: Any = None, limits: Limits | None = None):
+    def __init__(
+        self, path: str = "", *, pipeline: Any = None, limits: Limits | None = None, others: Sequence[str] = ()
+    ):
         self.pipeline = load_pipeline(path) if pipeline is None else pipeline
         self.model = self.pipeline.model
+        self.names = "inputs", "parameters", *others
         limits = limits or Limits()
         self.limits = limits._replace(length=limits.length or self.model.config.max_position_embeddings)
         # Where a text may be as long as one wishes, a request may have one such text.
@@ -86,14 +90,20 @@ class EndpointHandler:
         settings, self.randomness, self.text = map(self._code, ("settings_radd", "randomness_radd", "text_radd"))
         self.own_arguments, self.shortened = settings.own_arguments, settings.shortened
         names = type(self.pipeline).SETTINGS & {*settings.TEXT_SETTINGS, "num_return_sequences"}
-        # Settings by name, each with its kind, default, values and help.
-        self.parameters = {name: each for name, each in settings.SETTINGS.items() if name in names}
+        in_effect = self.model.check_settings(**type(self.pipeline).FIXED)
+        # Settings by name, each with its kind, the default in effect, values and help.
+        self.parameters = {
+            name: _as_parameter(each, getattr(in_effect, name))
+            for name, each in settings.SETTINGS.items()
+            if name in names
+        }
+        self.request_names = *self._code("canvas_radd").REQUEST, "seed"
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Answers one request; texts of one length are filled together.
 
         Raises:
-            ValueError: where [`EndpointHandler.read`] does, and for settings that do not fit together.
+            ValueError: where [`EndpointHandler.read`] does.
         """
         request = self.read(data)
         samples: dict[int, list[dict[str, Any]]] = {}
@@ -107,14 +117,13 @@ class EndpointHandler:
         """Checks a request and encodes its texts.
 
         Raises:
-            ValueError: for what is malformed, unknown or beyond the limits.
+            ValueError: for what is malformed, unknown or beyond the limits, and settings that do not fit together.
         """
         if not isinstance(data, Mapping) or "inputs" not in data:
             raise ValueError(f'data={self.shortened(data)} must be an object with "inputs", and "parameters" if any.')
-        if others := sorted(str(name) for name in data.keys() - {"inputs", "parameters"}):
-            raise ValueError(f'data has {", ".join(map(repr, others))}; it must have "inputs" and "parameters" only.')
+        self._check_names("data", data, self.names)
         settings, seed = self._read_parameters(data.get("parameters"))
-        resolved = self.model.generation_config_class.resolve(settings, self.model.generation_config)
+        resolved = self.model.check_settings(**settings, **type(self.pipeline).FIXED)
         samples, speculate = resolved.num_return_sequences, resolved.speculate or 1
         self._check_most("num_return_sequences", samples, self.limits.samples)
         self._check_most("steps", resolved.steps or 0, self.limits.steps)
@@ -124,10 +133,8 @@ class EndpointHandler:
             raise ValueError(f"inputs has {len(inputs)} texts; it must have 1 to {self.limits.inputs}.")
         rows = []
         for number, text in enumerate(inputs if several else [inputs]):
-            try:
-                rows.append(self._read_text(text, self.randomness.text_seed(seed, number)))
-            except ValueError as error:
-                raise ValueError(f"inputs[{number}]: {error}" if several else str(error)) from error
+            name = f"inputs[{number}]" if several else "inputs"
+            rows.append(self._read_text(name, text, self.randomness.text_seed(seed, number)))
         request = Request(rows, settings, seed, several, samples, samples * speculate)
         tokens = request.sequences * sum(map(length_of, rows))
         if tokens > self.limits.tokens:
@@ -142,25 +149,34 @@ class EndpointHandler:
         given = {} if given is None else given
         if not isinstance(given, Mapping):
             raise ValueError(f"parameters={self.shortened(given)} must be an object.")
-        for name, value in given.items():
-            if not isinstance(value, (str, int, float, bool, type(None))):
-                raise ValueError(f"{name}={self.shortened(value)} must be a number, a name, true or false.")
-        settings = self.own_arguments(given, {*self.parameters, "seed"}, "a parameter of this endpoint")
+        known = {*self.parameters, "seed"}
+        settings = self.own_arguments(given, known, "a parameter of this endpoint", advice=False)
         seed = settings.pop("seed", None)
         for name, value in settings.items():
             self.parameters[name].check(name, value)
         return settings, secrets.randbelow(2**31) if seed is None else self.randomness.check_seed(seed)
 
-    def _read_text(self, request: Any, seed_of_text: int) -> dict[str, Any]:
+    def _read_text(self, name: str, request: Any, seed_of_text: int) -> dict[str, Any]:
+        """Encodes one text; `name` is its place in the request, for messages."""
         longest = self.limits.length or 0
-        given = request.items() if isinstance(request, Mapping) else [("inputs", request)]
-        for name, value in given:
-            if isinstance(value, str):
-                self.text.check_characters(value, name, CHARACTERS_OF_TOKEN * longest)
-        row = self.pipeline.encode(request, seed_of_text)
+        if not isinstance(request, (str, Mapping)):
+            raise ValueError(f"{name}={self.shortened(request)} must be a text with blanks, or an object.")
+        given = {"text": request} if isinstance(request, str) else request
+        self._check_names(name, given, self.request_names)
+        try:
+            for part, value in given.items():
+                if isinstance(value, str):
+                    self.text.check_characters(value, part, CHARACTERS_OF_TOKEN * longest)
+            row = self.pipeline.encode(request, seed_of_text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         if length_of(row) > longest:
-            raise ValueError(f"the text with its blanks has {length_of(row)} tokens; it must have at most {longest}.")
+            raise ValueError(f"{name} has {length_of(row)} tokens; it must have at most {longest}, blanks included.")
         return row
+
+    def _check_names(self, name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+        if unknown := given.keys() - {*known}:
+            raise ValueError(f"{name} has {self.shortened(min(unknown))}; it may have {', '.join(known)}.")
 
     def _check_most(self, name: str, value: int, most: int) -> None:
         if value > most:
@@ -172,11 +188,23 @@ class EndpointHandler:
 
 
 def load_pipeline(path: str) -> Any:
-    """Loads the pipeline that a folder carries, onto an accelerator if there is one."""
+    """Loads the pipeline that a folder carries, onto an accelerator if there is one.
+
+    It computes in float32, whatever the dtype of the weights, so that a seed writes the text that it writes elsewhere.
+    """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = accelerator or torch.device("cpu")
     task: Any = "radd-infilling"  # which the folder's config.json explains
-    return transformers.pipeline(task, model=path, trust_remote_code=True, device=device)
+    return transformers.pipeline(task, model=path, trust_remote_code=True, device=device, dtype=torch.float32)
+
+
+def _as_parameter(setting: Any, default: Any) -> Any:
+    """Returns a setting as a client can set it: names alone, where a program may pass functions or lists, too."""
+    setting = setting._replace(default=default)
+    if not setting.choices:
+        return setting
+    choices = setting.choices
+    return setting._replace(accepts=lambda value: value in choices, values=f"one of {', '.join(choices)}")
 
 
 def length_of(row: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@
 prometheus-client, the extra `serve`.
 """
 
+import argparse
 import asyncio
 import copy
 import itertools
@@ -32,6 +33,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..endings import Stopped, UsageError, note, reason_of, visible
 from ..hub.loading import find_device, load
@@ -39,18 +41,33 @@ from ..jobs.batches import tokens_of_a_batch
 from ..pipeline_radd import RaddInfillingPipeline
 from ..text_radd import BlankedText, decode_span
 from ..version import __version__
-from .arguments import parse_arguments
-from .asgi import Names, Receive, Refused, Scope, Send, answer, headers_of, is_loopback, object_of, read_body
+from .asgi import (
+    BODY_SECONDS,
+    Message,
+    Names,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    accepts,
+    answer,
+    headers_of,
+    is_loopback,
+    object_of,
+    read_body,
+)
 from .batcher import Batcher, Closed, Full, Job, jobs_of
 from .handler import EndpointHandler, Limits, Request
 
 LARGEST_BODY = 2**20  # bytes
-# Open connections, waiting requests included: uvicorn answers others with 503.
-CONNECTIONS = 1024
+# Requests at once, others get 503; connections, then the one that has been silent for longest is closed; and those that
+# are taken in at once. All together stay below the usual 1,024 open files of a process.
+REQUESTS, CONNECTIONS, BACKLOG = 512, 640, 64
 # Seconds after which a stream without news sends a comment, so that nothing between takes it for dead.
 KEEP_ALIVE = 10.0
 # Seconds after which a client that was refused may try again.
 RETRY_AFTER = 1
+PATHS = "/", "/generate", "/health", "/info", "/metrics"
 
 
 class ClientGone(Exception):
@@ -58,15 +75,21 @@ class ClientGone(Exception):
 
 
 class Metrics:
-    """Counts requests and batches, for Prometheus."""
+    """Counts responses and batches, for Prometheus."""
 
     def __init__(self, batcher: Batcher):
         self.registry = CollectorRegistry()
         everything: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("radd_requests", "Requests answered, by HTTP status", ["status"], **everything)
-        self.seconds = Histogram(
-            "radd_request_seconds", "From a request to its answer, or to the beginning of a stream", **everything
+        self.requests = Counter(
+            "radd_requests",
+            "Responses; 499: the client had gone; a stream that ended with an error has the status of the error",
+            ["path", "status"],
+            **everything,
         )
+        self.seconds = Histogram(
+            "radd_request_seconds", "From a request for texts to its answer, or to that a stream begins", **everything
+        )
+        self.batches = Counter("radd_batches", "Batches: filled, failed or abandoned", ["outcome"], **everything)
         self.rows = Histogram(
             "radd_batch_rows", "Texts of a batch", buckets=[2**n for n in range(10)] + [math.inf], **everything
         )
@@ -76,7 +99,10 @@ class Metrics:
         Gauge("radd_running_rows", "Texts that are computed", **everything).set_function(lambda: len(batcher.running))
         batcher.on_batch = self.count_batch
 
-    def count_batch(self, batch: list[Job], seconds: float) -> None:
+    def count_batch(self, batch: list[Job], seconds: float, outcome: str) -> None:
+        self.batches.labels(outcome).inc()
+        if outcome != "filled":
+            return
         self.rows.observe(len(batch))
         self.batch_seconds.observe(seconds)
         self.tokens.inc(sum(job.samples * int(job.row["spans"].diff().sum()) for job in batch))
@@ -113,12 +139,17 @@ class Service:
         self.batcher = Batcher(fill.fill, batch_tokens=tokens_of_a_batch(batch_tokens, model.device), **batcher)
         limits = limits or Limits()
         limits = limits._replace(inputs=min(limits.inputs, self.batcher.queue))  # more would never find a place
-        self.handler = EndpointHandler(pipeline=reader, limits=limits)
+        self.handler = EndpointHandler(pipeline=reader, limits=limits, others=["stream"])
         self.metrics = Metrics(self.batcher)
         self.name, self.max_wait, self.debug = name, max_wait, debug
 
-    def app(self, names: Names | None = None) -> Starlette:
-        """Makes the ASGI application; `names`: by which it may be called, by default those of this machine."""
+    def app(self, names: Names | None = None, is_crowded: Callable[[], bool] = lambda: False) -> Starlette:
+        """Makes the ASGI application.
+
+        Args:
+            names: by which it may be called, by default those of this machine.
+            is_crowded: tells whether there are too many requests at once.
+        """
         routes = [
             Route("/", self.generate, methods=["POST"]),
             Route("/generate", self.generate, methods=["POST"]),
@@ -128,7 +159,10 @@ class Service:
         ]
         return Starlette(
             routes=routes,
-            middleware=[Middleware(Guard, names=names or Names())],
+            middleware=[
+                Middleware(Counted, metrics=self.metrics),
+                Middleware(Guard, names=names or Names(), is_crowded=is_crowded),
+            ],
             exception_handlers={HTTPException: _as_json},
         )
 
@@ -156,26 +190,25 @@ class Service:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def generate(self, request: HttpRequest) -> Response:
-        started = time.perf_counter()
         try:
-            response = await self._generate(request)
+            return await self._generate(request)
+        except asyncio.CancelledError:  # by a second Ctrl-C
+            refusal = self._refusal(Closed("The server stops."))
         except Exception as error:
             refusal = self._refusal(error)
-            headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
-            response = JSONResponse({"error": str(refusal)}, status_code=refusal.status, headers=headers)
-        self.metrics.requests.labels(response.status_code).inc()
-        self.metrics.seconds.observe(time.perf_counter() - started)
-        return response
+        headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
+        return JSONResponse({"error": str(refusal)}, status_code=refusal.status, headers=headers)
 
     async def _generate(self, request: HttpRequest) -> Response:
         receive: Any = request.receive
-        data = object_of(await read_body(receive, headers_of(cast(Scope, request.scope)), LARGEST_BODY))
-        stream = data.pop("stream", "text/event-stream" in request.headers.get("accept", ""))
+        headers = headers_of(cast(Scope, request.scope))
+        data = object_of(await read_body(receive, headers, LARGEST_BODY))
+        stream = data.get("stream", accepts(headers, "text/event-stream"))
         if not isinstance(stream, bool):
             raise Refused(400, f"stream={visible(json.dumps(stream))[:80]} must be true or false.")
         asked: Request = await self._in_reader(self.handler.read, data)
         if stream:
-            return self._stream(asked, receive)
+            return self._stream(asked, request)
         jobs = jobs_of(asked)
         self.batcher.submit(jobs)
         return JSONResponse(asked.answer(await self._results(jobs, receive)))
@@ -186,6 +219,7 @@ class Service:
     async def _results(self, jobs: list[Job], receive: Receive) -> list[list[dict[str, Any]]]:
         """Waits for the samples of all jobs, which leave the queue whatever happens."""
         done: Any = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
+        done.add_done_callback(_hear)
         gone: Any = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({done, gone}, timeout=self.max_wait, return_when=asyncio.FIRST_COMPLETED)
@@ -203,7 +237,7 @@ class Service:
 
     # Streams.
 
-    def _stream(self, asked: Request, receive: Receive) -> Response:
+    def _stream(self, asked: Request, request: HttpRequest) -> Response:
         """Sends drafts and the answer as server-sent events; raises what refuses the request before it begins."""
         loop, newest, news = asyncio.get_running_loop(), dict[int, Tensor](), asyncio.Event()
 
@@ -216,15 +250,17 @@ class Service:
 
         jobs = jobs_of(asked, on_draft)
         self.batcher.submit(jobs)
+        results = asyncio.ensure_future(self._results(jobs, cast(Any, request.receive)))
+        results.add_done_callback(_hear)
+        results.add_done_callback(lambda _: news.set())
 
         async def events() -> AsyncIterator[str]:
-            results = asyncio.ensure_future(self._results(jobs, receive))
             try:
                 while not results.done():
-                    waiter = asyncio.ensure_future(news.wait())
-                    await asyncio.wait({results, waiter}, timeout=KEEP_ALIVE, return_when=asyncio.FIRST_COMPLETED)
-                    waiter.cancel()
-                    if not news.is_set() and not results.done():
+                    try:
+                        async with asyncio.timeout(KEEP_ALIVE):
+                            await news.wait()
+                    except TimeoutError:
                         yield ": no news\n\n"
                     news.clear()
                     # Drafts that come faster than a client reads them are left out, but for the newest.
@@ -233,14 +269,12 @@ class Service:
                         texts = await self._in_reader(self._texts_of, asked.rows[number], draft)
                         yield event("draft", {"input": number, "texts": texts})
                 yield event("done", asked.answer(results.result()))
-            except ClientGone:
-                return
             except Exception as error:
                 refusal = self._refusal(error)
+                request.scope["status"] = refusal.status  # for Counted
                 yield event("error", {"error": str(refusal), "status": refusal.status})
             finally:
-                results.cancel()
-                self.batcher.forget(jobs)
+                results.cancel()  # which forgets the jobs
 
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
@@ -268,16 +302,46 @@ class Service:
         return Refused(500, "The server failed at this request; its log says why.")
 
 
-class Guard:
-    """Refuses requests under other host names and from pages of other sites, as ASGI middleware."""
+class Counted:
+    """Counts every response by path and status, as ASGI middleware; scope["status"] goes before that of a response."""
 
-    def __init__(self, app: Any, names: Names):
-        self.app, self.names = app, names
+    def __init__(self, app: Any, metrics: Metrics):
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, path = time.perf_counter(), scope["path"] if scope["path"] in PATHS else "other"
+        status, whole = 499, False
+
+        async def counted(message: Message) -> None:
+            nonlocal status, whole
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if path in ("/", "/generate"):
+                    self.metrics.seconds.observe(time.perf_counter() - started)
+            elif not message.get("more_body", False):
+                whole = True
+                self.metrics.requests.labels(path, scope.get("status", status)).inc()
+            await send(message)
+
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            if not whole:
+                self.metrics.requests.labels(path, 499).inc()
+
+
+class Guard:
+    """Refuses requests under other host names, from pages of other sites and of a crowd, as ASGI middleware."""
+
+    def __init__(self, app: Any, names: Names, is_crowded: Callable[[], bool]):
+        self.app, self.names, self.is_crowded = app, names, is_crowded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
                 self.names.check_sender(headers_of(scope))
+                if self.is_crowded():
+                    raise Refused(503, "The server has too many requests at once: try again later.", RETRY_AFTER)
             except Refused as refusal:
                 await answer(send, refusal)
                 return
@@ -286,6 +350,12 @@ class Guard:
 
 async def _as_json(request: HttpRequest, error: Any) -> Response:
     return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+
+
+def _hear(future: asyncio.Future) -> None:
+    """Looks at the exception of a future; asyncio reports one that nobody looked at, as after a client has gone."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -320,16 +390,50 @@ def draft_text(row: dict[str, Any], ids: Sequence[int], tokenizer: Any, mask_tok
 # ---------------------------------------------------------------------------------------------------------
 
 
+class Connection(H11Protocol):
+    """Closes a connection that has not sent a whole header within BODY_SECONDS, or twice as many after an answer.
+
+    If there are too many connections, it closes the oldest of those that wait for a header.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.answered: Any = None  # the cycle of the last request at the last look
+        self.began = self.loop.time()
+        self.timer = self.loop.call_later(BODY_SECONDS, self.close_if_silent)
+        connections = [cast(Connection, each) for each in self.connections if not each.transport.is_closing()]
+        silent = [each for each in connections if each.waits()]
+        if len(connections) > CONNECTIONS and silent:
+            min(silent, key=lambda each: each.began).transport.close()
+
+    def waits(self) -> bool:
+        """Tells whether no request is here: none has come, or the last is answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.timer.cancel()
+        super().connection_lost(exc)
+
+    def close_if_silent(self) -> None:
+        if self.waits() and self.cycle is self.answered:
+            self.transport.close()
+            return
+        self.answered = self.cycle if self.waits() else None
+        self.timer = self.loop.call_later(BODY_SECONDS, self.close_if_silent)
+
+
 class Server(uvicorn.Server):
     """Stops in order: no new requests, `grace` seconds for those that it has, then 503 for the rest.
+
+    A second Ctrl-C ends the grace at once.
 
     stopped_by: the signal that asked for the end, 0 if none did.
     """
 
     def __init__(self, service: Service, names: Names, grace: float):
         config = uvicorn.Config(
-            service.app(names),
-            http="h11",
+            service.app(names, lambda: len(self.server_state.tasks) > REQUESTS),
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -337,16 +441,21 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=CONNECTIONS,
-            backlog=CONNECTIONS,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=math.ceil(grace) + 10,
         )
         super().__init__(config)
         self.service, self.grace, self.stopped_by = service, grace, 0
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(REQUESTS)  # that the system keeps, while BACKLOG are taken in at once
+
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.stopped_by = sig
-        super().handle_exit(sig, frame)
+        # In place of uvicorn's, which raises the signals again at the end, in the middle of what else is ended.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit, self.stopped_by = True, sig
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.batcher.close()
@@ -387,7 +496,7 @@ def serve(
     alone = is_loopback(bare)
     server = Server(service, Names([bare, *allowed_hosts], addresses_allowed=not alone), grace)
     place = f"[{bare}]" if ":" in bare else bare
-    listener.listen(CONNECTIONS)  # who connects from here on is answered as soon as the server runs
+    listener.listen(REQUESTS)  # who connects from here on is answered as soon as the server runs
     note(f"{visible(service.name)} is served at http://{place}:{listener.getsockname()[1]}/generate")
     if not alone:
         note(
@@ -395,22 +504,19 @@ def serve(
         )
     try:
         server.run(sockets=[listener])
-    except (KeyboardInterrupt, Stopped):  # uvicorn raises the signal again, once all is done
-        pass
     finally:
         service.close()
     if server.stopped_by:
         raise Stopped("stopped", 128 + server.stopped_by)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the command line.
+def main(args: argparse.Namespace) -> None:
+    """Serves as `parse_arguments` has read.
 
     Raises:
         UsageError: for a device that cannot be used. ValueError: for a model that cannot be loaded, a port in use.
         Stopped: after a signal.
     """
-    args = parse_arguments(argv)
 
     def stop(number: int, frame: Any) -> None:
         raise Stopped("stopped", 128 + number)

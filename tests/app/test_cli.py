@@ -330,7 +330,7 @@ def test_an_empty_standard_input_is_a_fault(radd):
     [
         ("no-such-model", "model='no-such-model' is no folder here"),
         (str(ROOT / "tests"), "is a folder without a config.json"),
-        (str(GOLDEN / "hub"), "Pass --tokenizer."),
+        (str(GOLDEN / "hub"), "cannot be loaded: the folder has no tokenizer. Pass --tokenizer.\n"),
     ],
 )
 def test_what_cannot_be_done_ends_with_status_1_and_one_line(radd, model, reason):
@@ -368,6 +368,17 @@ def test_a_network_without_finite_scores_is_a_failure_not_a_fault(radd, monkeypa
     result = radd("generate", TEXT)
     assert result.code == 1
     assert "the network left a position without a finite score" in result.err
+
+
+def test_an_interrupt_while_modules_are_loaded_ends_with_status_130_and_one_line(capsys, monkeypatch):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
+    monkeypatch.setattr(sys, "argv", ["radd", "train"])
+    with pytest.raises(SystemExit, match="130"):
+        cli.program()
+    assert capsys.readouterr().err == "radd: interrupted\n"
 
 
 def test_an_interrupt_ends_with_status_130(radd, monkeypatch):

@@ -2,6 +2,7 @@
 """The handler of an endpoint: answers are those of the pipeline, and a bad request is refused before it is computed."""
 
 import configparser
+import copy
 import json
 import os
 import subprocess
@@ -9,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from radd_hf import RaddForMaskedLM, RaddInfillingPipeline
 from radd_hf.hub.convert import REQUIREMENTS, convert, main, write_endpoint
-from radd_hf.serving.handler import EndpointHandler, Limits
+from radd_hf.serving.handler import EndpointHandler, Limits, load_pipeline
 from support.launches import WITHOUT_RADD_HF
 from support.paths import GOLDEN, ROOT
 from support.toys import random_model
@@ -87,6 +89,11 @@ def test_names_of_other_libraries_mean_what_they_mean_there(handler):
     assert handler({"inputs": TEXT, "parameters": {"num_inference_steps": 2, "do_sample": True, "seed": 1}}) == ours
 
 
+def test_a_model_of_another_precision_computes_in_float32(saved, fill):
+    copy.deepcopy(fill.model).to(torch.bfloat16).save_pretrained(saved)
+    assert load_pipeline(str(saved)).model.dtype == torch.float32
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Refusals
 # ---------------------------------------------------------------------------------------------------------
@@ -97,17 +104,30 @@ REFUSED = {
     "a model": ({"inputs": TEXT, "model": "/etc"}, "data has 'model'"),
     "no texts": ({"inputs": []}, "inputs has 0 texts; it must have 1 to 4"),
     "many texts": ({"inputs": [TEXT] * 5}, "inputs has 5 texts; it must have 1 to 4"),
-    "a number": ({"inputs": 3}, "text=3 must be a text"),
+    "a number": ({"inputs": 3}, "inputs=3 must be a text"),
+    "nothing": ({"inputs": None}, "inputs=None must be a text"),
+    "nothing in a list": ({"inputs": [TEXT, None]}, r"inputs\[1\]=None must be a text"),
     "no blank": ({"inputs": ["[MASK]", "A"]}, r"inputs\[1\]: text='A' has no blank"),
-    "a path": ({"inputs": {"text": "[MASK]", "path": "/etc"}}, "text has 'path'"),
+    "a path": ({"inputs": {"text": "[MASK]", "path": "/etc"}}, "inputs has 'path'; it may have text, .*seed"),
     "many tokens": ({"inputs": "[MASK:33]"}, "has 33 tokens; it must have at most 32"),
     "a long end": ({"inputs": {"prefix": "A", "length": 2**40}}, "length=1099511627776 must be an integer"),
     "many characters": ({"inputs": "a" * 600}, "has 600 characters; it must have at most 512"),
     "a list of parameters": ({"inputs": TEXT, "parameters": [1]}, r"parameters=\[1\] must be an object"),
     "an unknown parameter": ({"inputs": TEXT, "parameters": {"temperatures": 1}}, "did you mean temperature"),
-    "a list": ({"inputs": TEXT, "parameters": {"order": [0, 1]}}, "must be a number, a name, true or false"),
+    "a list": ({"inputs": TEXT, "parameters": {"order": [0, 1]}}, r"order=\[0, 1\] must be one of forward, backward"),
+    "a number as order": ({"inputs": TEXT, "parameters": {"order": 3}}, "order=3 must be one of forward, backward"),
+    "a list of numbers": ({"inputs": TEXT, "parameters": {"top_p": [1]}}, r"top_p=\[1\] must be in \(0, 1\]"),
+    "a long name": ({"inputs": TEXT, "parameters": {"n" * 9999: 1}}, "^n{36} \\.\\.\\.=1 is not a parameter"),
+    "a long name beside inputs": (
+        {"inputs": TEXT, "n" * 9999: 1},
+        "data has 'n{75} \\.\\.\\.; it may have inputs, parameters",
+    ),
+    "another library's": (
+        {"inputs": TEXT, "parameters": {"min_p": 0.1}},
+        "min_p=0.1 is not a parameter of this endpoint;",
+    ),
     "a config": ({"inputs": TEXT, "parameters": {"generation_config": "/x"}}, "not a parameter of this endpoint"),
-    "a processor": ({"inputs": TEXT, "parameters": {"logits_processor": {"a": 1}}}, "must be a number, a name"),
+    "a processor": ({"inputs": TEXT, "parameters": {"logits_processor": {"a": 1}}}, "is not a parameter of this"),
     "a length": ({"inputs": TEXT, "parameters": {"length": 9}}, "length=9 is not a parameter of this endpoint"),
     "a temperature": ({"inputs": TEXT, "parameters": {"temperature": -1}}, "temperature=-1 must be"),
     "no number": ({"inputs": TEXT, "parameters": {"top_p": float("nan")}}, "top_p=nan must be"),
@@ -131,9 +151,15 @@ def test_a_bad_request_is_refused_before_the_network_is_evaluated(fill, monkeypa
     assert "\n" not in str(refused.value)
 
 
-def test_settings_that_do_not_fit_together_are_refused(handler):
+def test_settings_that_do_not_fit_together_are_refused_when_a_request_is_read(handler):
     with pytest.raises(ValueError, match="method='first_hitting' reveals one token an event"):
-        handler({"inputs": TEXT, "parameters": {"method": "first_hitting", "steps": 3}})
+        handler.read({"inputs": TEXT, "parameters": {"method": "first_hitting", "steps": 3}})
+
+
+def test_the_defaults_of_parameters_are_those_in_effect(fill, monkeypatch):
+    monkeypatch.setattr(fill.model.generation_config, "top_p", 0.9)
+    assert EndpointHandler(pipeline=fill).parameters["top_p"].default == 0.9
+    assert EndpointHandler(pipeline=fill).parameters["temperature"].default == 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 """`radd serve` with a tiny model and real connections: none is lost, and every answer is the one that it is alone."""
 
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -15,11 +16,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from radd_hf import RaddInfillingPipeline
 from radd_hf.app import cli
 from radd_hf.serving import server as server_module
-from radd_hf.serving.asgi import Names
+from radd_hf.serving.arguments import parse_arguments
+from radd_hf.serving.asgi import Names, accepts
 from radd_hf.serving.handler import EndpointHandler, Limits
 from radd_hf.serving.server import Server, Service, bind, draft_text, main
 from support.paths import ROOT
@@ -127,6 +130,11 @@ def run(fill):
         each.end()
 
 
+def counted(path: str, status: int) -> str:
+    """The line of the metrics that says that one such response was given."""
+    return f'radd_requests_total{{path="{path}",status="{status}"}} 1.0'
+
+
 def texts_of(answer) -> list:
     """The texts of an answer; scores may differ by the rounding of a batch."""
     outputs = answer["outputs"] if isinstance(answer["outputs"][0], list) else [answer["outputs"]]
@@ -206,8 +214,32 @@ def test_health_facts_and_metrics_are_told(run):
     assert (facts["model"], facts["limits"]["inputs"], facts["limits"]["length"]) == ("toy", 3, LENGTH)
     assert facts["parameters"]["temperature"]["default"] == 1.0
     lines = running.ask("GET", "/metrics")[2].splitlines()
-    counts = {'radd_requests_total{status="200"} 1.0', "radd_batch_rows_sum 2.0", "radd_written_tokens_total 10.0"}
-    assert counts | {"radd_queue_rows 0.0"} <= {*lines}
+    counts = {"radd_batch_rows_sum 2.0", "radd_written_tokens_total 10.0", 'radd_batches_total{outcome="filled"} 1.0'}
+    assert counts | {counted("/generate", 200), counted("/info", 200), "radd_queue_rows 0.0"} <= {*lines}
+
+
+def test_every_response_is_counted_and_a_batch_that_failed(run):
+    running = run()
+
+    def fails(rows, *, streamer, **settings):
+        streamer.put_draft(torch.zeros(1, rows[0]["input_ids"].shape[1], dtype=torch.long))
+        raise RuntimeError
+
+    running.ask("GET", "/models")
+    running.ask("GET", "/generate")
+    running.ask("GET", "/health", host="evil.com")
+    running.open.clear()
+    client = running.connect({"inputs": TEXT, "stream": True})
+    assert running.begun.acquire(timeout=WAIT)
+    client.close()
+    expected = {counted("other", 404), counted("/generate", 405), counted("/health", 421), counted("/generate", 499)}
+    running.wait_until(lambda: expected <= {*running.ask("GET", "/metrics")[2].splitlines()})
+    running.open.set()
+    running.wait_until(lambda: not running.service.batcher.running)
+    running.service.batcher.fill = fails
+    assert '"status": 500' in running.ask(data={"inputs": TEXT, "stream": True})[2]
+    expected = {counted("/generate", 500), 'radd_batches_total{outcome="failed"} 1.0'}
+    assert expected <= {*running.ask("GET", "/metrics")[2].splitlines()}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -216,10 +248,13 @@ def test_health_facts_and_metrics_are_told(run):
 
 REFUSED = {
     "no blank": ({"data": {"inputs": "A"}}, 400, "has no blank"),
-    "no JSON": ({"data": b"{"}, 400, "object of JSON"),
-    "not a number": ({"data": b'{"inputs": "[MASK]", "parameters": {"top_p": NaN}}'}, 400, "object of JSON"),
-    "a deep one": ({"data": b"[" * 100_000}, 400, "object of JSON"),
-    "a model": ({"data": {"inputs": TEXT, "model": "/etc/passwd"}}, 400, "data has 'model'"),
+    "no JSON": ({"data": b'{\n"a" 3}'}, 400, "object of JSON: line 2, column 5: Expecting"),
+    "a list": ({"data": b"[]"}, 400, "object of JSON: it is a list."),
+    "no UTF-8": ({"data": b'{"\xff'}, 400, "object of JSON: byte 2 is not UTF-8."),
+    "not a number": ({"data": b'{"top_p": NaN}'}, 400, "object of JSON: NaN is no number of JSON."),
+    "a long number": ({"data": b'{"a": %s}' % (b"1" * 5000)}, 400, "object of JSON: an integer has 5000 digits"),
+    "a deep one": ({"data": b"[" * 100_000}, 400, "object of JSON: lists or objects are nested too deep."),
+    "a model": ({"data": {"inputs": TEXT, "model": "/etc/passwd"}}, 400, "it may have inputs, parameters, stream."),
     "many tokens": ({"data": {"inputs": "[MASK:65]"}}, 400, "65 tokens; it must have at most 64"),
     "a stream": ({"data": {"inputs": TEXT, "stream": "yes"}}, 400, "must be true or false"),
     "settings that do not fit": (
@@ -228,6 +263,7 @@ REFUSED = {
         "leave steps out",
     ),
     "a large body": ({"data": b" " * (2**20 + 1)}, 413, "at most 1,048,576 bytes"),
+    "a body of many buffers": ({"data": b" " * 2**23}, 413, "at most 1,048,576 bytes"),
     "another path": ({"path": "/models"}, 404, "Not Found"),
     "another method": ({"method": "GET"}, 405, "Method Not Allowed"),
     "another's name": ({"data": {"inputs": TEXT}, "host": "evil.com"}, 421, "Nothing is served here"),
@@ -248,6 +284,59 @@ def test_what_is_refused_is_refused_in_one_line_of_json(idle, asked, status, rea
     assert found == status
     assert reason in answer["error"]
     assert "\n" not in answer["error"]
+
+
+def test_a_silent_connection_is_closed_also_after_an_answer_and_in_a_header(run, monkeypatch):
+    monkeypatch.setattr(server_module, "BODY_SECONDS", 0.2)
+    port = run().port
+    for said in (b"", b"GET /hea", b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea"):
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as client:
+            client.sendall(said)
+            while client.recv(4096):
+                pass
+
+
+def test_a_text_that_takes_longer_than_a_header_may_is_waited_for(run, monkeypatch):
+    monkeypatch.setattr(server_module, "BODY_SECONDS", 0.05)
+    running = run()
+    running.open.clear()
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(running.fill, TEXT)
+        time.sleep(0.5)
+        running.open.set()
+        assert answer.result(WAIT)["outputs"]
+
+
+def test_silent_connections_make_room_for_new_ones_the_oldest_first(run, monkeypatch):
+    monkeypatch.setattr(server_module, "CONNECTIONS", 2)
+    running = run()
+    first, second = (socket.create_connection(("127.0.0.1", running.port), timeout=WAIT) for _ in range(2))
+    running.wait_until(lambda: len(running.server.server_state.connections) == 2)
+    assert running.ask("GET", "/health")[0] == 200
+    assert first.recv(1) == b"", "it is closed"
+    second.sendall(b"GET /health HTTP/1.0\r\nhost: localhost\r\n\r\n")
+    assert second.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_beyond_the_most_requests_at_once_one_is_refused_until_there_is_room(run, monkeypatch):
+    monkeypatch.setattr(server_module, "REQUESTS", 1)
+    running = run()
+    running.open.clear()
+    client = running.connect({"inputs": TEXT})
+    assert running.begun.acquire(timeout=WAIT)
+    status, headers, answer = running.ask("GET", "/health")
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert "too many requests at once" in answer["error"]
+    client.close()
+    running.wait_until(lambda: running.ask("GET", "/health")[0] == 200)
+
+
+def test_the_header_accept_is_read_whatever_its_letters_and_weights():
+    def wants(accept: str) -> bool:
+        return accepts({"accept": [accept]}, "text/event-stream")
+
+    assert all(map(wants, ("text/event-stream", "application/json, Text/Event-Stream; q=0.5")))
+    assert not any(map(wants, ("", "*/*", "text/event-stream;q=0", "text/event-stream; q=0.00", "text/event-streams")))
 
 
 def test_a_full_queue_refuses_and_says_when_to_try_again(run):
@@ -299,7 +388,7 @@ def test_a_failure_of_the_server_is_told_without_its_reason_and_logged(run, monk
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_frees_its_place(run, stream):
+def test_a_client_that_goes_away_frees_its_place_and_leaves_no_noise(run, stream, caplog):
     running = run(queue=1)
     running.open.clear()
     with ThreadPoolExecutor(1) as clients:
@@ -311,6 +400,9 @@ def test_a_client_that_goes_away_frees_its_place(run, stream):
         running.wait_until(lambda: not running.service.batcher.waiting)
         running.open.set()
         assert first.result(WAIT)["outputs"]
+    running.end()
+    gc.collect()
+    assert caplog.records == []
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -348,6 +440,17 @@ def test_after_the_grace_period_those_who_wait_are_refused(run):
         assert answers[0].result(WAIT)[::2] == (503, {"error": "The server stops."})
 
 
+def test_a_second_interrupt_refuses_those_who_wait_at_once(run):
+    running = run()
+    running.open.clear()
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(running.ask, data={"inputs": TEXT})
+        assert running.begun.acquire(timeout=WAIT)
+        for _ in range(2):
+            running.server.handle_exit(signal.SIGINT, None)
+        assert answer.result(WAIT)[::2] == (503, {"error": "The server stops."})
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_command_serves_until_a_signal_ends_it(fill, alone, tmp_path, number, status):
     fill.model.save_pretrained(tmp_path)
@@ -369,6 +472,9 @@ def test_the_command_serves_until_a_signal_ends_it(fill, alone, tmp_path, number
 def test_a_package_that_is_missing_is_named_with_what_installs_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "radd_hf.serving.server")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["serve", "--help"])
+    assert "routes:" in capsys.readouterr().out
     assert cli.main(["serve", "mine"]) == 1
     assert capsys.readouterr().err == "radd: error: the server needs its packages: pip install 'radd_hf[serve]'\n"
 
@@ -378,7 +484,16 @@ def test_a_port_that_is_taken_and_a_limit_of_nothing_are_refused_before_a_model_
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"host='127.0.0.1' and port={port} cannot be listened at"):
-            main(["toy", "--port", str(port)])
+            main(parse_arguments(["toy", "--port", str(port)]))
     with pytest.raises(SystemExit, match="2"):
-        main(["toy", "--max-queue", "0"])
+        parse_arguments(["toy", "--max-queue", "0"])
     assert "--max-queue 0 must be a number in 1 .. 2147483647." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--port", "65536"), ("--host", ""), ("--host", "[::1"), ("--host", "::1]")]
+)
+def test_an_address_that_is_none_is_a_fault_of_the_command_line(capsys, flag, value):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["serve", "toy", flag, value])
+    assert f"{flag} {value if flag == '--port' else repr(value)} must be" in capsys.readouterr().err
