@@ -57,7 +57,7 @@ def test_a_folder_that_begins_with_a_hyphen_is_no_option(run, capsys, tmp_path, 
 
 
 def test_what_is_neither_a_command_nor_a_folder_is_told_so(capsys):
-    for word, reason in (("./nosuch", "the commands are generate,"), ("genrate", "did you mean generate?")):
+    for word, reason in (("./nosuch", "the commands are generate,"), ("scor", "did you mean score?")):
         with pytest.raises(SystemExit) as ended:
             cli.main([word])
         assert ended.value.code == 2
