@@ -4,8 +4,9 @@
     python -m benchmarks.batches [--rows 2000] [--device cpu] [--batch_tokens 2048]
 
 The texts are passages of a novel with one blank each; lengths and blanks are uniform, and independent. The job reads
-them from a file, and writes a file. The batch has texts of the mean length with the mean blank, as many as a batch
-holds; it is filled again and again, and nothing else is done, half of the times before the job and half after it.
+them from a file, and writes a file. The batch has texts of one length with the mean blank, as many as a batch holds. A
+written token costs an evaluation of its whole text, so the length is the mean over the tokens that the job writes. The
+batch is filled again and again, and nothing else is done, half of the times before the job and half after it.
 """
 
 import argparse
@@ -81,8 +82,8 @@ def main(argv: list[str]) -> None:
     filler = RowFiller(model, tokenizer, seed=0, batch_tokens=args.batch_tokens)
     lines = texts(tokenizer, args.rows, random.Random(0))
     tasks = [task for line in lines for task in filler.encode({"text": line}, 0)]
-    length = round(statistics.mean(task.length for task in tasks))
     blank = round(statistics.mean(task.masks for task in tasks))
+    length = round(sum(task.masks * task.length for task in tasks) / sum(task.masks for task in tasks))
     rows = max(filler.batch_tokens // length, 1)
     times = max(args.rows // rows // 2, 1)
 
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
     after = time_batch(model, rows, length, blank, times)
     batch = [sum(each) for each in zip(before, after, strict=True)]
     speeds = [tokens / seconds for tokens, seconds in (job, batch)]
-    print(f"{args.rows:,} texts of {length} tokens on average, {blank} of them blank")
+    print(f"{args.rows:,} texts; a written token is in one of {length} tokens on average, {blank} of them blank")
     print(f"a job on them                          {speeds[0]:8,.0f} tokens/s")
     print(f"a batch of {rows} x {length}, again and again     {speeds[1]:8,.0f} tokens/s")
     print(f"ratio                                  {speeds[0] / speeds[1]:8.2f}")

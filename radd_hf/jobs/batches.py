@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Puts tasks of any lengths into batches of equal length."""
+"""Puts tasks of any lengths into batches of nearly equal length."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ..ranges import check_count
@@ -32,25 +32,39 @@ class Task(NamedTuple):
     content: Any
 
 
-def batches_of(tasks: Sequence[Task], batch_tokens: int) -> list[list[Task]]:
-    """Returns batches of equal length and at most `batch_tokens` tokens, but of at least one task; the longest first.
+def batches_of(tasks: Sequence[Task], batch_tokens: int, slack: float = 0.0) -> list[list[Task]]:
+    """Returns batches of at most `batch_tokens` tokens, padding included, but of at least one task; the longest first.
 
-    Tasks of a length are sorted by masks, since a batch takes as long as its task with the most.
+    Lengths of a batch lie within a band: all are at least (1 - slack) of its longest. Tasks of a band are sorted by
+    masks, since a batch takes as long as its task with the most.
     """
     batches: list[list[Task]] = []
-    for task in sorted(tasks, key=lambda task: (-task.length, -task.masks, task.row, task.sample)):
-        last = batches[-1] if batches else []
-        if last and last[0].length == task.length and (len(last) + 1) * task.length <= batch_tokens:
-            last.append(task)
-        else:
-            batches.append([task])
+    for band in _bands(tasks, slack):
+        longest, begun = band[0].length, len(batches)
+        for task in sorted(band, key=lambda task: (-task.masks, -task.length, task.row, task.sample)):
+            if len(batches) > begun and (len(batches[-1]) + 1) * longest <= batch_tokens:
+                batches[-1].append(task)
+            else:
+                batches.append([task])
     return batches
+
+
+def _bands(tasks: Sequence[Task], slack: float) -> Iterator[list[Task]]:
+    band: list[Task] = []
+    for task in sorted(tasks, key=lambda task: (-task.length, task.row, task.sample)):
+        if band and task.length < (1 - slack) * band[0].length:
+            yield band
+            band = []
+        band.append(task)
+    if band:
+        yield band
 
 
 class Encoder(Protocol):
     """Makes tasks of rows: a `RowFiller` or a `RowScorer`."""
 
     batch_tokens: int
+    slack: float  # see `batches_of`
 
     def encode(self, row: Mapping[str, Any], number: int) -> list[Task]: ...
 
@@ -67,4 +81,4 @@ def batches_of_rows(
             tasks += work.encode(row, number)
         except ValueError as error:
             refusals.append(work.refusal(number, error))
-    return refusals, batches_of(tasks, work.batch_tokens)
+    return refusals, batches_of(tasks, work.batch_tokens, work.slack)

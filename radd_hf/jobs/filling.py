@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Fills the blanks of many rows: `radd generate MODEL --input FILE`.
 
-    rows with text or prefix, suffix and length  ->  tasks  ->  batches of equal length  ->  a result for each row
+    rows with text or prefix, suffix and length  ->  tasks  ->  batches of like length  ->  a result for each row
 
 The random numbers of a row come from the seed and the row's number, or from its own seed. So its result does not
 depend on the rows beside it, on processes or on restarts; see `generate` about rounding.
@@ -20,6 +20,8 @@ from ..ranges import check_count
 from ..settings_radd import LARGEST_INTEGER, LENGTHS, SETTINGS, plain, shortened
 from .batches import Task, batches_of_rows, tokens_of_a_batch
 
+# Texts of a batch are padded by at most this part of the longest: fuller batches save more than padding costs.
+SLACK = 0.08
 # Columns that a row's request is read from, when there is no text with blanks.
 COLUMNS = (*REQUEST[1:], "seed")
 
@@ -46,6 +48,8 @@ class RowFiller:
     Raises:
         ValueError: for a setting that does not fit.
     """
+
+    slack = SLACK
 
     def __init__(
         self,
@@ -129,10 +133,17 @@ class RowFiller:
         return [Task(number, sample, length, masks, (given, seed)) for sample in range(self.number)]
 
     def compute(self, batch: Sequence[Task]) -> list[dict[str, Any]]:
-        """Returns the results of tasks of one length, filled together."""
-        canvas = torch.tensor([task.content[0].ids for task in batch])  # (B, L)
+        """Returns the results of tasks, filled together; shorter ones are padded on the right."""
+        longest = max(task.length for task in batch)
+        padding = 0 if self.model.config.mask_token_id else 1  # any token but the mask: it is not attended to
+        canvas = torch.full((len(batch), longest), padding)  # (B, L)
+        for row, task in enumerate(batch):
+            canvas[row, : task.length] = torch.tensor(task.content[0].ids)
+        lengths = torch.tensor([task.length for task in batch])  # (B,)
+        text = torch.arange(longest) < lengths[:, None]  # (B, L)
         output = self.model.generate(
             canvas,
+            attention_mask=None if bool(text.all()) else text.long(),
             generator=[sample_generators(task.content[1], [task.sample])[0] for task in batch],
             return_dict_in_generate=True,
             **self.settings,

@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Runs work on all rows of a file, by several processes if a launcher starts them, and goes on after an interruption.
 
-    rows  ->  windows of 16,384 rows  ->  batches of equal length  ->  shards of a few batches  ->  the output
+    rows  ->  windows of 16,384 rows  ->  batches of like length  ->  shards of a few batches  ->  the output
 
 A process computes its shards and writes each to a file of its own in the folder `OUTPUT.shards`. When all are there,
 the first process puts them together in the order of the rows and removes the folder. What is in a batch depends on

@@ -113,6 +113,7 @@ class RowScorer:
     """
 
     number = 1  # of results for each row
+    slack = 0.0  # its rounds fill a batch of one length
 
     def __init__(
         self,

@@ -44,10 +44,21 @@ def assert_same(one: list[dict], other: list[dict]) -> None:
             assert math.isclose(first["log_probability"], second["log_probability"], rel_tol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"method": "ordered", "order": "confidence"}, {"steps": 2, "number": 2}])
-def test_a_row_has_the_result_that_it_has_alone_whatever_the_batch(filler, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"method": "ordered", "order": "confidence"},
+        {"steps": 2, "number": 2},
+        {"method": "euler"},
+        {"method": "first_hitting", "speculate": 3},
+        {"method": "ordered", "order": "random", "refresh_interval": 2},
+    ],
+)
+def test_a_row_has_the_result_that_it_has_alone_whatever_the_batch(filler, settings, monkeypatch):
     together = filler(seed=3, **settings)(ROWS, range(10, 18))
     for batch_tokens in (1, 40):
+        monkeypatch.setattr(RowFiller, "slack", 0.5)  # texts of many lengths in a batch
         assert_same(filler(seed=3, batch_tokens=batch_tokens, **settings)(ROWS, range(10, 18)), together)
     one_by_one = zip(ROWS, range(10, 18), strict=True)
     alone = [result for row, number in one_by_one for result in filler(seed=3, **settings)([row], [number])]
@@ -156,6 +167,13 @@ def test_columns_are_read_by_name_and_what_is_unclear_is_refused():
 def test_batches_have_one_length_and_at_most_so_many_tokens():
     chance = np.random.default_rng(0)
     tasks = [Task(row, 0, int(chance.integers(1, 20)), int(chance.integers(1, 5)), None) for row in range(500)]
+    for slack in (0.1, 0.3):
+        for batch in batches_of(tasks, 40, slack):
+            lengths = [task.length for task in batch]
+            assert min(lengths) >= (1 - slack) * max(lengths)
+            assert len(batch) == 1 or len(batch) * max(lengths) <= 40
+        assert sorted(task for batch in batches_of(tasks, 40, slack) for task in batch) == tasks
+    assert len(batches_of(tasks, 400, 0.1)) < len(batches_of(tasks, 400))
     batches = batches_of(tasks, 40)
     assert sorted(task for batch in batches for task in batch) == tasks
     for batch in batches:
