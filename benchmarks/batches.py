@@ -15,6 +15,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ def time_batch(model: Any, rows: int, length: int, blank: int, times: int) -> tu
     return rows * blank * times, time.perf_counter() - started
 
 
+def speeds(work: Any, lines: list[str], time_batches: Callable[[], tuple[int, float]]) -> tuple[float, float]:
+    """Returns the tokens a second of a job on lines, and of batches that are timed before it and after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        time_job(work, lines[:8], Path(folder))  # what is made once
+    before = time_batches()
+    with tempfile.TemporaryDirectory() as folder:
+        job = time_job(work, lines, Path(folder))
+    after = time_batches()
+    return job[0] / job[1], (before[0] + after[0]) / (before[1] + after[1])
+
+
+def print_speeds(job: float, batch: float, batches: str) -> None:
+    """Prints both speeds, and their ratio."""
+    print(f"{'a job on them':<39}{job:8,.0f} tokens/s")
+    print(f"{batches:<39}{batch:8,.0f} tokens/s")
+    print(f"{'ratio':<39}{job / batch:8.2f}")
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=positive, default=2000)
@@ -87,18 +106,9 @@ def main(argv: list[str]) -> None:
     rows = max(filler.batch_tokens // length, 1)
     times = max(args.rows // rows // 2, 1)
 
-    with tempfile.TemporaryDirectory() as folder:
-        time_job(filler, lines[:8], Path(folder))  # what is made once
-    before = time_batch(model, rows, length, blank, times)
-    with tempfile.TemporaryDirectory() as folder:
-        job = time_job(filler, lines, Path(folder))
-    after = time_batch(model, rows, length, blank, times)
-    batch = [sum(each) for each in zip(before, after, strict=True)]
-    speeds = [tokens / seconds for tokens, seconds in (job, batch)]
+    job, batch = speeds(filler, lines, lambda: time_batch(model, rows, length, blank, times))
     print(f"{args.rows:,} texts; a written token is in one of {length} tokens on average, {blank} of them blank")
-    print(f"a job on them                          {speeds[0]:8,.0f} tokens/s")
-    print(f"a batch of {rows} x {length}, again and again     {speeds[1]:8,.0f} tokens/s")
-    print(f"ratio                                  {speeds[0] / speeds[1]:8.2f}")
+    print_speeds(job, batch, f"a batch of {rows} x {length}, again and again")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ batches hold texts of the mean length, with nothing else to do, half of the time
 import argparse
 import random
 import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from radd_hf.hub.loading import load
 from radd_hf.jobs.scoring import RowScorer
 from radd_hf.likelihood import estimate_likelihood
 
-from .batches import LENGTHS, time_job
+from .batches import LENGTHS, print_speeds, speeds
 from .measure import positive
 
 PASSES = 16
@@ -63,18 +61,9 @@ def main(argv: list[str]) -> None:
     rows = max(scorer.batch_tokens // length // round_rows, 1) * round_rows
     half = max(args.rows // 2, 1)
 
-    with tempfile.TemporaryDirectory() as folder:
-        time_job(scorer, lines[:8], Path(folder))  # what is made once
-    before = time_batches(model, half, length, rows)
-    with tempfile.TemporaryDirectory() as folder:
-        job = time_job(scorer, lines, Path(folder))
-    after = time_batches(model, half, length, rows)
-    batch = [sum(each) for each in zip(before, after, strict=True)]
-    speeds = [tokens / seconds for tokens, seconds in (job, batch)]
+    job, batch = speeds(scorer, lines, lambda: time_batches(model, half, length, rows))
     print(f"{args.rows:,} texts of {length} tokens on average, {PASSES} passes")
-    print(f"a job on them                          {speeds[0]:8,.0f} tokens/s")
-    print(f"batches of {rows} x {length}                     {speeds[1]:8,.0f} tokens/s")
-    print(f"ratio                                  {speeds[0] / speeds[1]:8.2f}")
+    print_speeds(job, batch, f"batches of {rows} x {length}")
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def to_original(
     """
     check_repository("push_to_hub", push_to_hub)
     target = _free_target(target)
-    model, _ = _load(source, use_ema=use_ema, dtype=dtype)
+    model, _ = _load(newest_model(str(source), "source"), use_ema=use_ema, dtype=dtype)
     config = cast(RaddConfig, model.config)
     nested = _to_authors(config, model.dtype)
     state = {_rename(name, TO_THEIRS): tensor for name, tensor in model.state_dict().items()}
@@ -195,10 +195,9 @@ def to_original(
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _load(source: str | Path, *, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
+def _load(source: str, *, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} must be one of {DTYPES}, or None for the source's.")
-    source = newest_model(str(source), "source")
     path = Path(source)
     if path.is_file() or (path / RUN_CONFIG).is_file() or (path / RUN_CHECKPOINT).is_file():
         return _load_run(path, use_ema, dtype)

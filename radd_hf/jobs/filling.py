@@ -19,6 +19,7 @@ from ..randomness_radd import check_seed, sample_generators, text_seed
 from ..ranges import check_count
 from ..settings_radd import LARGEST_INTEGER, LENGTHS, SETTINGS, plain, shortened
 from .batches import Task, batches_of_rows, tokens_of_a_batch
+from .rows import check_text_column
 
 # Texts of a batch are padded by at most this part of the longest: fuller batches save more than padding costs.
 SLACK = 0.08
@@ -192,8 +193,7 @@ def columns_to_fill(columns: Sequence[str], text_column: str | None = None) -> d
         ValueError: if there are none, or it is not clear which.
     """
     if text_column is not None:
-        if text_column not in columns:
-            raise ValueError(f"text_column={text_column!r} must be one of {list(columns)}.")
+        check_text_column(columns, text_column)
         return {"text": text_column} | ({"seed": "seed"} if "seed" in columns else {})
     ends = [name for name in ("prefix", "suffix") if name in columns]
     if "text" in columns and ends:

@@ -145,6 +145,12 @@ class _Types:
         )
 
 
+def check_text_column(columns: Sequence[str], text_column: str) -> None:
+    """Raises a ValueError unless the column that the user named is there."""
+    if text_column not in columns:
+        raise ValueError(f"text_column={text_column!r} must be one of {list(columns)}.")
+
+
 def check_rows_output(argument: str, name: str) -> Path:
     """Returns the file to write; raises a ValueError where it could not be written, or for another ending."""
     if Path(name).suffix not in OUTPUTS:

@@ -24,6 +24,7 @@ from ..randomness_radd import stream_seed
 from ..settings_radd import shortened
 from ..text_radd import check_characters, check_tokenizer, check_tokenizer_mask, encode_after_text, encode_text
 from .batches import Task, tokens_of_a_batch
+from .rows import check_text_column
 
 # What is scored: a text, or a continuation given a prefix.
 PARTS = ("text", "prefix", "continuation")
@@ -287,8 +288,7 @@ def columns_to_score(columns: Sequence[str], text_column: str | None = None) -> 
         ValueError: if there are none, or it is not clear which.
     """
     if text_column is not None:
-        if text_column not in columns:
-            raise ValueError(f"text_column={text_column!r} must be one of {list(columns)}.")
+        check_text_column(columns, text_column)
         return {"text": text_column}
     found = {part: part for part in PARTS if part in columns}
     if not found.keys() & {"text", "continuation"}:

@@ -19,6 +19,7 @@ from radd_hf import RaddForMaskedLM, RaddGenerationConfig, settings_radd
 from radd_hf.app import cli, generate
 from radd_hf.hub import convert
 from radd_hf.hub.facts import forward_flops
+from radd_hf.jobs.batches import BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD
 from radd_hf.text_radd import encode_blanks
 from radd_hf.version import __version__
 from support.hostile import FOR_CARDS, FOR_TERMINALS
@@ -628,6 +629,8 @@ def test_a_command_line_that_names_nothing_to_do_is_a_fault(arguments, capsys):
 
 def test_the_settings_and_choices_are_those_of_the_library():
     assert cli.DTYPES == convert.DTYPES
+    tokens = f"default: {BATCH_TOKENS}, on a card {BATCH_TOKENS_OF_A_CARD}"
+    assert tokens in " ".join(cli._generate_parser().format_help().split())
     flags = vars(cli._generate_parser().parse_args(["m"]))
     assert flags.keys() >= settings_radd.TEXT_SETTINGS.keys()
     assert all(flags[name] is None for name in settings_radd.TEXT_SETTINGS), (

@@ -30,30 +30,16 @@ import json, os, random, signal, sys
 from pathlib import Path
 from radd_hf.app import cli
 from radd_hf.jobs import job, rows
+from tests.support.kills import watch_changes
 
 model, source, folder, kills = sys.argv[1:]
 rows.WINDOW, job.SHARD = 16, 2
-CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 
 def start(name, last=None):
     output = folder + "/" + name
     child = os.fork()
     if not child:
-        changes, sync = [], os.fsync
-        def change(what):
-            changes.append(what)
-            if len(changes) == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-        def look(event, given):
-            if event in CHANGES:
-                change(event)
-            if event == "open" and output in str(given[0]) and given[2] & (os.O_WRONLY | os.O_RDWR):
-                change(event)
-        def counted_sync(descriptor):
-            change("os.fsync")
-            sync(descriptor)
-        sys.addaudithook(look)
-        os.fsync = counted_sync
+        changes = watch_changes(output, last, everywhere=True)
         arguments = [model, "--input", source, "--output", output, "--seed", "3", "--batch-tokens", "64", "--quiet"]
         status = cli.main(["generate", *arguments])
         Path(folder, "changes").write_text(str(len(changes)))

@@ -31,28 +31,14 @@ import sys
 from pathlib import Path
 from radd_hf.hub.runs import all_checkpoints, damage_of, step_of
 from radd_hf.training import train
+from tests.support.kills import watch_changes
 
 config, folder, wanted = sys.argv[1:]
-CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 
 def start(output, last=None):
     child = os.fork()
     if not child:
-        changes, sync = [], os.fsync
-        def change(what):
-            changes.append(what)
-            if len(changes) == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-        def look(event, given):
-            if event in CHANGES and (output in str(given[0]) or "/" not in str(given[0])):
-                change(event)
-            if event == "open" and output in str(given[0]) and given[2] & (os.O_WRONLY | os.O_RDWR):
-                change(event)
-        def counted_sync(descriptor):
-            change("os.fsync")
-            sync(descriptor)
-        sys.addaudithook(look)
-        os.fsync = counted_sync
+        changes = watch_changes(output, last)
         train.main(["--config", config, "--output_dir", output])
         with open(folder + "/changes.json", "w") as file:
             json.dump(changes, file)
