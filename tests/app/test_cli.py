@@ -22,6 +22,7 @@ from radd_hf.hub.facts import forward_flops
 from radd_hf.jobs.batches import BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD
 from radd_hf.text_radd import encode_blanks
 from radd_hf.version import __version__
+from support.commands import Terminal, run_radd, save_model
 from support.hostile import FOR_CARDS, FOR_TERMINALS
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 from support.toys import random_model
@@ -38,15 +39,7 @@ def network() -> RaddForMaskedLM:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, network, tiny_tokenizer) -> str:
-    path = tmp_path_factory.mktemp("model")
-    network.save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return str(path)
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+    return save_model(tmp_path_factory.mktemp("model"), network, tiny_tokenizer)
 
 
 @pytest.fixture
@@ -54,13 +47,7 @@ def radd(folder, capsys, monkeypatch):
     """Runs `radd COMMAND MODEL ...` with the given standard input, by default a terminal's."""
 
     def run(command: str, *arguments: str, stdin: str | None = None, model: str | None = None):
-        monkeypatch.setattr(sys, "stdin", Terminal() if stdin is None else io.StringIO(stdin))
-        try:
-            code = cli.main([command, model or folder, *arguments])
-        except SystemExit as ended:
-            code = ended.code
-        written = capsys.readouterr()
-        return SimpleNamespace(code=code, out=written.out, err=written.err)
+        return run_radd([command, model or folder, *arguments], capsys, monkeypatch, stdin)
 
     return run
 

@@ -1,23 +1,21 @@
 """The command `radd score`: a text, a pair, a pipe, a file; what it prints and refuses, and that `radd eval` agrees."""
 
-import io
 import json
 import math
 import re
 import shlex
 import subprocess
-import sys
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from radd_hf.app import cli, score
+from radd_hf.app import score
 from radd_hf.evaluation import perplexity
 from radd_hf.jobs.scoring import RowScorer, row_seed
 from radd_hf.likelihood import estimate_likelihood
 from radd_hf.text_radd import encode_text
+from support.commands import run_radd, save_model
 from support.launches import QUIET, command
 from support.paths import CHECKPOINT, ROOT
 from support.toys import random_model
@@ -33,15 +31,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, network, tiny_tokenizer) -> str:
-    path = tmp_path_factory.mktemp("model")
-    network.save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return str(path)
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+    return save_model(tmp_path_factory.mktemp("model"), network, tiny_tokenizer)
 
 
 @pytest.fixture
@@ -49,14 +39,7 @@ def radd_score(folder, capsys, monkeypatch):
     """Runs `radd score MODEL ...` with the given standard input, by default a terminal's."""
 
     def run(*arguments: str, stdin: str | None = None):
-        monkeypatch.setattr(sys, "argv", ["radd"])
-        monkeypatch.setattr(sys, "stdin", Terminal() if stdin is None else io.StringIO(stdin))
-        try:
-            code = cli.main(["score", folder, *arguments])
-        except SystemExit as ended:
-            code = ended.code
-        written = capsys.readouterr()
-        return SimpleNamespace(code=code, out=written.out, err=written.err)
+        return run_radd(["score", folder, *arguments], capsys, monkeypatch, stdin)
 
     return run
 

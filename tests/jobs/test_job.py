@@ -18,6 +18,7 @@ from radd_hf.jobs import job as job_module
 from radd_hf.jobs.filling import RowFiller
 from radd_hf.jobs.job import Job, Report, RowsRefused, run_on_file
 from radd_hf.jobs.rows import RowsFile
+from support.commands import save_model
 from support.launches import QUIET, command
 from support.paths import ROOT
 from support.toys import random_model
@@ -70,10 +71,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model, tiny_tokenizer) -> str:
-    path = tmp_path_factory.mktemp("model")
-    model.save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return str(path)
+    return save_model(tmp_path_factory.mktemp("model"), model, tiny_tokenizer)
 
 
 @pytest.fixture
