@@ -77,9 +77,8 @@ def test_the_shipped_checkpoint_writes_by_the_settings_of_its_picture():
     makefile = (ROOT / "Makefile").read_text()
     pictured = re.search(r"radd generate .* --temperature ([\d.]+) --top-p ([\d.]+) .*readme\.gif", makefile)
     written = re.search(r"settings\.temperature, settings\.top_p = ([\d.]+), ([\d.]+);", makefile)
-    assert pictured and written, "the Makefile draws the picture and saves the settings"
     expected = (str(saved["temperature"]), str(saved["top_p"]))
-    assert pictured.groups() == written.groups() == expected
+    assert [found and found.groups() for found in (pictured, written)] == [expected, expected]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -48,9 +48,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 # The harness's own default, where a model's length leaves room for it.
 MAX_GEN_TOKS = 256
 # Of a task's generation_kwargs, or --gen_kwargs, what goes to `generate` as it is: all but what the harness decides.
-GENERATION_KWARGS = tuple(
-    name for name in TEXT_SETTINGS if name not in ("length", "temperature", "exact", "stop_on_eos")
-)
+DECIDED = "length", "temperature", "exact", "stop_on_eos"
+GENERATION_KWARGS = tuple(name for name in TEXT_SETTINGS if name not in DECIDED)
 
 
 class Canvas(NamedTuple):
