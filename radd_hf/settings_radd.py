@@ -36,7 +36,7 @@ LENGTHS = "length", "max_new_tokens"
 class Setting(NamedTuple):
     """Describes one setting of `generate`.
 
-    kind: type of the value. default: the value of a setting that nobody sets. accepts: tells whether a value is valid.
+    kind: type of the value. default: the value where none is given. accepts: tells whether a value is valid.
     values: the valid values, in words. help: what the setting does. choices: all values, where they are names.
     """
 
