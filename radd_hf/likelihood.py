@@ -697,7 +697,7 @@ def estimate_likelihood(
     )
     rows = None if estimator in ORDER_OF else rounds.rows
     adaptive = is_adaptive(ORDER_OF.get(estimator))
-    # Packed from the first round to the last, since no other code runs between two rounds that could change the weights.
+    # Packed from the first round to the last: no other code runs between two rounds that could change the weights.
     with packed_weights(count_evaluations(rounds.scored, rounds.first_rounds, rows, batch_size, adaptive)):
         for found in rounds:
             if report is not None:

@@ -88,8 +88,8 @@ class Ending:
 class Sampling:
     """Holds how tokens are drawn, and when a row ends.
 
-    processors: the caller's logits processors. warpers: transformers' temperature, top-k and top-p, which come after them. policy: of an
-    adaptive order; it sees the scores after the logits processors and before the warpers.
+    processors: the caller's logits processors. warpers: transformers' temperature, top-k and top-p, applied after the
+    processors. policy: of an adaptive order; it sees the scores after the processors and before the warpers.
     """
 
     temperature: float

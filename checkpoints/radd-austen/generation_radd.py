@@ -737,8 +737,8 @@ class RaddGenerationMixin:
             hidden: (N, D) states, each in a sequence (N, L).
 
         Yields:
-            Which chunk of n it is; the logits (n, V); the log-probabilities (n, V) after logits processors and warpers; and
-            the largest score (n,), which is finite if some token is possible.
+            Which chunk of n it is; the logits (n, V); the log-probabilities (n, V) after logits processors and
+            warpers; and the largest score (n,), which is finite if some token is possible.
         """
         size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
         for begin in range(0, len(hidden), size):
@@ -975,7 +975,7 @@ def _make_sampling(
     """Lists the caller's logits processors, and temperature, top-k and top-p in transformers' order."""
     if not isinstance(logits_processor, (list, tuple, type(None))) or not all(map(callable, logits_processor or ())):
         raise TypeError(
-            f"logits_processor={shortened(logits_processor)} must be a LogitsProcessorList or a list of logits processors."
+            f"logits_processor={shortened(logits_processor)} must be a LogitsProcessorList or a list of processors."
         )
     temperature, top_k, top_p = settings.temperature, settings.top_k, settings.top_p
     warpers = LogitsProcessorList()
