@@ -255,7 +255,7 @@ class Foreign(NamedTuple):
 
 
 _PROCESSOR = (
-    "pass logits_processor=[...] with a processor of transformers.generation, such as MinPLogitsWarper(0.1), or with "
+    "pass logits_processor=[...] with a logits processor of transformers.generation, such as MinPLogitsWarper(0.1), or with "
     "one of your own; it sees the whole masked sequence, which has text on both sides"
 )
 _FOREIGN = (
