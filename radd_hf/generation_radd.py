@@ -91,7 +91,7 @@ from .text_radd import check_tokenizer
 # few times as much.
 MAX_DRAW_ELEMENTS = 2**24
 # With captured events: after so many of them the host asks the GPU which rows have ended (`stop_on_eos`), or waits for
-# the card, so that `progress` is that of the GPU.
+# the GPU, so that `progress` is that of the GPU.
 EVENTS_BETWEEN_QUESTIONS = 16
 # Seconds after which `progress` shows its bar: there is none for what is done before.
 BAR_DELAY = 1.0
