@@ -24,6 +24,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -55,7 +56,7 @@ from .loading import (
     load_model,
     load_tokenizer,
 )
-from .model_card import Origin, check_license, check_repository, model_card
+from .model_card import Origin, Results, check_license, check_repository, model_card, origin_of, read_results
 from .runs import newest_model
 from .sources import RUN_CHECKPOINT, RUN_CONFIG, WEIGHTS, find_beside, read_config, weight_files
 
@@ -124,7 +125,14 @@ def convert(
         model.save_pretrained(folder)
         if text_tools is not None:
             text_tools.save_pretrained(folder)
-        card = model_card(model, origin, with_tokenizer=text_tools is not None, license=license, repository=push_to_hub)
+        card = model_card(
+            model,
+            origin,
+            with_tokenizer=text_tools is not None,
+            license=license,
+            repository=push_to_hub,
+            results=_results(source, dtype),
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         if endpoint:
             write_endpoint(folder)
@@ -209,9 +217,15 @@ def _load(source: str, *, use_ema: bool, dtype: str | None) -> tuple[RaddForMask
     name = path.resolve().name if path.is_dir() else source
     if "model_type" in settings:
         model = load_model(source, revision=revision, dtype=dtype or "auto", argument="source")
-        return model, Origin(name, not path.is_dir(), "a radd_hf model", revision)
+        return model, origin_of(path) if path.is_dir() else Origin(name, True, "a radd_hf model", revision)
     model = _load_released(source, settings, revision, dtype)
     return model, Origin(name, not path.is_dir(), "the authors' layout", revision)
+
+
+def _results(source: str, dtype: str | None) -> Results:
+    """Reads what is known of a folder's training, and its evaluation unless the weights get another type."""
+    results = read_results(Path(source)) if Path(source).is_dir() else Results()
+    return results if dtype is None else replace(results, evaluation=None)
 
 
 def _load_released(source: str, settings: dict, revision: str | None, dtype: str | None) -> RaddForMaskedLM:

@@ -23,7 +23,7 @@ from ..kernels_radd import ONEDNN_LINEAR
 from ..modeling_radd import RaddForMaskedLM
 from ..settings_radd import SETTINGS
 from .loading import load_config, load_tokenizer
-from .model_card import RECIPE
+from .model_card import CARD_ROW, RECIPE
 from .runs import newest_model
 from .sources import read_beside, read_config
 
@@ -142,7 +142,3 @@ def model_facts(name: str) -> dict[str, Any]:
         keys = ("dataset", "split", "bits_per_byte", "bits_per_byte_error", "perplexity", "perplexity_error")
         facts["evaluation"] = {key: evaluation[key] for key in keys if key in evaluation}
     return facts
-
-
-# The rows of a card by `model_card.py` that tell where a model came from.
-CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
