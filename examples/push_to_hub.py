@@ -8,9 +8,9 @@
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --endpoint
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --dry_run
 
-The card is made from the files in the folder (`radd_hf/hub/model_card.py`). The title and the sections that you wrote into
-the folder's README.md stay. `--endpoint` adds `handler.py` and `requirements.txt`: with them, an inference endpoint of the
-Hub serves the model.
+The card is made from the files in the folder (`radd_hf/hub/model_card.py`). The title and the sections that you wrote
+into the folder's README.md stay. `--endpoint` adds `handler.py` and `requirements.txt`: with them, an inference
+endpoint of the Hub serves the model.
 """
 
 import argparse

@@ -56,7 +56,7 @@ from .loading import (
     load_model,
     load_tokenizer,
 )
-from .model_card import Origin, Results, check_license, check_repository, model_card, origin_of, read_results
+from .model_card import Origin, Results, check_license, check_repository, model_card, origin_of, read_card, read_results
 from .runs import newest_model
 from .sources import RUN_CHECKPOINT, RUN_CONFIG, WEIGHTS, find_beside, read_config, weight_files
 
@@ -84,6 +84,7 @@ def convert(
     use_ema: bool = True,
     dtype: str | None = None,
     license: str | None = None,
+    card: str | Path | None = None,
     endpoint: bool = False,
     push_to_hub: str | None = None,
 ) -> Path:
@@ -100,6 +101,7 @@ def convert(
         use_ema: from a run, take the moving average of the weights (what the authors evaluate) or the raw ones.
         dtype: "float32", "bfloat16" or "float16"; None keeps the source's.
         license: identifier of the weights' license, such as "apache-2.0", for the model card; None names none.
+        card: an earlier model card, of which the new one keeps the title and the sections that people wrote.
         endpoint: write the files of an inference endpoint, too ([`write_endpoint`]); it needs the tokenizer.
         push_to_hub: name of a repository to upload the folder to.
 
@@ -118,6 +120,7 @@ def convert(
     check_repository("push_to_hub", push_to_hub)
     if endpoint and tokenizer is None:
         raise ValueError("endpoint=True: an endpoint reads and writes text, name the tokenizer that belongs to it.")
+    old = None if card is None else read_card(Path(card))
     target = _free_target(target)
     model, origin = _load(source, use_ema=use_ema, dtype=dtype)
     text_tools = None if tokenizer is None else _load_tokenizer(tokenizer, cast(RaddConfig, model.config))
@@ -125,15 +128,16 @@ def convert(
         model.save_pretrained(folder)
         if text_tools is not None:
             text_tools.save_pretrained(folder)
-        card = model_card(
+        new = model_card(
             model,
             origin,
             with_tokenizer=text_tools is not None,
             license=license,
             repository=push_to_hub,
             results=_results(source, dtype),
+            old=old,
         )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(new, encoding="utf-8")
         if endpoint:
             write_endpoint(folder)
     if push_to_hub is not None:
@@ -496,6 +500,9 @@ def make_parser() -> OneLineParser:
     parser.add_argument("--dtype", choices=DTYPES, help="default: the source's")
     parser.add_argument("--license", help="of the weights, for the model card, e.g. apache-2.0; default: none named")
     parser.add_argument(
+        "--card", metavar="FILE", help="an earlier model card: keep its title and the sections that people wrote"
+    )
+    parser.add_argument(
         "--endpoint", action="store_true", help="write handler.py and requirements.txt of an inference endpoint, too"
     )
     parser.add_argument("--push-to-hub", metavar="REPO", help="repository to upload the folder to")
@@ -508,14 +515,16 @@ def main(argv: list[str]) -> None:
     """Runs [`convert`] or [`to_original`] by the arguments of a command line."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.to_original and (args.tokenizer or args.license or args.endpoint):
-        parser.error("--tokenizer, --license, --endpoint: the authors' layout has no place for them; leave them out.")
+    if args.to_original and (args.tokenizer or args.license or args.card or args.endpoint):
+        parser.error(
+            "--tokenizer, --license, --card, --endpoint: the authors' layout has no place for them; leave them out."
+        )
 
     options = {"use_ema": not args.no_ema, "dtype": args.dtype, "push_to_hub": args.push_to_hub}
     if args.to_original:
         to_original(args.source, args.target, **options)
     else:
-        beside = {"tokenizer": args.tokenizer, "license": args.license, "endpoint": args.endpoint}
+        beside = {name: getattr(args, name) for name in ("tokenizer", "license", "card", "endpoint")}
         convert(args.source, args.target, **beside, **options)
     print(f"{visible(args.target)} is written.")
     if not args.to_original and not (Path(args.target) / "tokenizer_config.json").is_file():

@@ -19,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any, cast
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
@@ -38,7 +40,7 @@ from .sources import read_beside
 TASK = "fill-mask"
 TAGS = ["radd", "diffusion", "masked-diffusion", "text-generation"]
 
-MARK = "<!-- radd_hf makes this section. Delete this line to keep your own words in it. -->"
+MARK = "<!-- radd_hf makes this section anew. To keep your own words here, delete this line. -->"
 
 TITLE = """\
 # RADD
@@ -56,11 +58,12 @@ USAGE = """\
 ```
 
 `generate` fills every mask between a `prefix` and a `suffix`, after a `prefix`, or in an empty text. Fewer `steps` need
-fewer evaluations of the network.{pipeline}
+fewer evaluations of the network.
 """
 
-PIPELINE = """ The pipeline fills the blanks of a text: `[MASK]` is a blank of one token, and `[MASK:n]` one of
-n tokens."""
+PIPELINE = """\
+The pipeline fills the blanks of a text: `[MASK]` is a blank of one token, and `[MASK:n]` one of n tokens.
+"""
 
 EXACT = "`exact=True` sets them aside and draws from the network's distribution as it is."
 
@@ -100,6 +103,10 @@ FIGURES = {
     "nats per token": ("nats_per_token", "standard_error", "interval", 4),
     "perplexity": ("perplexity", "perplexity_error", "perplexity_interval", 2),
 }
+
+MEANING = """\
+Bits per byte are the bits that the model needs to encode a byte of the text. A nat is 1.44 bits. The figures are upper
+bounds. Their errors are those of the estimate on this text. To get the figures again, run this in the folder:"""
 
 # The rows of a card that tell where a model came from.
 CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
@@ -172,14 +179,14 @@ def model_card(
         "Citation": CITATION,
         "License": _license(license),
     }
-    sections = {heading: f"## {heading}\n\n{MARK}\n\n{body}\n" for heading, body in made.items() if body is not None}
-    sections = {"": f"{TITLE}\n"} | sections
-    if old is not None:
-        sections = _kept(sections, _sections(ModelCard(old).text))
-    text = "".join(sections.values()).rstrip("\n") + "\n"
+    sections: dict[str, str | None] = {"": f"{TITLE}\n"}
+    for heading, body in made.items():
+        sections[heading] = None if body is None else f"## {heading}\n\n{MARK}\n\n{body}\n"
+    kept = _kept(sections, {} if old is None else _sections(ModelCard(old).text))
+    text = "".join(kept.values()).rstrip("\n") + "\n"
     if repository is not None:  # also in the code that people wrote
         text = re.sub(r"^name = .*$", f'name = "{repository}"', text, flags=re.MULTILINE)
-    return f"---\n{_metadata(old_data, license, repository, results)}\n---\n\n{text}"
+    return f"---\n{_metadata(old_data, license, _name_of(text, repository), results)}\n---\n\n{text}"
 
 
 def read_results(folder: Path, evaluation: Path | None = None, recipe: Path | None = None) -> Results:
@@ -226,19 +233,31 @@ def _sections(text: str) -> dict[str, str]:
     return {heading: f"{part.rstrip()}\n\n" for heading, part in parts.items()}
 
 
-def _kept(made: dict[str, str], old: dict[str, str]) -> dict[str, str]:
-    """Returns the sections of `old` in their order, the marked ones made anew, and the new ones where they belong."""
-    kept = {heading: made[heading] if heading in made and MARK in part else part for heading, part in old.items()}
-    order = list(made)
-    for place, heading in enumerate(order):
-        if heading not in kept:  # behind the section that comes before it
-            before = list(kept).index(order[place - 1]) + 1
-            items = list(kept.items())
-            kept = dict([*items[:before], (heading, made[heading]), *items[before:]])
-    return kept
+def _kept(made: dict[str, str | None], old: dict[str, str]) -> dict[str, str]:
+    """Returns the sections of `old` in their order, the marked ones made anew, and the new ones where they belong.
+
+    A new section stands behind the one that comes before it in `made`, and behind what people wrote below that.
+    """
+    kept = [(heading, made.get(heading) or part if MARK in part else part) for heading, part in old.items()]
+    last = -1
+    for heading, part in made.items():
+        headings = [each for each, _ in kept]
+        if heading in headings:
+            last = headings.index(heading)
+        elif part is not None:
+            last += 1
+            while last < len(kept) and headings[last] not in made:
+                last += 1
+            kept.insert(last, (heading, part))
+    return dict(kept)
 
 
-def _metadata(old: dict[str, Any], license: str | None, repository: str | None, results: Results) -> str:
+def _name_of(text: str, repository: str | None) -> str:
+    title = re.match(r"# (.+)", text)
+    return repository or (visible(title[1].strip()) if title else "RADD")
+
+
+def _metadata(old: dict[str, Any], license: str | None, name: str, results: Results) -> str:
     recipe, evaluation = results.recipe or {}, results.evaluation
     dataset, base = str(recipe.get("dataset")), str(recipe.get("init_from"))
     known: dict[str, Any] = {"license": license, "library_name": "transformers", "pipeline_tag": TASK}
@@ -251,7 +270,7 @@ def _metadata(old: dict[str, Any], license: str | None, repository: str | None, 
         known["base_model"] = base
     data = ModelCardData(**(old | known))
     if evaluation is not None:
-        data.model_name = repository or data.model_name or "RADD"
+        data.model_name = name
         data.eval_results = _eval_results(evaluation)
     return data.to_yaml()
 
@@ -306,7 +325,7 @@ def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
             'fill = pipeline("radd-infilling", model=name, trust_remote_code=True)',
             'print(fill("Once [MASK:4] the end.")[0]["text"])',
         ]
-    return USAGE.format(code="\n".join(code), pipeline=PIPELINE if with_tokenizer else "")
+    return USAGE.format(code="\n".join(code)) + (PIPELINE if with_tokenizer else "")
 
 
 def _generation(model: RaddForMaskedLM) -> str | None:
@@ -324,18 +343,16 @@ def _training(results: Results, step: int | None) -> str:
     said = ["The settings of `radd train`, from the run's config.yaml:\n", _table(rows)]
     if recipe.get("dataset") == "austen":
         *titles, last = [title.title().replace(" And ", " and ") for title in NOVELS if title != HELD_OUT_NOVEL]
-        said.append(
-            f"`austen` is the text of five novels by Jane Austen, in the public domain: {', '.join(titles)}, and {last}."
-            f"\n{HELD_OUT_NOVEL}, her sixth, is held out: the model was not trained on it.\n"
-        )
+        text = f"`austen` is the text of novels by Jane Austen, in the public domain: {', '.join(titles)}, and {last}."
+        said.append(f"{fill(text, 120)}\n{HELD_OUT_NOVEL} is held out: the model was not trained on it.\n")
     step = step or recipe.get("max_steps")
     sizes = (step, recipe.get("batch_size"), recipe.get("length"))
     if all(isinstance(size, int) for size in sizes):
         steps, rows_of_a_step, length = cast(tuple[int, int, int], sizes)
         tokens = steps * rows_of_a_step * length
         text = f"{steps:,} steps of {rows_of_a_step:,} rows of {length:,} tokens are {tokens:,} tokens."
-        speeds = [line.get("tokens_per_second") for line in results.metrics if line.get("step", 0) <= steps]
-        speeds = [speed for speed in speeds if isinstance(speed, (int, float)) and speed > 0]
+        logged = [line.get("tokens_per_second") for line in results.metrics if line.get("step", 0) <= steps]
+        speeds = [float(speed) for speed in logged if isinstance(speed, (int, float)) and speed > 0]
         if speeds:
             speed = median(speeds)
             text += f"\nAt the log's median of {speed:,.0f} tokens a second, they take {_duration(tokens / speed)}."
@@ -369,9 +386,7 @@ def _evaluation(evaluation: Mapping[str, Any], repository: str | None, config: R
                 "| | | standard error | 95 % interval |",
                 "|---|---:|---:|---|",
                 *rows,
-                "\nThe figures are upper bounds of the negative log-likelihood, in bits or in nats (natural logarithm).",
-                "The errors are those of the estimate on this text. `radd_hf` prints them:\n",
-                f"```bash\n{_command(evaluation, repository, config)}\n```\n",
+                f"\n{MEANING}\n\n```bash\n{_command(evaluation, repository, config)}\n```\n",
             ]
         )
     except KeyError as error:
@@ -385,7 +400,7 @@ def _command(evaluation: Mapping[str, Any], repository: str | None, config: Radd
     usual = {"protocol": "clean", "estimator": "k_stratified", "length": config.max_position_embeddings, "seed": 0}
     flags = {"dataset": "dataset", "dataset_config": "config", "split": "split", "protocol": "protocol"}
     flags |= {name: name for name in ("length", "estimator", "passes", "seed")}
-    words = ["radd", "eval", "--model", repository or "FOLDER"]
+    words = ["radd", "eval", "--model", repository or "."]
     for flag, name in flags.items():
         value = evaluation.get(name)
         if value is not None and value != usual.get(name):
@@ -491,7 +506,9 @@ def make_parser() -> OneLineParser:
     """Makes the parser of the command line."""
     parser = OneLineParser(prog="radd_hf.hub.model_card", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, help="a model; its README.md is made, or brought up to date")
-    parser.add_argument("--recipe", type=Path, help="config.yaml of the run; default: training/config.yaml in the folder")
+    parser.add_argument(
+        "--recipe", type=Path, help="config.yaml of the run; default: training/config.yaml in the folder"
+    )
     parser.add_argument("--evaluation", type=Path, help="output of eval_ppl.py; default: evaluation.json in the folder")
     parser.add_argument("--license", help="of the weights, such as apache-2.0; default: the one that the card names")
     parser.add_argument("--repository", help="name on the Hub, such as me/my-radd, for the lines of usage")
@@ -519,16 +536,30 @@ def card_of(
     check_repository("repository", repository)
     results = read_results(folder, evaluation, recipe)
     model = model or load_model(str(folder), dtype="auto", argument="folder")  # in the precision of the folder
-    old = folder / "README.md"
+    old = read_card(folder / "README.md") if (folder / "README.md").is_file() else None
     return model_card(
         model,
-        None if old.is_file() else origin_of(folder),
+        origin_of(folder) if old is None else None,
         with_tokenizer=(folder / "tokenizer_config.json").is_file(),
         license=license,
         repository=repository,
         results=results,
-        old=old.read_text(encoding="utf-8") if old.is_file() else None,
+        old=old,
     )
+
+
+def read_card(file: Path) -> str:
+    """Reads a model card.
+
+    Raises:
+        ValueError: for a file that is missing or has metadata that cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        ModelCard(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"card={str(file)!r} must be a model card in Markdown; it cannot be read. {error}") from error
+    return text
 
 
 def origin_of(folder: Path, revision: str | None = None) -> Origin:
@@ -545,7 +576,7 @@ def main(argv: list[str]) -> None:
     args: argparse.Namespace = make_parser().parse_args(argv)
     text = card_of(**vars(args))
     (args.folder / "README.md").write_text(text, encoding="utf-8")
-    print(f"{visible(args.folder / 'README.md')} is written.")
+    print(f"{visible(str(args.folder / 'README.md'))} is written.")
 
 
 if __name__ == "__main__":
