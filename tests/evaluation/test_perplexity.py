@@ -278,7 +278,7 @@ def test_the_authors_checkpoints_are_evaluated_as_they_are(evaluate, golden, che
         ({"output": "/"}, "output='/' must be a file, and is a folder"),
         (
             {"model": GOLDEN / "run"},
-            r"model='.*golden/run' is a training run of the authors' code: convert it first: radd convert",
+            r"model='.*golden/run' is a training run of the authors' code. Convert it first: radd convert",
         ),
         ({"target_se": 1e-9, "passes": 16}, "target_se=1e-09 would take about"),
         ({"length": 0}, "length=0 must be at least 1"),

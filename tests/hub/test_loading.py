@@ -107,7 +107,8 @@ def test_a_weight_that_is_missing_or_too_many_or_of_another_shape_is_named(chang
     )
     refuse(changed(num_hidden_layers=1), r"unexpected model\.layers\.1\.input_layernorm\.bias, .* 7 more")
     refuse(
-        changed(weights={UP: torch.ones(64, 5)}), rf"weight {UP} is \(64, 5\), and the configuration says \(64, 16\)"
+        changed(weights={UP: torch.ones(64, 5)}),
+        rf"weight {UP} has the shape \(64, 5\), and the configuration \(64, 16\)",
     )
 
 
@@ -189,15 +190,15 @@ def test_an_adapter_is_told_what_it_is_of(tmp_path, whole):
     get_peft_model(base, LoraConfig(target_modules=["qkv_proj"])).save_pretrained(adapter)
     refuse(adapter, rf"is a LORA adapter of '{whole}', and not a whole model: .* merge_and_unload")
     shutil.copy(whole / "config.json", adapter.parent)
-    refuse(adapter, rf"is a LORA adapter of '{whole}', and the folder around it has the sum: pass that")
+    refuse(adapter, rf"is a LORA adapter of '{whole}'. The folder around it has the model with the adapter added: pass")
 
 
 def test_a_training_run_of_the_authors_is_told_to_be_converted(tmp_path, whole):
-    refuse(GOLDEN / "run", "is a training run of the authors' code: convert it first: radd convert .*run FOLDER")
+    refuse(GOLDEN / "run", "is a training run of the authors' code. Convert it first: radd convert .*run FOLDER")
     file = GOLDEN / "run" / "checkpoints-meta" / "checkpoint.pth"
-    refuse(file, r"is a file, .*: convert it first: radd convert .*checkpoint\.pth FOLDER")
-    refuse(whole / "model.safetensors", "is a file, and a model is a folder or a repository: pass its folder")
-    refuse(tmp_path / "nothing", "is no folder here, nor a repository")
+    refuse(file, r"is a file, .*\. Convert it first: radd convert .*checkpoint\.pth FOLDER")
+    refuse(whole / "model.safetensors", "is a file, and a model is a folder or a repository. Pass its folder")
+    refuse(tmp_path / "nothing", "Cannot find model=.*: no such folder, and no reachable Hub repository")
     refuse(tmp_path, r"is a folder without a config\.json")
 
 
@@ -215,10 +216,10 @@ def test_a_tokenizer_fits_by_its_highest_id_and_its_mask():
     check_tokenizer(with_mask, config_of(64, mask_token_id=2))
     with pytest.raises(ValueError, match="has its mask 'c' at id 2, and the model at 3: it must be the tokenizer"):
         check_tokenizer(with_mask, config_of(4))
-    with pytest.raises(ValueError, match="has ids up to 2, more than the model's 2: it is another model's"):
+    with pytest.raises(ValueError, match="has ids up to 2, and the model has 2 tokens: it belongs to another model"):
         check_tokenizer(with_mask, config_of(2))
     from_one = letters(range(1, 4))
-    with pytest.raises(ValueError, match="has ids up to 3, more than the model's 3"):
+    with pytest.raises(ValueError, match="has ids up to 3, and the model has 3 tokens"):
         check_tokenizer(from_one, config_of(3))
     with pytest.raises(ValueError, match="has the token 'c' at id 3, where the model has its mask"):
         check_tokenizer(from_one, config_of(4))
@@ -231,14 +232,14 @@ def test_a_tokenizer_without_a_mask_fits_if_no_token_has_the_masks_id():
 
 def test_ids_that_pad_the_vocabulary_are_no_tokens():
     check_tokenizer(letters(range(3)), config_of(8, num_tokens=3))
-    with pytest.raises(ValueError, match="has ids up to 3, more than the model's 3"):
+    with pytest.raises(ValueError, match="has ids up to 3, and the model has 3 tokens"):
         check_tokenizer(letters([0, 1, 3]), config_of(8, num_tokens=3))
 
 
 def test_a_tokenizer_without_a_mask_must_end_where_the_models_mask_is():
     check_tokenizer(letters(range(7)), config_of(8))
     with pytest.raises(
-        ValueError, match="has no mask and ids up to 2, and the model has its mask at 7, not behind them"
+        ValueError, match="has no mask and ids up to 2\. The model has its mask at id 7, which is not the next one"
     ):
         check_tokenizer(letters(range(3)), config_of(8))
 
