@@ -300,7 +300,7 @@ def _read_pth(file: Path) -> dict:
         packed = zipfile.is_zipfile(file)
         if packed and sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > file.stat().st_size:
             raise RuntimeError(
-                "It is a compressed archive, which torch.save never writes: it unpacks to more bytes than it has."
+                "It is an archive that unpacks to more bytes than it has, and torch.save does not compress."
             )
         # Mapped files are read only where they are used; the optimizer's state, half of the file, is not. Files from
         # before torch 1.6 cannot be mapped.

@@ -42,8 +42,8 @@ def load(
     """Loads a model, in evaluation mode, and the tokenizer that fits it.
 
     Args:
-        name: folder or repository of a RADD model, ours or the authors'; or the folder of a training run, for its newest
-            whole checkpoint.
+        name: folder or repository of a RADD model, ours or the authors', or the folder of a training run, which stands
+            for its newest whole checkpoint.
         tokenizer: name or folder; by default the one beside the model.
         device: device of the model; None: an accelerator if there is one.
         dtype: type of the weights, whatever the checkpoint has.
@@ -277,8 +277,9 @@ def check_heads(stored: Tensor | None, config: RaddConfig, source: str) -> None:
     ):
         return
     raise ValueError(
-        f"{source}: {FREQUENCIES} is for heads of width {2 * stored.numel()}. The configuration has "
-        f"n_heads={config.num_attention_heads}, so heads of width {2 * frequencies.numel()}, and frequencies of base 10000."
+        f"{source}: {FREQUENCIES} is for heads of width {2 * stored.numel()}. By its "
+        f"n_heads={config.num_attention_heads} the configuration has heads of width "
+        f"{2 * frequencies.numel()}, with frequencies of base 10000."
     )
 
 
@@ -330,8 +331,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> N
     strange = {token: number for token, number in vocabulary.items() if number >= tokens and number != mask}
     if strange:
         raise ValueError(
-            f"tokenizer={name!r} has ids up to {max(strange.values())}, and the model has {tokens} tokens: it belongs to "
-            "another model."
+            f"tokenizer={name!r} has ids up to {max(strange.values())}, and the model has {tokens} tokens: it belongs "
+            "to another model."
         )
     check_tokenizer_mask(tokenizer, mask)
     if tokenizer.mask_token_id is None and mask in vocabulary.values():

@@ -72,12 +72,12 @@ def refuse(name, message: str) -> None:
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
-        ("module.", r"Names hold 'module\.', which torch's DataParallel or DistributedDataParallel puts there: save"),
-        ("_orig_mod.", r"Names hold '_orig_mod\.', which torch\.compile puts there"),
+        ("module.", r"Names hold 'module\.', which torch's DataParallel or DistributedDataParallel adds\. Save"),
+        ("_orig_mod.", r"Names hold '_orig_mod\.', which torch\.compile adds"),
         ("module._orig_mod.", r"Names hold 'module\.'"),
         (
             "base_model.model.",
-            r"Every name begins with 'base_model\.model\.': save the state dict of the network inside",
+            r"Every name begins with 'base_model\.model\.'\. Save the state dict of the network inside",
         ),
         ("net.", r"Every name begins with 'net\.'"),
     ],
@@ -87,10 +87,10 @@ def test_a_prefix_of_all_names_is_named(changed, prefix, message):
 
 
 def test_a_wrapper_inside_names_is_named(changed):
-    refuse(changed(lambda name: name.replace(".mlp.", "._orig_mod.mlp.")), "which torch.compile puts there")
+    refuse(changed(lambda name: name.replace(".mlp.", "._orig_mod.mlp.")), "which torch.compile adds")
     refuse(
         changed(lambda name: name.replace("up_proj.weight", "up_proj.base_layer.weight")),
-        "which an adapter of PEFT puts there, which merge_and_unload takes away",
+        "which an adapter of PEFT adds, and merge_and_unload removes",
     )
 
 
@@ -116,7 +116,7 @@ def test_a_weight_that_is_missing_or_too_many_or_of_another_shape_is_named(chang
 def test_a_weight_that_is_not_finite_is_named(changed, tmp_path, number):
     weight = torch.zeros(64, 16)
     weight[5, 7] = number
-    refuse(changed(weights={UP: weight}), rf"the weight {UP} holds numbers that are not finite, as torch\.float32")
+    refuse(changed(weights={UP: weight}), rf"the weight {UP} holds numbers that are not finite as torch\.float32")
     with pytest.raises(ValueError, match=r"up_proj\.weight holds numbers that are not finite"):
         convert(changed(weights={UP: weight}), tmp_path / "target")
 
@@ -124,14 +124,16 @@ def test_a_weight_that_is_not_finite_is_named(changed, tmp_path, number):
 def test_a_weight_that_overflows_in_the_type_that_is_asked_for_is_named(changed):
     large = changed(weights={UP: torch.full((64, 16), 1e5)})
     assert load_model(large).dtype == torch.float32
-    with pytest.raises(ValueError, match=rf"the weight {UP} holds numbers that are not finite, as torch\.float16"):
+    with pytest.raises(ValueError, match=rf"the weight {UP} holds numbers that are not finite as torch\.float16"):
         load_model(large, dtype=torch.float16)
 
 
 def test_another_number_of_heads_is_refused_where_the_file_tells_it(changed):
     nested = json.loads((GOLDEN / "hub" / "config.json").read_text())
     wrong = changed(source=GOLDEN / "hub", model=nested["model"] | {"n_heads": 2})
-    message = r"rotary_emb\.inv_freq is for heads 16 wide, and n_heads=2 in the configuration makes them 32 wide"
+    message = (
+        r"rotary_emb\.inv_freq is for heads of width 16\. By its n_heads=2 the configuration has heads of width 32,"
+    )
     refuse(wrong, message)
     state = load_file(Path(wrong) / "model.safetensors")
     place = {name: f"part-{int('inv_freq' in name)}.bin" for name in state}  # not in the first of two files
@@ -165,7 +167,7 @@ SEDD = {"tokens": 50257, "graph": {"type": "absorb"}, "noise": {"type": "logline
         ({"model_type": "llada"}, r"a model of type 'llada' \(LLaDA"),
         ({"model_type": "t5"}, "a model of type 't5', not 'radd': its network is another, which radd_hf cannot read"),
         (SEDD, "model.type='ddit' .* must be 'ddit_wot', the network of RADD; 'ddit' is SEDD's, which has time as an"),
-        ({}, "it must have 'model' .* and 'tokens', as the authors', or our 'model_type'"),
+        ({}, "it must have 'model_type', like ours, or 'tokens' and a mapping 'model', like the authors'"),
         ({"tokens": 96, "model": {"type": "ddit_wot"}}, "lacks 'hidden_size'"),
     ],
 )
@@ -188,7 +190,7 @@ def test_an_adapter_is_told_what_it_is_of(tmp_path, whole):
     adapter = tmp_path / "checkpoint" / "adapter"
     base = load_model(str(whole))
     get_peft_model(base, LoraConfig(target_modules=["qkv_proj"])).save_pretrained(adapter)
-    refuse(adapter, rf"is a LORA adapter of '{whole}', and not a whole model: .* merge_and_unload")
+    refuse(adapter, rf"is a LORA adapter of '{whole}', and not a whole model\. .* merge_and_unload")
     shutil.copy(whole / "config.json", adapter.parent)
     refuse(adapter, rf"is a LORA adapter of '{whole}'. The folder around it has the model with the adapter added: pass")
 
@@ -239,7 +241,7 @@ def test_ids_that_pad_the_vocabulary_are_no_tokens():
 def test_a_tokenizer_without_a_mask_must_end_where_the_models_mask_is():
     check_tokenizer(letters(range(7)), config_of(8))
     with pytest.raises(
-        ValueError, match="has no mask and ids up to 2\. The model has its mask at id 7, which is not the next one"
+        ValueError, match=r"has no mask and ids up to 2\. The model has its mask at id 7, which is not the next one"
     ):
         check_tokenizer(letters(range(3)), config_of(8))
 

@@ -131,8 +131,8 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(folder, tiny_text):
     (folder / "checkpoints/step_8" / MANIFEST).unlink()
     (folder / "checkpoints/step_4/tokenizer.json").unlink()
     before = contents(folder / "checkpoints")
-    why = r"step_8 is damaged: state/manifest\.json is missing: the checkpoint is half-deleted, or an older version of radd_hf "
-    why += r"wrote it; step_4 is damaged: tokenizer\.json is missing"
+    why = r"step_8 is damaged: state/manifest\.json is missing: the checkpoint is half-deleted, or an older version of "
+    why += r"radd_hf wrote it; step_4 is damaged: tokenizer\.json is missing"
     with pytest.raises(
         ValueError, match=rf"no checkpoint to go on from \({why}\)\. Pass another output_dir, or delete"
     ):
