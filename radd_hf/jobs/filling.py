@@ -68,7 +68,7 @@ class RowFiller:
         self.batch_tokens = tokens_of_a_batch(batch_tokens, model.device)
         if settings.get("max_time") is not None:
             raise ValueError(
-                f"max_time={settings['max_time']} would make a text depend on the speed of the machine: leave it out."
+                f"max_time={settings['max_time']} makes a text depend on the speed of the machine: leave it out."
             )
         model.check_settings(**settings)
         self.lengths = {name: settings.pop(name, None) for name in LENGTHS}

@@ -60,8 +60,8 @@ from .batcher import Batcher, Closed, Full, Job, jobs_of
 from .handler import EndpointHandler, Limits, Request
 
 LARGEST_BODY = 2**20  # bytes
-# The most requests at once; more get 503. The most connections; the one that has been silent for longest is closed for a
-# new one. The most connections that are accepted at once. All together stay below the usual 1,024 open files.
+# The most requests at once; more get 503. The most connections; the one that has been silent for longest is closed for
+# a new one. The most connections that are accepted at once. Together they stay below the usual 1,024 open files.
 REQUESTS, CONNECTIONS, BACKLOG = 512, 640, 64
 # A stream without news sends a comment after this many seconds, because proxies close silent connections.
 KEEP_ALIVE = 10.0
