@@ -41,7 +41,7 @@ from benchmarks import (
 from benchmarks import profile as profile_benchmark
 from radd_hf.app import cli
 from radd_hf.evaluation import perplexity, profile, samples
-from radd_hf.hub import convert
+from radd_hf.hub import convert, model_card
 from radd_hf.training import train
 from support.paths import CHECKPOINT, GOLDEN, ROOT
 
@@ -266,6 +266,7 @@ PARSERS = {
     "benchmarks.speculation": lambda flags, _: speculation.parse_arguments(flags),
     "benchmarks.serving": lambda flags, _: serving.parse_arguments(flags),
     "benchmarks.saving": lambda flags, monkeypatch: parse_by(saving.main, flags, monkeypatch),
+    "radd_hf.hub.model_card": lambda flags, _: model_card.make_parser().parse_args(flags),
     "radd_hf.hub.convert": lambda flags, monkeypatch: parse_by(convert.main, flags, monkeypatch),
     "radd_hf.evaluation.lm_eval": parse_harness,
     "http.server": lambda *_: None,  # Python's own
