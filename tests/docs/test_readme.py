@@ -97,9 +97,10 @@ def test_the_shipped_checkpoints_carry_the_present_code(folder, name):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_file_the_readme_names_exists():
-    for path in re.findall(r"\]\((?!http)([^)#]+)", README):
+def test_every_file_and_heading_the_readme_links_exists():
+    for path, anchor in re.findall(r"\]\((?!http)([^)#]+)#?([^)]*)\)", README):
         assert (ROOT / path).exists(), path
+        assert not anchor or f"{{#{anchor}}}" in (ROOT / path).read_text(), f"{path}#{anchor}"
 
 
 def test_the_badges_say_what_the_files_behind_them_say():
