@@ -26,6 +26,7 @@ from radd_hf.figure_style import WIDTH, Theme, label_values, ramp, save_figure
 
 from .commands import ROOT
 from .estimators import CHECKPOINT
+from .measure import EXACT
 
 FIGURE = ROOT / "docs" / "figures" / "generation.png"
 SHORT, STEPS = 24, 16  # the sequence that is shown: tokens, and steps of its grid
@@ -47,13 +48,12 @@ class Example:
 
 def make_example(model, tokenizer) -> Example:
     output = model.generate(
+        generation_config=EXACT,
         prefix="She had never",
         suffix=" of her.",
-        method="tweedie",
         length=SHORT,
         steps=STEPS,
         temperature=0.7,
-        top_p=1.0,
         tokenizer=tokenizer,
         generator=torch.Generator().manual_seed(1),
         output_history=True,
