@@ -179,7 +179,7 @@ def check_labels(
     items = num_items_in_batch
     if isinstance(items, Tensor) and has_values(items) and items.numel() == 1:
         items = items.item()
-    single = isinstance(items, Tensor) and items.numel() == 1  # one on a card, which nobody looks at
+    single = isinstance(items, Tensor) and items.numel() == 1  # one on a GPU is not looked at
     if not (items is None or single or (is_number(items) and 0 < items <= LARGEST_INTEGER)):
         raise ValueError(f"num_items_in_batch={shortened(items)} must be a positive number, of labelled tokens.")
     if not torch.compiler.is_compiling() and not (max_targets is None or is_integer(max_targets, 0, LARGEST_INTEGER)):
