@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""How fast it is, beside the standard algorithm and beside what the machine can do.
+"""Measures how fast the library is, beside the standard algorithm and beside what the machine can do.
 
     python -m benchmarks [sampling|training|likelihood|loading|memory|preparation ...]
         [--device cuda] [--json F] [--plots DIR]
@@ -66,7 +66,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def header(sides: Sequence[str]) -> str:
-    """Of the table that compares them, the baseline first."""
+    """Returns the header of the table that compares the sides, the baseline first."""
     ours = sides[1:]
     ratios = [f"ratio {side.removeprefix('ours ')}" for side in ours]
     cells = ["case", "unit", *sides, *ratios, "of the limit: baseline", *ours]
@@ -74,7 +74,7 @@ def header(sides: Sequence[str]) -> str:
 
 
 def size(dimensions: int):
-    """The type of an argument such as 8x128x1024."""
+    """Parses an argument such as 8x128x1024."""
 
     def parse(text: str) -> tuple[int, ...]:
         values = tuple(int(part) for part in text.split("x"))
@@ -173,7 +173,7 @@ def format_row(case: Case) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks: --device cuda: torch finds no card")
+        raise SystemExit("python -m benchmarks: --device cuda: torch finds no GPU")
     check_output("json", args.json)
     machine = describe_machine(args.device)
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)

@@ -75,7 +75,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks.draw: --device cuda: torch finds no card")
+        raise SystemExit("python -m benchmarks.draw: --device cuda: torch finds no GPU")
     config = RaddConfig(
         vocab_size=args.vocab_size,
         hidden_size=args.hidden_size,

@@ -38,7 +38,7 @@ def tasks_of_an_hour() -> list[tuple[str, int, float]]:
 def main(argv: list[str]) -> None:
     argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args(argv)
     machine = json.loads((FIGURES / TASKS[0][1]).read_text(encoding="utf-8"))["machine"]
-    print(f"{machine['card']}, torch {machine['torch']}\n")
+    print(machine["card"], "torch " + machine["torch"], sep=", ", end="\n\n")
     print("| in an hour | texts at once | texts | tokens |\n|---|---:|---:|---:|")
     for task, rows, texts in tasks_of_an_hour():
         print(f"| {task} | {rows} | {texts:,.0f} | {texts * LENGTH / 1e6:,.0f} million |")

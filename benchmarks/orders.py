@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which order gives the likeliest text: orders known beforehand beside those that the model chooses.
+"""Compares the likelihood of text by order: orders fixed beforehand, and orders that the model chooses.
 
     python -m benchmarks.orders
 

@@ -132,7 +132,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks.speculation: --device cuda: torch finds no card")
+        raise SystemExit("python -m benchmarks.speculation: --device cuda: torch finds no GPU")
     dtype = getattr(torch, args.dtype)
     model = RaddForMaskedLM.from_pretrained(args.model, dtype=dtype).to(args.device)  # type: ignore[arg-type]
     machine = describe_machine(args.device)

@@ -23,7 +23,7 @@ ANSWER = 3.0  # seconds, in which those that are there say so
 
 
 class Peers:
-    """The processes of a run. Where there is one alone, it meets nobody and every method returns at once.
+    """The processes of a run. A single process waits for no other, and every method returns at once.
 
     Args:
         timeout: how long a process waits for the others once training has begun.

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Train RADD.
+"""Trains a RADD model.
 
     accelerate launch train_accelerate.py --config configs/austen.yaml --loss_type lambda_DCE --output_dir runs/austen
 
@@ -166,7 +166,7 @@ def given_settings(model_args: ModelArguments) -> dict[str, Any]:
 def resolved_settings(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, base: RaddConfig | None
 ) -> dict[str, Any]:
-    """Every argument; of the model those that are left out have the values of `init_from` or of the paper's model."""
+    """Returns every argument; those left out of the model's are those of `init_from` or the paper's model."""
     settings = asdict(model_args) | asdict(data_args) | asdict(args)
     config = base or RaddConfig()
     said = {name: getattr(config, name) for name in CONFIG_FIELDS & settings.keys() if settings[name] is None}
@@ -223,7 +223,7 @@ def load_data(
     base: RaddConfig | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Data:
-    """Text to blocks, with a tokenizer of the text if there is none."""
+    """Turns text into blocks; trains a tokenizer on the text if there is none."""
     column, workers = data_args.text_column, data_args.tokenizing_workers
     source: dict[str, Any] = {
         "config": data_args.dataset_config,
@@ -313,7 +313,7 @@ def build(
     settings: dict[str, Any],
     stops: Stops,
 ) -> Run:
-    """Network, draws, optimizer, schedule and average."""
+    """Builds network, draws of masks, optimizer, learning-rate schedule and average."""
     config = make_config(model_args, data_args, args, base, data)
     collator = DiffusionCollator(
         config, args.loss_type, args.seed, data_args.random_length_fraction, data_args.separate_documents
@@ -369,7 +369,7 @@ def make_config(
     base: RaddConfig | None,
     data: Data,
 ) -> RaddConfig:
-    """The paper's small model with the given changes, or that of `init_from` with those that it allows."""
+    """Makes the configuration: that of `init_from`, else the paper's small model, with the given changes."""
     if data_args.separate_documents and args.attn_implementation not in ("eager", "sdpa"):
         raise ValueError(
             f"attn_implementation={args.attn_implementation!r} cannot keep documents apart: use eager or sdpa."
