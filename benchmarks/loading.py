@@ -6,7 +6,7 @@
 naive is a model made and initialised, `torch.load` of a state dict and `load_state_dict`; ours is `from_pretrained`.
 Both then evaluate one row, with the law at one position, so that nothing but loading differs; the naive way has
 float32 weights, and float16 by autocast. Neither imports nor the start of a GPU are timed, and the files have been
-read before: they come from the page cache. The memory is the process's, on a card that of the card.
+read before: they come from the page cache. The memory is the process's, on a card that of the GPU.
 """
 
 import argparse

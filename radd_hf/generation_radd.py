@@ -91,7 +91,7 @@ from .text_radd import check_tokenizer
 # few times as much.
 MAX_DRAW_ELEMENTS = 2**24
 # With captured events: after so many of them the host asks the GPU which rows have ended (`stop_on_eos`), or waits for
-# the card, so that `progress` is that of the card.
+# the card, so that `progress` is that of the GPU.
 EVENTS_BETWEEN_QUESTIONS = 16
 # Seconds after which `progress` shows its bar: there is none for what is done before.
 BAR_DELAY = 1.0
@@ -184,16 +184,15 @@ class RaddGenerationConfig(GenerationConfig):
         transformers has its own. `length` and `max_new_tokens` count as one setting. `exact` sets aside what later
         sources have saved; an earlier source may change the distribution again.
         """
-        settings = dict(cls.DEFAULTS)
+        settings, named = dict(cls.DEFAULTS), False  # named: a source says how positions are chosen
         for chosen in map(own_settings, reversed([source for source in sources if source is not None])):
             if not chosen.keys().isdisjoint(LENGTHS):
                 settings |= dict.fromkeys(LENGTHS)
             if chosen.get("exact"):
-                settings |= {name: cls.DEFAULTS[name] for name in SET_ASIDE}
-                if chosen.keys().isdisjoint((*PLANS, "schedule", "steps")):
-                    chosen = chosen | {"method": "first_hitting"}
+                settings, named = settings | {name: cls.DEFAULTS[name] for name in SET_ASIDE}, False
             elif any(chosen.get(name, cls.DEFAULTS[name]) != cls.DEFAULTS[name] for name in INEXACT):
                 settings["exact"] = False
+            named |= not chosen.keys().isdisjoint((*PLANS, "schedule", "steps"))
             if "method" not in chosen and not chosen.keys().isdisjoint(("order", *BOUNDS)):
                 chosen = chosen | {"method": "ordered"}
             if "schedule" in chosen:  # in place of the method and order of a lower source
@@ -209,6 +208,8 @@ class RaddGenerationConfig(GenerationConfig):
             if is_integer(chosen.get("speculate"), 2):
                 settings["steps"] = None
             settings |= chosen
+        if settings["exact"] and not named:
+            settings["method"] = "first_hitting"
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:

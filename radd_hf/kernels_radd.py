@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Computes products, rotation, attention, dropout and loss of a network as torch does, but faster on a CPU or a card.
+"""Computes products, rotation, attention, dropout and loss of a network as torch does, but faster on a CPU or a GPU.
 
 Nothing here is about RADD. The docstring of a function gives the line of plain torch that it stands for, and the
 network in `modeling_radd.py` calls the function in place of that line:

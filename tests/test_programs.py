@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """An event is a program on fixed memory: what a GPU replays is what a processor is told to do.
 
-Nothing here needs a card. Either every operation of an event is watched, or a tape (`support.tapes`) stands in for a
+Nothing here needs a GPU. Either every operation of an event is watched, or a tape (`support.tapes`) stands in for a
 CUDA graph.
 """
 

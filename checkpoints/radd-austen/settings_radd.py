@@ -255,8 +255,8 @@ class Foreign(NamedTuple):
 
 
 _PROCESSOR = (
-    "pass logits_processor=[...] with a processor of transformers.generation, such as MinPLogitsWarper(0.1), or with "
-    "one of your own; it sees the whole masked sequence, which has text on both sides"
+    "pass logits_processor=[...] with one of transformers.generation, such as MinPLogitsWarper(0.1), or with your own; "
+    "it sees the whole masked sequence, which has text on both sides"
 )
 _FOREIGN = (
     Foreign(

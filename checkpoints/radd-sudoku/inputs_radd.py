@@ -2,7 +2,7 @@
 """Checks what a forward is given, before the network misreads it.
 
 An argument of another name, shape, dtype or device is named with what would be right. Values are looked at on a CPU
-only: the host would have to wait for a card. There ids and positions lie in their range, masks of attention hold 0 and
+only: the host would have to wait for a GPU. There ids and positions lie in their range, masks of attention hold 0 and
 1, and numbers are finite. A network is not run on nothing: B, L and K are at least 1.
 
 Shapes: B rows, L length, K most selected positions of any row, D features, H heads.
@@ -76,7 +76,7 @@ def check_inputs(
 ) -> None:
     """Raises a ValueError for ids or embeddings, a mask and positions that do not fit together.
 
-    Values are looked at on a CPU only, since the host would have to wait for a card.
+    Values are looked at on a CPU only, since the host would have to wait for a GPU.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("pass exactly one of input_ids and inputs_embeds.")

@@ -66,7 +66,7 @@ def activation_bytes(config: RaddConfig, checkpointing: bool, half: bool = True)
 
 
 def gradient_bytes() -> int:
-    """Bytes of the gradient of one chunk of logits, in bf16, on a card."""
+    """Bytes of the gradient of one chunk of logits, in bf16, on a GPU."""
     return 2 * MAX_LOGITS_ELEMENTS_OF_A_CARD
 
 
