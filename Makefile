@@ -171,14 +171,17 @@ austen: .venv/ready
 # The last checkpoint of the run as the folder that is shipped, with its recipe, its log and its figure.
 checkpoint: LAST = $(lastword $(shell ls -dv $(RUN)/checkpoints/step_*))
 checkpoint: .venv/ready
+	mkdir -p build
+	cp $(AUSTEN)/README.md build/austen_card.md  # people wrote parts of it
 	rm -rf $(AUSTEN)
-	$(BIN)/radd convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0
+	$(BIN)/radd convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0 --card build/austen_card.md
 	mkdir $(AUSTEN)/training
 	cp $(RUN)/config.yaml $(RUN)/metrics.jsonl $(AUSTEN)/training/
 	$(BIN)/python eval_ppl.py --model $(AUSTEN) --dataset austen --output $(AUSTEN)/evaluation.json
 	$(BIN)/radd profile $(AUSTEN) --dataset austen
 	$(BIN)/python -c "from radd_hf import RaddGenerationConfig; settings = RaddGenerationConfig.from_pretrained('$(AUSTEN)'); \
 		settings.temperature, settings.top_p = 0.6, 0.9; settings.save_pretrained('$(AUSTEN)')"  # as in the GIF of `figures`
+	$(BIN)/python -m radd_hf.hub.model_card $(AUSTEN)
 
 clean:
 	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .quantised .ray .mypy_cache .pytest_cache .ruff_cache
