@@ -17,7 +17,8 @@ from radd_hf.settings_radd import FOREIGN, SYNONYMS
 from support.paths import ROOT
 
 DOCS = ROOT / "docs"
-INDEX = ROOT / "build/docs/search/search_index.json"
+SITE = ROOT / "build/docs"
+INDEX = SITE / "search/search_index.json"
 PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in DOCS.glob("**/*.md")}
 FENCED = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^#+ +(.+?)(?: *\{#([\w-]+)\})?$", flags=re.MULTILINE)
@@ -211,3 +212,11 @@ def search():
 )
 def test_the_search_finds_the_right_page_first(query, right, search):
     assert search(query)[0] in right, search(query)[:4]
+
+
+def test_a_page_that_is_opened_as_a_file_has_what_its_search_needs(search):
+    """Browsers neither fetch JSON nor start a worker for files: a script holds the index, another stands in."""
+    assert INDEX.with_suffix(".js").read_text(encoding="utf-8").startswith("var __index = ")
+    for page in ("index.html", "api/model.html"):
+        script = re.search(r'<script src="([^"]*iframe-worker\.js)"', (SITE / page).read_text(encoding="utf-8"))[1]
+        assert (SITE / page).parent.joinpath(script).is_file()
