@@ -193,7 +193,7 @@ def to_fragment(denoisings: Sequence[Denoising], note: str = "", plays: bool = F
     return _filled(
         FRAGMENT,
         steps=[-1, *whole.events],
-        captions=html.escape(json.dumps(captions)),
+        captions=html.escape(json.dumps(captions, ensure_ascii=False)),
         interval=milliseconds(len(captions)),
         plays=int(plays),
         texts=texts,
