@@ -31,6 +31,8 @@ from radd_hf.endings import note, run_program
 from radd_hf.hub.loading import load
 from radd_hf.serving.handler import EndpointHandler, Limits
 
+from .measure import EXACT
+
 SERVED = re.compile(r" is served at http://127\.0\.0\.1:(\d+)/")
 
 
@@ -101,11 +103,11 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def request_of(args: argparse.Namespace, seed: int, copies: int = 1) -> dict[str, Any]:
     text = f"It was [MASK:{args.blank}] of spring."
-    return {"inputs": text if copies == 1 else [text] * copies, "parameters": {"seed": seed}}
+    return {"inputs": text if copies == 1 else [text] * copies, "parameters": {"seed": seed, **EXACT}}
 
 
 def run_clients(args: argparse.Namespace, port: int, number: int) -> dict[int, str | None]:
-    """The text of each request by its seed, None for one that has no answer."""
+    """Returns the text of each request by its seed, None for one that has no answer."""
     with ThreadPoolExecutor(args.clients) as clients:
         return {
             seed: text
@@ -130,7 +132,7 @@ def run_client(args: argparse.Namespace, port: int, number: int, client: int) ->
 
 
 def rows_of_a_batch(port: int) -> float:
-    """The mean over all batches, of the warm-up, too."""
+    """Returns the mean rows of all batches, with those of the warm-up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("GET", "/metrics")
     counts = re.findall(r"^radd_batch_rows_(sum|count) (\S+)$", connection.getresponse().read().decode(), re.MULTILINE)
@@ -139,7 +141,7 @@ def rows_of_a_batch(port: int) -> float:
 
 
 def port_of(server: subprocess.Popen) -> int:
-    """The port that a server names on its standard error, once it serves."""
+    """Reads the port that a server names on its standard error, once it serves."""
     for line in server.stderr or []:
         if found := SERVED.search(line):
             return int(found[1])

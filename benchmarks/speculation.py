@@ -27,7 +27,7 @@ from radd_hf.settings_radd import MOST_SPECULATION
 
 from .commands import make_model
 from .estimators import CHECKPOINT
-from .measure import alternate, describe_machine, positive, seconds
+from .measure import EXACT, alternate, describe_machine, positive, seconds
 
 ORDERS: dict[str, dict[str, Any]] = {
     "random": {"method": "first_hitting"},
@@ -64,6 +64,7 @@ class Writer:
                 length=self.length,
                 num_return_sequences=rows,
                 speculate=k,
+                generation_config=EXACT,
                 seed=seed,
                 return_dict_in_generate=True,
                 **ORDERS[self.order],
@@ -76,13 +77,13 @@ class Writer:
     def fill_one(self, rows: int) -> None:
         """Fills one mask, by one evaluation."""
         given = [[0] * (self.length - 1)] * rows
-        self.model.generate(prefix=given, length=self.length, **ORDERS[self.order])
+        self.model.generate(prefix=given, length=self.length, generation_config=EXACT, **ORDERS[self.order])
 
     def time(self, ks: list[int], rows: int, seeds: int, repeats: int) -> dict[int, float]:
         """Returns the median seconds of a call with each k."""
         for k in ks:
             for _ in range(3 if self.model.device.type == "cuda" else 1):
-                self.write(k, rows)  # on a card a shape that comes once a call is called, then captured, then replayed
+                self.write(k, rows)  # on a GPU a shape that comes once a call is called, then captured, then replayed
         sides = {str(k): partial(seconds, partial(self.write, k, rows, seeds)) for k in ks}
         return {int(k): statistics.median(times) / seeds for k, times in alternate(sides, repeats).items()}
 
@@ -131,7 +132,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks.speculation: --device cuda: torch finds no card")
+        raise SystemExit("python -m benchmarks.speculation: --device cuda: torch finds no GPU")
     dtype = getattr(torch, args.dtype)
     model = RaddForMaskedLM.from_pretrained(args.model, dtype=dtype).to(args.device)  # type: ignore[arg-type]
     machine = describe_machine(args.device)
