@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from ..display_radd import INK, RAMP, RETURN, Denoising, milliseconds, mix, ramp_color, to_fragment, token_texts
+from ..figure_style import label_log, label_values
 from ..noise_radd import expected_evaluations, get_noise
 
 if TYPE_CHECKING:
@@ -371,10 +372,8 @@ def plot_evaluations(
     axes.plot(grid, expected, color=color, label="expected")
     axes.plot(grid, grid, ":", color="0.5", label="one a step (no caching)")
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="evaluations", title=f"evaluations, {n_masked} masks")
-    axes.set_xticks(grid, map(str, grid))
-    axes.set_xticks([], minor=True)
-    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis("{x:g}")
+    label_values(axes.xaxis, grid)
+    label_log(axes.yaxis)
     axes.legend(fontsize=8)
     return axes
 
