@@ -8,7 +8,7 @@
 # make ray     fill a table by the example for Ray Data, which is installed for that, with two actors on the CPU
 # make notebook run notebooks/quickstart.ipynb by Jupyter, which is installed for that, and compare its saved outputs
 # make notebook-outputs run it and save its outputs anew
-# make docs    build the documentation site
+# make docs    build the documentation site, and ask its search
 # make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
 # make visitors 50 visitors use the web page for a minute, and one asks for 300 runs
 # make sudoku  solve 300 puzzles by the other shipped checkpoint, in every order (a quarter of an hour on two cores)
@@ -129,8 +129,9 @@ docs: .venv/ready
 	$(BIN)/pip install --quiet --no-compile --target .docs --upgrade --no-deps mkdocs==1.6.1 mkdocs-material==9.8.2 \
 		mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 griffelib==2.4.1 latex2mathml==3.81.1 Markdown==3.11.3 \
 		pymdown-extensions==13.1.2 mkdocs-autorefs==1.4.5 backrefs colorama ghp-import mergedeep mkdocs-get-deps \
-		mkdocs-material-extensions paginate platformdirs pyyaml-env-tag watchdog  # the rest is in .venv
+		mkdocs-material-extensions paginate platformdirs pyyaml-env-tag watchdog lunr==0.8.0  # the rest is in .venv
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR)/.docs $(BIN)/python -m mkdocs build
+	PYTHONPATH=$(CURDIR)/.docs OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs/test_site.py
 
 # Sees the packages of .venv, which itself stays without gradio.
 .browser/ready: .venv/ready

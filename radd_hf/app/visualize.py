@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of how a text came to be: which token was revealed when, and what it cost.
+"""Draws how a text was generated: which token was revealed when, and how many network evaluations that took.
 
     output = model.generate(..., output_history=True, return_dict_in_generate=True)
     denoising = Denoising.of(output, tokenizer)
@@ -56,7 +56,7 @@ def save_picture(denoising: Denoising, path: str | Path, title: str = "") -> Pat
 
 
 def check_picture(path: str | Path, formats: Sequence[str] = FORMATS) -> None:
-    """Raises what [`save_picture`] would, but for a full disk; for asking before a long computation."""
+    """Raises what [`save_picture`] would, except for a full disk. Call it before a long computation."""
     path = Path(path)
     if path.suffix not in formats:
         raise ValueError(f"path={str(path)!r} must end in {' or '.join(formats)}.")
@@ -126,7 +126,7 @@ TRANSPARENT = 255  # index of a pixel that stays as it is from one frame to the 
 
 @dataclass(frozen=True)
 class Box:
-    """A piece of text at its place, the top left corner of its line."""
+    """Holds a piece of text and its place, the top left corner of its line."""
 
     index: int  # of the token
     text: str
@@ -138,7 +138,7 @@ class Box:
 def to_image(
     denoising: Denoising, title: str = "", frame: int | None = None, scale: float = 2, font: str | None = None
 ) -> "Image":
-    """The canvas after `frame` events (all when None), the tokens on the colour of their step.
+    """Draws the text after `frame` events (all when None), each generated token on the colour of its step.
 
     Args:
         scale: pixels for each of the 860 of the width.
@@ -153,7 +153,7 @@ def to_image(
 def save_gif(
     denoising: Denoising, path: str | Path, title: str = "", scale: float = 1.5, font: str | None = None
 ) -> None:
-    """An animation of the events, a second of masks before and four of the text after; endless.
+    """Writes an endless animation: a second of masks, then the events, then four seconds of the final text.
 
     More than 120 events are shown several at a time. A frame is written as soon as it is painted, so that the memory is
     that of a few frames.
@@ -196,7 +196,7 @@ def _encode_gif(frames: Iterable["Image"], durations: Iterable[int]) -> Iterator
 
 
 def _palette() -> list[int]:
-    """Up to 255 colours, flat: every ground and what smooth letters make of it.
+    """Lists up to 255 colours, flat: every background, and what smooth letters make of it.
 
     One for all frames and for any text: with a palette chosen for each frame a still token flickers, and one chosen
     from some of them does not have each ground as it is.
@@ -228,7 +228,7 @@ class _Painter:
         self.size = (round(WIDTH * scale), round(bottom + (LINE + 1.5 * MARGIN) * scale))
 
     def _place(self) -> tuple[list[Box], float]:
-        """The boxes, and where the text ends."""
+        """Returns the boxes, and where the text ends."""
         left, right, line = MARGIN * self.scale, (WIDTH - MARGIN) * self.scale, LINE * self.scale
         x, y = left, left + (line if self.title else 0)
         boxes: list[Box] = []
@@ -251,7 +251,7 @@ class _Painter:
         return boxes, y + line
 
     def paint(self, frame: int, since: int | None = None) -> "Image":
-        """The canvas after `frame` events; those after the first `since` are the newest, the last one when None."""
+        """Draws the text after `frame` events; those after the first `since` are the newest, the last one when None."""
         from PIL import Image, ImageDraw
 
         denoising, events, scale = self.denoising, self.denoising.events, self.scale
@@ -292,7 +292,7 @@ class _Painter:
 
 
 def _words(texts: Sequence[str]) -> list[list[tuple[int, str]]]:
-    """Pieces (token, text) that a line break must not part; a line break in the text is a piece of its own."""
+    """Groups pieces (token, text) that a line break must not part; a line break in the text is a group of its own."""
     words: list[list[tuple[int, str]]] = []
     for index, text in enumerate(texts):
         for part in re.split(r"(\n)", re.sub(r"[^\S\n]", " ", text)):
@@ -311,7 +311,7 @@ def _words(texts: Sequence[str]) -> list[list[tuple[int, str]]]:
 
 
 def plot_reveal_order(reveal_step: Tensor, axes: "Axes | None" = None) -> "Axes":
-    """A heat map of the step that revealed each position, grey where the token was given; reveal_step (R, L).
+    """Draws a heat map of the step that revealed each position, grey where the token was given; reveal_step (R, L).
 
     Raises:
         ValueError: for a tensor of another shape, or without matplotlib.
@@ -343,7 +343,7 @@ def plot_evaluations(
     axes: "Axes | None" = None,
     color: str = "C0",
 ) -> "Axes":
-    """Network evaluations against the steps of the grid: measured, expected, and one a step.
+    """Plots network evaluations against the steps of the grid: measured, expected, and one a step.
 
     Args:
         measured: the steps of a grid to the `num_function_evaluations` (R,) of texts written with it. More than one
@@ -379,7 +379,7 @@ def plot_evaluations(
 
 
 def _make_axes(axes: "Axes | None", size: tuple[float, float]) -> "Axes":
-    """Those given, or those of a figure of their own, without pyplot, which would keep it."""
+    """Returns the given axes, or new ones of a new figure. pyplot would keep the figure, so it is not used."""
     if axes is not None:
         return axes
     require_viz("a plot")
@@ -389,7 +389,7 @@ def _make_axes(axes: "Axes | None", size: tuple[float, float]) -> "Axes":
 
 
 def save_plot(axes: "Axes", path: str | Path) -> None:
-    """The figure of a plot as a file of the format that the name says."""
+    """Writes the figure of a plot to a file, in the format that its name says."""
     cast(Any, axes.figure).savefig(path, dpi=110, metadata={"Software": None})
 
 
