@@ -6,7 +6,7 @@
 # make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
 # make lm-eval try the lm-evaluation-harness, which is installed for that
 # make ray     fill a table by the example for Ray Data, which is installed for that, with two actors on the CPU
-# make docs    build the documentation site
+# make docs    build the documentation site, and ask its search
 # make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
 # make visitors 50 visitors use the web page for a minute, and one asks for 300 runs
 # make sudoku  solve 300 puzzles by the other shipped checkpoint, in every order (a quarter of an hour on two cores)
@@ -113,8 +113,9 @@ docs: .venv/ready
 	$(BIN)/pip install --quiet --no-compile --target .docs --upgrade --no-deps mkdocs==1.6.1 mkdocs-material==9.8.2 \
 		mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 griffelib==2.4.1 latex2mathml==3.81.1 Markdown==3.11.3 \
 		pymdown-extensions==13.1.2 mkdocs-autorefs==1.4.5 backrefs colorama ghp-import mergedeep mkdocs-get-deps \
-		mkdocs-material-extensions paginate platformdirs pyyaml-env-tag watchdog  # the rest is in .venv
+		mkdocs-material-extensions paginate platformdirs pyyaml-env-tag watchdog lunr==0.8.0  # the rest is in .venv
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR)/.docs $(BIN)/python -m mkdocs build
+	PYTHONPATH=$(CURDIR)/.docs OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs/test_site.py
 
 # Sees the packages of .venv, which itself stays without gradio.
 .browser/ready: .venv/ready
@@ -170,14 +171,17 @@ austen: .venv/ready
 # The last checkpoint of the run as the folder that is shipped, with its recipe, its log and its figure.
 checkpoint: LAST = $(lastword $(shell ls -dv $(RUN)/checkpoints/step_*))
 checkpoint: .venv/ready
+	mkdir -p build
+	cp $(AUSTEN)/README.md build/austen_card.md  # people wrote parts of it
 	rm -rf $(AUSTEN)
-	$(BIN)/radd convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0
+	$(BIN)/radd convert $(LAST) $(AUSTEN) --tokenizer $(LAST) --dtype bfloat16 --license apache-2.0 --card build/austen_card.md
 	mkdir $(AUSTEN)/training
 	cp $(RUN)/config.yaml $(RUN)/metrics.jsonl $(AUSTEN)/training/
 	$(BIN)/python eval_ppl.py --model $(AUSTEN) --dataset austen --output $(AUSTEN)/evaluation.json
 	$(BIN)/radd profile $(AUSTEN) --dataset austen
 	$(BIN)/python -c "from radd_hf import RaddGenerationConfig; settings = RaddGenerationConfig.from_pretrained('$(AUSTEN)'); \
 		settings.temperature, settings.top_p = 0.6, 0.9; settings.save_pretrained('$(AUSTEN)')"  # as in the GIF of `figures`
+	$(BIN)/python -m radd_hf.hub.model_card $(AUSTEN)
 
 clean:
 	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .quantised .ray .mypy_cache .pytest_cache .ruff_cache

@@ -5,7 +5,7 @@
         [--device cuda] [--json F] [--plots DIR]
 
 Without a command, all of them. Every line of the table is one quantity of three sides: the algorithm as the field
-publishes it (baseline.py), in float32 or on a card in float16, this library in float32 and in bfloat16. `ratio` is the
+publishes it (baseline.py), in float32 or on a GPU in float16, this library in float32 and in bfloat16. `ratio` is the
 baseline's median over the side's; `of the limit` is the operations that cannot be avoided, over the median, as a
 fraction of the rate of a large matrix product in the same dtype on the same device (measure.py). `preparation` prints
 a table of its own: what the host does before a step of training. Run it where nothing else runs.
@@ -28,7 +28,7 @@ from radd_hf.results import check_output, to_json
 from .commands import COMMANDS
 from .measure import Case, describe_machine, positive, sides_of
 
-# Of what differs between devices: a card is given more work at once.
+# Of what differs between devices: a GPU is given more work at once.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "matmul_size": 4096,
@@ -136,7 +136,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     sizes.add_argument("--preparation_repeats", type=positive, default=7, help="of the times of each loss")
 
-    training = parser.add_argument_group("training, by default on a card as train_accelerate.py trains")
+    training = parser.add_argument_group("training, by default on a GPU as train_accelerate.py trains")
     training.add_argument("--compile", action=argparse.BooleanOptionalAction, help="the network and its loss, of ours")
     training.add_argument("--compile_backend", help="of torch.compile; default: inductor")
     training.add_argument(

@@ -5,7 +5,7 @@ Written for that comparison, after the algorithms of arXiv:2406.03736 (5, 6 and 
 the authors' code (github ML-GSAI/RADD) does with them: the network gives logits at every position, their log-softmax
 is taken over the whole vocabulary, every step of the grid draws at every masked position jointly whether it is
 revealed and as what, and what the network said of a row is kept for as long as the row does not change. The
-authors' code keeps it in float16. Here it is float32 on a CPU, as is all else. On a card, where their default is
+authors' code keeps it in float16. Here it is float32 on a CPU, as is all else. On a GPU, where their default is
 float16 by autocast, so is the network's, and what is kept is float16, too; the softmax and the draws are float32.
 
 A network is a function from canvases (B, L) to logits (B, L, V) that are -inf for the mask; `full_logits` makes one of

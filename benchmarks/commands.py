@@ -3,7 +3,7 @@
 
 Every command returns cases (lines of the table) and the points of its plot. Models have random weights, texts are
 random tokens: what a step costs does not depend on either. The bf16 side samples, scores and loads bf16 weights, and
-trains float32 weights under autocast, as the scripts do. The first of all sides is the baseline; on a card it has
+trains float32 weights under autocast, as the scripts do. The first of all sides is the baseline; on a GPU it has
 float32 weights and float16 by autocast.
 
 Shapes: B rows, L length, V vocabulary, n steps of the grid.
@@ -355,7 +355,7 @@ def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[
 
     warm_up(models, rows, length)
     for side in (OURS, OURS_BF16):
-        repeated(partial(generate, side), 2)()  # on a card the second call captures this shape
+        repeated(partial(generate, side), 2)()  # on a GPU the second call captures this shape
     case = compare(
         f"step, B={rows}, L={length}",
         "s",
@@ -546,7 +546,7 @@ def loading(args: Namespace) -> Result:
     how = "a process each, imports not timed, files in the page cache; no arithmetic limit"
     resident = "resident memory, sampled every 2 ms, less what the imports occupy; mapped pages of files count"
     if args.device == "cuda":
-        resident = f"most that tensors on the card hold at once; {PEAKS[args.device]}"
+        resident = f"most that tensors on the GPU hold at once; {PEAKS[args.device]}"
     return Result(
         [
             Case(name, "s", times, facts={"how": how}),

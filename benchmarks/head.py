@@ -3,7 +3,7 @@
 
     python -m benchmarks.head [--device cuda] [--rows 16384] [--hidden_size 768] [--vocab_size 50258] [--repeats 7]
 
-Ours computes the logits in chunks. On a card it keeps them for the backward pass, and aligns their rows to 16 bytes.
+Ours computes the logits in chunks. On a GPU it keeps them for the backward pass, and aligns their rows to 16 bytes.
 Two others keep no logits, and make the gradient of a chunk in the forward pass: torch's `linear_cross_entropy`, where
 torch has it, and Liger's (arXiv:2410.10989), where `liger-kernel` is installed.
 """

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prints what one card does in an hour, from the seconds that `python -m benchmarks --device cuda` measured.
+"""Prints what one GPU does in an hour, from the seconds that `python -m benchmarks --device cuda` measured.
 
     python -m benchmarks.hour
 
@@ -16,7 +16,7 @@ from radd_hf.endings import run_program
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 LENGTH = 1024
-# What is asked of the card, in which file its seconds are and in which case; groups of the pattern: rows and steps.
+# What is asked of the GPU, in which file its seconds are and in which case; groups of the pattern: rows and steps.
 TASKS = (
     ("texts written, {steps} steps", "sampling_h100.json", r"sample, Tweedie, B=(\d+), L=1024, (\d+) steps"),
     ("texts trained on", "speed_h100.json", r"training step, lambda_DCE, B=(\d+), L=1024()"),

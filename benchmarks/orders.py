@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--length", type=positive, help="tokens of a block; default: the model's")
     parser.add_argument("--at_once", type=positive, default=4, help="tokens of an event, in the last two columns")
     parser.add_argument("--batch_size", type=positive, default=32)
-    parser.add_argument("--device", help="default: a card if there is one")
+    parser.add_argument("--device", help="default: a GPU if there is one")
     args = parser.parse_args(argv)
 
     model, tokenizer = load(str(CHECKPOINT), device=args.device)

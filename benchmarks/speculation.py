@@ -83,7 +83,7 @@ class Writer:
         """Returns the median seconds of a call with each k."""
         for k in ks:
             for _ in range(3 if self.model.device.type == "cuda" else 1):
-                self.write(k, rows)  # on a card a shape that comes once a call is called, then captured, then replayed
+                self.write(k, rows)  # on a GPU a shape that comes once a call is called, then captured, then replayed
         sides = {str(k): partial(seconds, partial(self.write, k, rows, seeds)) for k in ks}
         return {int(k): statistics.median(times) / seeds for k, times in alternate(sides, repeats).items()}
 

@@ -75,7 +75,7 @@ class Trainer:
         self.optimizers[side].zero_grad(set_to_none=False)
 
     def step(self, side: str) -> Tensor:
-        """Returns the loss, which a card has yet to compute."""
+        """Returns the loss, which a GPU has yet to compute."""
         optimizer, scaler, loss = self.optimizers[side], self.scalers[side], self.loss(side)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Publishes a model: weights, code, tokenizer, and a card with usage, figures and provenance.
+"""Publishes a model: weights, code, tokenizer, and a card that says how to use it and where it is from.
 
     hf auth login
     python eval_ppl.py --model runs/mine/checkpoints/step_6400 --dataset austen --output result.json
@@ -8,24 +8,21 @@
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --endpoint
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --dry_run
 
-A folder that has a card keeps it, and the script adds what is known of training and evaluation. (`python -m
-radd_hf.hub.convert` writes a card that says where the weights are from.) The script finds `training/config.yaml` and
-`evaluation.json` in the folder. `--endpoint` adds `handler.py` and `requirements.txt`, so that an inference endpoint of
-the Hub can serve the model.
+The card is made from the files in the folder (`radd_hf/hub/model_card.py`). The title and the sections that you wrote
+into the folder's README.md stay. `--endpoint` adds `handler.py` and `requirements.txt`: with them, an inference
+endpoint of the Hub serves the model.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-import yaml
 from huggingface_hub import upload_file
 from transformers.utils.logging import disable_progress_bar
 
 from radd_hf.endings import run_program
 from radd_hf.hub.convert import endpoint_files
 from radd_hf.hub.loading import load_model, load_tokenizer
-from radd_hf.hub.model_card import Origin, check_license, check_repository, model_card, with_results
+from radd_hf.hub.model_card import card_of, check_license, check_repository
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("repository", help="on the Hub, such as me/my-radd; made if it does not exist")
     parser.add_argument("--recipe", type=Path, help="config.yaml of the run")
     parser.add_argument("--evaluation", type=Path, help="what eval_ppl.py wrote with --output")
-    parser.add_argument("--license", help="of the weights, such as apache-2.0, for a folder without a card")
+    parser.add_argument("--license", help="of the weights, such as apache-2.0; default: the one that the card names")
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--endpoint", action="store_true", help="add the files of an inference endpoint")
     parser.add_argument("--dry_run", action="store_true", help="print the card and upload nothing")
@@ -46,18 +43,13 @@ def main(argv: list[str]) -> None:
     # In the precision of the folder, which is what is published.
     model = load_model(str(args.folder), dtype="auto", argument="folder")
     tokenizer = load_tokenizer(str(args.folder), "a folder that has one")
-    if (args.folder / "README.md").is_file():
-        card = (args.folder / "README.md").read_text(encoding="utf-8")
-    else:
-        origin = Origin(args.folder.resolve().name, is_repository=False, layout="a radd_hf model")
-        card = model_card(model, origin, with_tokenizer=True, license=args.license)
-    recipe = args.recipe or existing(args.folder / "training" / "config.yaml")
-    evaluation = args.evaluation or existing(args.folder / "evaluation.json")
-    card = with_results(
-        card,
-        recipe=yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe else None,
-        evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation else None,
+    card = card_of(
+        args.folder,
+        recipe=args.recipe,
+        evaluation=args.evaluation,
+        license=args.license,
         repository=args.repository,
+        model=model,
     )
     if args.dry_run:
         print(card)
@@ -68,10 +60,6 @@ def main(argv: list[str]) -> None:
     for name, content in beside.items():
         upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=args.repository)
     print(f"{args.repository} is published.")
-
-
-def existing(file: Path) -> Path | None:
-    return file if file.is_file() else None
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ class DiffusionCollator:
         return inputs
 
     def _check(self, x0: Tensor) -> None:
-        """Raises a ValueError for clean ids (b, L) that are none. A model on a card cannot look without waiting."""
+        """Raises a ValueError for clean ids (b, L) that are none. A model on a GPU cannot look without waiting."""
         if x0.is_floating_point() or x0.is_complex() or x0.dtype == torch.bool or x0.ndim != 2 or x0.numel() == 0:
             raise ValueError(f"input_ids{shown(x0)}; it must hold clean ids, (B, L) integers, at least one.")
         wrong = (x0 < 0) | (x0 >= self.vocab_size) | (x0 == self.mask_token_id)

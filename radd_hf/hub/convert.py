@@ -1,20 +1,20 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints of the RADD paper (arXiv:2406.03736) to folders for the Hub, and back.
+"""Converts checkpoints of the RADD paper (arXiv:2406.03736) to folders for the Hub, and back.
 
     radd convert JingyangOu/radd-t-dce radd-t-dce --tokenizer gpt2
-    radd convert RUN_FOLDER my-model --tokenizer gpt2        EMA weights; --no-ema: the raw ones
+    radd convert RUN_FOLDER my-model --tokenizer gpt2        the averaged weights (EMA); --no-ema: the raw ones
     radd convert my-model their-model --to-original
     radd convert my-model for-an-endpoint --tokenizer my-model --endpoint
 
-A source is one of three layouts, told apart by the files it holds:
+A source has one of three layouts, which its files tell apart:
 
     released   config.json (nested) and model.safetensors, or its parts, or pytorch_model.bin: a folder or a repository
-    run        .hydra/config.yaml and checkpoints-meta/checkpoint.pth, a training run of the authors' code; or one
+    run        .hydra/config.yaml and checkpoints-meta/checkpoint.pth: a training run of the authors' code, or one
                `.pth` file of such a run
-    ours       what `save_pretrained` of this package writes, a folder or a repository; of a training run of ours, its
-               newest whole checkpoint
+    ours       a folder or a repository that `save_pretrained` of this package wrote, or the folder of a training run
+               of ours, which stands for its newest whole checkpoint
 
-Any of them -> the model in memory -> either of two targets: a folder of ours with a model card (`convert`), or the
+A source is loaded into memory and written to one of two targets: a folder of ours with a model card (`convert`), or the
 authors' released layout (`to_original`). A target appears complete or not at all.
 """
 
@@ -24,6 +24,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -55,17 +56,17 @@ from .loading import (
     load_model,
     load_tokenizer,
 )
-from .model_card import Origin, check_license, check_repository, model_card
+from .model_card import Origin, Results, check_license, check_repository, model_card, origin_of, read_card, read_results
 from .runs import newest_model
 from .sources import RUN_CHECKPOINT, RUN_CONFIG, WEIGHTS, find_beside, read_config, weight_files
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# What the code of a checkpoint needs where this package is not installed, with the bounds of setup.cfg.
+# The code of a checkpoint needs these packages where this one is not installed; the bounds are those of setup.cfg.
 REQUIREMENTS = ("torch>=2.11", "transformers>=5.14", "huggingface_hub>=1.33", "safetensors>=0.8", "tokenizers>=0.22.2")
 HANDLER = Path(__file__).parents[1] / "serving" / "handler.py"
 
-# The table of names is modeling_radd.py's; read backwards it gives the authors' names.
+# The table of names is in modeling_radd.py. Read backwards, it gives the authors' names.
 TO_OURS = get_checkpoint_conversion_mapping(RaddConfig.model_type)
 TO_THEIRS = [rule.reverse_transform() for rule in reversed(TO_OURS)]
 
@@ -83,32 +84,34 @@ def convert(
     use_ema: bool = True,
     dtype: str | None = None,
     license: str | None = None,
+    card: str | Path | None = None,
     endpoint: bool = False,
     push_to_hub: str | None = None,
 ) -> Path:
     """Writes a complete folder of ours: weights under our names, configuration, code files, model card.
 
-    The weights are those that `RaddForMaskedLM.from_pretrained` reads from a released source, bit for bit, and the
-    same source gives the same bytes every time.
+    The weights equal, bit for bit, those that `RaddForMaskedLM.from_pretrained` reads from a released source. The same
+    source gives the same bytes every time.
 
     Args:
         source: folder, repository or `.pth` file in one of the layouts that the module describes.
         target: folder to make; it must not exist, or be empty.
-        tokenizer: name or folder of the tokenizer to put beside the model. If it has no mask token it is given one,
-            if its id is then the model's. None takes the one in a source that is a folder, if there is one.
-        use_ema: from a run, take the moving average of the weights (what the authors evaluate) or the raw ones.
-        dtype: "float32", "bfloat16" or "float16"; None keeps the source's.
+        tokenizer: name or folder of the tokenizer to put beside the model. A tokenizer without a mask token gets one
+            if that has the id of the model's mask. None takes the tokenizer in a source that is a folder.
+        use_ema: of a run, take the moving average of the weights, which the authors evaluate. False takes the raw ones.
+        dtype: "float32", "bfloat16" or "float16"; None keeps the type of the source.
         license: identifier of the weights' license, such as "apache-2.0", for the model card; None names none.
-        endpoint: write the files of an inference endpoint, too ([`write_endpoint`]); it needs the tokenizer.
+        card: an earlier model card, of which the new one keeps the title and the sections that people wrote.
+        endpoint: also write the files of an inference endpoint ([`write_endpoint`]), which needs the tokenizer.
         push_to_hub: name of a repository to upload the folder to.
 
     Returns:
         The path of the target.
 
     Raises:
-        ValueError: for a source that is damaged, of another model or not consistent in itself, for a tokenizer whose
-            mask is not the model's, for a target in use, and for a license or repository that cannot be one. The
-            target is then not made.
+        ValueError: for a source that is damaged, holds another model or contradicts itself, for a tokenizer whose mask
+            is not the model's, for a target in use, for a card that cannot be read, and for an impossible license or
+            repository. The target is then not made.
     """
     source = newest_model(str(source), "source")
     if tokenizer is None and (Path(source) / "tokenizer_config.json").is_file():
@@ -116,7 +119,10 @@ def convert(
     check_license("license", license)
     check_repository("push_to_hub", push_to_hub)
     if endpoint and tokenizer is None:
-        raise ValueError("endpoint=True: an endpoint reads and writes text, name the tokenizer that belongs to it.")
+        raise ValueError(
+            "endpoint=True needs a tokenizer, since an endpoint takes and returns text: pass tokenizer=NAME."
+        )
+    old = None if card is None else read_card(Path(card))
     target = _free_target(target)
     model, origin = _load(source, use_ema=use_ema, dtype=dtype)
     text_tools = None if tokenizer is None else _load_tokenizer(tokenizer, cast(RaddConfig, model.config))
@@ -124,8 +130,16 @@ def convert(
         model.save_pretrained(folder)
         if text_tools is not None:
             text_tools.save_pretrained(folder)
-        card = model_card(model, origin, with_tokenizer=text_tools is not None, license=license, repository=push_to_hub)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        new = model_card(
+            model,
+            origin,
+            with_tokenizer=text_tools is not None,
+            license=license,
+            repository=push_to_hub,
+            results=_results(source, dtype),
+            old=old,
+        )
+        (folder / "README.md").write_text(new, encoding="utf-8")
         if endpoint:
             write_endpoint(folder)
     if push_to_hub is not None:
@@ -134,7 +148,9 @@ def convert(
 
 
 def write_endpoint(folder: str | Path) -> None:
-    """Writes `handler.py` and `requirements.txt` beside a saved model, as the inference endpoints of the Hub load it.
+    """Writes the two files beside a saved model with which an inference endpoint of the Hub serves it.
+
+    They are `handler.py` and `requirements.txt`.
 
     Raises:
         ValueError: for a folder without a tokenizer, or without the code that the handler calls.
@@ -142,11 +158,13 @@ def write_endpoint(folder: str | Path) -> None:
     folder = Path(folder)
     for name in ("config.json", "tokenizer_config.json", "pipeline_radd.py"):
         if not (folder / name).is_file():
-            raise ValueError(f"folder={str(folder)!r} has no {name}; it must hold a model of ours and its tokenizer.")
+            raise ValueError(
+                f"folder={str(folder)!r} has no {name}; pass a folder with a radd_hf model and its tokenizer."
+            )
     if (folder / "pipeline_radd.py").read_bytes() != (HANDLER.parents[1] / "pipeline_radd.py").read_bytes():
         raise ValueError(
-            f"folder={str(folder)!r} carries the code of another version; convert it anew: radd convert {folder} NEW "
-            f"--tokenizer {folder} --endpoint."
+            f"folder={str(folder)!r} carries the code of another version of radd_hf. Convert it again: radd convert "
+            f"{folder} NEW --tokenizer {folder} --endpoint."
         )
     for name, content in endpoint_files().items():
         (folder / name).write_bytes(content)
@@ -167,13 +185,13 @@ def to_original(
 ) -> Path:
     """Writes the authors' released layout, which their code loads: a nested config.json and model.safetensors.
 
-    Released -> ours -> released gives every tensor back bit for bit. Their config.json has no place for pad, bos and
-    eos ids, nor for settings that concern initialisation only; those are left out.
+    Converting to our layout and back returns every tensor bit for bit. The authors' config.json has no place for pad,
+    bos and eos ids, nor for settings of the initialisation. They are left out.
 
     Args and Returns: as [`convert`].
 
     Raises:
-        ValueError: as [`convert`], and for a configuration that their network cannot express, naming the field.
+        ValueError: as [`convert`], and for a field of the configuration that the authors' network cannot express.
     """
     check_repository("push_to_hub", push_to_hub)
     target = _free_target(target)
@@ -191,27 +209,33 @@ def to_original(
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Source: any layout -> the model, and where it came from
+# Source: loads the model from any layout, and says where it is from
 # ---------------------------------------------------------------------------------------------------------
 
 
 def _load(source: str, *, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
     if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} must be one of {DTYPES}, or None for the source's.")
+        raise ValueError(f"dtype={dtype!r} must be one of {DTYPES}, or None for the type of the source.")
     path = Path(source)
     if path.is_file() or (path / RUN_CONFIG).is_file() or (path / RUN_CHECKPOINT).is_file():
         return _load_run(path, use_ema, dtype)
     if not use_ema:
-        raise ValueError(f"use_ema=False: only a training run holds raw weights beside their average, not {source}.")
+        raise ValueError(f"use_ema=False needs a training run of the authors' code; {source} holds one set of weights.")
     settings = read_config(source, argument="source")
-    # Whatever else is read of a repository is then of the same commit.
+    # The other files of a repository are read from the same commit.
     revision = extract_commit_hash(str(find_beside(source, "config.json")), None)
     name = path.resolve().name if path.is_dir() else source
     if "model_type" in settings:
         model = load_model(source, revision=revision, dtype=dtype or "auto", argument="source")
-        return model, Origin(name, not path.is_dir(), "a radd_hf model", revision)
+        return model, origin_of(path) if path.is_dir() else Origin(name, True, "a radd_hf model", revision)
     model = _load_released(source, settings, revision, dtype)
     return model, Origin(name, not path.is_dir(), "the authors' layout", revision)
+
+
+def _results(source: str, dtype: str | None) -> Results:
+    """Reads what is known of a folder's training, and its evaluation unless the weights get another type."""
+    results = read_results(Path(source)) if Path(source).is_dir() else Results()
+    return results if dtype is None else replace(results, evaluation=None)
 
 
 def _load_released(source: str, settings: dict, revision: str | None, dtype: str | None) -> RaddForMaskedLM:
@@ -221,19 +245,17 @@ def _load_released(source: str, settings: dict, revision: str | None, dtype: str
 
 
 def _read_weights(source: str, revision: str | None) -> dict[str, Tensor]:
-    """The weights of a model by name, in one file or several, of safetensors or of torch."""
+    """Reads the weights of a model by name, from one file or several, of safetensors or of torch."""
     state: dict[str, Tensor] = {}
     try:
         for file in weight_files(source, revision):
             state |= load_file(file) if file.suffix == ".safetensors" else _read_pth(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"source={source!r}: its weights are absent or damaged. {error}") from error
+        raise ValueError(f"source={source!r}: its weights are missing or damaged. {error}") from error
     if not state:
-        raise ValueError(f"source={source!r} has no weights; one of {', '.join(WEIGHTS)} must be there.")
+        raise ValueError(f"source={source!r} has no weights; the folder must hold one of {', '.join(WEIGHTS)}.")
     if not _is_state(state):
-        raise ValueError(
-            f"source={source!r}: its weights must be named tensors; they have the keys {first_few(state)}."
-        )
+        raise ValueError(f"source={source!r}: its weights must be tensors by name; found the keys {first_few(state)}.")
     return state
 
 
@@ -242,21 +264,21 @@ def _is_state(value: Any) -> TypeGuard[dict[str, Tensor]]:
 
 
 def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMaskedLM, Origin]:
-    """A training run given by its folder, or one of its `.pth` files, which lie in a folder of the run."""
+    """Loads a training run of the authors' code, given by its folder or by one of its `.pth` files."""
     run = path.absolute().parent.parent if path.is_file() else path.resolve()
     file = path.absolute() if path.is_file() else run / RUN_CHECKPOINT
     name = f"{run.name}/{file.relative_to(run)}" if path.is_file() else run.name
     try:
         settings = yaml.safe_load((run / RUN_CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"source={str(path)!r}: {RUN_CONFIG} of its run cannot be read. {error}") from error
+        raise ValueError(f"source={str(path)!r}: cannot read {RUN_CONFIG} of its run. {error}") from error
     config = config_of(settings, name)
 
     checkpoint = _read_pth(file)
     state, step = checkpoint.get("model"), checkpoint.get("step")
     if not _is_state(state):
         raise ValueError(
-            f"{file.name} has the keys {first_few(checkpoint)}; 'model' must be there and hold named tensors."
+            f"{file.name} must hold tensors by name under the key 'model'; found the keys {first_few(checkpoint)}."
         )
     _check_state(state, config, file.name)
     weights = "raw"
@@ -269,35 +291,40 @@ def _load_run(path: Path, use_ema: bool, dtype: str | None) -> tuple[RaddForMask
 
 
 def _read_pth(file: Path) -> dict:
-    """The content of a checkpoint, of which no code is ever run.
+    """Reads a checkpoint without running code from it.
 
-    A pickle can call any function when it is opened; `weights_only` admits tensors and plain containers alone. Torch
-    packs nothing: an archive that would grow when it is opened is none of its.
+    A pickle can call any function when it is opened. `weights_only` allows only tensors and plain containers. Torch
+    does not compress: it did not write an archive that grows when it is opened.
     """
     try:
         packed = zipfile.is_zipfile(file)
         if packed and sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > file.stat().st_size:
-            raise RuntimeError("It is an archive of more bytes than it has.")
-        # Mapped: the optimizer's state, half of the file, is then never read. Files before torch 1.6 cannot be.
+            raise RuntimeError(
+                "It is an archive that unpacks to more bytes than it has, and torch.save does not compress."
+            )
+        # Mapped files are read only where they are used; the optimizer's state, half of the file, is not. Files from
+        # before torch 1.6 cannot be mapped.
         checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=packed)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{file.name} is not a whole file of torch.save; if it was cut short, copy it again. "
+            f"{file.name} is not a whole file of torch.save. If it was cut short, copy it again. "
             f"{shortened(str(error))}"
         ) from error
     except Exception as error:  # a hostile or damaged pickle can end in any
         raise ValueError(
             f"{file.name} is refused: it is damaged, or opening it would run code ({_foreign_code(file)}). A "
-            "checkpoint must hold tensors and plain containers only: where its code belongs, and if you trust it, save "
-            "{'model': state_dict, 'ema': state_dict, 'step': int} of it again."
+            "checkpoint must hold only tensors and plain containers. If you trust it, open it with the code that wrote "
+            "it, and save {'model': state_dict, 'ema': state_dict, 'step': int}."
         ) from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{file.name} holds a {type(checkpoint).__name__}, not the dictionary of a training run.")
+        raise ValueError(
+            f"{file.name} must hold the dictionary of a training run; it holds a {type(checkpoint).__name__}."
+        )
     return checkpoint
 
 
 def _foreign_code(file: Path) -> str:
-    """What a pickle asks for, read from its byte code without running it."""
+    """Names what a pickle would call. Its byte code is read and not run."""
     try:
         return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(file))) or "none named"
     except Exception:
@@ -305,29 +332,30 @@ def _foreign_code(file: Path) -> str:
 
 
 def _averaged(state: dict[str, Tensor], ema: Any, config: RaddConfig, file: str) -> dict[str, Tensor]:
-    """The moving averages, a list without names, under the names of the parameters that they average.
+    """Names the moving averages, which a run stores as a list without names.
 
-    The list was made from `parameters()` of the network, and `state` is `state_dict()` of the same network. Both walk
-    the modules in the order of registration, and the parameters of a module likewise; the state dict has buffers
-    besides. No parameter is shared, which either would list in its own way, and all require a gradient. So the n-th
-    average belongs to the n-th name that is not a buffer's. Shapes alone would not tell: a norm's weight and bias
-    have the same.
+    The list was made from `parameters()` of the network, and `state` is `state_dict()` of the same network. Both visit
+    the modules and their parameters in the order of registration; the state dict also has buffers. No parameter is
+    shared, and all of them require a gradient. So the n-th average belongs to the n-th name that is not a buffer's.
+    Shapes would not do: the weight and the bias of a norm have the same shape.
     """
     if not isinstance(ema, dict) or not isinstance(ema.get("shadow_params"), list):
         raise ValueError(
-            f"{file} has no moving average ('ema' with its 'shadow_params'); use_ema=False (--no-ema) takes the raw "
-            "weights."
+            f"{file} has no moving average (a list 'shadow_params' in 'ema'). Pass use_ema=False (--no-ema) to take "
+            "the raw weights."
         )
     averages, names = ema["shadow_params"], [name for name in state if name != FREQUENCIES]
-    # The argument needs the order in which state_dict() made the names; a file written anew may have sorted them.
-    # Our network registers the same parameters in the same order.
+    # The order must be that of state_dict(), and a file that was saved again may have sorted names. Our network
+    # registers the same parameters in the same order.
     if [_rename(name, TO_OURS) for name in names] != list(_expected_shapes(config)):
         raise ValueError(
-            f"{file}: the names in 'model' are not in the network's order, so it is unknown which moving average is "
-            "whose; use_ema=False (--no-ema) takes the raw weights."
+            f"{file}: the names in 'model' are not in the network's order, so the moving averages cannot be named. "
+            "Pass use_ema=False (--no-ema) to take the raw weights."
         )
     if len(averages) != len(names):
-        raise ValueError(f"{file} has {len(averages)} moving averages for {len(names)} parameters; they must agree.")
+        raise ValueError(
+            f"{file} has {len(averages)} moving averages and {len(names)} parameters; the numbers must agree."
+        )
     for name, average in zip(names, averages, strict=True):
         shape = tuple(average.shape) if isinstance(average, Tensor) else type(average).__name__
         if shape != tuple(state[name].shape):
@@ -336,7 +364,7 @@ def _averaged(state: dict[str, Tensor], ema: Any, config: RaddConfig, file: str)
 
 
 def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> None:
-    """Names and shapes of weights under the authors' names are those of the configuration's network."""
+    """Raises a ValueError unless weights under the authors' names have the names and shapes of the configuration."""
     expected = _expected_shapes(config)
     found = {_rename(name, TO_OURS): (name, tensor) for name, tensor in state.items() if name != FREQUENCIES}
     missing = {_rename(name, TO_THEIRS) for name in expected.keys() - found.keys()}
@@ -344,13 +372,15 @@ def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> N
     for ours, shape in expected.items():
         name, tensor = found[ours]
         if tensor.shape != shape:
-            raise ValueError(f"{source}: {name} is {tuple(tensor.shape)}, and the configuration says {tuple(shape)}.")
+            raise ValueError(
+                f"{source}: {name} has the shape {tuple(tensor.shape)}, and the configuration {tuple(shape)}."
+            )
     check_heads(state.get(FREQUENCIES), config, source)
 
 
 def _build(config: RaddConfig, state: dict[str, Tensor], dtype: str | None, source: str) -> RaddForMaskedLM:
-    """The way of `from_pretrained`, so that the weights are those of a direct load, down to the last bit."""
-    # The frequencies stay float32 where the weights are not, and "auto" must not take their type for the model's.
+    """Builds the model with `from_pretrained`, which gives the same bits as a direct load."""
+    # The frequencies are float32 even beside weights of 16 bits, and "auto" must not take their type for the model's.
     state = {name: tensor for name, tensor in state.items() if name != FREQUENCIES}
     model = RaddForMaskedLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype or "auto")
     check_finite(model, source)
@@ -358,7 +388,7 @@ def _build(config: RaddConfig, state: dict[str, Tensor], dtype: str | None, sour
 
 
 def _expected_shapes(config: RaddConfig) -> dict[str, torch.Size]:
-    """Our names of all parameters, in the order of registration, and their shapes."""
+    """Returns the shapes of all parameters by our names, in the order of registration."""
     with torch.device("meta"):
         return {name: parameter.shape for name, parameter in RaddForMaskedLM(config).named_parameters()}
 
@@ -370,17 +400,17 @@ def _rename(name: str, rules: list[WeightRenaming]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Target: what is written beside the weights
+# Target: writes the files beside the weights
 # ---------------------------------------------------------------------------------------------------------
 
 
 def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The nested configuration: what the authors' network, noise and scripts read from a released model.
+    """Returns the nested configuration that the authors' network, noise and scripts read from a released model.
 
-    The inverse of `RaddConfig.from_dict` on a nested dictionary.
+    It is the inverse of `RaddConfig.from_dict` on a nested dictionary.
 
     Raises:
-        ValueError: for a setting that is a constant of their code and has another value here.
+        ValueError: for a setting that is a constant in their code and has another value here.
     """
     constants = {
         "mask_token_id": config.vocab_size - 1,
@@ -413,7 +443,7 @@ def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
             "n_heads": config.num_attention_heads,
             "dropout": config.hidden_dropout,
             "use_checkpoint": False,
-            # Of the products inside autocast, not of the weights; theirs is float16 for float32 weights.
+            # The type of products inside autocast, not of the weights. The authors use float16 for float32 weights.
             "dtype": "bfloat16" if dtype == torch.bfloat16 else "float16",
         },
     }
@@ -439,18 +469,18 @@ def _push(folder: Path, repository: str) -> None:
 
 
 def _free_target(target: str | Path) -> Path:
-    """The target's absolute path. Asked before anything large is read."""
+    """Returns the absolute path of the target. Call it before anything large is read."""
     target = Path(target).resolve()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ValueError(f"target={str(target)!r} exists and is not an empty folder; name a new one.")
+        raise ValueError(f"target={str(target)!r} exists and is not an empty folder; name a new folder.")
     return target
 
 
 @contextmanager
 def _complete_or_absent(target: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the target's name when all is written and vanishes otherwise.
+    """Gives a folder to write into, which gets the target's name at the end, or is deleted after an error.
 
-    It lies beside the target, since a rename is one step only within a file system.
+    It lies beside the target, because a rename is one step only within a file system.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
@@ -472,17 +502,20 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
 
 def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="radd convert", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", help="released model, training run, `.pth` file of one, or a folder of ours")
+    parser.add_argument("source", help="released model, training run or `.pth` file of one, or a radd_hf model")
     parser.add_argument("target", help="folder to make")
     parser.add_argument(
         "--tokenizer",
         help="name or folder of the tokenizer to put beside the model; default: the one in a source that is a folder",
     )
-    parser.add_argument("--no-ema", action="store_true", help="of a training run, the raw weights")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: the source's")
-    parser.add_argument("--license", help="of the weights, for the model card, e.g. apache-2.0; default: none named")
+    parser.add_argument("--no-ema", action="store_true", help="take the raw weights of a training run")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the type of the source")
+    parser.add_argument("--license", help="license of the weights for the model card, such as apache-2.0")
     parser.add_argument(
-        "--endpoint", action="store_true", help="write handler.py and requirements.txt of an inference endpoint, too"
+        "--card", metavar="FILE", help="an earlier model card: keep its title and the sections that people wrote"
+    )
+    parser.add_argument(
+        "--endpoint", action="store_true", help="also write handler.py and requirements.txt of an inference endpoint"
     )
     parser.add_argument("--push-to-hub", metavar="REPO", help="repository to upload the folder to")
     parser.add_argument("--to-original", action="store_true", help="write the authors' layout instead of ours")
@@ -494,18 +527,20 @@ def main(argv: list[str]) -> None:
     """Runs [`convert`] or [`to_original`] by the arguments of a command line."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.to_original and (args.tokenizer or args.license or args.endpoint):
-        parser.error("--tokenizer, --license, --endpoint: the authors' layout has no place for them; leave them out.")
+    if args.to_original and (args.tokenizer or args.license or args.card or args.endpoint):
+        parser.error(
+            "--tokenizer, --license, --card, --endpoint: the authors' layout has no place for them; leave them out."
+        )
 
     options = {"use_ema": not args.no_ema, "dtype": args.dtype, "push_to_hub": args.push_to_hub}
     if args.to_original:
         to_original(args.source, args.target, **options)
     else:
-        beside = {"tokenizer": args.tokenizer, "license": args.license, "endpoint": args.endpoint}
+        beside = {name: getattr(args, name) for name in ("tokenizer", "license", "card", "endpoint")}
         convert(args.source, args.target, **beside, **options)
     print(f"{visible(args.target)} is written.")
     if not args.to_original and not (Path(args.target) / "tokenizer_config.json").is_file():
-        print("No tokenizer is in it; --tokenizer NAME_OR_DIR puts one there.")
+        print("The folder has no tokenizer. Pass --tokenizer NAME_OR_DIR to put one there.")
 
 
 if __name__ == "__main__":

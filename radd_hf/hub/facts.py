@@ -2,7 +2,7 @@
 """Describes a model without reading its weights: counts parameters and operations, and reads its small files.
 
 An operation (FLOP) is half a multiply-add of a matrix product. torch's `FlopCounterMode` counts the operations that
-really ran; importing this file adds the products of `kernels_radd.py` to those that it knows.
+ran. Importing this file teaches it the products of `kernels_radd.py`.
 
 Symbols as in modeling_radd.py: D hidden size, I width inside the MLP, H heads, L length, V vocabulary, n layers.
 """
@@ -23,7 +23,7 @@ from ..kernels_radd import ONEDNN_LINEAR
 from ..modeling_radd import RaddForMaskedLM
 from ..settings_radd import SETTINGS
 from .loading import load_config, load_tokenizer
-from .model_card import RECIPE
+from .model_card import CARD_ROW, RECIPE
 from .runs import newest_model
 from .sources import read_beside, read_config
 
@@ -36,9 +36,11 @@ class Flops:
     head: float
 
     def training(self, checkpointing: bool, head_again: bool = True) -> float:
-        """Returns the FLOPs of a training step: forward, backward (twice that) and what the backward pass recomputes.
+        """Returns the FLOPs of a training step: the forward pass, the backward pass (twice that) and recomputation.
 
-        checkpointing: the layers are recomputed. head_again: the head is, as for more than one chunk of logits.
+        Args:
+            checkpointing: the backward pass computes the layers again (gradient checkpointing).
+            head_again: it computes the head again, which happens with more than one chunk of logits.
         """
         return (3 + checkpointing) * self.layers + (3 + head_again) * self.head
 
@@ -47,10 +49,10 @@ def forward_flops(config: RaddConfig, masked: float, queries: float | None = Non
     """Counts the FLOPs of a row's forward pass.
 
     Args:
-        masked: positions of the row at which the head runs: labelled ones, or those that an evaluation reveals.
-        queries: K, positions for which the last layer computes attention: the most `masked` ones of any row of the
-            batch; L when None.
-        length: L; the configuration's when None.
+        masked: number of positions at which the head runs: labelled ones, or those that an evaluation reveals.
+        queries: K, number of positions for which the last layer computes attention, the largest `masked` of the rows
+            in the batch; None: L.
+        length: L; None: the length in the configuration.
     """
     width, inner = config.hidden_size, cast(int, config.intermediate_size)
     length = config.max_position_embeddings if length is None else length
@@ -69,7 +71,7 @@ def forward_flops(config: RaddConfig, masked: float, queries: float | None = Non
 
 
 def count_parameters(config: RaddConfig) -> tuple[int, int]:
-    """Counts the parameters, and those in Linear layers, of the model made on the meta device, without memory."""
+    """Counts all parameters and those in Linear layers, on the meta device, which needs no memory."""
     with torch.device("meta"):
         model = RaddForMaskedLM(config)
     linear = (module for module in model.modules() if isinstance(module, nn.Linear))
@@ -91,10 +93,10 @@ if ONEDNN_LINEAR is not None:
 
 
 def model_facts(name: str) -> dict[str, Any]:
-    """Collects what the small files beside a model's weights say, for people and as JSON.
+    """Collects what the small files beside a model's weights say. All values can be written as JSON.
 
     Raises:
-        ValueError: if there is no RADD model.
+        ValueError: for a name without a RADD model.
     """
     name = newest_model(name)
     settings, config = read_config(name), load_config(name)
@@ -142,7 +144,3 @@ def model_facts(name: str) -> dict[str, Any]:
         keys = ("dataset", "split", "bits_per_byte", "bits_per_byte_error", "perplexity", "perplexity_error")
         facts["evaluation"] = {key: evaluation[key] for key in keys if key in evaluation}
     return facts
-
-
-# The rows of a card by `model_card.py` that tell where a model came from.
-CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)

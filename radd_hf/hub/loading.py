@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Loads a model and its tokenizer by name, for scripts, command line, web page and lm-evaluation-harness.
 
-If they cannot be loaded, or do not fit together, a ValueError names the argument and says what would be right.
+A ValueError says what would be right if they cannot be loaded or do not fit together. It names the argument.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from ..text_radd import check_tokenizer_mask
 from .runs import newest_model
 from .sources import read_config, weight_files
 
-# The one buffer of the authors' network: d / 2 rotary frequencies, a constant, and the only tensor that tells the
-# number of heads.
+# The one buffer of the authors' network: d / 2 rotary frequencies, constants. Its shape alone depends on the number of
+# heads.
 FREQUENCIES = "rotary_emb.inv_freq"
 
 
@@ -42,13 +42,13 @@ def load(
     """Loads a model, in evaluation mode, and the tokenizer that fits it.
 
     Args:
-        name: folder or repository of a RADD model, ours or the authors'; the folder of a training run stands for its
-            newest whole checkpoint.
+        name: folder or repository of a RADD model, ours or the authors', or the folder of a training run, which stands
+            for its newest whole checkpoint.
         tokenizer: name or folder; by default the one beside the model.
-        device: where the model goes; None: an accelerator if there is one.
-        dtype: of the weights, whatever the checkpoint's.
-        revision: of the model's repository, and of a tokenizer that lies in it.
-        flag: the option by which a user names another tokenizer, for messages.
+        device: device of the model; None: an accelerator if there is one.
+        dtype: type of the weights, whatever the checkpoint has.
+        revision: revision of the model's repository, and of a tokenizer in it.
+        flag: the user's option for another tokenizer, for messages.
 
     Raises:
         ValueError: where [`load_model`], [`load_tokenizer`], [`check_tokenizer`] or [`find_device`] do.
@@ -73,13 +73,13 @@ def load_model(
     """Loads a model on the CPU, with every weight from the file.
 
     Args:
-        dtype: of the weights, whatever the checkpoint's; "auto": the checkpoint's.
+        dtype: type of the weights, whatever the checkpoint has; "auto": the type of the checkpoint.
         config: replaces the configuration in the folder.
         argument: the user's word for the name, for messages.
 
     Raises:
-        ValueError: where [`load_config`] and [`load_whole`] do, and for another number of heads than the authors' file
-            of weights says.
+        ValueError: where [`load_config`] and [`load_whole`] do, and if the authors' file of weights has another number
+            of heads.
     """
     name = newest_model(name, argument)
     source = f"{argument}={name!r}"
@@ -95,32 +95,32 @@ def load_model(
 def load_whole(
     kind: Any, name: str, source: str, *, others_may_be_there: bool = False, advice: str = "", **settings: Any
 ) -> Any:
-    """Returns `kind.from_pretrained(name, **settings)`, with every weight from the file.
+    """Returns `kind.from_pretrained(name, **settings)` if the file has every weight.
 
-    transformers gives weights that are missing or of another shape random values, and only warns.
+    transformers fills missing weights and those of another shape with random values, and only warns.
 
     Args:
         kind: a class of models, or an auto class.
         source: what the user passed, for messages.
-        others_may_be_there: the files may hold more than the network has, such as buffers of older versions.
-        advice: what would be right, for the message about files that cannot be read.
+        others_may_be_there: the files may have more weights than the network, such as buffers of older versions.
+        advice: what to do, for the message about files that cannot be read.
 
     Raises:
         ValueError: for files that cannot be read, and for weights that are missing, unknown, of another shape or not
             finite.
     """
     try:
-        with _quiet():  # what is amiss is said below, in one line
+        with _quiet():  # the messages below say what is wrong, in one line
             model, report = kind.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
             )
-    except Exception as error:  # absent or damaged files can end in any
+    except Exception as error:  # missing or damaged files can raise any
         raise ValueError(f"{source} cannot be loaded: {_why_not(error)} {advice}".rstrip()) from error
     if report["missing_keys"] or not others_may_be_there:
         check_weight_names(report["missing_keys"], report["unexpected_keys"], source)
     for weight, stored, expected in sorted(report["mismatched_keys"]):
         raise ValueError(
-            f"{source}: the weight {weight} is {tuple(stored)}, and the configuration says {tuple(expected)}."
+            f"{source}: the weight {weight} has the shape {tuple(stored)}, and the configuration {tuple(expected)}."
         )
     check_finite(model, source)
     return model
@@ -128,7 +128,7 @@ def load_whole(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Has transformers say nothing, and show its bar on a terminal alone."""
+    """Silences transformers, and shows its progress bar only on a terminal."""
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     if not sys.stderr.isatty():
@@ -142,26 +142,26 @@ def _quiet() -> Iterator[None]:
 
 
 def _why_not(error: Exception) -> str:
-    """The error as one line, and what would help."""
+    """Puts an error in one line, with what would help."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     reason = " ".join(str(error).split()).rstrip(".: ")
     if isinstance(error, SafetensorError):
-        return f"its weights are damaged or cut short ({reason}); copy them again."
-    if isinstance(error, UnpicklingError):  # whose message advises to run the code
-        return "its weights are damaged, or opening them would run code: save them as model.safetensors."
+        return f"its weights are damaged or cut short ({reason}). Copy them again."
+    if isinstance(error, UnpicklingError):  # its own message advises to run the code
+        return "its weights are damaged, or opening them would run code. Save them as model.safetensors."
     return f"{reason}." if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {reason}."
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns twelve hexadecimal digits that tell apart tokenizers of one name, where work is resumed."""
+    """Returns twelve hexadecimal digits that differ between tokenizers; resumed work compares them."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     rules = repr(sorted(tokenizer.get_vocab().items())) if fast is None else fast.to_str()
     return hashlib.sha256(f"{rules}\n{sorted(tokenizer.special_tokens_map.items())}".encode()).hexdigest()[:12]
 
 
 def weights_hash(model: RaddForMaskedLM) -> str:
-    """Returns twelve hexadecimal digits that tell apart models of one name, where work is resumed."""
+    """Returns twelve hexadecimal digits that differ between weights; resumed work compares them."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -170,7 +170,7 @@ def weights_hash(model: RaddForMaskedLM) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Whether the configuration is one of RADD
+# Checks that the configuration is that of a RADD model
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -186,14 +186,16 @@ def load_config(name: str, *, revision: str | None = None, argument: str = "mode
 
 
 def config_of(settings: Any, source: str) -> RaddConfig:
-    """Makes a configuration of what a file says, flat as ours or nested as the authors'.
+    """Makes a configuration from the content of a file, flat like ours or nested like the authors'.
 
     Raises:
-        ValueError: if it is another model's, or values lack or do not fit.
+        ValueError: for the configuration of another model, and for values that are missing or do not fit.
     """
     try:
         if not isinstance(settings, dict) or not ("model_type" in settings or _is_nested(settings)):
-            raise ValueError("it must have 'model' (a mapping) and 'tokens', as the authors', or our 'model_type'.")
+            raise ValueError(
+                "it must have 'model_type', like ours, or 'tokens' and a mapping 'model', like the authors'."
+            )
         return RaddConfig.from_dict(settings)
     except KeyError as error:
         raise ValueError(f"the configuration of {source} lacks {error}.") from error
@@ -202,9 +204,9 @@ def config_of(settings: Any, source: str) -> RaddConfig:
         ValueError,
         AttributeError,
         StrictDataclassError,
-    ) as error:  # AttributeError: a dtype of no torch
+    ) as error:  # AttributeError: a dtype that torch does not have
         reason = " ".join(str(error).split())
-        raise ValueError(f"the configuration of {source} is not one of RADD: {reason}") from error
+        raise ValueError(f"the configuration of {source} is not that of a RADD model: {reason}") from error
 
 
 def _is_nested(settings: dict) -> bool:
@@ -212,46 +214,46 @@ def _is_nested(settings: dict) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Whether the weights are those of the network
+# Checks that the weights are those of the network
 # ---------------------------------------------------------------------------------------------------------
 
-# Modules around a network, whose names come into its weights' names, and who puts them there.
+# Modules that wrap a network add their names to the names of its weights. The value says what adds them.
 WRAPPERS = {
-    "module.": "torch's DataParallel or DistributedDataParallel puts there",
-    "_orig_mod.": "torch.compile puts there",
-    "_fsdp_wrapped_module.": "torch's FullyShardedDataParallel puts there",
-    "base_layer.": "an adapter of PEFT puts there, which merge_and_unload takes away",
+    "module.": "torch's DataParallel or DistributedDataParallel adds",
+    "_orig_mod.": "torch.compile adds",
+    "_fsdp_wrapped_module.": "torch's FullyShardedDataParallel adds",
+    "base_layer.": "an adapter of PEFT adds, and merge_and_unload removes",
 }
 
 
 def check_weight_names(missing: Collection[str], unexpected: Collection[str], source: str) -> None:
-    """Raises a ValueError if names of weights are missing or too many."""
+    """Raises a ValueError if there are missing or unexpected weights."""
     if missing or unexpected:
         found = [
             f"{kind} {first_few(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names
         ]
         raise ValueError(
-            f"{source} does not hold the weights that its configuration says: {'; '.join(found)}."
+            f"{source} does not hold the weights of its configuration: {'; '.join(found)}."
             f"{_about_names(missing, unexpected)}"
         )
 
 
 def _about_names(missing: Collection[str], unexpected: Collection[str]) -> str:
-    """Explains names that differ by what is put before or into them, and says what to do."""
+    """Explains names with a known addition, and says what to do."""
     for wrapper, whose in WRAPPERS.items():
         if any(f".{wrapper}" in f".{name}" for name in unexpected):
-            return f" Names hold {wrapper!r}, which {whose}: save the state dict of the network inside, or rename them."
+            return f" Names hold {wrapper!r}, which {whose}. Save the state dict of the network inside, or rename them."
     if missing:
         one = min(missing)
         for name in unexpected:
             prefix = name.removesuffix(one)
             if name.endswith(f".{one}") and {prefix + each for each in missing} <= set(unexpected):
-                return f" Every name begins with {prefix!r}: save the state dict of the network inside, or rename them."
+                return f" Every name begins with {prefix!r}. Save the state dict of the network inside, or rename them."
     return ""
 
 
 def check_finite(model: nn.Module, source: str) -> None:
-    """Raises a ValueError if a weight is nan or infinite, naming it."""
+    """Raises a ValueError that names a weight with nan or infinity."""
     for name, weight in model.named_parameters():
         if (
             weight.is_floating_point()
@@ -259,15 +261,15 @@ def check_finite(model: nn.Module, source: str) -> None:
             and not all(map(torch.isfinite, weight.detach().aminmax()))
         ):
             raise ValueError(
-                f"{source}: the weight {name} holds numbers that are not finite, as {weight.dtype}: its training has "
-                "diverged, or the file is damaged; take an earlier checkpoint."
+                f"{source}: the weight {name} holds numbers that are not finite as {weight.dtype}. Its training has "
+                "diverged, or the file is damaged. Take an earlier checkpoint."
             )
 
 
 def check_heads(stored: Tensor | None, config: RaddConfig, source: str) -> None:
-    """Raises a ValueError if the rotary frequencies in a file of the authors are not those of the configuration.
+    """Raises a ValueError if the rotary frequencies in a file of the authors differ from those of the configuration.
 
-    No other tensor depends on the number of heads, and in our layout there is none.
+    No other tensor depends on the number of heads. Our layout has no such tensor.
     """
     frequencies = default_frequencies(config)  # (d / 2,)
     if stored is None or (
@@ -275,8 +277,9 @@ def check_heads(stored: Tensor | None, config: RaddConfig, source: str) -> None:
     ):
         return
     raise ValueError(
-        f"{source}: {FREQUENCIES} is for heads {2 * stored.numel()} wide, and n_heads={config.num_attention_heads} "
-        f"in the configuration makes them {2 * frequencies.numel()} wide, with frequencies of base 10000."
+        f"{source}: {FREQUENCIES} is for heads of width {2 * stored.numel()}. By its "
+        f"n_heads={config.num_attention_heads} the configuration has heads of width "
+        f"{2 * frequencies.numel()}, with frequencies of base 10000."
     )
 
 
@@ -294,7 +297,7 @@ def _stored_frequencies(name: str, revision: str | None) -> Tensor | None:
 
 
 def first_few(names: Collection[Any]) -> str:
-    """Lists the first three of many names, for a message."""
+    """Lists the first three names, for a message, and counts the rest."""
     shown = sorted(map(str, names))
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"
 
@@ -305,11 +308,11 @@ def first_few(names: Collection[Any]) -> str:
 
 
 def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer by name or folder; `flag` is the option that names another one, for the message."""
+    """Loads a tokenizer by name or folder. `flag` is the user's option for another tokenizer, for the message."""
     name = newest_model(name, "tokenizer")
     try:
         return AutoTokenizer.from_pretrained(name, **settings)
-    except Exception as error:  # absent, damaged or foreign files can end in any
+    except Exception as error:  # missing, damaged or foreign files can raise any
         reason = " ".join(str(error).split())
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         if Path(name).is_dir() and not any(Path(name).glob("*token*")):  # transformers guesses at length
@@ -318,34 +321,35 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> None:
-    """Raises a ValueError for a tokenizer with ids that the model has not, or whose mask is not the model's.
+    """Raises a ValueError for a tokenizer with ids that the model does not have, or with another mask.
 
-    A tokenizer without a mask fits if the mask comes behind its tokens, as GPT-2's with the authors' models.
+    A tokenizer without a mask fits if the id of the model's mask comes after its last token. GPT-2's tokenizer fits the
+    authors' models in this way.
     """
     name, mask = tokenizer.name_or_path, cast(int, config.mask_token_id)
     vocabulary, tokens = tokenizer.get_vocab(), config.num_tokens or config.vocab_size
     strange = {token: number for token, number in vocabulary.items() if number >= tokens and number != mask}
     if strange:
         raise ValueError(
-            f"tokenizer={name!r} has ids up to {max(strange.values())}, more than the model's {tokens}: it is another "
-            "model's."
+            f"tokenizer={name!r} has ids up to {max(strange.values())}, and the model has {tokens} tokens: it belongs "
+            "to another model."
         )
     check_tokenizer_mask(tokenizer, mask)
     if tokenizer.mask_token_id is None and mask in vocabulary.values():
         token = tokenizer.convert_ids_to_tokens(mask)
         raise ValueError(
-            f"tokenizer={name!r} has the token {token!r} at id {mask}, where the model has its mask: it is another "
-            "model's."
+            f"tokenizer={name!r} has the token {token!r} at id {mask}, where the model has its mask: it belongs to "
+            "another model."
         )
     if tokenizer.mask_token_id is None and max(vocabulary.values()) + 1 not in (mask, config.num_tokens):
         raise ValueError(
-            f"tokenizer={name!r} has no mask and ids up to {max(vocabulary.values())}, and the model has its mask at "
-            f"{mask}, not behind them: it is another model's."
+            f"tokenizer={name!r} has no mask and ids up to {max(vocabulary.values())}. The model has its mask at id "
+            f"{mask}, which is not the next one: the tokenizer belongs to another model."
         )
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """Returns the device of that name; for None an accelerator if there is one, else the CPU.
+    """Returns the device of a name; for None an accelerator if there is one, else the CPU.
 
     Raises:
         ValueError: for a device that cannot be used.

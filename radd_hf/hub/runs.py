@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads the folder of a training run: finds its checkpoints, and tells which of them are whole.
+"""Reads the folder of a training run: finds its checkpoints and tells which of them are whole.
 
-    checkpoints/step_N/                       a checkpoint, as `training/run.py` writes it: a model, and how to go on
-    checkpoints/step_N/state/manifest.json    size and SHA-256 of every other file of it; written last
+    checkpoints/step_N/                       a checkpoint: a model, and the state from which training resumes
+    checkpoints/step_N/state/manifest.json    size and SHA-256 of every other file in it; written last
 
-A checkpoint is whole if its files are as its manifest says. Where a model is named, the folder of a run stands for its
-newest whole checkpoint. `training/checkpoints.py` writes what is read here.
+A checkpoint is whole if its files match its manifest. The folder of a run can be passed as a model: it stands for its
+newest whole checkpoint. `training/run.py` and `training/checkpoints.py` write these files.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ from ..text_radd import encode_with_blanks
 logger = logging.getLogger(__name__)
 
 MANIFEST, PROGRESS = "state/manifest.json", "state/progress.json"
-IDENTITIES = ("run_id", "save_id")  # of the run, kept by restarts, and of one save
+IDENTITIES = ("run_id", "save_id")  # one of the run, which restarts keep, and one of a single save
 STEP = r"step_[1-9][0-9]*"
-# A text that a model is asked to fill, where a line for a shell shows how.
+# The text with a blank in the shell command that `generate_command` shows.
 EXAMPLE, EXAMPLE_LENGTH = "It was [MASK:12] of spring", 128
-FILES_AT_ONCE = min(8, os.cpu_count() or 1)  # read in threads: hashing releases the interpreter
+FILES_AT_ONCE = min(8, os.cpu_count() or 1)  # threads that read; hashing releases the interpreter's lock
 
 
 def newest_model(name: str, argument: str = "model") -> str:
-    """Returns the name of a model as it is; for the folder of a training run the path of its newest whole checkpoint.
+    """Returns the path of the newest whole checkpoint for the folder of a training run, and any other name unchanged.
 
-    A line of the log says which that is.
+    The log says which checkpoint that is.
 
     Args:
         argument: the user's word for the name, for messages.
@@ -53,8 +53,8 @@ def newest_model(name: str, argument: str = "model") -> str:
     whole, damaged = newest_checkpoint(folder)
     said = "; ".join(f"{step} is damaged: {damage}" for step, damage in damaged.items())
     if whole is None:
-        state = f"{said}. Name one of these folders to take it as it is." if said else "none has been saved yet."
-        raise ValueError(f"{argument}={name!r} is the folder of a training run that has no whole checkpoint: {state}")
+        state = f"{said}. To take one as it is, pass its folder." if said else "none has been saved yet."
+        raise ValueError(f"{argument}={name!r} is the folder of a training run without a whole checkpoint: {state}")
     logger.warning(
         "%s=%r is the folder of a training run: %s is its newest %scheckpoint%s",
         *(argument, name, whole, "whole " if damaged else "", f" ({said})" if damaged else ""),
@@ -63,12 +63,12 @@ def newest_model(name: str, argument: str = "model") -> str:
 
 
 def _as_argument(path: str) -> str:
-    """Returns a path so that no command takes it for an option."""
+    """Returns a path in a form that no command takes for an option."""
     return f"./{path}" if path.startswith("-") else path
 
 
 def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> str:
-    """Returns a shell command by which a model fills `EXAMPLE`, or writes a text if it cannot encode that."""
+    """Returns a shell command with which a model fills `EXAMPLE`, or generates a text if it cannot encode that."""
     length, mask = config.max_position_embeddings, cast(int, config.mask_token_id)
     try:
         fits = len(encode_with_blanks(EXAMPLE, tokenizer, mask).ids) <= length
@@ -79,7 +79,7 @@ def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: Rad
 
 
 def is_run(folder: Path) -> bool:
-    """Tells whether a folder is that of a training run of ours, and not of a model."""
+    """Tells whether a folder holds a training run of ours, and not a model."""
     place = folder / "checkpoints"
     if (folder / "config.json").exists() or not place.is_dir():
         return False
@@ -87,15 +87,16 @@ def is_run(folder: Path) -> bool:
 
 
 def step_of(checkpoint: Path) -> int:
+    """Returns the step in the name of a checkpoint's folder."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def folders(output: Path, pattern: str) -> list[Path]:
-    """Returns the folders of a run's `checkpoints` whose whole name matches; no links and no files."""
+    """Returns the folders in a run's `checkpoints` whose whole name matches the pattern; no links and no files."""
     place = output / "checkpoints"
     if not place.exists():
         return []
-    with os.scandir(place) as entries:  # raises where `glob` finds nothing in a folder that may not be read
+    with os.scandir(place) as entries:  # raises an error for an unreadable folder, where `glob` finds nothing
         named = [entry for entry in entries if re.fullmatch(pattern, entry.name)]
         return [place / entry.name for entry in named if entry.is_dir(follow_symlinks=False)]
 
@@ -106,7 +107,7 @@ def all_checkpoints(output: Path) -> list[Path]:
 
 
 def newest_checkpoint(output: Path) -> tuple[Path | None, dict[str, str]]:
-    """Returns the newest checkpoint of a run that is whole, or None; and why each newer one, by name, is damaged.
+    """Returns the newest whole checkpoint of a run, or None, and the damage of each newer one by its name.
 
     Raises:
         OSError: if the folder cannot be read.
@@ -121,22 +122,22 @@ def newest_checkpoint(output: Path) -> tuple[Path | None, dict[str, str]]:
 
 
 def damage_of(checkpoint: Path) -> str | None:
-    """Returns why a checkpoint is damaged, with the file that differs from what was saved; None if it is whole."""
+    """Returns why a checkpoint is damaged, with the file that differs from the manifest; None if it is whole."""
     place = checkpoint / MANIFEST
-    if os.path.lexists(place) and not place.is_file():  # a pipe would be waited for
-        return f"{MANIFEST} is no file"
+    if os.path.lexists(place) and not place.is_file():  # reading a pipe would block
+        return f"{MANIFEST} is not a file"
     try:
         manifest = read_manifest(checkpoint)
     except FileNotFoundError:
-        return f"{MANIFEST} is missing: it is half-deleted, or an older version of radd_hf wrote it"
+        return f"{MANIFEST} is missing: the checkpoint is half-deleted, or an older version of radd_hf wrote it"
     except OSError as error:
         return f"{MANIFEST} cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return f"{MANIFEST} is not as it was written"
+        return f"{MANIFEST} was changed after it was written"
     if manifest.step != step_of(checkpoint):
-        return f"it is the checkpoint of step {manifest.step}, and was renamed"
+        return f"it was renamed: {MANIFEST} says step {manifest.step}"
     paths = [checkpoint / name for name in manifest.files]
-    for look in (damage_of_size, damage_of_bytes):  # sizes cost nothing
+    for look in (damage_of_size, damage_of_bytes):  # sizes are cheap to compare
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             for name, damage in zip(manifest.files, pool.map(look, paths, manifest.files.values()), strict=True):
                 if damage:
@@ -148,7 +149,9 @@ def damage_of(checkpoint: Path) -> str | None:
             return f"{name} cannot be read ({error})"
         for identity, expected in manifest.identities.items():
             if found[identity] != expected:
-                return f"{name} has {identity}={found[identity]!r}, and {MANIFEST} {expected!r}: another save wrote it"
+                return (
+                    f"{name} has {identity}={found[identity]!r}, and {MANIFEST} has {expected!r}: another save wrote it"
+                )
     return None
 
 
@@ -160,7 +163,7 @@ class Manifest:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Reads a manifest. Raises a ValueError, KeyError, TypeError or AttributeError if it is not as it was written."""
+    """Reads a manifest. Raises a ValueError, KeyError, TypeError or AttributeError if it was changed."""
     read = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     said = read["manifest"]
     if digest_of(said) != read["sha256"]:
@@ -180,7 +183,7 @@ def damage_of_size(path: Path, entry: tuple[int, str]) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if not stat.S_ISREG(status.st_mode):
-        return "is no file"
+        return "is not a file"
     return None if status.st_size == expected else f"has {status.st_size} bytes, and was saved with {expected}"
 
 
@@ -195,7 +198,7 @@ def damage_of_bytes(path: Path, entry: tuple[int, str]) -> str | None:
 
 
 def identities_in(path: Path) -> dict[str, str | None]:
-    """Reads which save wrote a file of the state."""
+    """Reads which run and which save wrote a file of the state."""
     if path.suffix == ".json":
         said = json.loads(path.read_text(encoding="utf-8"))
     else:

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, Protocol
 
 from ..ranges import check_count
 
-# Tokens of a batch, rows x length, by default: more is not faster on a processor, or on a card.
+# Default tokens of a batch, rows x length, on a CPU and on a GPU. More tokens are not faster there.
 BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD = 2048, 16384
 
 
 def tokens_of_a_batch(batch_tokens: int | None, device: Any) -> int:
-    """Returns the given number of tokens, or what suits a torch.device; raises a ValueError unless it is a count."""
+    """Returns the given number of tokens, or the default of a torch.device. Raises a ValueError for no count."""
     if batch_tokens is None:
         return BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS_OF_A_CARD
     return check_count("batch_tokens", batch_tokens)
@@ -21,8 +21,8 @@ class Task(NamedTuple):
     """Holds the work for one result.
 
     row: number of the row in its file. sample: number of the result among those of the row. length: L, tokens of the
-    sequence. masks: tokens to fill or to score, on which the time of the task depends. content: what the
-    work needs.
+    sequence. masks: number of tokens to fill or to score; the time of the task depends on it. content: data for
+    `RowFiller` or `RowScorer`.
     """
 
     row: int
@@ -33,10 +33,10 @@ class Task(NamedTuple):
 
 
 def batches_of(tasks: Sequence[Task], batch_tokens: int, slack: float = 0.0) -> list[list[Task]]:
-    """Returns batches of at most `batch_tokens` tokens, padding included, but of at least one task; the longest first.
+    """Returns batches of at most `batch_tokens` tokens, padding included, the longest first.
 
-    Lengths of a batch lie within a band: all are at least (1 - slack) of its longest. Tasks of a band are sorted by
-    masks, since a batch takes as long as its task with the most.
+    Each batch has at least one task. Lengths in a batch differ little: all are at least (1 - slack) of the longest.
+    Tasks of similar length are sorted by masks, because a batch takes as long as its task with the most masks.
     """
     batches: list[list[Task]] = []
     for band in _bands(tasks, slack):
@@ -61,7 +61,7 @@ def _bands(tasks: Sequence[Task], slack: float) -> Iterator[list[Task]]:
 
 
 class Encoder(Protocol):
-    """Makes tasks of rows: a `RowFiller` or a `RowScorer`."""
+    """Makes tasks from rows, like `RowFiller` and `RowScorer`."""
 
     batch_tokens: int
     slack: float  # see `batches_of`
@@ -74,7 +74,7 @@ class Encoder(Protocol):
 def batches_of_rows(
     work: Encoder, rows: Iterable[tuple[int, Mapping[str, Any]]]
 ) -> tuple[list[dict[str, Any]], list[list[Task]]]:
-    """Returns the results of rows that are refused, and the batches of the others; `rows` are numbered."""
+    """Returns the results of refused rows, and the batches of the other rows. `rows` has pairs of number and row."""
     refusals, tasks = list[dict[str, Any]](), list[Task]()
     for number, row in rows:
         try:

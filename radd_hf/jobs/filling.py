@@ -3,8 +3,8 @@
 
     rows with text or prefix, suffix and length  ->  tasks  ->  batches of like length  ->  a result for each row
 
-The random numbers of a row come from the seed and the row's number, or from its own seed. So its result does not
-depend on the rows beside it, on processes or on restarts; see `generate` about rounding.
+The random numbers of a row come from the seed and the row's number, or from its own seed. So its result depends on no
+other row, on no number of processes and on no restart, apart from rounding (see `generate`).
 """
 
 import math
@@ -21,9 +21,9 @@ from ..settings_radd import LARGEST_INTEGER, LENGTHS, SETTINGS, plain, shortened
 from .batches import Task, batches_of_rows, tokens_of_a_batch
 from .rows import check_text_column
 
-# Texts of a batch are padded by at most this part of the longest: fuller batches save more than padding costs.
+# Texts of a batch are padded by at most this fraction of the longest. Fuller batches save more than padding costs.
 SLACK = 0.08
-# Columns that a row's request is read from, when there is no text with blanks.
+# A row's request is read from these columns if there is no text with blanks.
 COLUMNS = (*REQUEST[1:], "seed")
 
 
@@ -36,15 +36,15 @@ class RowFiller:
     A result has `row`, `sample` where `number` is more than one, and
         text: the text with its blanks filled. fills: the text in each blank.
         log_probabilities: for each blank, the sum of the log-probabilities of its tokens when drawn, in nats.
-        log_probability: their sum. tokens: how many were written. nfe: network evaluations.
-        error: None, or why the row was refused; then the other entries are None.
+        log_probability: their sum. tokens: number of generated tokens. nfe: number of network evaluations.
+        error: None, or why the row was refused; the other entries are then None.
 
     Args:
-        seed: of rows that have no column `seed`.
-        number: results for each row.
-        batch_tokens: tokens of a batch, rows x length; default: what suits the device.
-        columns: those of a row that are read; by default "text" or those of `COLUMNS`, see [`columns_to_fill`].
-        settings: of `generate`. `length` and `max_new_tokens` serve rows that set neither.
+        seed: seed of rows without a column `seed`.
+        number: number of results for each row.
+        batch_tokens: tokens of a batch, rows x length; default: the device's, see [`tokens_of_a_batch`].
+        columns: columns to read; by default "text" or those of `COLUMNS`, see [`columns_to_fill`].
+        settings: settings of `generate`. `length` and `max_new_tokens` apply to rows that set neither.
 
     Raises:
         ValueError: for a setting that does not fit.
@@ -68,7 +68,7 @@ class RowFiller:
         self.batch_tokens = tokens_of_a_batch(batch_tokens, model.device)
         if settings.get("max_time") is not None:
             raise ValueError(
-                f"max_time={settings['max_time']} makes a text depend on the speed of the machine: leave it out."
+                f"max_time={settings['max_time']} would make a text depend on the speed of the machine: leave it out."
             )
         model.check_settings(**settings)
         self.lengths = {name: settings.pop(name, None) for name in LENGTHS}
@@ -81,7 +81,7 @@ class RowFiller:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Gives what the results depend on, besides the model, the rows and the seed."""
+        """Returns the settings that the results depend on, besides the model, the rows and the seed."""
         resolved = self.model.check_settings(**self.settings)
         settings = {name: getattr(resolved, name) for name in (*SETTINGS, "eos_token_id", "pad_token_id")}
         if resolved.schedule is None:
@@ -90,7 +90,7 @@ class RowFiller:
 
     @property
     def results(self) -> dict[str, pa.DataType]:
-        """Gives the names and types of what a result has."""
+        """Returns the type of each entry of a result by name."""
         each_blank = {"fills": pa.list_(pa.string()), "log_probabilities": pa.list_(pa.float64())}
         return {
             "row": pa.int64(),
@@ -107,11 +107,11 @@ class RowFiller:
         """Returns the results of rows with these numbers, in their order: `number` for a row, one for a refused row.
 
         Raises:
-            ValueError: for numbers that are no integers, or not all different.
+            ValueError: for numbers that are not integers, or not all different.
         """
         numbers = [check_count("numbers", number, least=0, most=LARGEST_INTEGER) for number in numbers]
         if len(set(numbers)) < len(numbers):
-            raise ValueError(f"numbers={shortened(numbers)} must all be different, since rows are told apart by them.")
+            raise ValueError(f"numbers={shortened(numbers)} must all be different, because they identify the rows.")
         results, batches = batches_of_rows(self, zip(numbers, rows, strict=True))
         for batch in batches:
             results += self.compute(batch)
@@ -119,7 +119,7 @@ class RowFiller:
         return sorted(results, key=lambda result: (place[result["row"]], result.get("sample", 0)))
 
     def encode(self, row: Mapping[str, Any], number: int) -> list[Task]:
-        """Returns the tasks of a row; raises a ValueError for one that is refused."""
+        """Returns the tasks of a row. Raises a ValueError for a refused row."""
         columns = columns_to_fill(list(row)) if self.columns is None else self.columns
         request = {key: _cell(row[column]) for key, column in columns.items() if column in row}
         seed = request.pop("seed", None)
@@ -134,9 +134,9 @@ class RowFiller:
         return [Task(number, sample, length, masks, (given, seed)) for sample in range(self.number)]
 
     def compute(self, batch: Sequence[Task]) -> list[dict[str, Any]]:
-        """Returns the results of tasks, filled together; shorter ones are padded on the right."""
+        """Fills tasks together and returns their results. Shorter ones are padded on the right."""
         longest = max(task.length for task in batch)
-        padding = 0 if self.model.config.mask_token_id else 1  # any token but the mask: it is not attended to
+        padding = 0 if self.model.config.mask_token_id else 1  # any token but the mask; attention ignores it
         canvas = torch.full((len(batch), longest), padding)  # (B, L)
         for row, task in enumerate(batch):
             canvas[row, : task.length] = torch.tensor(task.content[0].ids)
@@ -171,15 +171,15 @@ class RowFiller:
         return results
 
     def refusal(self, number: int, error: ValueError) -> dict[str, Any]:
-        """Returns the result of a row that is refused."""
+        """Returns the result of a refused row."""
         return dict.fromkeys(self.results) | self._numbered(number, 0) | {"error": " ".join(str(error).split())}
 
     def summed(self, result: Mapping[str, Any]) -> dict[str, float]:
-        """Returns what of a result is added up."""
+        """Returns the numbers of a result to add up."""
         return {"tokens": result["tokens"] or 0}
 
     def summary(self, totals: Mapping[str, float]) -> str:
-        """Says the sums over all results."""
+        """Describes the sums over all results."""
         return f"{totals['tokens']:,} tokens"
 
     def _numbered(self, row: int, sample: int) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def columns_to_fill(columns: Sequence[str], text_column: str | None = None) -> d
     """Returns the column of a file for each entry of a request.
 
     Raises:
-        ValueError: if there are none, or it is not clear which.
+        ValueError: if there are none, or several choices.
     """
     if text_column is not None:
         check_text_column(columns, text_column)
@@ -213,9 +213,9 @@ def columns_to_fill(columns: Sequence[str], text_column: str | None = None) -> d
 
 
 def _cell(value: Any) -> Any:
-    """Undoes what gaps do to a column: integers become floats, and gaps NaN."""
+    """Undoes what missing values do to a column: they become NaN, and integers become floats."""
     value = plain(value)
     if isinstance(value, float):
-        exact = value.is_integer() and abs(value) <= 2**53  # beyond, the integer may have been another
+        exact = value.is_integer() and abs(value) <= 2**53  # above, several integers have the same float
         return None if math.isnan(value) else int(value) if exact else value
     return value

@@ -1,14 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Runs work on all rows of a file, by several processes if a launcher starts them, and goes on after an interruption.
+"""Runs work on all rows of a file, with several processes if a launcher starts them. An interrupted job resumes.
 
     rows  ->  windows of 16,384 rows  ->  batches of like length  ->  shards of a few batches  ->  the output
 
-A process computes its shards and writes each to a file of its own in the folder `OUTPUT.shards`. When all are there,
-the first process puts them together in the order of the rows and removes the folder. What is in a batch depends on
-the file alone. So neither the number of processes nor an interruption changes a result.
+Each process computes some shards and writes each shard to a file in the folder `OUTPUT.shards`. When all are there,
+the first process joins them in the order of the rows and removes the folder. The content of a batch depends only on the
+input file. So neither the number of processes nor an interruption changes a result.
 
-The file of a shard gets its name once it is whole and on the disk. A killed job loses only the shards in progress, and
-resumes when the same command is given again.
+The file of a shard gets its name when it is whole and on the disk. A killed job loses only the shards in progress. Run
+the same command again to resume it.
 """
 
 import hashlib
@@ -41,15 +41,15 @@ from .rows import RowsFile, RowsWriter, json_line, windows_of
 
 logger = logging.getLogger(__name__)
 
-# Most batches of a shard, which a process computes before it writes them; and the fewest shards of a window, if it has
-# as many batches, so that several processes share a small file.
+# The most batches of a shard, which a process computes before it writes them. The fewest shards of a window that has
+# enough batches; then several processes share even a small file.
 SHARD, FEWEST_SHARDS = 8, 16
-# From so many windows a process on, each window has one process; others need not encode its rows.
+# With at least this many windows for each process, one process computes a window, and others need not encode its rows.
 MANY = 4
 
 
 class Work(Encoder, Protocol):
-    """Computes the results of rows: a `RowFiller` or a `RowScorer`.
+    """Computes the results of rows, like `RowFiller` and `RowScorer`.
 
     `summed` gives the numbers of a result to add up; `summary` describes the totals.
     """
@@ -71,7 +71,7 @@ class Work(Encoder, Protocol):
 
 @dataclass
 class Report:
-    """Holds what a finished job did. totals: sums over the results."""
+    """Holds the numbers of a finished job. totals: sums over the results."""
 
     rows: int = 0
     results: int = 0
@@ -90,10 +90,10 @@ class Report:
 
 
 class Job:
-    """Keeps the folder of a job, which lies beside its output.
+    """Manages the folder of a job, which lies beside its output.
 
     Args:
-        output: the file to write. identity: all that the results depend on.
+        output: the file to write. identity: everything that the results depend on.
     """
 
     def __init__(self, output: Path, identity: Mapping[str, Any]):
@@ -104,26 +104,29 @@ class Job:
         self.mark = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def begin(self) -> Report | None:
-        """Makes the folder, or finds that of an interrupted job, and locks it; returns the report of a finished job.
+        """Makes the folder of the job, or finds it after an interruption, and locks it.
+
+        Returns:
+            The report of a finished job, else None.
 
         Raises:
             ValueError: if the output or its folder belongs to another job or to none, or is in use.
         """
         making, removed = self._hidden("partial"), self._hidden("removed")
-        for left in (making, removed):  # of a job that was killed as it made or removed its folder
+        for left in (making, removed):  # left by a job that was killed while it made or removed its folder
             shutil.rmtree(left, ignore_errors=True)
         if self.output.exists() and not self.folder.exists():
             return self._report_of_finished()
         if not self.folder.exists():
             if self.record.exists():
-                read_record(self.record)  # which the job will replace
+                read_record(self.record)  # raises an error for a foreign file, which the job would replace
             making.mkdir()
             write_synced(making / "job.json", to_json({"job": self.identity}, indent=2))
             making.rename(self.folder)
             sync(self.folder.parent)
         self._check(read_record(self.folder / "job.json"), self.folder)
         self.lock = acquire(self.folder, "output")
-        if not (self.folder / "job.json").exists():  # the job that held the lock has finished meanwhile
+        if not (self.folder / "job.json").exists():  # the job that held the lock has finished
             self.end()
             return self.begin()
         self._remove_damaged()
@@ -134,7 +137,7 @@ class Job:
 
     def _report_of_finished(self) -> Report:
         if not self.record.is_file():
-            raise ValueError(f"output={str(self.output)!r} exists: remove it, or name another.")
+            raise ValueError(f"output={str(self.output)!r} exists: remove it, or name another output.")
         record = read_record(self.record)
         self._check(record, self.output)
         if record.get("bytes") != self.output.stat().st_size:
@@ -142,29 +145,30 @@ class Job:
         return Report(**record["report"] | {"finished_before": True})
 
     def end(self) -> None:
-        """Lets another job have the folder, if there is one."""
+        """Unlocks the folder for another job."""
         if self.lock is not None:
             release(self.lock)
             self.lock = None
 
     def _check(self, record: dict[str, Any], of: Path) -> None:
-        """Raises a ValueError for the record of another job."""
+        """Raises a ValueError if a record is that of another job."""
         if changed := differences(record["job"], self.identity):
             raise ValueError(
-                f"output: {of} is of another job; (saved, now) differ in {changed}. Name another output, or remove it."
+                f"output: {of} belongs to another job: (saved, now) differ in {changed}. Name another output, or "
+                "remove it."
             )
 
     def _remove_damaged(self) -> None:
         for file in self.folder.glob("shard-*.jsonl"):
             if self.read(file) is None:
-                logger.warning("%s is damaged: it is computed again", visible(str(file)))
+                logger.warning("%s is damaged and is computed again", visible(str(file)))
                 file.unlink()
 
     def shard_file(self, window: int, shard: int, shards: int) -> Path:
         return self.folder / f"shard-{window:06}-{shard:05}-of-{shards:05}.jsonl"
 
     def files_of(self, window: int) -> list[Path]:
-        """Returns the files of the shards of a window that are there."""
+        """Returns the files of the finished shards of a window."""
         return sorted(self.folder.glob(f"shard-{window:06}-*.jsonl"))
 
     def complete(self, window: int) -> bool:
@@ -178,7 +182,7 @@ class Job:
         replace_text(file, to_json(head) + "\n" + body)
 
     def read(self, file: Path) -> list[dict[str, Any]] | None:
-        """Returns the results of a shard, None if they are not as they were written."""
+        """Returns the results of a shard, or None if its file was changed after it was written."""
         try:
             head, _, body = file.read_text(encoding="utf-8").partition("\n")
             whole = {"job": self.mark, "sha256": hashlib.sha256(body.encode()).hexdigest()}
@@ -187,10 +191,10 @@ class Job:
             return None
 
     def finish(self, source: RowsFile, work: Work) -> Report:
-        """Puts all shards together in the order of the rows, and removes them.
+        """Joins all shards in the order of the rows, and removes them.
 
         Raises:
-            OSError: for shards that are missing, as where processes do not share a folder.
+            OSError: for missing shards, for example if processes do not share a folder.
         """
         source.check_unchanged()
         report, partial = Report(rows=source.rows), self.folder / f"output{self.output.suffix}"
@@ -217,13 +221,13 @@ class Job:
         record = {"job": self.identity, "report": asdict(report), "bytes": self.output.stat().st_size}
         replace_text(self.record, to_json(record, indent=2) + "\n")
         removed = self._hidden("removed")
-        self.folder.rename(removed)  # so that a folder half removed is not taken for one of a job
+        self.folder.rename(removed)  # a half-removed folder must not look like that of a job
         shutil.rmtree(removed)
         return report
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """Returns what a file says about a job; raises a ValueError for one that says nothing."""
+    """Reads the record of a job. Raises a ValueError for a file that is no such record."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(record["job"], dict) or not isinstance(record.get("report", {}), dict):
@@ -234,7 +238,7 @@ def read_record(file: Path) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns by name what differs, also within mappings: {"settings.steps": (None, 4)}."""
+    """Returns the differences by name, also those within mappings: {"settings.steps": (None, 4)}."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted(saved.keys() | now.keys()):
         before, after = saved.get(name), now.get(name)
@@ -254,11 +258,11 @@ def _with_first_row(windows: Iterator[list]) -> Iterator[tuple[int, list]]:
 
 
 def run_job(work: Work, source: RowsFile, job: Job, accelerator: Accelerator, unit: str, quiet: bool = False) -> Report:
-    """Runs a job to its end, by all processes together; returns what it did.
+    """Runs a job to its end with all processes together, and returns its report.
 
     Args:
-        unit: what is counted by the bar of the first process, such as "text".
-        quiet: whether there is no bar.
+        unit: unit of the progress bar of the first process, such as "text".
+        quiet: show no bar.
 
     Raises:
         ValueError, OSError: in all processes, where `Job.begin` and `Job.finish` do.
@@ -275,7 +279,7 @@ def run_job(work: Work, source: RowsFile, job: Job, accelerator: Accelerator, un
 
 
 def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelerator, unit: str, quiet: bool) -> None:
-    """Computes the shards of this process that are not there yet."""
+    """Computes the missing shards of this process."""
     index, processes = accelerator.process_index, accelerator.num_processes
     by_window = source.windows >= MANY * processes
     bar = tqdm(
@@ -287,7 +291,7 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
     )
 
     def skip(results: int) -> None:
-        """Counts what was there already, and not its time."""
+        """Counts results that were there already, and does not count their time."""
         if not bar.disable:
             bar.initial += results
             bar.update(results)
@@ -318,7 +322,7 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
 
 
 class RowsRefused(ValueError):
-    """Some rows of a file have an error in place of a result."""
+    """Says that some rows of a file have an error in place of a result."""
 
     exit_status = 1
 
@@ -339,16 +343,16 @@ def run_on_file(
     unit: str,
     quiet: bool,
 ) -> Report:
-    """Runs the job that a command line describes.
+    """Runs the job of a command line.
 
     Args:
-        make_work: makes the work of a seed.
-        identity: what the results depend on of the model, and of how it is computed.
-        seed: None: that of the interrupted job, else a new one.
+        make_work: makes the work for a seed.
+        identity: what the results depend on in the model and in its computation.
+        seed: None takes the seed of the interrupted job, or a new one.
 
     Raises:
         ValueError, OSError: where `run_job` does, in all processes.
-        RowsRefused: for a finished job with refused rows, so that the exit status says so.
+        RowsRefused: for a finished job with refused rows; it sets the exit status.
     """
     whole = {**identity, "rows": source.rows, "input": source.sha256, "radd_hf": __version__}
     seed = on_main(accelerator, lambda: _saved_seed(output) if seed is None else seed)

@@ -2,10 +2,10 @@
 """Reads the rows of a file, and writes them with their results.
 
     txt       a row for each line, in the column "text"
-    jsonl     a row for each object; json: also a list of them
+    jsonl     a row for each object; json: objects or a list of objects
     parquet   a row for each row
 
-Files to read may be compressed (.gz, .bz2, .xz, .zst).
+Input files may be compressed (.gz, .bz2, .xz, .zst).
 """
 
 import base64
@@ -26,14 +26,14 @@ from ..data.files import ENDINGS, KINDS, ending_of, parquet_schema, read_rows
 from ..endings import visible
 from ..results import check_output, to_json
 
-# Rows that are read, sorted by length and put into batches together.
+# Number of rows that are read, sorted by length and put into batches together.
 WINDOW = 16384
 OUTPUTS = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class RowsFile:
-    """Holds what one pass over a file found. `schema` is that of a parquet file to write, without the results."""
+    """Describes a file after one pass over it. `schema` is that of a parquet file to write, without the results."""
 
     path: Path
     columns: tuple[str, ...]
@@ -43,14 +43,14 @@ class RowsFile:
 
     @classmethod
     def examine(cls, argument: str, name: str, output: Path) -> "RowsFile":
-        """Reads a file once, so that its faults are reported before work starts.
+        """Reads a file once, to report its faults before work starts.
 
         Args:
             argument: the user's word for the file, for messages.
-            output: where the rows will be written; for parquet their types must agree.
+            output: file that the rows will be written to; for parquet their types must agree.
 
         Raises:
-            ValueError: for no such file, another kind of file, no row, and what [`read_rows`] refuses.
+            ValueError: for a missing file, another kind of file, a file without rows, and where [`read_rows`] does.
         """
         path = Path(name)
         if path.is_dir() or ending_of(path) not in KINDS:
@@ -75,11 +75,11 @@ class RowsFile:
         return cls(path, tuple(columns), rows, sha256, None if types is None else types.checked())
 
     def check_unchanged(self) -> None:
-        """Raises a ValueError if the file is no longer what was read."""
+        """Raises a ValueError if the file was changed after it was read."""
         if not self.path.is_file() or hash_of(self.path) != self.sha256:
             raise ValueError(
-                f"{str(self.path)!r} was changed while the job ran, so that results would stand beside other rows. Put "
-                "the file back as it was and give the command again, or start anew with another output."
+                f"{str(self.path)!r} was changed while the job ran, so the results belong to other rows. Restore the "
+                "file and run the command again, or start again with another output."
             )
 
     @property
@@ -107,7 +107,7 @@ def _names(schema: pa.Schema, argument: str, name: str) -> list[str]:
 
 
 class _Types:
-    """Finds the types that the columns of rows have in parquet. `source` is what the user named, for messages."""
+    """Finds the types of columns in parquet. `source` is the user's input, for messages."""
 
     # Integers beyond these are not exact in a column of floats.
     EXACT = 2**53
@@ -128,7 +128,7 @@ class _Types:
                 self.inexact.add(column)
 
     def checked(self) -> pa.Schema:
-        """Returns the types; raises a ValueError for those that a file cannot have."""
+        """Returns the types. Raises a ValueError for types that a file cannot have."""
         for field in self.schema:
             if field.name in self.inexact and pa.types.is_floating(field.type):
                 raise self._misfit(field.name, f"it has floats and integers beyond {self.EXACT}")
@@ -146,18 +146,18 @@ class _Types:
 
 
 def check_text_column(columns: Sequence[str], text_column: str) -> None:
-    """Raises a ValueError unless the column that the user named is there."""
+    """Raises a ValueError unless the user's column exists."""
     if text_column not in columns:
         raise ValueError(f"text_column={text_column!r} must be one of {list(columns)}.")
 
 
 def check_rows_output(argument: str, name: str) -> Path:
-    """Returns the file to write; raises a ValueError where it could not be written, or for another ending."""
+    """Returns the file to write. Raises a ValueError if it could not be written, and for another ending."""
     if Path(name).suffix not in OUTPUTS:
         raise ValueError(f"{argument}={name!r} must end in {' or '.join(OUTPUTS)}.")
     check_output(argument, name)
     path = Path(name)
-    return path.resolve() if path.is_symlink() else path  # a link stays, and what it names is written
+    return path.resolve() if path.is_symlink() else path  # a link stays, and its target is written
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -166,12 +166,12 @@ def check_rows_output(argument: str, name: str) -> Path:
 
 
 class RowsWriter:
-    """Writes rows as they come; the file appears when the `with` block ends without an error, else never.
+    """Writes rows one after another. The file appears when the `with` block ends without an error, else never.
 
     Args:
-        results: the names and types of the results; a column of the input with such a name becomes "input_NAME".
+        results: types of the results by name; a column of the input with such a name becomes "input_NAME".
         source: the input.
-        partial: the file in which rows are collected, on the same disk; it takes the place of `path` in the end.
+        partial: file that collects the rows, on the same disk; it becomes `path` at the end.
     """
 
     def __init__(self, path: Path, results: Mapping[str, pa.DataType], source: RowsFile, partial: Path):
@@ -216,7 +216,7 @@ class RowsWriter:
 
 
 def input_names(columns: Sequence[str], results: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the output's name of each input column, other than the names of results."""
+    """Returns the name of each input column in the output, which differs from the names of results."""
     names = {}
     for column in columns:
         name = column
@@ -227,10 +227,10 @@ def input_names(columns: Sequence[str], results: Mapping[str, Any]) -> dict[str,
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """Returns a row as a line of JSON: dates and the like as text, bytes in base64, null for NaN."""
+    """Returns a row as a line of JSON, with null for NaN, bytes in base64 and dates as text."""
     return visible(to_json(row, ensure_ascii=False, default=_as_text)) + "\n"
 
 
 def _as_text(value: Any) -> str:
-    """Returns what JSON has no type for as text: bytes in base64, all else as Python shows it."""
+    """Returns a value without a JSON type as text: bytes in base64, others as Python's `str` does."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

@@ -26,7 +26,7 @@ from ..text_radd import check_characters, check_tokenizer, check_tokenizer_mask,
 from .batches import Task, tokens_of_a_batch
 from .rows import check_text_column
 
-# What is scored: a text, or a continuation given a prefix.
+# The parts of a row: a text, or a continuation and its prefix.
 PARTS = ("text", "prefix", "continuation")
 # The figures of a result, with their types in a table.
 FIGURES = {
@@ -45,7 +45,7 @@ class EncodedRow(NamedTuple):
     """Holds the tokens of a row.
 
     blocks: (L,) int64 each. scored: (L,) bool each, the tokens whose likelihood is computed. n_bytes: UTF-8 bytes of
-    the text that those stand for; None where an unknown token stands for a part of it.
+    the text of these tokens; None if an unknown token replaces a part of it.
     """
 
     blocks: list[Tensor]
@@ -54,7 +54,7 @@ class EncodedRow(NamedTuple):
 
 
 class ScoredRow(NamedTuple):
-    """Holds the likelihood of a row; `error` says why there is none, or why it is less precise than asked."""
+    """Holds the likelihood of a row. `error` says why there is none, or why it is less precise than requested."""
 
     likelihood: Likelihood | None = None
     error: str | None = None
@@ -78,43 +78,43 @@ class ScoredRow(NamedTuple):
 
 
 class RowScorer:
-    """Scores rows by a model: `scorer(rows, numbers)` returns a dictionary for each row, in their order.
+    """Scores rows with a model: `scorer(rows, numbers)` returns a dictionary for each row, in their order.
 
         scorer = RowScorer(model, tokenizer, estimator="ar_forward")
         scorer([{"text": "It was cold."}, {"prefix": "It was", "continuation": " cold."}], numbers=[0, 1])
 
     A row is a mapping with `text`, or with `continuation` and a `prefix`, which may be empty. An entry that is None
-    counts as missing, and other entries are left alone. The result of a row has
+    counts as missing, and other entries are ignored. The result of a row has
 
         row             its number
         nats            -log p of the text, or of the continuation given the prefix
-        standard_error  of nats; 0 where the estimator is exact in an order
+        standard_error  standard error of nats; 0 for an estimator that is exact in an order
         nats_per_token, bits_per_byte, bits_per_byte_error
-        tokens, bytes   that are scored, bytes in UTF-8; where an unknown token stands for some of the text, bytes and
-                        bits per byte are None
-        blocks          into which the text was cut
-        error           None, or why the row was refused, in one line; then all other figures are None. If a row
+        tokens, bytes   number of scored tokens, and of their bytes in UTF-8. If an unknown token replaces some of the
+                        text, bytes and bits per byte are None
+        blocks          number of blocks of the text
+        error           None, or why the row was refused, in one line; all other figures are then None. If a row
                         cannot reach `target_se`, the figures are those of its first passes.
 
-    A text of more tokens than the model's length is cut into blocks of that length, the last one shorter, each scored
-    by itself, as `eval_ppl.py` cuts. A prefix and its continuation must fit together. White space at the end of a
-    prefix counts as the beginning of the continuation, as in the lm-evaluation-harness: a token begins with the space
-    before its word.
+    A text of more tokens than the model's length is cut into blocks of that length, of which the last may be shorter.
+    Each block is scored by itself, like in `eval_ppl.py`. A prefix and its continuation must fit into one block. White
+    space at the end of a prefix belongs to the continuation, like in the lm-evaluation-harness, because a token begins
+    with the space before its word.
 
     Args:
         model: a RADD model. tokenizer: its tokenizer, of transformers.
-        seed: for all draws. A row draws from (seed, its number), see [`row_seed`], so that batches and processes change
-            its result by rounding alone.
-        batch_tokens: tokens of a forward pass, rows x length; default: what suits the device.
-        columns: the column that holds each of `PARTS`; by default the one of that name.
-        estimator, passes, target_se: as in `estimate_likelihood`, for each row by itself.
+        seed: seed of all draws. A row draws from (seed, its number), see [`row_seed`]. So batches and processes change
+            its result only by rounding.
+        batch_tokens: tokens of a forward pass, rows x length; default: the device's, see [`tokens_of_a_batch`].
+        columns: the column of each of `PARTS`; by default the one of the same name.
+        estimator, passes, target_se: arguments of `estimate_likelihood`, applied to each row.
 
     Raises:
         ValueError: for an unknown estimator, odd `passes`, a number out of range, a tokenizer of another model.
     """
 
-    number = 1  # of results for each row
-    slack = 0.0  # its rounds fill a batch of one length
+    number = 1  # result for each row
+    slack = 0.0  # rows of a batch have one length
 
     def __init__(
         self,
@@ -138,12 +138,12 @@ class RowScorer:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Gives what the results depend on, besides the model, the rows and the seed."""
+        """Returns the settings that the results depend on, besides the model, the rows and the seed."""
         return {"columns": self.columns, **self.settings}
 
     @property
     def results(self) -> dict[str, pa.DataType]:
-        """Gives the names and types of what a result has."""
+        """Returns the type of each entry of a result by name."""
         return {"row": pa.int64(), **FIGURES, "error": pa.string()}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ class RowScorer:
         return [scored[place] for place in range(len(rows))]
 
     def encode(self, row: Mapping[str, Any], number: int) -> list[Task]:
-        """Returns the task of a row; raises a ValueError for one that is refused."""
+        """Returns the task of a row. Raises a ValueError for a refused row."""
         if not isinstance(row, Mapping):
             raise ValueError(f"row={shortened(row)} must be a mapping, with text, or with prefix and continuation.")
         parts = {part: row.get(column) for part, column in self.columns.items()}
@@ -173,22 +173,22 @@ class RowScorer:
         return [Task(number, 0, len(encoded.blocks[0]), n_scored, encoded)]
 
     def compute(self, batch: Sequence[Task]) -> list[dict[str, Any]]:
-        """Returns the results of tasks, scored together."""
+        """Scores tasks together and returns their results."""
         return [{"row": task.row} | scored.to_dict() for task, scored in zip(batch, self._score(batch), strict=True)]
 
     def refusal(self, number: int, error: ValueError) -> dict[str, Any]:
-        """Returns the result of a row that is refused."""
+        """Returns the result of a refused row."""
         return {"row": number} | ScoredRow(error=reason_of(error)).to_dict()
 
     def summed(self, result: Mapping[str, Any]) -> dict[str, float]:
-        """Returns the numbers of a result to add up; without known bytes its nats are left out."""
+        """Returns the numbers of a result to add up, without its nats if its bytes are unknown."""
         sums = {"tokens": result["tokens"] or 0, "bytes": result["bytes"] or 0, "nats": 0.0, "variance": 0.0}
         if result["bytes"] is not None:
             sums |= {"nats": result["nats"], "variance": result["standard_error"] ** 2}
         return sums
 
     def summary(self, totals: Mapping[str, float]) -> str:
-        """Says the sums over all results: bits per byte are all bits over all bytes."""
+        """Describes the sums over all results. Bits per byte are all bits divided by all bytes."""
         tokens = f"{totals['tokens']:,} tokens"
         if not totals["bytes"]:
             return tokens
@@ -218,7 +218,7 @@ class RowScorer:
 
 
 def row_seed(seed: int, number: int) -> int:
-    """Returns the seed of row `number` of a file: its figures are those of `estimate_likelihood` with this seed."""
+    """Returns the seed with which `estimate_likelihood` gives the figures of row `number` of a file."""
     return stream_seed(seed, "row", number)
 
 
@@ -231,8 +231,8 @@ def encode_parts(parts: Mapping[str, Any], tokenizer: Any, length: int) -> Encod
     """Returns the tokens of a row's parts, of which some may be None, in blocks of at most `length` tokens.
 
     Raises:
-        ValueError: for neither a text nor a continuation, or both; for a part that is no text, is empty, or that the
-            tokenizer cannot encode; for a prefix and a continuation that are too long together.
+        ValueError: for neither a text nor a continuation, or both; for a part that is not a text, is empty or cannot be
+            encoded; for a prefix and a continuation that are too long together.
     """
     given = {name: value for name, value in parts.items() if value is not None}
     for name, value in given.items():
@@ -282,10 +282,10 @@ def _bytes(text: str, ids: Tensor, tokenizer: Any) -> int | None:
 
 
 def columns_to_score(columns: Sequence[str], text_column: str | None = None) -> dict[str, str]:
-    """Returns the columns of a file that are scored, by what they are to [`RowScorer`].
+    """Returns the column of a file for each part of a row, as [`RowScorer`] takes them.
 
     Raises:
-        ValueError: if there are none, or it is not clear which.
+        ValueError: if there are none, or several choices.
     """
     if text_column is not None:
         check_text_column(columns, text_column)

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads the command line of `radd serve`; it needs none of the server's packages."""
+"""Reads the command line of `radd serve`. It does not need the server's packages."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from ..options import OneLineParser
 from .batcher import GATHER, QUEUE
 from .handler import Limits
 
-MOST = 2**31 - 1  # of any number
+MOST = 2**31 - 1  # largest value of any number
 
 EXAMPLES = """\
 examples:
@@ -23,7 +23,7 @@ routes:
                     "parameters": settings of generate, num_return_sequences, seed,
                     "stream": true for drafts as server-sent events}  ->  {"outputs": samples, "seed": number}
   POST /           the same, as at an inference endpoint of the Hub
-  GET  /health     whether it serves
+  GET  /health     whether the server answers requests
   GET  /info       the model, the parameters of a request, the limits
   GET  /metrics    counts and times in Prometheus' text format
 
@@ -32,6 +32,7 @@ The server needs the extra "serve": pip install 'radd_hf[serve]'.
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the command line."""
     parser = OneLineParser(
         prog="radd serve",
         description="Serves a model over HTTP.",
@@ -39,8 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
-    parser.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the model's")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default float32)")
+    parser.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the tokenizer of the model")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the computation (default float32)")
     parser.add_argument(
         "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
     )
@@ -62,9 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
         (
             "batch-tokens",
             None,
-            f"tokens of a batch; default: {BATCH_TOKENS} on a processor, {BATCH_TOKENS_OF_A_CARD} on a card",
+            f"tokens of a batch; default: {BATCH_TOKENS} on a CPU, {BATCH_TOKENS_OF_A_CARD} on a GPU",
         ),
-        ("max-queue", QUEUE, "texts that wait; more are refused with status 429"),
+        ("max-queue", QUEUE, "texts that may wait; more are refused with status 429"),
     ):
         help = text if default is None else f"{text} (default {default})"
         limits.add_argument(f"--{name}", type=int, metavar="N", default=default, help=help)
@@ -81,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line; ends the process with status 2 for one that is at fault."""
+    """Reads the command line. Ends the process with status 2 for a wrong one."""
     parser = make_parser()
     args = parser.parse_args(argv)
     for name, value in vars(args).items():

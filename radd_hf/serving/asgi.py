@@ -1,8 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads, checks and refuses HTTP requests, as ASGI gives them to an application: for the web page and for `radd serve`.
+"""Reads, checks and refuses HTTP requests in ASGI's form, for the web page and for `radd serve`.
 
-A server at a loopback address is reached by the browser of its user, and so by any web site that is open there. Such a
-site gives itself away: by the name that it gave the address (DNS rebinding), or by the header Origin ([`Names`]).
+The browser of its user reaches a server at a loopback address, and so does any web site that is open in that browser.
+Two headers show such a request: Host has the name that the site gave the address (DNS rebinding), and Origin has the
+site itself. [`Names`] checks both.
 """
 
 import asyncio
@@ -22,15 +23,16 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BODY_SECONDS = 30.0
-# What is read of a body that is too large, and thrown away, so that a client that writes first reads its refusal.
+# Limits of reading on, and discarding, a body that is too large. A client that sends before it reads then gets the
+# refusal.
 DRAINED_BYTES, DRAINED_SECONDS = 2**23, 2.0
 LONGEST_INTEGER = 300  # digits
 
 
 class Refused(Exception):
-    """A request that is answered with an HTTP status of 4xx or 5xx, and with the reason in one line.
+    """Refuses a request with an HTTP status of 4xx or 5xx, and with the reason in one line.
 
-    retry_after: seconds after which the client may try again, None if that would not help.
+    retry_after: seconds after which the client may try again; None if that would not help.
     """
 
     def __init__(self, status: int, reason: str, retry_after: int | None = None):
@@ -39,12 +41,12 @@ class Refused(Exception):
 
 
 class Names:
-    """Knows the host names by which a server may be called.
+    """Holds the host names that requests may use for the server.
 
     Args:
-        hosts: names besides those of this machine. A browser sends the host name that its user sees, so another site's
-            name that resolves to this server can be refused (DNS rebinding).
-        addresses_allowed: accept any IP address, such as 192.168.1.7, as a name, too; another site cannot own one.
+        hosts: names besides those of this machine. A browser sends the host name that its user sees. So the server can
+            refuse the name of another site that resolves to its address (DNS rebinding).
+        addresses_allowed: also accept any IP address, such as 192.168.1.7; another site cannot own one.
     """
 
     def __init__(self, hosts: Iterable[str] = (), addresses_allowed: bool = False):
@@ -55,7 +57,7 @@ class Names:
         return host is not None and (host in self.hosts or (self.addresses_allowed and is_address(host)))
 
     def check_sender(self, headers: dict[str, list[str]]) -> None:
-        """Raises Refused for requests under another's name, and for those of another site's page."""
+        """Raises Refused for requests with another host name, and for those from the page of another site."""
         hosts, origins = headers.get("host", []), headers.get("origin", [])
         if len(hosts) != 1 or host_of(f"//{hosts[0]}") not in self:
             raise Refused(421, "Nothing is served here under that name: allow it by --allowed-host.")
@@ -69,6 +71,7 @@ class Names:
 
 
 def headers_of(scope: Scope) -> dict[str, list[str]]:
+    """Returns the values of each header by its name in small letters."""
     headers: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
         headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
@@ -89,6 +92,7 @@ def host_of(url: str) -> str | None:
 
 
 def is_address(host: str) -> bool:
+    """Tells whether a host is an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -97,17 +101,18 @@ def is_address(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether a host to listen at is reached from this machine alone."""
+    """Tells whether only this machine can reach a host to listen at."""
     return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def address_of(scope: Scope) -> str:
+    """Returns the key of the visitor who sends a request, see [`visitor_at`]."""
     client = scope.get("client")
     return visitor_at(client[0]) if client else ""
 
 
 def visitor_at(address: str) -> str:
-    """Returns the key of the visitor at an address; of an IPv6 address its network of 64 bits."""
+    """Returns the key of the visitor at an address; for an IPv6 address it is the network of 64 bits."""
     try:
         number = ipaddress.ip_address(address)
     except ValueError:
@@ -118,11 +123,11 @@ def visitor_at(address: str) -> str:
 
 
 async def read_body(receive: Receive, headers: dict[str, list[str]], largest: int) -> bytes:
-    """Returns the body of a request, of at most `largest` bytes, which must be here within BODY_SECONDS."""
+    """Returns the body of a request. Raises Refused if it has more than `largest` bytes or is late."""
     too_large = Refused(413, f"A call has at most {largest:,} bytes.")
     length = headers.get("content-length", ["0"])[0]
     if not length.isdecimal() or int(length[:20]) > largest:
-        if "expect" not in headers:  # such a client waits for the answer before it writes
+        if "expect" not in headers:  # such a client waits for the answer before it sends the body
             await _drain(receive)
         raise too_large
     body, more = bytearray(), True
@@ -157,7 +162,7 @@ async def _drain(receive: Receive) -> None:
 
 
 def object_of(body: bytes) -> dict[str, Any]:
-    """Returns the object of JSON that a body holds."""
+    """Returns the JSON object in a body. Raises Refused for another body."""
     try:
         value = json.loads(body, parse_constant=_no_number, parse_int=_integer)
     except json.JSONDecodeError as error:

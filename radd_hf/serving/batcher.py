@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Fills rows of many requests together: those of one shape in one batch, by one thread that has the model.
+"""Fills rows of many requests together. One thread has the model and fills rows of one shape in one batch.
 
-    submit -> queue -> the oldest row, and all that wait with its shape -> fill -> the future of each row
+    submit -> queue -> the oldest row, and waiting rows of its shape -> fill -> the future of each row
 
-A shape is a length and settings. The rows of a batch have equal shapes, so that nothing is padded; each has a random
-generator of its own, so that its samples do not depend on the batch. While a batch is computed, others queue.
+A shape is a length and settings. The rows of a batch have equal shapes, so they need no padding. Each row has its own
+random generator, so its samples do not depend on the batch. While a batch is computed, other rows wait.
 """
 
 import threading
@@ -19,28 +19,29 @@ from torch import Tensor
 
 from .handler import Request, length_of
 
-# Texts that may wait, and seconds that a batch waits for the next one; see `Batcher`.
+# Number of texts that may wait, and seconds that a batch waits for another text; see `Batcher`.
 QUEUE, GATHER = 256, 0.005
-# The part of the last batch's time that is waited if it is longer, and the most such moments; see `Batcher`.
+# A batch waits this fraction of the last batch's time if that is longer, and at most so many times; see `Batcher`.
 GATHER_SHARE, MOMENTS = 0.02, 5
 
 Fill = Callable[..., list[list[dict[str, Any]]]]
 
 
 class Full(Exception):
-    """The queue has no place for so many rows."""
+    """Says that the queue has no place for so many rows."""
 
 
 class Closed(Exception):
-    """The server stops."""
+    """Says that the server stops."""
 
 
 @dataclass(eq=False)
 class Job:
     """Holds one row that waits or runs.
 
-    samples: of the row. tokens: of all sequences that an evaluation computes for it. on_draft: called by the thread of
-    the model after every event, with the ids of each sample, (samples, L). gone: nobody waits for the result.
+    samples: number of samples of the row. tokens: tokens of all sequences that a network evaluation computes for it.
+    on_draft: called by the thread of the model whenever tokens were filled, with the ids of each sample, (samples, L).
+    gone: nobody waits for the result.
     """
 
     row: dict[str, Any]
@@ -57,7 +58,7 @@ class Job:
 
 
 def jobs_of(request: Request, on_draft: Callable[[int, Tensor], None] | None = None) -> list[Job]:
-    """Makes a job of each row of a request; `on_draft` is called with the number of the row and its draft."""
+    """Makes a job from each row of a request. `on_draft` is called with the number of a row and its draft."""
 
     def of_row(number: int) -> Callable[[Tensor], None] | None:
         return None if on_draft is None else lambda draft: on_draft(number, draft)
@@ -74,11 +75,11 @@ class Batcher:
     Args:
         fill: fills rows of one length, as `RaddInfillingPipeline.fill` does.
         batch_tokens: tokens of a batch, all sequences of its rows together; a row with more is computed alone.
-        queue: rows that may wait.
-        gather: a batch that is not full begins when no row has come for so many seconds, or for 2 % of the time of the
-            last batch if that is longer, and after five times as long at the latest. Clients who got their answers from
-            the last batch, and ask again at once, so come into the next.
-        on_batch: called with each batch, its seconds and its outcome, before the results are given: "filled", "failed",
+        queue: number of rows that may wait.
+        gather: seconds without a new row after which a batch begins that is not full. They are 2 % of the time of the
+            last batch if that is longer. A batch waits five times as long at most. Clients that ask again as soon as
+            they have an answer of the last batch then get into the next batch.
+        on_batch: called before the results are given, with each batch, its seconds and its outcome: "filled", "failed",
             or "abandoned" when nobody waited for it.
     """
 
@@ -107,7 +108,7 @@ class Batcher:
         self.thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues the jobs of one request, all or none.
+        """Queues either all jobs of one request or none.
 
         Raises:
             Full: if there is no place for all. Closed: after [`Batcher.close`].
@@ -121,7 +122,7 @@ class Batcher:
             self.changed.notify_all()
 
     def withdraw(self, jobs: Sequence[Job]) -> bool:
-        """Takes jobs out of the queue; returns whether one of them still waited there."""
+        """Takes jobs out of the queue. Returns whether one of them still waited there."""
         with self.changed:
             mine = [job for job in jobs if job in self.waiting]
             self.waiting = [job for job in self.waiting if job not in mine]
@@ -130,19 +131,19 @@ class Batcher:
         return bool(mine)
 
     def forget(self, jobs: Sequence[Job]) -> None:
-        """Withdraws jobs for which nobody waits; a batch of such jobs only ends at its next event."""
+        """Withdraws jobs for which nobody waits. A batch of only such jobs ends at its next draft."""
         for job in jobs:
             job.gone = True
         self.withdraw(jobs)
 
     def close(self) -> None:
-        """Refuses new jobs; the thread ends when those that wait are done."""
+        """Refuses new jobs. The thread ends when the waiting jobs are done."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
 
     def abandon(self) -> None:
-        """Ends at the next event what is computed, and refuses what waits."""
+        """Ends the running batch at its next draft, and refuses the waiting jobs."""
         self.close()
         with self.changed:
             left, self.waiting = self.waiting, []
@@ -170,7 +171,7 @@ class Batcher:
                     job.result.set_result(samples)
 
     def _next(self) -> list[Job]:
-        """Waits for jobs and returns the next batch, none once all is done and the batcher is closed."""
+        """Waits for jobs and returns the next batch. It is empty when the batcher is closed and all jobs are done."""
         with self.changed:
             self.running = []
             while not self.running:
@@ -184,7 +185,7 @@ class Batcher:
             return self.running
 
     def _wait_for_more(self) -> None:
-        """Waits until the batch is full, or nothing has come for a moment."""
+        """Waits until the batch is full or no row has come for a moment."""
         moment = max(self.gather, GATHER_SHARE * self.seconds)
         deadline = time.monotonic() + MOMENTS * moment
 
@@ -197,7 +198,7 @@ class Batcher:
                 break
 
     def _batch(self) -> list[Job]:
-        """Returns the oldest waiting job and those of its shape that fit in its batch."""
+        """Returns the oldest waiting job and the jobs of its shape that fit into its batch."""
         batch, tokens = self.waiting[:1], sum(job.tokens for job in self.waiting[:1])
         for job in self.waiting[1:]:
             if job.shape == batch[0].shape and tokens + job.tokens <= self.batch_tokens:
@@ -216,23 +217,23 @@ class Batcher:
         except Abandoned:
             raise Closed("The server stops.") from None
         except ValueError as error:
-            if not drafts.begun:  # settings are refused before the first event
+            if not drafts.begun:  # wrong settings are refused before the first draft
                 raise
             raise RuntimeError(str(error)) from error
 
 
 class Abandoned(Exception):
-    """Nobody waits for the result of a batch."""
+    """Says that nobody waits for the result of a batch."""
 
 
 class _Drafts:
-    """A streamer of `generate`: hands on the drafts of each row, and ends a batch that nobody waits for."""
+    """Streams the drafts of `generate` to each row, and ends a batch that nobody waits for."""
 
     def __init__(self, batch: list[Job]):
         self.batch, self.begun = batch, False
 
     def put_draft(self, canvas: Tensor) -> None:
-        """canvas (rows x samples, L)."""
+        """Passes the masked sequences, (rows x samples, L), to the rows that listen."""
         self.begun = True
         if all(job.gone for job in self.batch):
             raise Abandoned

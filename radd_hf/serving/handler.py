@@ -5,8 +5,8 @@
         -> {"outputs": [{"text": "It was a fine day of spring.", "fills": [...], ...}], "seed": 1}
 
 An inference endpoint of the Hub loads the file `handler.py` beside a model and calls its `EndpointHandler`. This file
-is that `handler.py`: `radd convert --endpoint` copies it. So it imports torch, transformers and the standard library
-only; everything else comes from the code that the model carries. `radd serve` answers by the same class.
+is that `handler.py`: `radd convert --endpoint` copies it. So it imports only torch, transformers and the standard
+library. Everything else comes from the code that the model carries. `radd serve` answers with the same class.
 
 Every request is checked before the network is evaluated. A client cannot name a model, file or Python object.
 """
@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-# Characters of a text for each token that it may have; English has four.
+# A text may have this many characters for each token. English has four.
 CHARACTERS_OF_TOKEN = 16
 
 
 class Limits(NamedTuple):
     """Limits what one request may ask for.
 
-    inputs: texts. samples: `num_return_sequences`. length: tokens of a text, its blanks included; None: the length that
-    the model was trained at. steps: time intervals or events. tokens: of all sequences together, which are
+    inputs: number of texts. samples: `num_return_sequences`. length: tokens of a text, its blanks included; None: the
+    length that the model was trained at. steps: `steps`. tokens: tokens of all sequences together, which are
     inputs x samples x `speculate`.
     """
 
@@ -41,9 +41,9 @@ class Limits(NamedTuple):
 class Request(NamedTuple):
     """Holds a checked request.
 
-    rows: what `pipeline.encode` made of each text. settings: arguments of `pipeline.fill`, the same for all rows. seed:
-    the client's, or one that was drawn. several: whether `inputs` was a list. samples: of each row. sequences: that an
-    evaluation computes for each row, samples x `speculate`.
+    rows: the texts, encoded by `pipeline.encode`. settings: arguments of `pipeline.fill`, the same for all rows. seed:
+    the client's, or one that was drawn. several: whether `inputs` was a list. samples: number of samples of each row.
+    sequences: number of sequences that a network evaluation computes for each row, samples x `speculate`.
     """
 
     rows: list[dict[str, Any]]
@@ -74,7 +74,7 @@ class EndpointHandler:
         path: folder of the model, with its tokenizer and code.
         pipeline: a "radd-infilling" pipeline to use instead of loading the one at `path`.
         limits: see [`Limits`].
-        others: names that a request may have besides; the caller reads them.
+        others: further names that a request may have; the caller reads them.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class EndpointHandler:
         self.names = "inputs", "parameters", *others
         limits = limits or Limits()
         self.limits = limits._replace(length=limits.length or self.model.config.max_position_embeddings)
-        # Where a text may be as long as one wishes, a request may have one such text.
+        # A request may always have one text of the largest length.
         self.limits = self.limits._replace(tokens=max(self.limits.tokens, self.limits.length or 0))
         settings, self.randomness, self.text = map(self._code, ("settings_radd", "randomness_radd", "text_radd"))
         self.own_arguments, self.shortened = settings.own_arguments, settings.shortened
         names = type(self.pipeline).SETTINGS & {*settings.TEXT_SETTINGS, "num_return_sequences"}
         in_effect = self.model.check_settings(**type(self.pipeline).FIXED)
-        # Settings by name, each with its kind, the default in effect, values and help.
+        # Settings by name. Each has its type, the default in effect, the possible values and help.
         self.parameters = {
             name: _as_parameter(each, getattr(in_effect, name))
             for name, each in settings.SETTINGS.items()
@@ -100,7 +100,7 @@ class EndpointHandler:
         self.request_names = *self._code("canvas_radd").REQUEST, "seed"
 
     def __call__(self, data: Any) -> dict[str, Any]:
-        """Answers one request; texts of one length are filled together.
+        """Answers one request. Texts of one length are filled together.
 
         Raises:
             ValueError: where [`EndpointHandler.read`] does.
@@ -145,7 +145,7 @@ class EndpointHandler:
         return request
 
     def _read_parameters(self, given: Any) -> tuple[dict[str, Any], int]:
-        """Returns the settings under the names that they have here, and the seed."""
+        """Returns the settings by the names of `generate`, and the seed."""
         given = {} if given is None else given
         if not isinstance(given, Mapping):
             raise ValueError(f"parameters={self.shortened(given)} must be an object.")
@@ -157,7 +157,7 @@ class EndpointHandler:
         return settings, secrets.randbelow(2**31) if seed is None else self.randomness.check_seed(seed)
 
     def _read_text(self, name: str, request: Any, seed_of_text: int) -> dict[str, Any]:
-        """Encodes one text; `name` is its place in the request, for messages."""
+        """Encodes one text. `name` is its place in the request, for messages."""
         longest = self.limits.length or 0
         if not isinstance(request, (str, Mapping)):
             raise ValueError(f"{name}={self.shortened(request)} must be a text with blanks, or an object.")
@@ -183,14 +183,14 @@ class EndpointHandler:
             raise ValueError(f"{name}={value} must be at most {most} here.")
 
     def _code(self, name: str) -> Any:
-        """Returns a module of the code that the model carries, which its pipeline is a part of."""
+        """Returns a module of the code that the model carries. The pipeline is part of that code."""
         return importlib.import_module(f"{type(self.pipeline).__module__.rpartition('.')[0]}.{name}")
 
 
 def load_pipeline(path: str) -> Any:
-    """Loads the pipeline that a folder carries, onto an accelerator if there is one.
+    """Loads the pipeline of a folder onto an accelerator if there is one.
 
-    It computes in float32, whatever the dtype of the weights, so that a seed writes the text that it writes elsewhere.
+    It computes in float32, whatever the dtype of the weights. Then a seed gives the same text as elsewhere.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = accelerator or torch.device("cpu")
@@ -199,7 +199,7 @@ def load_pipeline(path: str) -> Any:
 
 
 def _as_parameter(setting: Any, default: Any) -> Any:
-    """Returns a setting as a client can set it: names alone, where a program may pass functions or lists, too."""
+    """Returns a setting that a client can set. It takes names only; a program may also pass functions or lists."""
     setting = setting._replace(default=default)
     if not setting.choices:
         return setting
@@ -208,6 +208,7 @@ def _as_parameter(setting: Any, default: Any) -> Any:
 
 
 def length_of(row: Mapping[str, Any]) -> int:
+    """Returns L, the number of tokens of an encoded text."""
     return row["input_ids"].shape[1]
 
 

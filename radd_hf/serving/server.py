@@ -3,8 +3,8 @@
 
     request -> host and origin -> body -> handler.read, in a thread -> batcher -> answer
 
-`arguments.py` lists the routes. Errors are JSON, {"error": one line}. It needs Starlette, uvicorn and
-prometheus-client, the extra `serve`.
+`arguments.py` lists the routes. Errors are JSON, {"error": one line}. This module needs Starlette, uvicorn and
+prometheus-client, which the extra `serve` installs.
 """
 
 import argparse
@@ -60,18 +60,18 @@ from .batcher import Batcher, Closed, Full, Job, jobs_of
 from .handler import EndpointHandler, Limits, Request
 
 LARGEST_BODY = 2**20  # bytes
-# Requests at once, others get 503; connections, then the one that has been silent for longest is closed; and those that
-# are taken in at once. All together stay below the usual 1,024 open files of a process.
+# The most requests at once; more get 503. The most connections; the one that has been silent for longest is closed for a
+# new one. The most connections that are accepted at once. All together stay below the usual 1,024 open files.
 REQUESTS, CONNECTIONS, BACKLOG = 512, 640, 64
-# Seconds after which a stream without news sends a comment, so that nothing between takes it for dead.
+# A stream without news sends a comment after this many seconds, because proxies close silent connections.
 KEEP_ALIVE = 10.0
-# Seconds after which a client that was refused may try again.
+# A refused client may try again after this many seconds.
 RETRY_AFTER = 1
 PATHS = "/", "/generate", "/health", "/info", "/metrics"
 
 
 class ClientGone(Exception):
-    """The client closed its connection before the answer."""
+    """Says that the client closed its connection before the answer."""
 
 
 class Metrics:
@@ -109,12 +109,14 @@ class Metrics:
 
 
 class Service:
-    """Answers HTTP requests by one handler, which reads them, and one batcher, which has the model.
+    """Answers HTTP requests with one handler, which reads them, and one batcher, which has the model.
 
     Args:
-        model, tokenizer: a model ready to write, and its tokenizer.
-        name: of the model, for clients.
-        limits: of one request. batch_tokens: of a batch; None: what suits the device. batcher: settings of [`Batcher`].
+        model, tokenizer: a model in evaluation mode, and its tokenizer.
+        name: name of the model, for clients.
+        limits: limits of one request.
+        batch_tokens: tokens of a batch; None: the device's default.
+        batcher: settings of [`Batcher`].
         max_wait: seconds that a text may wait for its batch.
         debug: log the traceback of a failure.
     """
@@ -147,7 +149,7 @@ class Service:
         """Makes the ASGI application.
 
         Args:
-            names: by which it may be called, by default those of this machine.
+            names: host names that requests may use; by default those of this machine.
             is_crowded: tells whether there are too many requests at once.
         """
         routes = [
@@ -167,7 +169,7 @@ class Service:
         )
 
     def close(self) -> None:
-        """Ends the threads; what waits or runs is given up."""
+        """Ends the threads. Waiting and running jobs are abandoned."""
         self.batcher.abandon()
         self.batcher.thread.join()
         self.reader.shutdown()
@@ -217,7 +219,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.reader, work, *arguments)
 
     async def _results(self, jobs: list[Job], receive: Receive) -> list[list[dict[str, Any]]]:
-        """Waits for the samples of all jobs, which leave the queue whatever happens."""
+        """Waits for the samples of all jobs. The jobs leave the queue in any case."""
         done: Any = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
         done.add_done_callback(_hear)
         gone: Any = asyncio.ensure_future(_disconnected(receive))
@@ -238,7 +240,7 @@ class Service:
     # Streams.
 
     def _stream(self, asked: Request, request: HttpRequest) -> Response:
-        """Sends drafts and the answer as server-sent events; raises what refuses the request before it begins."""
+        """Sends drafts and the answer as server-sent events. Errors before the stream begins are raised."""
         loop, newest, news = asyncio.get_running_loop(), dict[int, Tensor](), asyncio.Event()
 
         def keep(number: int, draft: Tensor) -> None:
@@ -263,7 +265,7 @@ class Service:
                     except TimeoutError:
                         yield ": no news\n\n"
                     news.clear()
-                    # Drafts that come faster than a client reads them are left out, but for the newest.
+                    # If drafts come faster than the client reads, only the newest one is sent.
                     while newest and not results.done():
                         number, draft = newest.popitem()
                         texts = await self._in_reader(self._texts_of, asked.rows[number], draft)
@@ -285,7 +287,7 @@ class Service:
         return [draft_text(row, ids, self.handler.pipeline.tokenizer, mask_token_id) for ids in draft.tolist()]
 
     def _refusal(self, error: Exception) -> Refused:
-        """Returns what a client is told of an error; what is not the client's fault is logged."""
+        """Returns the refusal that tells a client of an error. Errors of the server are logged."""
         if isinstance(error, Refused):
             return error
         if isinstance(error, ClientGone):
@@ -353,7 +355,7 @@ async def _as_json(request: HttpRequest, error: Any) -> Response:
 
 
 def _hear(future: asyncio.Future) -> None:
-    """Looks at the exception of a future; asyncio reports one that nobody looked at, as after a client has gone."""
+    """Retrieves the exception of a future. asyncio reports an exception that nobody retrieved."""
     if not future.cancelled():
         future.exception()
 
@@ -364,12 +366,12 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def event(name: str, data: dict[str, Any]) -> str:
-    """Returns a server-sent event. JSON has no line break outside of its strings, and escapes those within."""
+    """Returns a server-sent event. Its data has no line breaks: JSON escapes those in strings."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def draft_text(row: dict[str, Any], ids: Sequence[int], tokenizer: Any, mask_token_id: int) -> str:
-    """Returns the text of a row with some masks left; n masks in a row are the blank [MASK:n]."""
+    """Returns the text of a row with some masks left. n neighbouring masks are the blank [MASK:n]."""
 
     def fill(begin: int, end: int) -> str:
         text = ""
@@ -423,11 +425,11 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Stops in order: no new requests, `grace` seconds for those that it has, then 503 for the rest.
+    """Stops in order: refuses new requests, gives the others `grace` seconds, then answers the rest with 503.
 
     A second Ctrl-C ends the grace at once.
 
-    stopped_by: the signal that asked for the end, 0 if none did.
+    stopped_by: number of the signal that stopped the server; 0 for none.
     """
 
     def __init__(self, service: Service, names: Names, grace: float):
@@ -437,7 +439,7 @@ class Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="critical",  # reasons are logged by the service, in a line each
+            log_level="critical",  # the service logs each reason in a line
             access_log=False,
             proxy_headers=False,
             server_header=False,
@@ -450,10 +452,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for each in sockets or ():
-            each.listen(REQUESTS)  # that the system keeps, while BACKLOG are taken in at once
+            each.listen(REQUESTS)  # the system keeps so many; BACKLOG are accepted at once
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        # In place of uvicorn's, which raises the signals again at the end, in the middle of what else is ended.
+        # uvicorn's own method raises the signals again at the end, while other things are being closed.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit, self.stopped_by = True, sig
 
@@ -464,10 +466,10 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Takes a port, 0 for a free one; clients are refused until the server listens.
+    """Binds a port; 0 takes a free one. Clients are refused until the server listens.
 
     Raises:
-        ValueError: if that cannot be done.
+        ValueError: if the address or the port cannot be used.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier server may linger
@@ -485,7 +487,7 @@ def serve(
     """Serves until SIGINT or SIGTERM.
 
     Args:
-        listener: what [`bind`] returned for `host`.
+        listener: the socket that [`bind`] returned for `host`.
         allowed_hosts: host names to accept besides `host`, see [`Names`].
         grace: seconds that requests get after the signal.
 
@@ -496,7 +498,7 @@ def serve(
     alone = is_loopback(bare)
     server = Server(service, Names([bare, *allowed_hosts], addresses_allowed=not alone), grace)
     place = f"[{bare}]" if ":" in bare else bare
-    listener.listen(REQUESTS)  # who connects from here on is answered as soon as the server runs
+    listener.listen(REQUESTS)  # clients that connect from here on get an answer as soon as the server runs
     note(f"{visible(service.name)} is served at http://{place}:{listener.getsockname()[1]}/generate")
     if not alone:
         note(
@@ -511,7 +513,7 @@ def serve(
 
 
 def main(args: argparse.Namespace) -> None:
-    """Serves as `parse_arguments` has read.
+    """Serves with the arguments from `parse_arguments`.
 
     Raises:
         UsageError: for a device that cannot be used. ValueError: for a model that cannot be loaded, a port in use.

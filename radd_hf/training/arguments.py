@@ -164,12 +164,12 @@ class TrainingArguments:
     )
     gradient_checkpointing: bool = field(default=False, metadata=help_("compute activations twice, keep few"))
     compile: bool | None = field(
-        default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
+        default=None, metadata=help_("torch.compile the network and its loss; default: on a GPU")
     )
     compile_backend: str | None = field(default=None, metadata=help_("of torch.compile; inductor if none is named"))
     force: bool = field(default=False, metadata=help_("train although a step needs more memory than there is"))
     deterministic: bool = field(
-        default=False, metadata=help_("the same bits in every run on the same card, also after a restart; slower there")
+        default=False, metadata=help_("the same bits in every run on the same GPU, also after a restart; slower there")
     )
     seed: int = 0
     log_steps: int = 50

@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Estimates the memory of a training step from its configuration, and refuses a step that cannot fit.
 
-A graphics card and a processor differ in what they keep for the backward pass. For a processor the estimate is within
+A GPU and a CPU differ in what they keep for the backward pass. For a CPU the estimate is within
 15 % of the tensors that were counted, over sizes, dtypes and kinds of attention (tests/training/test_memory.py). For a
-card it is that of a compiled step in 16 bits, and too low for others; so no step is refused that fits.
+GPU it is that of a compiled step in 16 bits, and too low for others; so no step is refused that fits.
 
 Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L length, V vocabulary, n layers.
 """
@@ -59,14 +59,14 @@ def kept_bytes(config: RaddConfig, checkpointing: bool, half: bool = True, on_ca
 
 
 def activation_bytes(config: RaddConfig, checkpointing: bool, half: bool = True) -> float:
-    """Bytes of activations on a card for each row of a micro-batch."""
+    """Bytes of activations on a GPU for each row of a micro-batch."""
     width, size = config.hidden_size, 2 if half else 4
     last = MASKED * (4 * width + size * width + size * config.vocab_size)  # inputs of last norm and of head; logits
     return config.max_position_embeddings * (kept_bytes(config, checkpointing, half) + last)
 
 
 def gradient_bytes() -> int:
-    """Bytes of the gradient of one chunk of logits, in bf16, on a card."""
+    """Bytes of the gradient of one chunk of logits, in bf16, on a GPU."""
     return 2 * MAX_LOGITS_ELEMENTS_OF_A_CARD
 
 

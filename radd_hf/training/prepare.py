@@ -2,7 +2,7 @@
 """Prepares the batches of the next optimizer step beside the work of the present one.
 
     blocks -> masks, labels and weights -> pinned memory,        in a thread, one step ahead
-    pinned memory -> the card,                                    without waiting, when the step begins
+    pinned memory -> the GPU,                                    without waiting, when the step begins
 
 What a step gets is a function of the run's seed and the step, so that preparing ahead changes nothing but the time.
 """
@@ -37,7 +37,7 @@ class Preparation:
     Args:
         rows: of every step, those of each forward of this process.
         n_rows: of a step, in all processes.
-        device: that the batches are for; for a card they are pinned.
+        device: that the batches are for; for a GPU they are pinned.
         step, last: the first step, and the one after the last.
     """
 
@@ -80,7 +80,7 @@ class Preparation:
         for rows in self.rows:
             inputs = self.collator.rows(self.blocks.rows(step, rows), step, rows, self.n_rows)
             forward = {name: self._pin(value) for name, value in inputs.items()}
-            forward["max_targets"] = int((inputs["labels"] != -100).sum())  # so that nobody has to ask the card
+            forward["max_targets"] = int((inputs["labels"] != -100).sum())  # so that nobody has to ask the GPU
             forwards.append(forward)
         return Step(forwards, self.blocks.state_dict())
 

@@ -110,7 +110,7 @@ def run_training(
     if base is not None:
         check_base(model_args, base)
     if args.attn_implementation == "flex_attention" and accelerator.device.type == "cpu":
-        raise ValueError("attn_implementation='flex_attention' does not train on a processor: use sdpa or eager.")
+        raise ValueError("attn_implementation='flex_attention' does not train on a CPU: use sdpa or eager.")
     tokenizer = named_tokenizer(model_args, data_args, base, last)
     check_memory_of_a_step(model_args, data_args, args, base, tokenizer, accelerator)
     with peers.first_of_each_machine():  # it tokenises, and the others find that done
@@ -405,7 +405,7 @@ def make_model(model_args: ModelArguments, args: TrainingArguments, config: Radd
 
 
 def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accelerator) -> None:
-    """Compiles the network for training, by default on a card only; evaluation is not compiled."""
+    """Compiles the network for training, by default on a GPU only; evaluation is not compiled."""
     wanted = accelerator.device.type == "cuda" or args.compile_backend is not None
     if not (wanted if args.compile is None else args.compile):
         return
@@ -505,7 +505,7 @@ def look(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, log
     due = run.step % args.sample_steps == 0 or run.step == args.max_steps
     if args.n_samples and due and "sample_token_entropy" not in logged:
         sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
-        with deterministic(False):  # a draw's running sum has no such kernel on a card
+        with deterministic(False):  # a draw's running sum has no such kernel on a GPU
             run.log("", **run.sample(args.n_samples, sampling, judge))
 
 
@@ -649,7 +649,7 @@ def progress_bar(run: Run, args: TrainingArguments) -> Iterator[tqdm]:
 
 
 def accelerator_for(args: TrainingArguments) -> Accelerator:
-    if args.deterministic:  # cuBLAS reads it when the card is first used
+    if args.deterministic:  # cuBLAS reads it when the GPU is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accumulation = cast(int, args.accumulation)
     accelerator = make_accelerator(

@@ -316,7 +316,7 @@ def test_an_empty_standard_input_is_a_fault(radd):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("no-such-model", "model='no-such-model' is no folder here"),
+        ("no-such-model", "Cannot find model='no-such-model': no such folder"),
         (str(ROOT / "tests"), "is a folder without a config.json"),
         (str(GOLDEN / "hub"), "cannot be loaded: the folder has no tokenizer. Pass --tokenizer.\n"),
     ],

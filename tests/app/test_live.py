@@ -167,9 +167,9 @@ def test_a_beginning_and_an_end_make_the_canvas_that_generate_would_make(austen)
         ({"top_k": -1}, "top_k=-1 must be"),
         ({"seed": -2}, r"seed=-2 must be an integer in 0 \.\. "),
         ({"model": " "}, "model=' ' must be a folder or the name of a repository"),
-        ({"model": "/no/such"}, "model='/no/such' is no folder here"),
+        ({"model": "/no/such"}, "Cannot find model='/no/such': no such folder"),
         ({"model": str(GOLDEN / "hub")}, "Pass the name of its tokenizer"),
-        ({"model": str(GOLDEN / "hub"), "tokenizer": AUSTEN}, "it is another model's"),
+        ({"model": str(GOLDEN / "hub"), "tokenizer": AUSTEN}, "it belongs to another model"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(fields, message):

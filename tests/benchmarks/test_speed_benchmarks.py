@@ -341,7 +341,7 @@ def test_an_argument_that_means_nothing_is_named(capsys, argv, message):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# On a card, as far as a processor can show it
+# On a GPU, as far as a processor can show it
 # ---------------------------------------------------------------------------------------------------------
 
 SCRIPT = "--script_step --compile --compile_backend eager --training_steps 2 --training_tiny 2x4"
@@ -349,7 +349,7 @@ SCRIPT = "--script_step --compile --compile_backend eager --training_steps 2 --t
 
 @pytest.fixture
 def card_sides(monkeypatch):
-    """The sides of a card, here computed by a processor."""
+    """The sides of a GPU, here computed by a processor."""
     for module in (commands, entry):
         monkeypatch.setattr(module, "sides_of", lambda device: measure.CARD_SIDES)
 

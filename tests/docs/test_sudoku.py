@@ -417,11 +417,3 @@ def test_the_pages_have_the_table_of_the_recorded_results():
     for line in (sudoku.header(clues), *(sudoku.line(name, row, clues) for name, row in RECORD.items())):
         assert f"\n    {line}\n" in page
         assert f"\n    {line}\n" in card
-
-
-def test_the_readme_has_the_recorded_figures():
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    solved = {name: f"{row['solved'].count('1') / 300:.1%}" for name, row in RECORD.items()}
-    assert f"it solves {solved['random']} in random order and **{solved['confidence']} with" in readme
-    evaluations = [f"{RECORD[name]['evaluations']:.1f}" for name in (BOUND, "confidence")]
-    assert f"{solved[BOUND]} solved, in {evaluations[0]} evaluations instead of {evaluations[1]}." in readme

@@ -408,7 +408,7 @@ def test_a_folder_loads_and_a_tokenizer_that_is_missing_or_another_models_is_ref
     assert lm.device.type == (torch.accelerator.current_accelerator() or torch.device("cpu")).type
     assert (lm.rank, lm.world_size) == (0, 1)
     assert not lm.model.training
-    with pytest.raises(ValueError, match="has ids up to 299, more than the model's 97: it is another model's"):
+    with pytest.raises(ValueError, match="has ids up to 299, and the model has 97 tokens: it belongs to another model"):
         RaddLM(str(GOLDEN / "hub"), tokenizer=str(tmp_path / "model"))
 
 

@@ -330,7 +330,7 @@ def test_a_judge_with_damaged_weights_is_refused(write_judge, tmp_path):
 
 
 def test_a_judge_without_a_head_is_refused(write_judge):
-    with pytest.raises(ValueError, match=r"judge=.* does not hold the weights .* missing lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"judge=.* does not hold the weights of .* missing lm_head\.weight"):
         load_judge(write_judge(random_judge("llama").model))
 
 

@@ -103,7 +103,7 @@ def test_a_part_that_is_absent_and_a_damaged_index_are_named(tmp_path, hub):
     split_in_two(hub, load((hub / "model.safetensors").read_bytes()), "safetensors")
     (hub / "model.safetensors").unlink()
     (hub / "part-2.safetensors").unlink()
-    refuse(hub, tmp_path / "targets", r"part-2\.safetensors, which model\.safetensors\.index\.json names, is absent")
+    refuse(hub, tmp_path / "targets", r"part-2\.safetensors is missing, which model\.safetensors\.index\.json lists")
     (hub / "model.safetensors.index.json").write_text("{}")
     refuse(hub, tmp_path / "more-targets", r"model\.safetensors\.index\.json has no 'weight_map'")
 
@@ -232,7 +232,7 @@ def test_automodel_loads_a_converted_folder(tmp_path, golden_model):
 
 def test_a_tokenizer_whose_mask_is_not_the_models_is_refused(tmp_path, tiny_tokenizer):
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match="has ids up to 299, more than the model's 97: it is another model's"):
+    with pytest.raises(ValueError, match="has ids up to 299, and the model has 97 tokens: it belongs to another model"):
         convert(HUB, tmp_path / "ours", tokenizer=tmp_path / "tokenizer")
     with pytest.raises(ValueError, match="tokenizer='nowhere/none' cannot be loaded"):
         convert(HUB, tmp_path / "ours", tokenizer="nowhere/none")
@@ -279,7 +279,7 @@ class Payload:
 def test_a_checkpoint_that_would_run_code_is_refused_and_its_code_not_run(tmp_path, run, checkpoint, place):
     executed = tmp_path / "executed"
     torch.save({**checkpoint, place: Payload(executed)}, run / "checkpoints-meta" / "checkpoint.pth")
-    refuse(run, tmp_path / "targets", r"checkpoint.pth is refused.*pathlib.*only: where its code belongs")
+    refuse(run, tmp_path / "targets", r"checkpoint.pth is refused.*pathlib.*only tensors and plain containers")
     assert not executed.exists()
     torch.load(run / "checkpoints-meta" / "checkpoint.pth", weights_only=False)
     assert executed.exists()  # the payload works: it was refused, not broken
@@ -321,16 +321,19 @@ def sort_names(saved):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda saved: saved.clear(), "has the keys none; 'model' must be there"),
-        (lambda saved: saved.update(model=[1]), "'model' must be there and hold named tensors"),
-        (lambda saved: saved["model"].update({0: torch.ones(1)}), "'model' must be there and hold named tensors"),
-        (lambda saved: saved["model"].update(step=3), "'model' must be there and hold named tensors"),
+        (lambda saved: saved.clear(), "under the key 'model'; found the keys none"),
+        (lambda saved: saved.update(model=[1]), "must hold tensors by name under the key 'model'"),
+        (lambda saved: saved["model"].update({0: torch.ones(1)}), "must hold tensors by name under the key 'model'"),
+        (lambda saved: saved["model"].update(step=3), "must hold tensors by name under the key 'model'"),
         (without("blocks.1.norm1.bias"), r"missing blocks\.1\.norm1\.bias"),
         (without("vocab_embed.embedding"), r"missing vocab_embed\.embedding"),
         (lambda saved: saved["model"].update(foreign=torch.ones(2)), "unexpected foreign"),
-        (shorter("blocks.0.mlp.0.bias"), r"blocks\.0\.mlp\.0\.bias is \(255,\), and the configuration says \(256,\)"),
-        (lambda saved: saved.pop("ema"), "no moving average .* takes the raw weights"),
-        (lambda saved: saved["ema"]["shadow_params"].pop(), "34 moving averages for 35 parameters"),
+        (
+            shorter("blocks.0.mlp.0.bias"),
+            r"blocks\.0\.mlp\.0\.bias has the shape \(255,\), and the configuration \(256,\)",
+        ),
+        (lambda saved: saved.pop("ema"), "no moving average .* to take the raw weights"),
+        (lambda saved: saved["ema"]["shadow_params"].pop(), "34 moving averages and 35 parameters"),
         (swap_first_averages, r"the moving average of vocab_embed\.embedding is \(192, 64\), not \(97, 64\)"),
         (sort_names, "not in the network's order"),
     ],
@@ -344,15 +347,20 @@ def test_a_checkpoint_that_is_not_one_of_this_network_is_refused(tmp_path, run, 
 @pytest.mark.parametrize(
     ("section", "name", "value", "message"),
     [
-        ("model", "hidden_size", 32, r"vocab_embed\.embedding is \(97, 64\), and the configuration says \(97, 32\)"),
+        (
+            "model",
+            "hidden_size",
+            32,
+            r"vocab_embed\.embedding has the shape \(97, 64\), and the configuration \(97, 32\)",
+        ),
         ("model", "n_blocks", 2, r"unexpected blocks\.2\.attn_out\.weight, .* and 7 more"),
         ("model", "n_blocks", 4, r"missing blocks\.3\.attn_out\.weight, .* and 7 more"),
-        ("model", "n_heads", 8, "is for heads 16 wide, and n_heads=8 in the configuration makes them 8 wide"),
-        ("model", "n_heads", "4", "is not one of RADD"),
+        ("model", "n_heads", 8, r"is for heads of width 16\. By its n_heads=8 the configuration has heads of width 8,"),
+        ("model", "n_heads", "4", "is not that of a RADD model"),
         ("model", "type", "ddit", "model.type='ddit'"),
         ("model", "n_heads", None, "lacks 'n_heads'"),
         ("noise", "type", "cosine", "noise_type='cosine' must be one of"),
-        ("tokens", None, 95, r"vocab_embed\.embedding is \(97, 64\), and the configuration says \(96, 64\)"),
+        ("tokens", None, 95, r"vocab_embed\.embedding has the shape \(97, 64\), and the configuration \(96, 64\)"),
     ],
 )
 @pytest.mark.parametrize("layout", ["run", "hub"])
@@ -372,11 +380,11 @@ def test_a_configuration_of_another_network_is_refused(tmp_path, request, layout
 
 def test_a_damaged_run_configuration_is_refused(tmp_path, run):
     (run / ".hydra" / "config.yaml").write_text("model: [")
-    refuse(run, tmp_path / "targets", "config.yaml of its run cannot be read")
+    refuse(run, tmp_path / "targets", "cannot read .hydra/config.yaml of its run")
     (run / ".hydra" / "config.yaml").write_text("- model")
-    refuse(run, tmp_path / "more-targets", "it must have 'model'")
+    refuse(run, tmp_path / "more-targets", "it must have 'model_type'")
     (run / ".hydra" / "config.yaml").unlink()
-    refuse(run, tmp_path / "most-targets", "config.yaml of its run cannot be read")
+    refuse(run, tmp_path / "most-targets", "cannot read .hydra/config.yaml of its run")
 
 
 def test_a_damaged_release_is_refused(tmp_path, hub):
@@ -384,9 +392,9 @@ def test_a_damaged_release_is_refused(tmp_path, hub):
     whole = weights.read_bytes()
     tensors = load(whole)  # not mapped: the file is about to change
     weights.write_bytes(whole[: len(whole) // 2])
-    refuse(hub, tmp_path / "truncated", "its weights are absent or damaged")
+    refuse(hub, tmp_path / "truncated", "its weights are missing or damaged")
     weights.unlink()
-    refuse(hub, tmp_path / "absent", "has no weights; one of model.safetensors, .* must be there")
+    refuse(hub, tmp_path / "absent", "has no weights; the folder must hold one of model.safetensors")
     del tensors["output_layer.linear.bias"]
     save_file(tensors, weights)
     refuse(hub, tmp_path / "incomplete", r"missing output_layer\.linear\.bias")
@@ -400,7 +408,9 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
     weights.write_bytes(whole[: len(whole) // 2])
     refuse(ours, tmp_path / "truncated", "cannot be loaded")
     save_file(tensors | {"model.norm.bias": torch.ones(3)}, weights, metadata={"format": "pt"})
-    refuse(ours, tmp_path / "shape", r"the weight model\.norm\.bias is \(3,\), and the configuration says \(64,\)")
+    refuse(
+        ours, tmp_path / "shape", r"the weight model\.norm\.bias has the shape \(3,\), and the configuration \(64,\)"
+    )
     del tensors["model.norm.bias"]
     save_file(tensors, weights, metadata={"format": "pt"})
     refuse(ours, tmp_path / "incomplete", r"missing model\.norm\.bias")
@@ -410,20 +420,22 @@ def test_a_damaged_folder_of_ours_is_refused(tmp_path, hub):
 
 def test_a_source_that_is_nothing_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    refuse(
-        tmp_path / "empty", tmp_path / "targets", "is a folder without a config.json, so not one of a model; nor is it"
-    )
+    refuse(tmp_path / "empty", tmp_path / "targets", "is a folder without a config.json, so it holds no model")
     (tmp_path / "empty" / "config.json").write_text("{")
     refuse(tmp_path / "empty", tmp_path / "broken-targets", "config.json cannot be read")
     (tmp_path / "empty" / "config.json").write_text("{}")
-    refuse(tmp_path / "empty", tmp_path / "strange-targets", "is not one of RADD: it must have 'model'")
+    refuse(tmp_path / "empty", tmp_path / "strange-targets", "is not that of a RADD model: it must have 'model_type'")
     (tmp_path / "empty" / "config.json").write_text("[]")
     refuse(tmp_path / "empty", tmp_path / "foreign-targets", "config.json must hold an object")
-    refuse("nobody/nothing", tmp_path / "more-targets", "is no folder here, nor a repository|cannot be read")
+    refuse(
+        "nobody/nothing",
+        tmp_path / "more-targets",
+        "Cannot find source=.*: no such folder, and no reachable Hub|cannot be read",
+    )
 
 
 def test_raw_weights_of_what_has_only_one_set_are_refused(tmp_path):
-    refuse(HUB, tmp_path / "targets", "use_ema=False: only a training run", use_ema=False)
+    refuse(HUB, tmp_path / "targets", "use_ema=False needs a training run", use_ema=False)
 
 
 @pytest.mark.parametrize("function", [convert, to_original])
@@ -525,7 +537,7 @@ def test_settings_that_the_authors_noise_does_not_read_may_have_any_value(tmp_pa
 
 def test_the_command_line_converts_and_says_that_no_tokenizer_is_there(tmp_path, capsys, words):
     main([str(RUN), str(tmp_path / "raw"), "--no-ema", "--dtype", "bfloat16"])
-    assert "No tokenizer is in it" in capsys.readouterr().out
+    assert "The folder has no tokenizer" in capsys.readouterr().out
     convert(RUN, tmp_path / "same", use_ema=False, dtype="bfloat16")
     assert contents(tmp_path / "raw") == contents(tmp_path / "same")
     main([str(HUB), str(tmp_path / "ours"), "--tokenizer", str(words)])
@@ -551,6 +563,6 @@ def test_a_command_line_at_fault_ends_with_the_reason(tmp_path, capsys, argument
 
 
 def test_a_source_that_is_not_there_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="is no folder here, nor a repository"):
+    with pytest.raises(ValueError, match=r"Cannot find source=.*: no such folder, and no reachable Hub"):
         main([str(tmp_path / "nothing"), str(tmp_path / "target")])
     assert list(tmp_path.iterdir()) == []

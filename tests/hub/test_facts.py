@@ -117,7 +117,7 @@ def test_the_table_of_the_documentation_is_what_is_printed(capsys):
 
 def test_an_information_profile_is_told_by_its_ends():
     facts = model_facts(str(CHECKPOINT))
-    assert facts["generation"] == "defaults"
+    assert facts["generation"] == {"temperature": 0.6, "top_p": 0.9}
     profile = facts["information_profile"]
     assert profile["tokens"] == 128
     assert profile["first"] > profile["last"] > 0

@@ -72,12 +72,12 @@ def refuse(name, message: str) -> None:
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
-        ("module.", r"Names hold 'module\.', which torch's DataParallel or DistributedDataParallel puts there: save"),
-        ("_orig_mod.", r"Names hold '_orig_mod\.', which torch\.compile puts there"),
+        ("module.", r"Names hold 'module\.', which torch's DataParallel or DistributedDataParallel adds\. Save"),
+        ("_orig_mod.", r"Names hold '_orig_mod\.', which torch\.compile adds"),
         ("module._orig_mod.", r"Names hold 'module\.'"),
         (
             "base_model.model.",
-            r"Every name begins with 'base_model\.model\.': save the state dict of the network inside",
+            r"Every name begins with 'base_model\.model\.'\. Save the state dict of the network inside",
         ),
         ("net.", r"Every name begins with 'net\.'"),
     ],
@@ -87,10 +87,10 @@ def test_a_prefix_of_all_names_is_named(changed, prefix, message):
 
 
 def test_a_wrapper_inside_names_is_named(changed):
-    refuse(changed(lambda name: name.replace(".mlp.", "._orig_mod.mlp.")), "which torch.compile puts there")
+    refuse(changed(lambda name: name.replace(".mlp.", "._orig_mod.mlp.")), "which torch.compile adds")
     refuse(
         changed(lambda name: name.replace("up_proj.weight", "up_proj.base_layer.weight")),
-        "which an adapter of PEFT puts there, which merge_and_unload takes away",
+        "which an adapter of PEFT adds, and merge_and_unload removes",
     )
 
 
@@ -107,7 +107,8 @@ def test_a_weight_that_is_missing_or_too_many_or_of_another_shape_is_named(chang
     )
     refuse(changed(num_hidden_layers=1), r"unexpected model\.layers\.1\.input_layernorm\.bias, .* 7 more")
     refuse(
-        changed(weights={UP: torch.ones(64, 5)}), rf"weight {UP} is \(64, 5\), and the configuration says \(64, 16\)"
+        changed(weights={UP: torch.ones(64, 5)}),
+        rf"weight {UP} has the shape \(64, 5\), and the configuration \(64, 16\)",
     )
 
 
@@ -115,7 +116,7 @@ def test_a_weight_that_is_missing_or_too_many_or_of_another_shape_is_named(chang
 def test_a_weight_that_is_not_finite_is_named(changed, tmp_path, number):
     weight = torch.zeros(64, 16)
     weight[5, 7] = number
-    refuse(changed(weights={UP: weight}), rf"the weight {UP} holds numbers that are not finite, as torch\.float32")
+    refuse(changed(weights={UP: weight}), rf"the weight {UP} holds numbers that are not finite as torch\.float32")
     with pytest.raises(ValueError, match=r"up_proj\.weight holds numbers that are not finite"):
         convert(changed(weights={UP: weight}), tmp_path / "target")
 
@@ -123,14 +124,16 @@ def test_a_weight_that_is_not_finite_is_named(changed, tmp_path, number):
 def test_a_weight_that_overflows_in_the_type_that_is_asked_for_is_named(changed):
     large = changed(weights={UP: torch.full((64, 16), 1e5)})
     assert load_model(large).dtype == torch.float32
-    with pytest.raises(ValueError, match=rf"the weight {UP} holds numbers that are not finite, as torch\.float16"):
+    with pytest.raises(ValueError, match=rf"the weight {UP} holds numbers that are not finite as torch\.float16"):
         load_model(large, dtype=torch.float16)
 
 
 def test_another_number_of_heads_is_refused_where_the_file_tells_it(changed):
     nested = json.loads((GOLDEN / "hub" / "config.json").read_text())
     wrong = changed(source=GOLDEN / "hub", model=nested["model"] | {"n_heads": 2})
-    message = r"rotary_emb\.inv_freq is for heads 16 wide, and n_heads=2 in the configuration makes them 32 wide"
+    message = (
+        r"rotary_emb\.inv_freq is for heads of width 16\. By its n_heads=2 the configuration has heads of width 32,"
+    )
     refuse(wrong, message)
     state = load_file(Path(wrong) / "model.safetensors")
     place = {name: f"part-{int('inv_freq' in name)}.bin" for name in state}  # not in the first of two files
@@ -164,7 +167,7 @@ SEDD = {"tokens": 50257, "graph": {"type": "absorb"}, "noise": {"type": "logline
         ({"model_type": "llada"}, r"a model of type 'llada' \(LLaDA"),
         ({"model_type": "t5"}, "a model of type 't5', not 'radd': its network is another, which radd_hf cannot read"),
         (SEDD, "model.type='ddit' .* must be 'ddit_wot', the network of RADD; 'ddit' is SEDD's, which has time as an"),
-        ({}, "it must have 'model' .* and 'tokens', as the authors', or our 'model_type'"),
+        ({}, "it must have 'model_type', like ours, or 'tokens' and a mapping 'model', like the authors'"),
         ({"tokens": 96, "model": {"type": "ddit_wot"}}, "lacks 'hidden_size'"),
     ],
 )
@@ -187,17 +190,17 @@ def test_an_adapter_is_told_what_it_is_of(tmp_path, whole):
     adapter = tmp_path / "checkpoint" / "adapter"
     base = load_model(str(whole))
     get_peft_model(base, LoraConfig(target_modules=["qkv_proj"])).save_pretrained(adapter)
-    refuse(adapter, rf"is a LORA adapter of '{whole}', and not a whole model: .* merge_and_unload")
+    refuse(adapter, rf"is a LORA adapter of '{whole}', and not a whole model\. .* merge_and_unload")
     shutil.copy(whole / "config.json", adapter.parent)
-    refuse(adapter, rf"is a LORA adapter of '{whole}', and the folder around it has the sum: pass that")
+    refuse(adapter, rf"is a LORA adapter of '{whole}'. The folder around it has the model with the adapter added: pass")
 
 
 def test_a_training_run_of_the_authors_is_told_to_be_converted(tmp_path, whole):
-    refuse(GOLDEN / "run", "is a training run of the authors' code: convert it first: radd convert .*run FOLDER")
+    refuse(GOLDEN / "run", "is a training run of the authors' code. Convert it first: radd convert .*run FOLDER")
     file = GOLDEN / "run" / "checkpoints-meta" / "checkpoint.pth"
-    refuse(file, r"is a file, .*: convert it first: radd convert .*checkpoint\.pth FOLDER")
-    refuse(whole / "model.safetensors", "is a file, and a model is a folder or a repository: pass its folder")
-    refuse(tmp_path / "nothing", "is no folder here, nor a repository")
+    refuse(file, r"is a file, .*\. Convert it first: radd convert .*checkpoint\.pth FOLDER")
+    refuse(whole / "model.safetensors", "is a file, and a model is a folder or a repository. Pass its folder")
+    refuse(tmp_path / "nothing", "Cannot find model=.*: no such folder, and no reachable Hub repository")
     refuse(tmp_path, r"is a folder without a config\.json")
 
 
@@ -215,10 +218,10 @@ def test_a_tokenizer_fits_by_its_highest_id_and_its_mask():
     check_tokenizer(with_mask, config_of(64, mask_token_id=2))
     with pytest.raises(ValueError, match="has its mask 'c' at id 2, and the model at 3: it must be the tokenizer"):
         check_tokenizer(with_mask, config_of(4))
-    with pytest.raises(ValueError, match="has ids up to 2, more than the model's 2: it is another model's"):
+    with pytest.raises(ValueError, match="has ids up to 2, and the model has 2 tokens: it belongs to another model"):
         check_tokenizer(with_mask, config_of(2))
     from_one = letters(range(1, 4))
-    with pytest.raises(ValueError, match="has ids up to 3, more than the model's 3"):
+    with pytest.raises(ValueError, match="has ids up to 3, and the model has 3 tokens"):
         check_tokenizer(from_one, config_of(3))
     with pytest.raises(ValueError, match="has the token 'c' at id 3, where the model has its mask"):
         check_tokenizer(from_one, config_of(4))
@@ -231,14 +234,14 @@ def test_a_tokenizer_without_a_mask_fits_if_no_token_has_the_masks_id():
 
 def test_ids_that_pad_the_vocabulary_are_no_tokens():
     check_tokenizer(letters(range(3)), config_of(8, num_tokens=3))
-    with pytest.raises(ValueError, match="has ids up to 3, more than the model's 3"):
+    with pytest.raises(ValueError, match="has ids up to 3, and the model has 3 tokens"):
         check_tokenizer(letters([0, 1, 3]), config_of(8, num_tokens=3))
 
 
 def test_a_tokenizer_without_a_mask_must_end_where_the_models_mask_is():
     check_tokenizer(letters(range(7)), config_of(8))
     with pytest.raises(
-        ValueError, match="has no mask and ids up to 2, and the model has its mask at 7, not behind them"
+        ValueError, match=r"has no mask and ids up to 2\. The model has its mask at id 7, which is not the next one"
     ):
         check_tokenizer(letters(range(3)), config_of(8))
 

@@ -63,13 +63,13 @@ def test_a_save_that_was_killed_is_not_a_checkpoint(run):
 def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path, tiny_tokenizer, models):
     empty = make_run(tmp_path / "empty", {}, tiny_tokenizer)
     (empty / "checkpoints").mkdir()
-    with pytest.raises(
-        ValueError, match=r"init_from='.*empty' is the folder of a training run that has no whole .*yet"
-    ):
+    with pytest.raises(ValueError, match=r"init_from='.*empty' is the folder of a training run without a whole .*yet"):
         newest_model(str(empty), "init_from")
     damaged = make_run(tmp_path / "damaged", {9: models[9]}, tiny_tokenizer)
     (damaged / "checkpoints" / "step_9" / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"no whole checkpoint: step_9 is damaged: config\.json is missing\. Name one"):
+    with pytest.raises(
+        ValueError, match=r"without a whole checkpoint: step_9 is damaged: config\.json is missing\. To take one"
+    ):
         load_model(str(damaged))
 
 

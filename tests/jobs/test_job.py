@@ -156,7 +156,7 @@ def test_what_is_of_another_job_is_refused_and_stays(run, tmp_path, source):
         run(output)
     source.write_text(source.read_text().removesuffix('{"text": "[MASK]"}\n'))
     run(output)
-    with pytest.raises(ValueError, match="is of another job"):
+    with pytest.raises(ValueError, match="belongs to another job"):
         run(output, seed=5)
     output.write_text("changed\n")
     with pytest.raises(ValueError, match="was changed since it was written"):
@@ -223,7 +223,7 @@ def test_a_damaged_shard_is_computed_again(run, tmp_path, caplog):
     text = shards[1].read_text()
     shards[1].write_text(text.replace('"tokens": 2', '"tokens": 3', 1) if '"tokens": 2' in text else text + "\n{}")
     run(tmp_path / "o.jsonl")
-    assert caplog.text.count("is damaged: it is computed again") == 2
+    assert caplog.text.count("is damaged and is computed again") == 2
     assert (tmp_path / "o.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

@@ -131,8 +131,8 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(folder, tiny_text):
     (folder / "checkpoints/step_8" / MANIFEST).unlink()
     (folder / "checkpoints/step_4/tokenizer.json").unlink()
     before = contents(folder / "checkpoints")
-    why = r"step_8 is damaged: state/manifest\.json is missing: it is half-deleted, or an older version of radd_hf "
-    why += r"wrote it; step_4 is damaged: tokenizer\.json is missing"
+    why = r"step_8 is damaged: state/manifest\.json is missing: the checkpoint is half-deleted, or an older version of "
+    why += r"radd_hf wrote it; step_4 is damaged: tokenizer\.json is missing"
     with pytest.raises(
         ValueError, match=rf"no checkpoint to go on from \({why}\)\. Pass another output_dir, or delete"
     ):
@@ -146,7 +146,7 @@ def test_damaged_checkpoints_are_never_the_last_ones_that_are_kept(folder, tiny_
     (folder / "checkpoints/step_12_damaged").mkdir()
     start(folder, dataset=tiny_text, max_steps=12, keep_last=1)
     log = (folder / "train.log").read_text()
-    assert "step_16 is damaged: it is the checkpoint of step 8, and was renamed; going on from step_8" in log
+    assert "step_16 is damaged: it was renamed: state/manifest.json says step 8; going on from step_8" in log
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert names == {"step_12", "step_12_damaged", "step_12_damaged_2", "step_16_damaged"}
     assert damage_of(folder / "checkpoints/step_12") is None
@@ -178,10 +178,10 @@ def test_files_that_are_something_else_are_damage(folder):
         whole = (newest / name).read_bytes()
         (newest / name).unlink()
         (newest / name).mkdir()
-        assert damage_of(newest) == f"{name} is no file"
+        assert damage_of(newest) == f"{name} is not a file"
         (newest / name).rmdir()
         os.mkfifo(newest / name)
-        assert damage_of(newest) == f"{name} is no file"
+        assert damage_of(newest) == f"{name} is not a file"
         (newest / name).unlink()
         if name == "state/manifest.json":
             (newest / name).write_bytes(whole)

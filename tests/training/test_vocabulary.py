@@ -79,7 +79,9 @@ def test_a_tokenizer_with_tokens_where_the_model_has_padding_is_refused(run, sta
     more = AutoTokenizer.from_pretrained(folder)
     more.add_tokens(["<|new|>"])
     more.save_pretrained(tmp_path / "more")
-    with pytest.raises(ValueError, match="has ids up to 300, more than the model's 300: it is another model's"):
+    with pytest.raises(
+        ValueError, match="has ids up to 300, and the model has 300 tokens: it belongs to another model"
+    ):
         run(init_from=folder, tokenizer=str(tmp_path / "more"))
 
 
