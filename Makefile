@@ -16,7 +16,7 @@
 # make test-gpu run what only a graphics card can show; says why it skips elsewhere
 # make quantised load, train adapters and write in 8 and 4 bits by bitsandbytes and torchao, which are installed for that
 # make wheel   build the wheel, install it beside the environment, and train, evaluate and write with it alone
-# make figures draw the pictures of docs/ again
+# make figures draw the pictures of docs/ again, from the results recorded beside them (two minutes)
 # make code    copy the package's code into the shipped checkpoints, which carry it along
 # make austen  train the shipped checkpoint again (an hour and a half on two cores)
 
@@ -157,6 +157,7 @@ speed: .venv/ready
 
 figures: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[viz]'
+	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.generation_figure
 	$(BIN)/python examples/sudoku_figure.py
 	$(BIN)/radd generate $(AUSTEN) "It was [MASK:6] of spring. Elizabeth had [MASK:8] with her sister, and was [MASK:7]; but Mr. Darcy [MASK:9], and she [MASK:9] think of him." --temperature 0.6 --top-p 0.9 --seed 10 --picture docs/figures/readme.gif

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from ..figure_style import label_log, label_values
 from ..noise_radd import expected_evaluations, get_noise
 from ..text_radd import decode_after_text, decode_span
 
@@ -566,10 +567,8 @@ def plot_evaluations(
     axes.plot(grid, expected, color=color, label="expected")
     axes.plot(grid, grid, ":", color="0.5", label="one a step (no caching)")
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="evaluations", title=f"evaluations, {n_masked} masks")
-    axes.set_xticks(grid, map(str, grid))
-    axes.set_xticks([], minor=True)
-    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis("{x:g}")
+    label_values(axes.xaxis, grid)
+    label_log(axes.yaxis)
     axes.legend(fontsize=8)
     return axes
 
