@@ -1,4 +1,4 @@
-# make demo    set up and fill a gap in a novel the model has not read
+# make demo    set up and fill a blank in a novel that the model was not trained on
 # make test    set up and run the tests
 # make lint    style, types and spelling;  make format puts the style right
 # make torture kill a training 20 times, one of two processes, and one at each change of its folder; damage every file of
