@@ -176,6 +176,8 @@ checkpoint: .venv/ready
 	cp $(RUN)/config.yaml $(RUN)/metrics.jsonl $(AUSTEN)/training/
 	$(BIN)/python eval_ppl.py --model $(AUSTEN) --dataset austen --output $(AUSTEN)/evaluation.json
 	$(BIN)/radd profile $(AUSTEN) --dataset austen
+	$(BIN)/python -c "from radd_hf import RaddGenerationConfig; settings = RaddGenerationConfig.from_pretrained('$(AUSTEN)'); \
+		settings.temperature, settings.top_p = 0.6, 0.9; settings.save_pretrained('$(AUSTEN)')"  # as in the GIF of `figures`
 
 clean:
 	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .quantised .ray .mypy_cache .pytest_cache .ruff_cache

@@ -30,7 +30,7 @@ from radd_hf.jobs.job import run_on_file
 from radd_hf.jobs.rows import RowsFile
 from radd_hf.jobs.scoring import RowScorer
 
-from .measure import positive
+from .measure import EXACT, positive
 
 LENGTHS, BLANKS = (16, 96), (1, 16)  # tokens, uniform between these
 
@@ -68,7 +68,7 @@ def time_batch(model: Any, rows: int, length: int, blank: int, times: int) -> tu
     started = time.perf_counter()
     for _ in range(times):
         generators = [torch.Generator().manual_seed(row) for row in range(rows)]
-        model.generate(canvas, generator=generators).tolist()
+        model.generate(canvas, generator=generators, generation_config=EXACT).tolist()
     return rows * blank * times, time.perf_counter() - started
 
 
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     model, tokenizer = load("checkpoints/radd-austen", device=args.device)
-    filler = RowFiller(model, tokenizer, seed=0, batch_tokens=args.batch_tokens)
+    filler = RowFiller(model, tokenizer, seed=0, batch_tokens=args.batch_tokens, **EXACT)
     lines = texts(tokenizer, args.rows, random.Random(0))
     tasks = [task for line in lines for task in filler.encode({"text": line}, 0)]
     blank = round(statistics.mean(task.masks for task in tasks))

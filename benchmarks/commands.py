@@ -45,6 +45,7 @@ from .baseline import (
 from .loading import WEIGHTS
 from .measure import (
     DTYPES,
+    EXACT,
     OURS,
     OURS_BF16,
     PEAKS,
@@ -139,7 +140,7 @@ def warm_up(models: Models, rows: int, length: int) -> None:
     model = models[OURS]
     canvas = masked_at(random_tokens(model.config, rows, length, 0), [0], model.config.mask_token_id).to(model.device)
     for side in (OURS, OURS_BF16):
-        models[side].generate(canvas, steps=1)
+        models[side].generate(canvas, steps=1, generation_config=EXACT)
     make_sampler(models, canvas, 1, 0).step(0)
 
 
@@ -226,7 +227,8 @@ def sampling_case(
             "refresh_interval": refresh_interval,
             "generator": seeded(args.seed),
         }
-        return seconds(lambda: models[side].generate(canvas, **settings)) / (ours if each_evaluation else 1)
+        run = partial(models[side].generate, canvas, generation_config=EXACT, **settings)
+        return seconds(run) / (ours if each_evaluation else 1)
 
     warm_up(models, rows, length)
     what = "evaluation + draw" if each_evaluation else "sample"
@@ -270,7 +272,14 @@ def ordered_case(
 
     def generate(side: str) -> float:
         settings: dict[str, Any] = {"top_p": top_p, "refresh_interval": refresh_interval}
-        run = partial(models[side].generate, canvas, method="ordered", generator=seeded(args.seed), **settings)
+        run = partial(
+            models[side].generate,
+            canvas,
+            generation_config=EXACT,
+            method="ordered",
+            generator=seeded(args.seed),
+            **settings,
+        )
         return seconds(run) / len(positions)
 
     warm_up(models, rows, length)
@@ -304,7 +313,8 @@ def infill_case(args: Namespace, length: int, masks: int) -> Case:
         return seconds(lambda: fill_in_order(network, canvas.clone(), positions, generator))
 
     def generate(side: str) -> float:
-        run = partial(models[side].generate, canvas, method="first_hitting", generator=seeded(args.seed))
+        settings: dict[str, Any] = {"method": "first_hitting", "generator": seeded(args.seed)}
+        run = partial(models[side].generate, canvas, generation_config=EXACT, **settings)
         time = seconds(run)
         first.setdefault(side, time)
         return time
@@ -340,7 +350,8 @@ def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[
         return seconds(lambda: sampler.step(steps // 2))
 
     def generate(side: str) -> float:
-        return seconds(lambda: models[side].generate(canvas, steps=1, generator=seeded(args.seed)))
+        settings: dict[str, Any] = {"steps": 1, "generator": seeded(args.seed)}
+        return seconds(lambda: models[side].generate(canvas, generation_config=EXACT, **settings))
 
     warm_up(models, rows, length)
     for side in (OURS, OURS_BF16):
@@ -568,7 +579,7 @@ def memory(args: Namespace) -> Result:
             first: lambda models=models, whole=whole: make_sampler(models, whole, steps, 0).step(0)
         }
         for side in ours:
-            sample[side] = partial(models[side].generate, canvas, steps=1)
+            sample[side] = partial(models[side].generate, canvas, steps=1, generation_config=EXACT)
         masks = draw_masks("lambda_DCE", rows, length, get_noise(config), seeded(args.seed))
         trainer = Trainer(models[OURS], list(models), x0, masks)
         trainer.backward(OURS)

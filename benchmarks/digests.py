@@ -102,6 +102,7 @@ def samples(model: RaddForMaskedLM) -> Iterator[tuple[str, str]]:
             ids, attention_mask = canvas.where(padding.bool(), 5), padding
         output = model.generate(
             ids,
+            generation_config={"temperature": 1.0, "top_p": 1.0},  # `exact` is younger than what is compared
             attention_mask=attention_mask,
             generator=[torch.Generator().manual_seed(row) for row in range(len(ids))],
             return_dict_in_generate=True,

@@ -18,6 +18,7 @@ from radd_hf.noise_radd import expected_evaluations, get_noise
 
 from .commands import ROOT
 from .estimators import CHECKPOINT
+from .measure import EXACT
 
 FIGURE = ROOT / "docs" / "figures" / "generation.png"
 SHORT, STEPS = 24, 16  # the row that is shown: tokens, and steps of its grid
@@ -57,6 +58,7 @@ def draw_evaluations(axes: Axes, model, length: int) -> None:
                 length=length,
                 steps=steps,
                 num_return_sequences=ROWS,
+                generation_config=EXACT,
                 generator=torch.Generator().manual_seed(steps),
                 return_dict_in_generate=True,
             )
@@ -84,6 +86,7 @@ def main() -> None:
     model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True)
     output = model.generate(
+        generation_config=EXACT,
         prefix="She had never",
         suffix=" of her.",
         length=SHORT,

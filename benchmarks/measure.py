@@ -204,6 +204,10 @@ def training_flops(config: RaddConfig, masked: Tensor) -> float:
 PEAKS = {"cpu": "torch's memory profiler", "cuda": "torch's allocator on the card"}
 
 
+# Settings of `generate` for all benchmarks: the exact sampler, whatever settings a checkpoint has saved.
+EXACT: dict[str, Any] = {"exact": True, "method": "tweedie"}
+
+
 def positive(text: str) -> int:
     """The type of an argument that counts something."""
     if not text.isdecimal() or int(text) < 1:

@@ -32,7 +32,7 @@ from radd_hf.plan_radd import Schedule
 from radd_hf.results import check_output, to_json
 
 from .estimators import CHECKPOINT
-from .measure import describe_machine, positive
+from .measure import EXACT, describe_machine, positive
 
 SETTINGS = [(1, 0), (16, 0), (16, 1), (16, 2), (16, 4), (8, 4), (32, 4), (64, 4), (32, 8)]
 HEADER = (
@@ -67,6 +67,7 @@ class Sampler:
     def sample(self, interval: int, window: int):
         return self.model.generate(
             num_return_sequences=self.rows,
+            generation_config=EXACT,
             method=self.method,
             refresh_interval=interval,
             refresh_window=window,

@@ -31,6 +31,8 @@ from radd_hf.endings import note, run_program
 from radd_hf.hub.loading import load
 from radd_hf.serving.handler import EndpointHandler, Limits
 
+from .measure import EXACT
+
 SERVED = re.compile(r" is served at http://127\.0\.0\.1:(\d+)/")
 
 
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 def request_of(args: argparse.Namespace, seed: int, copies: int = 1) -> dict[str, Any]:
     text = f"It was [MASK:{args.blank}] of spring."
-    return {"inputs": text if copies == 1 else [text] * copies, "parameters": {"seed": seed}}
+    return {"inputs": text if copies == 1 else [text] * copies, "parameters": {"seed": seed, **EXACT}}
 
 
 def run_clients(args: argparse.Namespace, port: int, number: int) -> dict[int, str | None]:

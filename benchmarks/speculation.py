@@ -27,7 +27,7 @@ from radd_hf.settings_radd import MOST_SPECULATION
 
 from .commands import make_model
 from .estimators import CHECKPOINT
-from .measure import alternate, describe_machine, positive, seconds
+from .measure import EXACT, alternate, describe_machine, positive, seconds
 
 ORDERS: dict[str, dict[str, Any]] = {
     "random": {"method": "first_hitting"},
@@ -64,6 +64,7 @@ class Writer:
                 length=self.length,
                 num_return_sequences=rows,
                 speculate=k,
+                generation_config=EXACT,
                 seed=seed,
                 return_dict_in_generate=True,
                 **ORDERS[self.order],
@@ -76,7 +77,7 @@ class Writer:
     def fill_one(self, rows: int) -> None:
         """Fills one mask, by one evaluation."""
         given = [[0] * (self.length - 1)] * rows
-        self.model.generate(prefix=given, length=self.length, **ORDERS[self.order])
+        self.model.generate(prefix=given, length=self.length, generation_config=EXACT, **ORDERS[self.order])
 
     def time(self, ks: list[int], rows: int, seeds: int, repeats: int) -> dict[int, float]:
         """Returns the median seconds of a call with each k."""

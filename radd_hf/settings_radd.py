@@ -161,6 +161,11 @@ TEXT_SETTINGS: dict[str, Setting] = {
         "tokens; the distribution stays exactly the same",
         most=MOST_SPECULATION,
     ),
+    "exact": boolean_setting(
+        False,
+        "set the checkpoint's saved settings aside: every token comes from the network's whole distribution; the "
+        "method is then 'first_hitting' unless another is named",
+    ),
     "temperature": Setting(
         float,
         1.0,
@@ -210,6 +215,11 @@ SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
     "output_history": boolean_setting(False, "return the sequence after every event, too"),
     "return_dict_in_generate": boolean_setting(False, "return a RaddGenerateOutput"),
 }
+
+# The settings that change the distribution which tokens are drawn from: `exact` excludes them.
+INEXACT = "temperature", "top_k", "top_p", "refresh_interval", "max_time"
+# The settings that `exact` sets aside where a checkpoint has saved them.
+SET_ASIDE = tuple(name for name in SETTINGS if name not in (*LENGTHS, "exact", "information_profile", "cuda_graphs"))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -359,9 +369,11 @@ __all__ = [
     "FOREIGN",
     "GRID_METHODS",
     "GROUP_SCHEDULES",
+    "INEXACT",
     "METHODS",
     "ORDERS",
     "SETTINGS",
+    "SET_ASIDE",
     "SYNONYMS",
     "TEXT_SETTINGS",
     "AdaptiveOrder",

@@ -391,6 +391,7 @@ def test_a_generation_config_survives_saving_with_every_setting(model, tmp_path,
         "num_return_sequences": 2,
         "output_history": True,
         "return_dict_in_generate": True,
+        "exact": False,
     }
     assert {*settings, *LENGTHS, *BOUNDS, "schedule"} == set(RaddGenerationConfig.DEFAULTS)
     model.generation_config = RaddGenerationConfig(**settings, eos_token_id=3, pad_token_id=4)

@@ -69,8 +69,10 @@ from .randomness_radd import Uniforms, check_seed, sample_generators, text_seed
 from .settings_radd import (
     BOUNDS,
     GRID_METHODS,
+    INEXACT,
     LENGTHS,
     MOST_TOKENS,
+    SET_ASIDE,
     SETTINGS,
     GroupSchedule,
     Method,
@@ -127,6 +129,7 @@ class RaddGenerationConfig(GenerationConfig):
     schedule: GroupSchedule | None
     information_profile: Sequence[float] | None
     speculate: int
+    exact: bool
     cuda_graphs: bool
     refresh_interval: int
     refresh_window: int
@@ -148,6 +151,12 @@ class RaddGenerationConfig(GenerationConfig):
             setting.check(name, getattr(self, name))
         if self.information_profile is not None:
             check_profile(self.information_profile)
+        for name in INEXACT if self.exact else ():
+            if (value := getattr(self, name)) not in (None, self.DEFAULTS[name]):
+                raise ValueError(
+                    f"exact=True and {name}={shortened(value)} contradict each other: {name} changes the distribution "
+                    "that tokens are drawn from. Leave out one of them."
+                )
         fitting = {"method": "ordered"} | dict.fromkeys(BOUNDS) | {"order": "random"}
         for name, fits in fitting.items() if self.schedule is not None else ():
             if (value := getattr(self, name)) not in (None, fits):
@@ -172,12 +181,19 @@ class RaddGenerationConfig(GenerationConfig):
         """Makes one complete configuration: each setting from the first source that has it, else the default.
 
         Sources are dictionaries or configurations, of any class: remote code and the package have different ones, and
-        transformers has its own. `length` and `max_new_tokens` count as one setting.
+        transformers has its own. `length` and `max_new_tokens` count as one setting. `exact` sets aside what later
+        sources have saved; an earlier source may change the distribution again.
         """
         settings = dict(cls.DEFAULTS)
         for chosen in map(own_settings, reversed([source for source in sources if source is not None])):
             if not chosen.keys().isdisjoint(LENGTHS):
                 settings |= dict.fromkeys(LENGTHS)
+            if chosen.get("exact"):
+                settings |= {name: cls.DEFAULTS[name] for name in SET_ASIDE}
+                if chosen.keys().isdisjoint((*PLANS, "schedule", "steps")):
+                    chosen = chosen | {"method": "first_hitting"}
+            elif any(chosen.get(name, cls.DEFAULTS[name]) != cls.DEFAULTS[name] for name in INEXACT):
+                settings["exact"] = False
             if "method" not in chosen and not chosen.keys().isdisjoint(("order", *BOUNDS)):
                 chosen = chosen | {"method": "ordered"}
             if "schedule" in chosen:  # in place of the method and order of a lower source
@@ -302,6 +318,7 @@ class RaddGenerationMixin:
         schedule: GroupSchedule | None = None,
         information_profile: Sequence[float] | Tensor | None = None,
         speculate: int | None = None,
+        exact: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -370,6 +387,11 @@ class RaddGenerationMixin:
                 tokens (`speculation_radd.py`). The distribution is exactly that of k = 1, but other random numbers draw
                 from it. It saves time where k sequences take little longer than one; k is at most 64. A value saved
                 with the model is passed over where it does not fit. Default 1: off.
+            exact: True sets the model's saved settings aside, such as a temperature in generation_config.json. Every
+                token is then drawn from the network's whole distribution. Without a method, "first_hitting" chooses
+                the positions, one an event: that samples the model's distribution exactly. Lengths, the ids of EOS and
+                padding and the information profile stay. Settings that change the distribution (temperature, top_k,
+                top_p, refresh_interval, max_time) are refused beside it. Default False.
             temperature, top_k, top_p: of the token draw, as transformers' warpers define them. Defaults 1, 0, 1 change
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens

@@ -206,7 +206,7 @@ def _add_text(longest: int) -> dict[str, Any]:
 
 # Settings of `generate` that have no field: the length stands with the text, the reader can stop a run, and visitors
 # watch tokens come one after the other.
-WITHOUT_FIELD = ("length", "speculate", "stop_on_eos", "max_time")
+WITHOUT_FIELD = ("length", "exact", "speculate", "stop_on_eos", "max_time")
 
 
 def _add_sampling() -> dict[str, Any]:

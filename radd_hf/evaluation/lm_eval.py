@@ -48,7 +48,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 # The harness's own default, where a model's length leaves room for it.
 MAX_GEN_TOKS = 256
 # Of a task's generation_kwargs, or --gen_kwargs, what goes to `generate` as it is: all but what the harness decides.
-GENERATION_KWARGS = tuple(name for name in TEXT_SETTINGS if name not in ("length", "temperature", "stop_on_eos"))
+DECIDED = "length", "temperature", "exact", "stop_on_eos"
+GENERATION_KWARGS = tuple(name for name in TEXT_SETTINGS if name not in DECIDED)
 
 
 class Canvas(NamedTuple):
@@ -336,7 +337,7 @@ class RaddLM(TemplateLM):
                         prefix=[prompt.ids for prompt in batch],
                         generator=[torch.Generator().manual_seed(prompt.seed) for prompt in batch],
                         stop_on_eos=True,
-                        generation_config=RaddGenerationConfig(eos_token_id=self.eot_token_id),
+                        generation_config=RaddGenerationConfig(exact=True, eos_token_id=self.eot_token_id),
                         **batch[0].settings,
                     )
                     for prompt, ids in zip(batch, sequences.tolist(), strict=True):

@@ -364,7 +364,8 @@ def write_samples(
         n_samples: S.
         accelerator: its processes, all of which must call, share the samples; each gets all of them.
         before_gathering: called in every process after its share; where it raises in all, nothing is put together.
-        settings: for [`RaddGenerationMixin.generate`]: `length`, `method`, `steps`, ...
+        settings: for [`RaddGenerationMixin.generate`]: `length`, `method`, `steps`, ... Those that the model has saved
+            are set aside.
 
     Raises:
         ValueError: for `n_samples` or `batch_size` below 1, and for what `generate` refuses.
@@ -381,6 +382,7 @@ def write_samples(
             generator=sample_generators(text_seed(seed), batch),
             num_return_sequences=len(batch),
             return_dict_in_generate=True,
+            generation_config={"exact": True},  # the model's saved settings play no part
             **settings,
         )
         written += zip(batch, output.sequences.tolist(), output.num_function_evaluations.tolist(), strict=True)

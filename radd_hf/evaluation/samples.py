@@ -94,7 +94,7 @@ RANGES = {"n_samples": Range(2, LARGEST), "batch_size": COUNT, "judge_batch_size
 # Settings that differ from row to row of the table, and those that all rows share. Samples that end early, at EOS or
 # for lack of time, could not be compared. Speculation does not go with all methods, and changes no distribution.
 VARIED = ("method", "order", "steps", "schedule", *BOUNDS)
-COMMON = [name for name in TEXT_SETTINGS if name not in (*VARIED, "speculate", "stop_on_eos", "max_time")]
+COMMON = [name for name in TEXT_SETTINGS if name not in (*VARIED, "speculate", "exact", "stop_on_eos", "max_time")]
 SamplingArguments = make_dataclass(
     "SamplingArguments",
     [
@@ -134,8 +134,6 @@ def main(argv: list[str]) -> None:
     profile = getattr(model.generation_config, "information_profile", None)
     if args.schedule is not None and profile is None:
         raise ValueError(f"schedule={args.schedule!r} needs a profile, which {args.model!r} has not: run radd profile.")
-    # Flags, which the result names, replace the checkpoint's settings.
-    model.generation_config = RaddGenerationConfig(information_profile=profile)
     length = drawing["length"] = drawing["length"] or model.config.max_position_embeddings
     samplers = make_samplers(methods, orders, steps, length, bounds, args.schedule)
     # Before anything is written, since these can fail.
