@@ -20,9 +20,13 @@
         }
     }
 
-    // The clipboard is there for pages of this machine and encrypted ones alone; elsewhere a field is copied from.
+    // Only pages of this machine and encrypted ones may use the clipboard, and a reader can forbid it to them. So there
+    // is the older way, by a field.
     async function copy(text) {
-        if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
+        try {
+            await navigator.clipboard.writeText(text);
+            return;
+        } catch { /* below */ }
         const field = document.createElement("textarea");
         field.value = text;
         document.body.append(field);
