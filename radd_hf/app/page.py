@@ -364,8 +364,11 @@ def _add_sudoku(turns: Turns, checkpoint: str) -> None:
             buttons = _add_buttons("Solve", "solve")
             with gr.Accordion("Settings", open=False, elem_id="sudoku-settings"):
                 with gr.Row():
-                    left = gr.Dropdown(orders, value="random", label="Order on the left", elem_id="left")
-                    right = gr.Dropdown(orders, value="confidence", label="Order on the right", elem_id="right")
+                    info = "Which empty cell is filled next."
+                    left = gr.Dropdown(orders, value="random", label="Order on the left", info=info, elem_id="left")
+                    right = gr.Dropdown(
+                        orders, value="confidence", label="Order on the right", info=info, elem_id="right"
+                    )
                 bound = gr.Number(
                     None,
                     label="Entropy bound",

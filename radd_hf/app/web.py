@@ -49,7 +49,10 @@ class Kept:
 
 
 def checks_of(page: gr.Blocks) -> dict[int, Callable[[list], None]]:
-    """Makes, for each function of a page, what raises an exception for inputs that gradio would fail at, and log."""
+    """Makes, for each function of a page, what raises an exception for inputs that gradio would fail at, and log.
+
+    What runs in the browser alone is left out: nobody has to call it here.
+    """
 
     def check(inputs: Sequence[Any], data: list) -> None:
         if len(data) != len(inputs):
@@ -58,7 +61,7 @@ def checks_of(page: gr.Blocks) -> dict[int, Callable[[list], None]]:
             if not isinstance(component, gr.State):
                 component.preprocess(value)
 
-    return {index: partial(check, function.inputs) for index, function in page.fns.items()}
+    return {index: partial(check, function.inputs) for index, function in page.fns.items() if function.fn is not None}
 
 
 def make_theme() -> Any:

@@ -503,6 +503,8 @@ def test_what_gradio_would_fail_at_and_log_is_told_beforehand():
     page = build_page([str(CHECKPOINT)])
     checks = {page.fns[index].api_name: check for index, check in checks_of(page).items()}
     inputs = {function.api_name: len(function.inputs) for function in page.fns.values()}
+    assert all(page.fns[index].fn is not None for index in checks_of(page)), "scripts of the browser are not called"
+    assert len(checks) < len(page.fns)
     checks["begin"]([])
     checks["show_form"]([FORMS[0]])
     for name, data in (
