@@ -299,7 +299,10 @@ def _add_settings(own: dict[str, Any], exact: gr.Checkbox) -> tuple[dict[str, An
                 method = gr.Dropdown(METHODS, **named("method"))
                 order = gr.Dropdown(ORDERS, **named("order", visible=own["method"] == "ordered"))
                 shown = own["method"] != "first_hitting"
-                steps = gr.Number(precision=0, **named("steps", "0: one for each token.", visible=shown))
+                steps = gr.Number(
+                    precision=0,
+                    **named("steps", f"{sentence(TEXT_SETTINGS['steps'].help)} 0: the default.", visible=shown),
+                )
             with gr.Row(visible=adaptive) as bounds:
                 entropy_bound = gr.Number(**named("entropy_bound"))
                 threshold = gr.Number(**named("confidence_threshold"))
@@ -310,7 +313,7 @@ def _add_settings(own: dict[str, Any], exact: gr.Checkbox) -> tuple[dict[str, An
                 refresh = gr.Number(precision=0, **named("refresh_interval"))
                 window = gr.Number(precision=0, **named("refresh_window"))
         pause = gr.Slider(
-            0, 1, 0.1, step=0.05, label="Pause", info="Seconds between two events, to watch them.", elem_id="pause"
+            0, 1, 0.1, step=0.05, label="Pause", info="Seconds between two network evaluations.", elem_id="pause"
         )
         seed = gr.Number(-1, label="Seed", info="-1: a new one each time.", precision=0, elem_id="seed")
 
@@ -334,7 +337,7 @@ def _add_settings(own: dict[str, Any], exact: gr.Checkbox) -> tuple[dict[str, An
 
 def sentence(help: str) -> str:
     """Returns a help text as a sentence."""
-    return help if help[0] == "'" else f"{help[0].upper()}{help[1:]}."
+    return f"{help[0].upper()}{help[1:]}."
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -382,8 +385,8 @@ def _add_sudoku(turns: Turns, checkpoint: str) -> None:
             line = gr.HTML(told, elem_id="boards-line")
             gr.HTML(
                 "The same network fills both boards, each cell with its likeliest digit. It learnt grids, not rules: "
-                "nothing checks a digit, and no digit is taken back. A cell has the colour of its event, from first "
-                "(blue) to last (red); a wrong digit is crossed out.",
+                "nothing checks a digit, and no digit is taken back. The colour of a cell tells when it was filled, "
+                "from first (blue) to last (red). A wrong digit is crossed out.",
                 elem_id="boards-note",
             )
     fields = {"puzzle": puzzle, "left": left, "right": right, "entropy_bound": bound}

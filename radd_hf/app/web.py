@@ -67,7 +67,11 @@ def checks_of(page: gr.Blocks) -> dict[int, Callable[[list], None]]:
 def make_theme() -> Any:
     """Makes a theme of the reader's own fonts, with darker colours where the theme's are too pale for small text."""
     theme = gr.themes.Soft(
-        primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["monospace"],
     )
     return theme.set(
         body_background_fill="*neutral_50",
