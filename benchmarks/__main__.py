@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""How fast it is, beside the standard algorithm and beside what the machine can do.
+"""Measures how fast the library is, beside the standard algorithm and beside what the machine can do.
 
     python -m benchmarks [sampling|training|likelihood|loading|memory|preparation ...]
         [--device cuda] [--json F] [--plots DIR]
 
 Without a command, all of them. Every line of the table is one quantity of three sides: the algorithm as the field
-publishes it (baseline.py), in float32 or on a card in float16, this library in float32 and in bfloat16. `ratio` is the
+publishes it (baseline.py), in float32 or on a GPU in float16, this library in float32 and in bfloat16. `ratio` is the
 baseline's median over the side's; `of the limit` is the operations that cannot be avoided, over the median, as a
 fraction of the rate of a large matrix product in the same dtype on the same device (measure.py). `preparation` prints
 a table of its own: what the host does before a step of training. Run it where nothing else runs.
@@ -28,7 +28,7 @@ from radd_hf.results import check_output, to_json
 from .commands import COMMANDS
 from .measure import Case, describe_machine, positive, sides_of
 
-# Of what differs between devices: a card is given more work at once.
+# Of what differs between devices: a GPU is given more work at once.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "matmul_size": 4096,
@@ -66,7 +66,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def header(sides: Sequence[str]) -> str:
-    """Of the table that compares them, the baseline first."""
+    """Returns the header of the table that compares the sides, the baseline first."""
     ours = sides[1:]
     ratios = [f"ratio {side.removeprefix('ours ')}" for side in ours]
     cells = ["case", "unit", *sides, *ratios, "of the limit: baseline", *ours]
@@ -74,7 +74,7 @@ def header(sides: Sequence[str]) -> str:
 
 
 def size(dimensions: int):
-    """The type of an argument such as 8x128x1024."""
+    """Parses an argument such as 8x128x1024."""
 
     def parse(text: str) -> tuple[int, ...]:
         values = tuple(int(part) for part in text.split("x"))
@@ -136,7 +136,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     sizes.add_argument("--preparation_repeats", type=positive, default=7, help="of the times of each loss")
 
-    training = parser.add_argument_group("training, by default on a card as train_accelerate.py trains")
+    training = parser.add_argument_group("training, by default on a GPU as train_accelerate.py trains")
     training.add_argument("--compile", action=argparse.BooleanOptionalAction, help="the network and its loss, of ours")
     training.add_argument("--compile_backend", help="of torch.compile; default: inductor")
     training.add_argument(
@@ -173,7 +173,7 @@ def format_row(case: Case) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks: --device cuda: torch finds no card")
+        raise SystemExit("python -m benchmarks: --device cuda: torch finds no GPU")
     check_output("json", args.json)
     machine = describe_machine(args.device)
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)

@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Masked diffusion as the field publishes it: the other side of every comparison of speed.
+"""The baseline of every comparison of speed: masked diffusion as the field publishes it.
 
 Written for that comparison, after the algorithms of arXiv:2406.03736 (5, 6 and the estimators of section 3) and what
 the authors' code (github ML-GSAI/RADD) does with them: the network gives logits at every position, their log-softmax
 is taken over the whole vocabulary, every step of the grid draws at every masked position jointly whether it is
 revealed and as what, and what the network said of a row is kept for as long as the row does not change. The
-authors' code keeps it in float16. Here it is float32 on a CPU, as is all else. On a card, where their default is
+authors' code keeps it in float16. Here it is float32 on a CPU, as is all else. On a GPU, where their default is
 float16 by autocast, so is the network's, and what is kept is float16, too; the softmax and the draws are float32.
 
 A network is a function from canvases (B, L) to logits (B, L, V) that are -inf for the mask; `full_logits` makes one of
@@ -30,13 +30,13 @@ Network = Callable[[Tensor], Tensor]
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotary embedding as it is usually written: states (B, H, L, d), tables (1, L, d)."""
+    """Applies the rotary embedding as it is usually written: states (B, H, L, d), tables (1, L, d)."""
     first, second = states.chunk(2, dim=-1)
     return states * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
 def full_logits(model, dtype: torch.dtype | None = None) -> Network:
-    """dtype: of autocast; None: the weights' own."""
+    """Returns a network that computes all logits, under autocast to `dtype`; None: in the weights' own."""
     trunk, mask_token_id = model.model, model.config.mask_token_id
     heads, dropout = model.config.num_attention_heads, partial(F.dropout, p=model.config.hidden_dropout)
 
@@ -62,12 +62,12 @@ def full_logits(model, dtype: torch.dtype | None = None) -> Network:
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """In float32, as autocast has it, without another copy of the logits."""
+    """Computes in float32, as autocast does, without another copy of the logits."""
     return logits.log_softmax(dim=-1, dtype=torch.float32)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """An index of each row with these probabilities, by a race of exponentials (Gumbel's trick): (M, V) -> (M,).
+    """Draws an index of each row with these probabilities, by a race of exponentials (Gumbel's trick): (M, V) -> (M,).
 
     The probabilities are overwritten. The logarithm of a random number below 1 is never 0, so that an index of
     probability zero loses.
@@ -77,11 +77,11 @@ def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Ten
 
 
 class GridSampler:
-    """Tweedie or Euler sampling on a grid, step by step.
+    """Samples by Tweedie or Euler on a grid, step by step.
 
-    canvas (B, L), filled in place; law (B, L, V), what the network last said of each row; law_at_masks (M, V), the
+    canvas (B, L), filled in place; distribution (B, L, V), what the network last said of each row; at_masks (M, V), the
     part of it that is drawn from; changed (B,), rows of which it has to be asked again; forwards, how often it was
-    asked; evaluations (B,), how often of each row. dtype: of the law that is kept.
+    asked; evaluations (B,), how often of each row. dtype: of the distribution that is kept.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class GridSampler:
         self.network, self.canvas, self.mask_token_id, self.generator = network, canvas, mask_token_id, generator
         self.rates = reveal_probabilities(noise, method, steps).tolist()  # (n,)
         self.changed = torch.ones(len(canvas), dtype=torch.bool, device=canvas.device)
-        self.law = torch.zeros(*canvas.shape, vocab_size, dtype=dtype, device=canvas.device)
-        self.law_at_masks = self.law.new_empty(0, vocab_size)
+        self.distribution = torch.zeros(*canvas.shape, vocab_size, dtype=dtype, device=canvas.device)
+        self.at_masks = self.distribution.new_empty(0, vocab_size)
         self.forwards = 0
         self.evaluations = torch.zeros(len(canvas), dtype=torch.int64, device=canvas.device)
 
@@ -112,16 +112,16 @@ class GridSampler:
     def ask(self) -> None:
         """Evaluates the rows that have changed."""
         if bool(self.changed.any()):
-            law = log_softmax(self.network(self.canvas[self.changed])).exp()
-            self.law[self.changed] = law.to(self.law.dtype)
-            self.law_at_masks = self.law[self.canvas == self.mask_token_id]
+            distribution = log_softmax(self.network(self.canvas[self.changed])).exp()
+            self.distribution[self.changed] = distribution.to(self.distribution.dtype)
+            self.at_masks = self.distribution[self.canvas == self.mask_token_id]
             self.forwards += 1
             self.evaluations += self.changed
 
     def reveal(self, number: int) -> None:
         """Draws at every mask: a token, or, with what probability is left, still the mask."""
         masked = self.canvas == self.mask_token_id  # (B, L)
-        probabilities = self.law_at_masks.float() * self.rates[number]  # (M, V)
+        probabilities = self.at_masks.float() * self.rates[number]  # (M, V)
         probabilities[:, self.mask_token_id] = 1 - self.rates[number]
         before = self.canvas.clone()
         self.canvas[masked] = draw(probabilities, self.generator)
@@ -133,27 +133,27 @@ class GridSampler:
         return self.canvas
 
     def resume(self, plan: Tensor, tokens: Tensor, number: int) -> None:
-        """As if the steps before `number` had revealed `tokens` (B, L) by `plan` (B, L), the step of each position.
+        """Continues as if the steps before `number` had revealed `tokens` (B, L) by `plan` (B, L).
 
-        What is kept of rows that have not changed is a flat law: a draw from it costs what any other does.
+        What is kept of rows that have not changed is a flat distribution: a draw from it costs what any other does.
         """
         self.canvas = torch.where(plan >= number, self.mask_token_id, tokens)
         self.changed = (plan == number - 1).any(dim=1) if number else torch.ones_like(self.changed)
-        self.law.fill_(1 / (self.law.shape[-1] - 1))
-        self.law_at_masks = self.law[self.canvas == self.mask_token_id]
+        self.distribution.fill_(1 / (self.distribution.shape[-1] - 1))
+        self.at_masks = self.distribution[self.canvas == self.mask_token_id]
 
 
 def make_plan(shape: tuple[int, int], noise: Noise, steps: int, seed: int, method: str = "tweedie") -> Tensor:
-    """(B, L) the step that reveals each position of wholly masked rows; that of `generate` with a generator of `seed`.
+    """Draws (B, L), the step that reveals each position of wholly masked rows, as `generate` does with this seed.
 
-    Which positions a step reveals has this law in the baseline, too, where it is only drawn step by step.
+    Which positions a step reveals has this distribution in the baseline, too, where it is only drawn step by step.
     """
     uniform = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return plan_grid(torch.ones(shape, dtype=torch.bool), reveal_probabilities(noise, method, steps), uniform)
 
 
 def forwards_of(plan: Tensor, steps: int) -> int:
-    """How often `GridSampler` asks the network when it reveals by `plan` (B, L): at first and after every change."""
+    """Counts how often `GridSampler` calls the network for `plan` (B, L): at first and after every change."""
     return 1 + len(set(plan[plan < steps - 1].tolist()))
 
 
@@ -165,7 +165,7 @@ def fill_in_order(
     generator: torch.Generator | None = None,
     top_p: float = 1.0,
 ) -> Tensor:
-    """One token a step, of all rows (B, L) at the same position, from logits of all positions; in place."""
+    """Fills one position a step, the same in all rows (B, L), from logits of all positions; in place."""
     warper = TopPLogitsWarper(top_p)
     for position in order:
         logits = network(canvas)[:, position]
@@ -176,7 +176,7 @@ def fill_in_order(
 
 @torch.no_grad()
 def nll_in_order(network: Network, x0: Tensor, order: list[int], mask_token_id: int) -> Tensor:
-    """-log p of the tokens at `order`, filled in that order, given all others: (B, L) -> (B,) nats per sequence."""
+    """Computes -log p of the tokens at `order`, in that order, given all others: (B, L) -> (B,) nats per sequence."""
     canvas, nll = x0.clone(), torch.zeros(len(x0), device=x0.device)
     rows = torch.arange(len(x0), device=x0.device)
     canvas[:, order] = mask_token_id
@@ -188,7 +188,7 @@ def nll_in_order(network: Network, x0: Tensor, order: list[int], mask_token_id: 
 
 
 def training_loss(network: Network, x0: Tensor, masks: Masks, mask_token_id: int) -> Tensor:
-    """mean(w S) of `losses.py` from logits of all positions: x0 (B, L), and masks where it lies -> ()."""
+    """Computes mean(w S) of `losses.py` from logits of all positions: x0 (B, L) and masks on its device -> ()."""
     log_law = log_softmax(network(x0.masked_fill(masks.masked, mask_token_id)))  # (B, L, V)
     token_nll = torch.zeros(x0.shape, device=x0.device)
     token_nll[masks.masked] = -log_law[masks.masked].gather(1, x0[masks.masked][:, None]).squeeze(1)

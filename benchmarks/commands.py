@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What is compared: sampling, training, likelihood, loading, memory and preparation, each a function of the arguments.
+"""Compares sampling, training, likelihood, loading, memory and preparation, each in a function of the arguments.
 
 Every command returns cases (lines of the table) and the points of its plot. Models have random weights, texts are
 random tokens: what a step costs does not depend on either. The bf16 side samples, scores and loads bf16 weights, and
-trains float32 weights under autocast, as the scripts do. The first of all sides is the baseline; on a card it has
+trains float32 weights under autocast, as the scripts do. The first of all sides is the baseline; on a GPU it has
 float32 weights and float16 by autocast.
 
 Shapes: B rows, L length, V vocabulary, n steps of the grid.
@@ -75,7 +75,7 @@ Models = dict[str, RaddForMaskedLM]  # of each side, the baseline's first
 
 @dataclass
 class Result:
-    """cases: lines of the table. points: of the plot, by the name of the plot. lines: of a table of its own."""
+    """Holds cases: lines of the table; points: of the plot, by the name of the plot; lines: of a table of its own."""
 
     cases: list[Case] = field(default_factory=list)
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Result:
 
 
 def make_config(args: Namespace, vocab_size: int | None = None) -> RaddConfig:
-    """Of the sizes asked for."""
+    """Makes a configuration of the sizes asked for."""
     return RaddConfig(
         vocab_size=vocab_size or args.vocab_size,
         hidden_size=args.hidden_size,
@@ -93,7 +93,7 @@ def make_config(args: Namespace, vocab_size: int | None = None) -> RaddConfig:
 
 
 def make_model(config: RaddConfig, seed: int, device: str) -> RaddForMaskedLM:
-    """The output layer, zero at initialisation, is random too."""
+    """Makes a model with random weights, also in the output layer, which is zero at initialisation."""
     torch.manual_seed(seed)
     model = RaddForMaskedLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=0.02)
@@ -109,7 +109,7 @@ def make_models(args: Namespace, vocab_size: int | None = None) -> Models:
 def sides_to_measure(
     baseline: Callable[[], float], ours: Callable[[str], float], models: Models
 ) -> dict[str, Callable[[], float]]:
-    """What measures each side: ours is given the name of the side."""
+    """Returns the function that measures each side; ours gets the name of the side."""
     first, *others = models
     return {first: baseline} | {side: partial(ours, side) for side in others}
 
@@ -124,7 +124,7 @@ def random_tokens(config: PreTrainedConfig, rows: int, length: int, seed: int) -
 
 
 def spread(count: int, total: int) -> list[int]:
-    """At most `count` of 0 .. total - 1, the middles of equal parts; all of them if there are no more."""
+    """Returns at most `count` of 0 .. total - 1, the middles of equal parts."""
     count = min(count, total)
     return [(2 * part + 1) * total // (2 * count) for part in range(count)]
 
@@ -136,7 +136,7 @@ def masked_at(x0: Tensor, positions: list[int], mask_token_id: int) -> Tensor:
 
 
 def warm_up(models: Models, rows: int, length: int) -> None:
-    """Once in vain at the sizes that follow."""
+    """Runs once at the sizes that follow, without timing."""
     model = models[OURS]
     canvas = masked_at(random_tokens(model.config, rows, length, 0), [0], model.config.mask_token_id).to(model.device)
     for side in (OURS, OURS_BF16):
@@ -165,7 +165,7 @@ def sampling(args: Namespace) -> Result:
 
 
 def make_sampler(models: Models, canvas: Tensor, steps: int, seed: int) -> GridSampler:
-    """Of the baseline; its draws are made where the canvas is."""
+    """Makes the baseline's sampler; it draws on the device of the canvas."""
     side, model = next(iter(models.items()))
     config = model.config
     return GridSampler(
@@ -190,7 +190,7 @@ def sampling_case(
     each_evaluation: bool = False,
     refresh_interval: int = 1,
 ) -> Case:
-    """A wholly masked batch by Tweedie: seconds a sample, or of each evaluation of the network in it.
+    """Times Tweedie sampling of a wholly masked batch: seconds a sample, or a network evaluation.
 
     Ours runs whole. So does the baseline, if it has no more steps than are timed; else evenly spaced steps of the same
     plan are timed, each in the state in which the run would reach it. Their draws are scaled to all steps, and their
@@ -239,7 +239,7 @@ def sampling_case(
     return compare(
         f"{what}, Tweedie, B={rows}, L={length}, {steps} steps",
         "s",
-        flops if exact else 0.0,  # the limit is that of the exact law
+        flops if exact else 0.0,  # the limit is that of the exact distribution
         sides_to_measure(baseline, generate, models),
         args.repeats,
         args.matmul_size,
@@ -260,7 +260,7 @@ def how_timed(timed: int, steps: int) -> str:
 def ordered_case(
     args: Namespace, models: Models, rows: int, length: int, *, top_p: float = 1.0, refresh_interval: int = 1
 ) -> Case:
-    """Seconds a token of every row: both sides fill evenly spaced masks from left to right, one forward each."""
+    """Times a token of every row: both sides fill evenly spaced masks from left to right, one forward each."""
     config = models[OURS].config
     positions = spread(args.timed_steps, length)
     canvas = masked_at(random_tokens(config, rows, length, args.seed), positions, config.mask_token_id).to(args.device)
@@ -299,7 +299,7 @@ def ordered_case(
 
 
 def infill_case(args: Namespace, length: int, masks: int) -> Case:
-    """Seconds to fill a few masks of a text with the shipped checkpoint, one at a time, as an editor would ask for."""
+    """Times the filling of a few masks of a text by the shipped checkpoint, one at a time, as an editor would."""
     model = RaddForMaskedLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval().to(args.device)
     rounded = copy.deepcopy(model).to(torch.bfloat16)  # type: ignore[arg-type]
     models = {side: rounded if side == OURS_BF16 else model for side in sides_of(args.device)}
@@ -335,7 +335,7 @@ def infill_case(args: Namespace, length: int, masks: int) -> Case:
 
 
 def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[str, Any]:
-    """A step in the middle of a run: half of the tokens masked, some of every row revealed; seconds of each side."""
+    """Times a step in the middle of a run: half of the tokens masked, some of every row revealed."""
     config, steps = models[OURS].config, args.sweep_steps
     revealed = max(length // steps, 1)
     tokens = random_tokens(config, rows, length, args.seed).to(args.device)
@@ -355,7 +355,7 @@ def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[
 
     warm_up(models, rows, length)
     for side in (OURS, OURS_BF16):
-        repeated(partial(generate, side), 2)()  # on a card the second call captures this shape
+        repeated(partial(generate, side), 2)()  # on a GPU the second call captures this shape
     case = compare(
         f"step, B={rows}, L={length}",
         "s",
@@ -395,7 +395,7 @@ def nfe_points(args: Namespace, config: PreTrainedConfig) -> list[dict[str, Any]
 
 
 def training(args: Namespace) -> Result:
-    """Seconds of a step, and the memory it takes above weights and moments, with the gradients and without them."""
+    """Times a training step, and measures its memory above weights and moments, with the gradients and without them."""
     sizes = [(make_config(args), size, "") for size in args.training]
     sizes += [(CONFIGS["medium"], size, ", the paper's medium model") for size in args.training_medium]
     sizes += [(TINY, size, ", 6.3 M parameters") for size in args.training_tiny]
@@ -478,7 +478,7 @@ def training_cases(args: Namespace, trainer: Trainer, name: str) -> list[Case]:
 
 
 def likelihood(args: Namespace) -> Result:
-    """Exact likelihood in the order of reading: seconds a pass, a pass being the evaluation of one row."""
+    """Times the exact likelihood in the order of reading: seconds a pass, the evaluation of one row."""
     models, cases = make_models(args), []
     config = models[OURS].config
     network = baseline_network(models)
@@ -518,7 +518,7 @@ def likelihood(args: Namespace) -> Result:
 
 
 def loading(args: Namespace) -> Result:
-    """Seconds from files to the first output, and the memory on the way, each in a process of its own."""
+    """Times loading from files to the first output, and measures its memory, each in a process of its own."""
     disable_progress_bar()
     models = make_models(args)
     first, *ours = models
@@ -546,7 +546,7 @@ def loading(args: Namespace) -> Result:
     how = "a process each, imports not timed, files in the page cache; no arithmetic limit"
     resident = "resident memory, sampled every 2 ms, less what the imports occupy; mapped pages of files count"
     if args.device == "cuda":
-        resident = f"most that tensors on the card hold at once; {PEAKS[args.device]}"
+        resident = f"most that tensors on the GPU hold at once; {PEAKS[args.device]}"
     return Result(
         [
             Case(name, "s", times, facts={"how": how}),
@@ -561,7 +561,7 @@ def loading(args: Namespace) -> Result:
 
 
 def memory(args: Namespace) -> Result:
-    """Peak above the weights, against the size of the vocabulary: the widest step of a sample, and a gradient.
+    """Measures the peak above the weights against the size of the vocabulary: a sample's widest step, and a gradient.
 
     The baseline's widest step is its first, which draws at every position; all steps of ours are alike.
     """

@@ -31,14 +31,14 @@ COLUMNS = (*ORDERS, "all at once")
 
 
 def read_passages(tokenizer) -> list[Tensor]:
-    """PASSAGES texts of BEFORE + GAP + AFTER tokens, spread evenly over the novel."""
+    """Returns PASSAGES texts of BEFORE + GAP + AFTER tokens, spread evenly over the novel."""
     blocks = Blocks(tokenize(load_documents("austen", "validation"), tokenizer), BEFORE + GAP + AFTER)
     return [blocks[place] for place in spread(PASSAGES, len(blocks))]
 
 
 @torch.no_grad()
 def all_at_once(model, targets: list[Tensor], prefixes: list[Tensor], suffixes: list[Tensor]) -> Tensor:
-    """(S,) nats of the targets where no token of a target sees another."""
+    """Computes (S,) nats of the targets where no token of a target sees another."""
     text = torch.stack([torch.cat(parts) for parts in zip(prefixes, targets, suffixes, strict=True)])  # (S, L)
     gap = torch.zeros_like(text, dtype=torch.bool)
     gap[:, len(prefixes[0]) : len(prefixes[0]) + GAP] = True

@@ -5,7 +5,7 @@
 
 Ours chooses a part of the vocabulary, then a token of the part (`draw_radd.draw_tokens`). The other way is
 a softmax and one running sum over the whole vocabulary, in float64 like ours. Both give tokens and log-probabilities.
-On a card each is replayed as a CUDA graph, as `generate` does it.
+On a GPU each is replayed as a CUDA graph, as `generate` does it.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def in_one_sum(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def runner_of(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
-    """Returns what runs the function on these inputs: on a card it is captured and replayed."""
+    """Returns what runs the function on these inputs: on a GPU it is captured and replayed."""
     device = next(each.device for each in inputs if isinstance(each, Tensor))
     make = CAPTURERS.get(device.type)
     programs = Programs(device, make and make(device))
@@ -75,7 +75,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks.draw: --device cuda: torch finds no card")
+        raise SystemExit("python -m benchmarks.draw: --device cuda: torch finds no GPU")
     config = RaddConfig(
         vocab_size=args.vocab_size,
         hidden_size=args.hidden_size,

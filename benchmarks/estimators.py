@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which estimator of the likelihood needs how many masks: on the shipped checkpoint and the novel it has not read.
+"""Compares how many masks each estimator of the likelihood needs, on the shipped checkpoint and a held-out novel.
 
     python -m benchmarks.estimators agreement     all estimators and exact random orders, with their intervals
     python -m benchmarks.estimators efficiency    mean squared error of each at as many passes, against a long run
@@ -83,7 +83,7 @@ def show(name: str, result: Likelihood) -> None:
 
 
 def print_efficiency(model, blocks: list[Tensor], passes: int, reference: int, repeats: int) -> None:
-    """Mean squared error of the mean over four blocks, of all such groups and so many seeds."""
+    """Prints the mean squared error of the mean over four blocks, over all such groups and so many seeds."""
     truth, variance = nats_of_blocks(model, blocks, "k_stratified", reference, seed=-1)
     print(f"{reference} passes: {truth.mean():.5f}; below {passes} passes, {repeats} seeds. Squared errors are")
     print(f"of the mean over {GROUP} blocks, less that of the long run, {variance:.1e}.\n")
@@ -113,7 +113,7 @@ def mean_of_groups(nats: Tensor) -> Tensor:
 
 
 def nats_of_blocks(model, blocks: list[Tensor], estimator: str, passes: int, seed: int) -> tuple[Tensor, float]:
-    """(S,) nats per token of each block, and the variance of the mean over a group, from the spread of rounds."""
+    """Returns (S,) nats per token of each block, and the variance of a group's mean, from the spread of rounds."""
     rounds: list[list[float]] = [[] for _ in blocks]
     for found in LikelihoodRounds(model, blocks, estimator=estimator, passes=passes, batch_size=64, seed=seed):
         rounds[found.sequence].append(found.nats / len(blocks[found.sequence]))
@@ -137,7 +137,7 @@ def with_settings(estimate, **settings):
 
 @torch.no_grad()
 def authors_estimate(model, blocks: list[Tensor], passes: int, seed: int) -> Tensor:
-    """As the authors' code does (github ML-GSAI/RADD): by four rows, row i with lambda in its i-th quarter, always."""
+    """Estimates as the authors' code does (github ML-GSAI/RADD): four rows, row i with lambda in the i-th quarter."""
     noise = get_noise(model.config)
     generator = torch.Generator().manual_seed(stream_seed(seed, "authors"))
     nats = []

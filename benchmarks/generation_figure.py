@@ -26,7 +26,7 @@ ROWS = 64  # of the measurement
 
 
 def draw_plan(axes: Axes, reveal_step: torch.Tensor) -> None:
-    """reveal_step (L,)."""
+    """Draws the plan, reveal_step (L,): the step of each position."""
     position = np.arange(len(reveal_step))
     planned = reveal_step >= 0
     axes.scatter(position[planned], reveal_step[planned], c=reveal_step[planned], cmap="viridis", s=28, zorder=3)
@@ -39,7 +39,7 @@ def draw_plan(axes: Axes, reveal_step: torch.Tensor) -> None:
 
 
 def draw_canvas(axes: Axes, history: torch.Tensor, reveal_step: torch.Tensor, texts: list[str], mask_id: int) -> None:
-    """history (events + 1, L), reveal_step (L,), the final token of each position as text."""
+    """Draws history (events + 1, L) with reveal_step (L,) and the final token of each position as text."""
     shown = np.where(history == mask_id, np.nan, np.where(reveal_step < 0, -6, reveal_step))
     axes.imshow(shown, aspect="auto", cmap="viridis", vmin=-6, vmax=STEPS, interpolation="nearest")
     axes.set_xticks(range(len(texts)), texts, rotation=90, fontsize=7)
@@ -47,7 +47,7 @@ def draw_canvas(axes: Axes, history: torch.Tensor, reveal_step: torch.Tensor, te
 
 
 def draw_evaluations(axes: Axes, model, length: int) -> None:
-    """Measured network evaluations of unconditional samples, and their expectation, against the steps of the grid."""
+    """Draws network evaluations of unconditional samples, measured and expected, against the steps of the grid."""
     grid = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
     for name, colour in (("loglinear", "C0"), ("geometric", "C1")):
         model.config.noise_type = name

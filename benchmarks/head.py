@@ -3,7 +3,7 @@
 
     python -m benchmarks.head [--device cuda] [--rows 16384] [--hidden_size 768] [--vocab_size 50258] [--repeats 7]
 
-Ours computes the logits in chunks. On a card it keeps them for the backward pass, and aligns their rows to 16 bytes.
+Ours computes the logits in chunks. On a GPU it keeps them for the backward pass, and aligns their rows to 16 bytes.
 Two others keep no logits, and make the gradient of a chunk in the forward pass: torch's `linear_cross_entropy`, where
 torch has it, and Liger's (arXiv:2410.10989), where `liger-kernel` is installed.
 """
@@ -29,7 +29,7 @@ LIGER = "liger_kernel.ops.fused_linear_cross_entropy"
 
 
 def ways(head: nn.Linear, target: Tensor, backend: str | None) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Each computes the sum of the losses of hidden states (N, D) with targets (N,)."""
+    """Returns the ways to compute the sum of the losses of hidden states (N, D) with targets (N,)."""
 
     def logits(hidden: Tensor, layer: Callable[[Tensor], Tensor] = head) -> Tensor:
         return layer(hidden)
@@ -82,7 +82,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks.head: --device cuda: torch finds no card")
+        raise SystemExit("python -m benchmarks.head: --device cuda: torch finds no GPU")
     torch.manual_seed(0)
     head = nn.Linear(args.hidden_size, args.vocab_size).to(args.device)
     hidden = torch.randn(args.rows, args.hidden_size, generator=seeded(0)).to(args.device)

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prints what one card does in an hour, from the seconds that `python -m benchmarks --device cuda` measured.
+"""Prints what one GPU does in an hour, from the seconds that `python -m benchmarks --device cuda` measured.
 
     python -m benchmarks.hour
 
@@ -16,7 +16,7 @@ from radd_hf.endings import run_program
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 LENGTH = 1024
-# What is asked of the card, in which file its seconds are and in which case; groups of the pattern: rows and steps.
+# What is asked of the GPU, in which file its seconds are and in which case; groups of the pattern: rows and steps.
 TASKS = (
     ("texts written, {steps} steps", "sampling_h100.json", r"sample, Tweedie, B=(\d+), L=1024, (\d+) steps"),
     ("texts trained on", "speed_h100.json", r"training step, lambda_DCE, B=(\d+), L=1024()"),
@@ -38,7 +38,7 @@ def tasks_of_an_hour() -> list[tuple[str, int, float]]:
 def main(argv: list[str]) -> None:
     argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args(argv)
     machine = json.loads((FIGURES / TASKS[0][1]).read_text(encoding="utf-8"))["machine"]
-    print(f"{machine['card']}, torch {machine['torch']}\n")
+    print(machine["card"], "torch " + machine["torch"], sep=", ", end="\n\n")
     print("| in an hour | texts at once | texts | tokens |\n|---|---:|---:|---:|")
     for task, rows, texts in tasks_of_an_hour():
         print(f"| {task} | {rows} | {texts:,.0f} | {texts * LENGTH / 1e6:,.0f} million |")

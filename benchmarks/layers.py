@@ -5,7 +5,7 @@
 
 For every layer of the small model and so many rows: the float32 product itself, its gradients, and up_proj with its
 GELU in one pass or two; then products with weights as they are and packed. Several weights are multiplied in turn, as
-in a model, so that none waits in a processor's cache.
+in a model, so that none waits in a CPU's cache.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def packing(rows: int, d_in: int, d_out: int, dtype: torch.dtype, repeats: int) 
 
 
 def comparisons(name: str, rows: int, d_in: int, d_out: int) -> list[tuple[str, Callable, Callable]]:
-    """What, torch's way and oneDNN's; both return a list of results, one a weight."""
+    """Returns names, torch's way and oneDNN's way; each returns a list of results, one a weight."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(d_out, d_in, generator=generator) for _ in range(WEIGHTS)]
     hidden, grad = torch.randn(rows, d_in, generator=generator), torch.randn(rows, d_out, generator=generator)

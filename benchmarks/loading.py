@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""One way of loading a model, in a process of its own: seconds to its first output, and the memory that takes.
+"""Times one way of loading a model, in a process of its own: seconds to the first output, and memory.
 
     python -m benchmarks.loading naive|ours FOLDER float32|float16|bfloat16 LENGTH [--device cuda]
 
 naive is a model made and initialised, `torch.load` of a state dict and `load_state_dict`; ours is `from_pretrained`.
-Both then evaluate one row, with the law at one position, so that nothing but loading differs; the naive way has
-float32 weights, and float16 by autocast. Neither imports nor the start of a card are timed, and the files have been
-read before: they come from the page cache. The memory is the process's, on a card that of the card.
+Both then evaluate one row, with the distribution at one position: nothing but loading differs. The naive way has
+float32 weights, and float16 by autocast. Neither imports nor the start of a GPU are timed, and the files have been
+read before: they come from the page cache. The memory is the process's, on a GPU the GPU's.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     disable_progress_bar()
-    ids = torch.zeros(1, args.length, dtype=torch.int64, device=args.device)  # which starts the card
+    ids = torch.zeros(1, args.length, dtype=torch.int64, device=args.device)  # which starts the GPU
 
     def load_and_evaluate() -> None:
         model = load(args.way, args.folder, getattr(torch, args.dtype)).to(args.device)  # type: ignore[arg-type]

@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""How speed and memory are measured, and the limit that arithmetic sets.
+"""Measures speed and memory, and the limit that arithmetic sets.
 
 Times are medians over repeats in which all sides take turns, the matrix product that gives the machine's rate among
-them: a machine that slows down does so for all. A card works behind the host, which therefore waits for it before the
+them: a machine that slows down does so for all. A GPU works behind the host, which therefore waits for it before the
 clock starts and before it stops. The limit of a case is the operations that it cannot avoid, at that
 rate. They are counted by radd_hf/hub/facts.py: the products of the network on the whole canvas, of the last layer's
-queries and all that follows on the positions whose law is used. (It has the last layer's queries projected at all
-positions, as the model does, which is 1/144 of the layers' products in the small model.)
+queries and all that follows on the positions whose distribution is used. (The last layer's queries are projected at
+all positions, as in the model, which is 1/144 of the layers' products in the small model.)
 
 Shapes: B rows, L length.
 """
@@ -43,11 +43,11 @@ DTYPES = {
     OURS: torch.float32,
     OURS_BF16: torch.bfloat16,
 }
-PRODUCTS = {"cpu": 1, "cuda": 10}  # matrix products that are timed as one: a card is done with one in a millisecond
+PRODUCTS = {"cpu": 1, "cuda": 10}  # matrix products that are timed as one: a GPU is done with one in a millisecond
 
 
 def sides_of(device: str) -> tuple[str, ...]:
-    """What is compared on a device, the baseline first: float32 on a CPU, and float16 on a card, as is published."""
+    """Returns the sides of a comparison, the baseline first: float32 on a CPU, float16 on a GPU, as published."""
     return SIDES if device == "cpu" else CARD_SIDES
 
 
@@ -57,7 +57,7 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
 
 @dataclass
 class Case:
-    """One line of the table: a quantity of each side, smaller being better.
+    """A line of the table: a quantity of each side; smaller is better.
 
     values: of each side, the baseline's first, one a repeat. flops: that no side can avoid for one unit; 0 where the
     limit is not arithmetic.
@@ -75,11 +75,11 @@ class Case:
         return statistics.median(self.values[side])
 
     def ratio(self, side: str) -> float:
-        """How many times the side's quantity the baseline needs."""
+        """Returns how many times the side's quantity the baseline needs."""
         return self.median(next(iter(self.values))) / self.median(side)
 
     def fraction(self, side: str) -> float | None:
-        """Of the measured rate, what the operations that cannot be avoided come to."""
+        """Returns the share of the measured rate that the unavoidable operations take."""
         if not self.flops:
             return None
         return self.flops / self.median(side) / statistics.median(self.rates[side])
@@ -99,7 +99,7 @@ class Case:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """With the work that it leaves to the card, and without what was left to it before."""
+    """Times a call, with the work that it leaves to the GPU, and without work left to the GPU before."""
     wait_for_card()
     start = time.perf_counter()
     function()
@@ -108,13 +108,13 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def wait_for_card() -> None:
-    """Where nothing was ever put on a card there is nothing to wait for."""
+    """Waits for the GPU, if this process has used one."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
-    """The function so many times, one right after the other."""
+    """Returns a function that calls this one so many times."""
 
     def run() -> None:
         for _ in range(times):
@@ -124,7 +124,7 @@ def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
 
 
 def alternate(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """What each side returns, once a repeat, in turn."""
+    """Calls each side once a repeat, in turn, and returns its results."""
     results: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, measure in sides.items():
@@ -142,7 +142,7 @@ def compare(
     device: str = "cpu",
     **facts: Any,
 ) -> Case:
-    """The sides' seconds for one unit, and in the same turns the device's rate in each side's dtype."""
+    """Times one unit of each side and, in the same turns, the device's rate in each side's dtype."""
     products = {dtype: MatrixProduct(dtype, matmul_size, device) for dtype in {DTYPES[side] for side in sides}}
     turns = {**sides, **{str(dtype): product.rate for dtype, product in products.items()}}
     results = alternate(turns, repeats)
@@ -166,7 +166,7 @@ class MatrixProduct:
         self.rate()  # once in vain, for the kernels to be chosen
 
     def rate(self) -> float:
-        """FLOP/s."""
+        """Measures FLOP/s."""
         return self.times * 2 * self.size**3 / min(seconds(repeated(way, self.times)) for way in self.ways)
 
 
@@ -176,7 +176,7 @@ class MatrixProduct:
 
 
 def evaluation_flops(config: PreTrainedConfig, length: int, outputs: Iterable[int]) -> float:
-    """One evaluation of each row of `length` whose law is wanted at so many positions; a row of none is not needed."""
+    """Counts the FLOP of one evaluation of each row of `length` with so many outputs; a row with none is free."""
     rows = [
         forward_flops(cast(RaddConfig, config), wanted, queries=wanted, length=length) for wanted in outputs if wanted
     ]
@@ -184,13 +184,13 @@ def evaluation_flops(config: PreTrainedConfig, length: int, outputs: Iterable[in
 
 
 def sampling_flops(config: PreTrainedConfig, plan: Tensor) -> float:
-    """Of a whole sample: plan (B, L), the step that reveals each position, -1 where none does."""
+    """Counts the FLOP of a whole sample: plan (B, L), the step that reveals each position, -1 where none does."""
     events = [row[row >= 0].unique(return_counts=True)[1].tolist() for row in plan]
     return sum(evaluation_flops(config, plan.shape[1], counts) for counts in events)
 
 
 def training_flops(config: RaddConfig, masked: Tensor) -> float:
-    """Forward and backward for masks (B, L); the optimizer's operations are no products."""
+    """Counts the FLOP of forward and backward for masks (B, L); the optimizer's operations are no products."""
     rows = [forward_flops(config, n, queries=n, length=masked.shape[1]) for n in masked.sum(dim=1).tolist()]
     return sum(row.training(checkpointing=False, head_again=False) for row in rows)
 
@@ -201,7 +201,7 @@ def training_flops(config: RaddConfig, masked: Tensor) -> float:
 
 
 # What tells the peak, for the table.
-PEAKS = {"cpu": "torch's memory profiler", "cuda": "torch's allocator on the card"}
+PEAKS = {"cpu": "torch's memory profiler", "cuda": "torch's allocator on the GPU"}
 
 
 # Settings of `generate` for all benchmarks: the exact sampler, whatever settings a checkpoint has saved.
@@ -209,19 +209,19 @@ EXACT: dict[str, Any] = {"exact": True, "method": "tweedie"}
 
 
 def positive(text: str) -> int:
-    """The type of an argument that counts something."""
+    """Parses an argument that counts something."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
 
 
 def peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
-    """The most that tensors on the device held at once while it ran, above what they held before."""
+    """Measures the most that tensors on the device held at once while it ran, above what they held before."""
     return peak_bytes_of_card(function) if device == "cuda" else peak_bytes_of_processor(function)
 
 
 def peak_bytes_of_card(function: Callable[[], Any]) -> int:
-    """From torch's allocator, which counts what it gave out and not what it holds in reserve."""
+    """Asks torch's allocator, which counts what it gave out and not what it holds in reserve."""
     gc.collect()
     wait_for_card()
     torch.cuda.reset_peak_memory_stats()
@@ -232,7 +232,7 @@ def peak_bytes_of_card(function: Callable[[], Any]) -> int:
 
 
 def peak_bytes_of_processor(function: Callable[[], Any]) -> int:
-    """From torch's memory profiler, which sees every allocation of a tensor on the CPU, none else, and no time."""
+    """Asks torch's memory profiler, which sees the allocations of tensors on the CPU and nothing else."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]

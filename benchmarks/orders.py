@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which order gives the likeliest text: orders known beforehand beside those that the model chooses.
+"""Compares the likelihood of text by order: orders fixed beforehand, and orders that the model chooses.
 
     python -m benchmarks.orders
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--length", type=positive, help="tokens of a block; default: the model's")
     parser.add_argument("--at_once", type=positive, default=4, help="tokens of an event, in the last two columns")
     parser.add_argument("--batch_size", type=positive, default=32)
-    parser.add_argument("--device", help="default: a card if there is one")
+    parser.add_argument("--device", help="default: a GPU if there is one")
     args = parser.parse_args(argv)
 
     model, tokenizer = load(str(CHECKPOINT), device=args.device)

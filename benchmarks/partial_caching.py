@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What `generate(..., refresh_interval=m, refresh_window=w)` costs in quality and saves in time, on the
+"""Measures the cost in quality and the gain in time of `generate(..., refresh_interval=m, refresh_window=w)`, on the
 shipped checkpoint.
 
     python -m benchmarks.partial_caching [--method first_hitting] [--json F] [--plot F]
@@ -7,8 +7,8 @@ shipped checkpoint.
 Every setting fills the same wholly masked rows with the same random numbers, so that differences to the exact sampler
 are paired. Three answers to what the approximation costs, nats per token:
 
-    KL     E[log q(x) - log p(x)] over samples x of the approximate law q, p being the exact law in the order in which x
-           was written: by so much x is off, and the sharpest of the three
+    KL     E[log q(x) - log p(x)] over samples x of the approximate distribution q; p is the exact distribution
+           in the order in which x was filled. It is the sharpest of the three
     NLL    any-order, of the samples under the exact model
     entropy of the tokens within a sample
 
@@ -43,7 +43,7 @@ HEADER = (
 
 @dataclass
 class Outcome:
-    """Of one setting; `_error` the standard error over rows. NLL, KL: nats per token; entropy: nats."""
+    """The outcome of one setting; `_error` is the standard error over rows. NLL, KL: nats per token; entropy: nats."""
 
     interval: int
     window: int
@@ -84,7 +84,7 @@ def cost_of(reveal_step: Tensor, interval: int, window: int) -> float:
 
 
 def nll_in_own_order(model, sequences: Tensor, reveal_step: Tensor) -> Tensor:
-    """(R,) nats per sequence under the exact model, in the order in which one token an event was revealed."""
+    """Computes (R,) nats per sequence under the exact model, in the order in which the tokens were revealed."""
     orders = reveal_step.argsort(dim=1)
     rows = [exact_likelihood(model, [x], order, batch_size=64) for x, order in zip(sequences, orders, strict=True)]
     return torch.cat(rows)
@@ -143,7 +143,10 @@ def plot(outcomes: list[Outcome], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    kinds = {"KL to the exact law": ("kl", "kl_error"), "any-order NLL above exact": ("nll_above", "nll_above_error")}
+    kinds = {
+        "KL to the exact distribution": ("kl", "kl_error"),
+        "any-order NLL above exact": ("nll_above", "nll_above_error"),
+    }
     for axes, (label, (name, error)) in zip(panels, kinds.items(), strict=True):
         for outcome in outcomes:
             colour = "k" if outcome.interval == 1 else f"C{[0, 1, 2, 4, 8].index(outcome.window)}"

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the host does before a step of training: blocks, masks, labels and weights, by radd_hf.training.prepare.
+"""Times what the host does before a training step: blocks, masks, labels and weights (radd_hf.training.prepare).
 
 It does so beside the step before. While that step takes longer, training waits for nothing but a share of the
 interpreter.
@@ -37,7 +37,7 @@ HEADER = (
 
 
 def random_blocks(vocab_size: int, rows: int, length: int, seed: int) -> ShuffledBlocks:
-    """Of random tokens, in documents as `data.tokenize` stores them, though not on a disk."""
+    """Makes blocks of random tokens, in documents as `data.tokenize` stores them, in memory."""
     total = EPOCH * rows * length
     tokens = torch.randint(vocab_size - 1, (total,), generator=seeded(seed)).numpy()
     width = "uint16" if vocab_size <= 2**16 else "int32"
@@ -52,7 +52,7 @@ def random_blocks(vocab_size: int, rows: int, length: int, seed: int) -> Shuffle
 def prepared(
     config: RaddConfig, loss_type: str, rows: int, length: int, seed: int, device: str, steps: int
 ) -> Iterator[Preparation]:
-    """The steps of one process that computes all rows in one forward."""
+    """Prepares the steps of one process that computes all rows in one forward."""
     blocks = random_blocks(config.vocab_size, rows, length, seed)
     collator = DiffusionCollator(config, loss_type, seed)
     with Preparation(blocks, collator, [range(rows)], rows, torch.device(device), 0, steps) as preparation:
@@ -62,7 +62,7 @@ def prepared(
 def measure(
     config: RaddConfig, rows: int, length: int, tokens_per_second: int, seed: int, device: str, repeats: int
 ) -> list[dict[str, Any]]:
-    """For each loss, milliseconds of blocks and masks alone and of the whole, beside those of the step at that rate."""
+    """Measures, for each loss, milliseconds of blocks and masks and of the whole, beside the step's at that rate."""
     step_ms = 1000 * rows * length / tokens_per_second
     points = []
     for loss_type in LOSS_TYPES:

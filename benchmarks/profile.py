@@ -36,7 +36,7 @@ DIFFERENCE = "balanced less profile"
 
 
 def read_texts(tokenizer, count: int) -> list[Tensor]:
-    """So many blocks, spread over those of the novel that the saved profile is not of."""
+    """Returns so many blocks, spread over the part of the novel that the saved profile was not estimated on."""
     blocks = Blocks(tokenize(load_documents("austen", "validation"), tokenizer), LENGTH)
     taken = {index * len(blocks) // ESTIMATED_ON for index in range(ESTIMATED_ON)}
     others = [index for index in range(len(blocks)) if index not in taken]
@@ -44,7 +44,7 @@ def read_texts(tokenizer, count: int) -> list[Tensor]:
 
 
 def curve_of(model, text: Tensor, generator: torch.Generator) -> list[float]:
-    """Mean nats of the masked tokens of a text (L,), when 0, 1, ... L - 1 tokens of a random order are visible."""
+    """Computes mean nats of the masked tokens of a text (L,) with 0, 1, ... L - 1 tokens of a random order visible."""
     order = torch.randperm(LENGTH, generator=generator)
     curve = torch.zeros(LENGTH, dtype=torch.float64)
     for rotation in range(ROTATIONS):

@@ -107,7 +107,7 @@ def request_of(args: argparse.Namespace, seed: int, copies: int = 1) -> dict[str
 
 
 def run_clients(args: argparse.Namespace, port: int, number: int) -> dict[int, str | None]:
-    """The text of each request by its seed, None for one that has no answer."""
+    """Returns the text of each request by its seed, None for one that has no answer."""
     with ThreadPoolExecutor(args.clients) as clients:
         return {
             seed: text
@@ -132,7 +132,7 @@ def run_client(args: argparse.Namespace, port: int, number: int, client: int) ->
 
 
 def rows_of_a_batch(port: int) -> float:
-    """The mean over all batches, of the warm-up, too."""
+    """Returns the mean rows of all batches, with those of the warm-up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("GET", "/metrics")
     counts = re.findall(r"^radd_batch_rows_(sum|count) (\S+)$", connection.getresponse().read().decode(), re.MULTILINE)
@@ -141,7 +141,7 @@ def rows_of_a_batch(port: int) -> float:
 
 
 def port_of(server: subprocess.Popen) -> int:
-    """The port that a server names on its standard error, once it serves."""
+    """Reads the port that a server names on its standard error, once it serves."""
     for line in server.stderr or []:
         if found := SERVED.search(line):
             return int(found[1])

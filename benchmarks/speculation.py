@@ -83,7 +83,7 @@ class Writer:
         """Returns the median seconds of a call with each k."""
         for k in ks:
             for _ in range(3 if self.model.device.type == "cuda" else 1):
-                self.write(k, rows)  # on a card a shape that comes once a call is called, then captured, then replayed
+                self.write(k, rows)  # on a GPU a shape that comes once a call is called, then captured, then replayed
         sides = {str(k): partial(seconds, partial(self.write, k, rows, seeds)) for k in ks}
         return {int(k): statistics.median(times) / seeds for k, times in alternate(sides, repeats).items()}
 
@@ -132,7 +132,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks.speculation: --device cuda: torch finds no card")
+        raise SystemExit("python -m benchmarks.speculation: --device cuda: torch finds no GPU")
     dtype = getattr(torch, args.dtype)
     model = RaddForMaskedLM.from_pretrained(args.model, dtype=dtype).to(args.device)  # type: ignore[arg-type]
     machine = describe_machine(args.device)

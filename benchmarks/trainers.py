@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The training steps that are compared: of the baseline, of this library, and of this library as its script takes them.
+"""The training steps to compare: the baseline's, this library's, and this library's as its script takes them.
 
 Shapes: B rows, L length.
 """
@@ -26,7 +26,7 @@ EMA_DECAY = 0.9999
 
 
 class Trainer:
-    """One model, of which every side takes the same steps on the same batch and masks.
+    """Trains one model: every side takes the same steps on the same batch and masks.
 
     The baseline's AdamW is torch's by default, ours the fused one of `train_accelerate.py`. Under float16 the
     gradients are scaled, as autocast wants it.
@@ -55,12 +55,12 @@ class Trainer:
         self.masks_there = Masks(*(each.to(self.device) for each in (masks.masked, masks.weight, masks.offset)))
 
     def compile(self, backend: str) -> None:
-        """Of both sides that are ours; the baseline is written on the layers, and stays as it is."""
+        """Compiles both sides that are ours; the baseline is written on the layers and stays as it is."""
         torch.compiler.reset()  # of what was compiled before, which counts against a limit
         compile_trunk(self.model.model, backend)
 
     def inputs(self) -> dict[str, Any]:
-        """Of the model's forward."""
+        """Returns the arguments of the model's forward."""
         return self.masks.apply(self.x0, self.model.config.mask_token_id)
 
     def loss(self, side: str) -> Tensor:
@@ -75,7 +75,7 @@ class Trainer:
         self.optimizers[side].zero_grad(set_to_none=False)
 
     def step(self, side: str) -> Tensor:
-        """Returns the loss, which a card has yet to compute."""
+        """Returns the loss, which a GPU has yet to compute."""
         optimizer, scaler, loss = self.optimizers[side], self.scalers[side], self.loss(side)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -87,7 +87,7 @@ class Trainer:
 
 
 class ScriptTrainer(Trainer):
-    """As `train_accelerate.py` steps: ours has each batch prepared beside the step before, updates the averages, and
+    """Trains as `train_accelerate.py` does: ours prepares each batch beside the step before, updates the averages, and
     reads a loss when the next step is under way.
 
     The baseline keeps the batch of the first step.

@@ -36,7 +36,7 @@ ASSUMPTIONS = """
 
 
 def largest_micro_batch(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -> tuple[int, float]:
-    """Rows of a micro-batch, and the bytes in use with it.
+    """Finds the rows of the largest micro-batch that fits, and the bytes in use with it.
 
     Raises:
         ValueError: if the batch cannot be divided among the processes, or not even one row fits.
@@ -56,7 +56,7 @@ def largest_micro_batch(config: RaddConfig, args: argparse.Namespace, checkpoint
 
 
 def figures(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -> dict[str, str]:
-    """The rows of the table for one configuration."""
+    """Returns the rows of the table for one configuration."""
     length = config.max_position_embeddings
     forward = forward_flops(config, masked=MASKED * length)
     training = forward.training(checkpointing, head_again=False)  # FLOPs a row

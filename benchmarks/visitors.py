@@ -41,7 +41,7 @@ PATIENCE = 300.0
 
 
 class Page:
-    """The page as a program knows it: the address, and for each function its index and the values of its fields."""
+    """The page for a program: its address, and for each function its index and the values of its fields."""
 
     def __init__(self, address: str):
         config = httpx.get(f"{address}/config").json()
@@ -86,7 +86,7 @@ async def ask(
 
 
 async def visit(page: Page, number: int, until: float, ended: Counter[str], waits: list[float]) -> None:
-    """One visitor, who does one thing after another until the time is over."""
+    """Acts as one visitor, who does one thing after another until the time is over."""
     chance = random.Random(number)
     transport = httpx.AsyncHTTPTransport(local_address=f"127.0.0.{number + 2}", limits=CONNECTIONS)
     async with httpx.AsyncClient(base_url=page.address, transport=transport, timeout=PATIENCE) as client:
@@ -119,7 +119,7 @@ async def visit(page: Page, number: int, until: float, ended: Counter[str], wait
 
 
 async def be_greedy(page: Page, runs: int, ended: Counter[str]) -> None:
-    """One visitor who asks for many runs, each in a session of its own, as many at once as there are connections."""
+    """Acts as one visitor who asks for many runs, each in a session of its own, as many at once as connections."""
     places = asyncio.Semaphore(40)  # of two connections each, and one for a call now and then
 
     async def ask_in(session: str) -> str:
@@ -134,7 +134,7 @@ async def be_greedy(page: Page, runs: int, ended: Counter[str]) -> None:
 
 
 def megabytes_of(process: int, field: str) -> int:
-    """VmRSS, what a process has in memory, or VmHWM, the most it had."""
+    """Reads VmRSS, the memory of a process, or VmHWM, its peak."""
     lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) // 1024
 

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
 
 
 def seconds(function: Callable[[], Tensor], repeats: int) -> float:
-    """The best of a few calls; reading a number makes a GPU finish."""
+    """Times the best of a few calls; reading a number makes a GPU finish."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

@@ -32,7 +32,7 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 
 
 def nats_by_passage(model: nn.Module, passages: Sequence[Tensor]) -> Tensor:
-    """(S,) nats per token of each passage. The same masks at every call, so that two models can be compared."""
+    """Estimates (S,) nats per token of each passage, with the same masks at every call, to compare models."""
     nats = torch.zeros(len(passages), dtype=torch.float64)
     for found in LikelihoodRounds(model, passages, passes=8, seed=0):
         nats[found.sequence] += found.nats / ROUNDS / len(passages[found.sequence])

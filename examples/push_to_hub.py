@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Publishes a model: weights, code, tokenizer, and a card with usage, figures and provenance.
+"""Publishes a model: weights, code, tokenizer, and a model card with usage, figures and provenance.
 
     hf auth login
     python eval_ppl.py --model runs/mine/checkpoints/step_6400 --dataset austen --output result.json
@@ -8,7 +8,7 @@
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --endpoint
     python examples/push_to_hub.py checkpoints/radd-austen me/radd-austen --dry_run
 
-A folder that has a card keeps it, and the script adds what is known of training and evaluation. (`python -m
+A folder that has a model card keeps it, and the script adds what is known of training and evaluation. (`python -m
 radd_hf.hub.convert` writes a card that says where the weights are from.) The script finds `training/config.yaml` and
 `evaluation.json` in the folder. `--endpoint` adds `handler.py` and `requirements.txt`, so that an inference endpoint of
 the Hub can serve the model.
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("repository", help="on the Hub, such as me/my-radd; made if it does not exist")
     parser.add_argument("--recipe", type=Path, help="config.yaml of the run")
     parser.add_argument("--evaluation", type=Path, help="what eval_ppl.py wrote with --output")
-    parser.add_argument("--license", help="of the weights, such as apache-2.0, for a folder without a card")
+    parser.add_argument("--license", help="of the weights, such as apache-2.0, for a folder without a model card")
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--endpoint", action="store_true", help="add the files of an inference endpoint")
-    parser.add_argument("--dry_run", action="store_true", help="print the card and upload nothing")
+    parser.add_argument("--dry_run", action="store_true", help="print the model card and upload nothing")
     args = parser.parse_args(argv)
     disable_progress_bar()
     check_repository("repository", args.repository)

@@ -6,7 +6,7 @@
     python examples/ray_data.py checkpoints/radd-austen prompts.parquet out/ --settings '{"temperature": 0.7}'
 
 The input is .jsonl or .parquet with a column "text" of texts with blanks ("It was [MASK:4] of spring."), or columns
-"prefix", "suffix" and "length". An actor takes a graphics card where the cluster has some, else one thread of a
+"prefix", "suffix" and "length". An actor takes a GPU where the cluster has some, else one thread of a
 processor. `out/` gets Parquet files with the results and the columns of the input; the column "row" tells the order.
 
 `Predictor` is all that another pipeline needs. It serves `datasets.map`, too, without Ray:

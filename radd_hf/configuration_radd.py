@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a RADD checkpoint remembers: sizes, token ids and noise schedule, validated.
+"""The configuration of a RADD checkpoint: sizes, token ids and noise schedule, checked.
 
 RADD is the masked-diffusion language model of Ou et al., "Your Absorbing Discrete Diffusion Secretly
 Models the Conditional Distributions of Clean Data" (arXiv:2406.03736).
@@ -55,7 +55,7 @@ ROPE_OPTIONAL = (
 
 @strict
 class RaddConfig(PreTrainedConfig):
-    r"""Configuration of [`RaddModel`] and [`RaddForMaskedLM`]. The defaults are the paper's small model.
+    r"""Holds the configuration of [`RaddModel`] and [`RaddForMaskedLM`]. The defaults are the paper's small model.
 
     Args:
         vocab_size: V, the number of tokens *including* the mask token (GPT-2's 50257 and the mask).
@@ -179,7 +179,7 @@ class RaddConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As transformers', and it also reads the nested config.json of the authors' repositories.
+        """Makes a configuration of a dictionary, also of the nested config.json of the authors' repositories.
 
         Raises:
             ValueError: for the configuration of another model, of which transformers only warns.
@@ -197,7 +197,7 @@ class RaddConfig(PreTrainedConfig):
 
 
 def _from_authors(nested: dict[str, Any]) -> dict[str, Any]:
-    """The authors' `{"model": {...}, "tokens": V - 1, "noise": {...}, ...}` in the fields of [`RaddConfig`].
+    """Translates the authors' `{"model": {...}, "tokens": V - 1, "noise": {...}}` to the fields of [`RaddConfig`].
 
     Their MLP ratio (4), rotary base and LayerNorm epsilon are constants of their code, and our defaults.
     """

@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Draws tokens from the network's distribution: the reverse process, what.
 
-    logits  ->  the caller's processors  ->  temperature, top-k, top-p  ->  a token, by inversion
+    logits  ->  the caller's logits processors  ->  temperature, top-k, top-p  ->  a token, by inversion
 
 It also finds where a row ends ([`Ending`]).
 
@@ -28,7 +28,7 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
     Uniforms and sums are float64: the 24-bit uniforms of a float32 Gumbel or exponential race never reach the tail,
     which acts like a lower temperature (arXiv:2409.02908, section 5). A part of the vocabulary is drawn first, by the
-    sums of the parts, then a token of the part. One running sum over the whole vocabulary takes a card longer.
+    sums of the parts, then a token of the part. One running sum over the whole vocabulary takes a GPU longer.
 
     Each token takes one uniform, so that the draw depends on the position and not on the event or the batch.
 
@@ -88,8 +88,8 @@ class Ending:
 class Sampling:
     """Holds how tokens are drawn, and when a row ends.
 
-    processors: the caller's. warpers: transformers' temperature, top-k and top-p, which come after them. policy: of an
-    adaptive order; it sees the scores after the processors and before the warpers.
+    processors: the caller's logits processors. warpers: transformers' temperature, top-k and top-p, applied after the
+    processors. policy: of an adaptive order; it sees the scores after the processors and before the warpers.
     """
 
     temperature: float
@@ -102,14 +102,14 @@ class Sampling:
 
     @property
     def key(self) -> Hashable:
-        """Gives what a capture depends on. With processors of the caller nothing is captured."""
+        """Gives what a capture depends on. With logits processors of the caller nothing is captured."""
         return self.temperature, self.top_k, self.top_p, self.ending, self.policy and self.policy.key
 
     def process(self, logits: Tensor, canvases: Callable[[], Tensor]) -> Tensor:
-        """Applies the caller's processors to logits (n, V). They see the `canvases()` (n, L), too."""
+        """Applies the caller's logits processors to logits (n, V). They see the `canvases()` (n, L), too."""
         if not self.processors:
             return logits
-        # Processors get a copy, since they may work in place.
+        # Logits processors get a copy, since they may work in place.
         scores = self.processors(cast(Any, canvases()), cast(Any, logits.float().clone()))
         right = isinstance(scores, Tensor) and scores.is_floating_point() and scores.device == logits.device
         if not right or scores.shape != logits.shape:

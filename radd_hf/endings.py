@@ -80,7 +80,7 @@ def status_of(run: Callable[[], object], name: str, debug: bool = False) -> int:
 
 
 def reason_of(error: BaseException) -> str:
-    """The error as one line; of one that was not written to be read, where to see more."""
+    """Returns the error as one line. For an unexpected error the line says how to see the traceback."""
     reason = " ".join([str(error), *getattr(error, "__notes__", ())])
     reason = visible(" ".join(reason.split()))
     # A class of the command line, which runs this file by itself, is another than that of the package.

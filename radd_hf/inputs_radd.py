@@ -2,7 +2,7 @@
 """Checks what a forward is given, before the network misreads it.
 
 An argument of another name, shape, dtype or device is named with what would be right. Values are looked at on a CPU
-only: the host would have to wait for a card. There ids and positions lie in their range, masks of attention hold 0 and
+only: the host would have to wait for a GPU. There ids and positions lie in their range, masks of attention hold 0 and
 1, and numbers are finite. A network is not run on nothing: B, L and K are at least 1.
 
 Shapes: B rows, L length, K most selected positions of any row, D features, H heads.
@@ -76,7 +76,7 @@ def check_inputs(
 ) -> None:
     """Raises a ValueError for ids or embeddings, a mask and positions that do not fit together.
 
-    Values are looked at on a CPU only, since the host would have to wait for a card.
+    Values are looked at on a CPU only, since the host would have to wait for a GPU.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("pass exactly one of input_ids and inputs_embeds.")
@@ -179,7 +179,7 @@ def check_labels(
     items = num_items_in_batch
     if isinstance(items, Tensor) and has_values(items) and items.numel() == 1:
         items = items.item()
-    single = isinstance(items, Tensor) and items.numel() == 1  # one on a card, which nobody looks at
+    single = isinstance(items, Tensor) and items.numel() == 1  # one on a GPU is not looked at
     if not (items is None or single or (is_number(items) and 0 < items <= LARGEST_INTEGER)):
         raise ValueError(f"num_items_in_batch={shortened(items)} must be a positive number, of labelled tokens.")
     if not torch.compiler.is_compiling() and not (max_targets is None or is_integer(max_targets, 0, LARGEST_INTEGER)):

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Computes products, rotation, attention, dropout and loss of a network as torch does, but faster on a CPU or a card.
+"""Computes products, rotation, attention, dropout and loss of a network as torch does, but faster on a CPU or a GPU.
 
 Nothing here is about RADD. The docstring of a function gives the line of plain torch that it stands for, and the
 network in `modeling_radd.py` calls the function in place of that line:
@@ -7,7 +7,7 @@ network in `modeling_radd.py` calls the function in place of that line:
     linear                  an unchanged nn.Linear by oneDNN, on an AMD CPU twice as fast as by MKL
     norm_linear             norm and layer; the backward pass recomputes the norm
     feed_forward            norm, layer, activation, layer; the backward pass recomputes what is cheap
-    rotate_by_halves        the rotary embedding in 16 bits on a card, without gradients
+    rotate_by_halves        the rotary embedding in 16 bits on a GPU, without gradients
     attention_by_products   attention in bfloat16 on a CPU
     masked_softmax          weights of attention; `zero_without_keys` is for queries that have none
     Dropout                 dropout
@@ -46,7 +46,7 @@ EVALUATIONS_TO_PACK = 32
 QUERIES_AT_ONCE = 256
 # At most this many logits (128 MB in float32) exist at once while a loss is computed, and as many gradients.
 MAX_LOGITS_ELEMENTS = 2**25
-# As many for a card (512 MB in bfloat16), where few large chunks are faster.
+# As many for a GPU (512 MB in bfloat16), where few large chunks are faster.
 MAX_LOGITS_ELEMENTS_OF_A_CARD = 2**28
 
 # Outputs of a layer whose number is a multiple of this begin at 16 bytes in every row, in 16 bits.
@@ -76,8 +76,8 @@ def evaluation_mode(model: nn.Module, evaluations: int = 1) -> Iterator[None]:
     """Puts a model in evaluation mode; afterwards, also after an error, each module is in the mode it was in before.
 
     Where several evaluate a module at a time, in threads or by turns, the last to leave brings its mode back. They may
-    have got it from different models: a wrapper, the whole, or a part. Meanwhile nobody may train the model or change
-    its modes.
+    have got it from different models: a wrapper, the whole, or a part. Meanwhile the model must not be trained, nor
+    its modes changed.
 
     Args:
         evaluations: expected number of evaluations. Packing the weights pays off for many, see [`packed_weights`].
@@ -221,7 +221,7 @@ def has_backward_hooks(module: nn.Module) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether torch follows what is computed: for a transform of functions, or for forward-mode derivatives."""
+    """Tells whether torch follows what is computed, for a transform of functions or for forward-mode derivatives."""
     return in_function_transform() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
@@ -231,7 +231,7 @@ def is_followed() -> bool:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether the host can look at the values: it waits for no card, and nothing that records or compiles follows.
+    """Tells whether the host can read the values without waiting for a GPU, and nothing records or compiles the code.
 
     A check of values is made only where this holds.
     """
@@ -316,7 +316,7 @@ def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     """Computes function(*arguments), which ends in a product, and keeps only the arguments for the backward pass.
 
     The backward pass recomputes what comes before the product (a norm, an activation, a softmax). It need not recompute
-    the product, whose gradient needs its factors and not its value. On a card and under a compiler it is a plain call;
+    the product, whose gradient needs its factors and not its value. On a GPU and under a compiler it is a plain call;
     see [`product_after`] for the latter.
     """
     on_card = arguments[0].device.type != "cpu"  # where computing again costs the host more time than it saves
@@ -374,7 +374,7 @@ def feed_forward(
 
 
 def is_faster_by_halves(states: Tensor) -> bool:
-    """Tells whether [`rotate_by_halves`] is faster here than the plain line, and nobody wants a gradient."""
+    """Tells whether [`rotate_by_halves`] is faster here than the plain line, and no gradient is wanted."""
     on_card = states.device.type == "cuda" and states.dtype in (torch.bfloat16, torch.float16)
     return on_card and type(states) is Tensor and not torch.is_grad_enabled() and not is_followed()
 
@@ -528,10 +528,10 @@ def compiled_once(function: Callable, backend: Any) -> Callable:
 
 
 def has_fixed_shapes(trunk: nn.Module, device: torch.device) -> bool:
-    """Whether a loss is computed in shapes that do not depend on the labels.
+    """Tells whether a loss is computed in shapes that do not depend on the labels.
 
-    On a card the host would have to wait to learn how many labels there are, and a compiler would start anew for every
-    number. A CPU waits for nobody, and saves the work at positions without a label.
+    On a GPU the host would have to wait to learn how many labels there are, and a compiler would start anew for every
+    number. On a CPU there is no wait, and work at positions without a label is saved.
     """
     return device.type != "cpu" or torch.compiler.is_compiling() or compile_backend(trunk) is not None
 
@@ -554,7 +554,7 @@ def label_places(labels: Tensor, max_targets: int | None, vocab_size: int) -> Te
 
 
 def chunk_size(vocab_size: int, device: torch.device) -> int:
-    """Returns the number of positions of a call of the head; on a card a power of two, which divides most batches."""
+    """Returns the number of positions of a call of the head; on a GPU a power of two, which divides most batches."""
     if device.type == "cpu":
         return max(MAX_LOGITS_ELEMENTS // vocab_size, 1)
     return 1 << max((MAX_LOGITS_ELEMENTS_OF_A_CARD // vocab_size).bit_length() - 1, 0)
@@ -570,7 +570,7 @@ def token_nll(
 ) -> Tensor:
     """Computes -log softmax(compute_logits(hidden))[targets] in float32, chunk by chunk: (N, D), (N,) -> (N,).
 
-    It is 0 where the target is -100. On a CPU the backward pass recomputes the logits of more than one chunk. On a card
+    It is 0 where the target is -100. On a CPU the backward pass recomputes the logits of more than one chunk. On a GPU
     they are kept, in the dtype that they have, and the head runs once. At least one chunk runs, so that a batch without
     labels still has a gradient (zero).
 
@@ -605,7 +605,7 @@ def token_nll(
 def aligned(layer: nn.Module, hidden: Tensor) -> tuple[Callable[[Tensor], Tensor], ...]:
     """Returns the layer [`padded`] to a multiple of 8 outputs, where that is faster; nothing where it is not.
 
-    GPT-2's vocabulary with a mask has 50258 tokens. Rows that do not begin at 16 bytes take the slow half of a card's
+    GPT-2's vocabulary with a mask has 50258 tokens. Rows that do not begin at 16 bytes take the slow half of a GPU's
     kernels: the head and its loss took twice as long on an H100.
     """
     if hidden.device.type == "cpu" or torch.compiler.is_compiling() or is_transformed():
@@ -662,7 +662,7 @@ class TokenNLL(torch.autograd.Function):
 
 
 def rows_at_once(logits: Tensor) -> int:
-    """Few rows on a CPU, which stay in its cache; all of them on a card or for a compiler."""
+    """Returns how many rows to compute at once: few on a CPU, so that its cache holds them; else all."""
     small = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     return TokenNLL.ROWS if small else max(len(logits), 1)
 

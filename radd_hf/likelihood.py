@@ -289,7 +289,7 @@ def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch
 def nats_of_one_token(model: Any, canvas: Tensor, position: Tensor, token: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Yields -log p of one token a row, (rows, 1) float32 on the model's device, per batch.
 
-    On a card the evaluation of a batch is captured once and replayed (`programs_radd.py`), unless the model's
+    On a GPU the evaluation of a batch is captured once and replayed (`programs_radd.py`), unless the model's
     generation config has `cuda_graphs=False`. The graph is kept if all batches are asked for.
 
     Args:
@@ -697,7 +697,7 @@ def estimate_likelihood(
     )
     rows = None if estimator in ORDER_OF else rounds.rows
     adaptive = is_adaptive(ORDER_OF.get(estimator))
-    # Packed from the first round to the last, since nobody has a turn between two rounds to change the weights.
+    # Packed from the first round to the last: no other code runs between two rounds that could change the weights.
     with packed_weights(count_evaluations(rounds.scored, rounds.first_rounds, rows, batch_size, adaptive)):
         for found in rounds:
             if report is not None:

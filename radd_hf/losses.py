@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The four training objectives: one kernel, four laws for the mask, four weights.
+"""The four training objectives: one kernel, four distributions of the mask, four weights.
 
 Every objective of RADD is a weighted cross-entropy at masked positions,
 
@@ -13,8 +13,8 @@ and they differ only in how the mask is drawn and in the weight w. arXiv:2406.03
     k_DCE       k ~ U{1..L}, a uniform subset of k tokens masked                w = L / k                     eq. (C.20)
 
 In expectation lambda_DCE and k_DCE are the any-order autoregressive negative log-likelihood (Theorem 2); the t losses
-are 1 / (1 - 1e-3) times its integral from t = 1e-3 on. The offset does not depend on the network and has mean
-zero over the whole schedule, but is noise in one logged value: logs leave it out.
+are 1 / (1 - 1e-3) times its integral from t = 1e-3 on. The offset does not depend on the network. Its mean over the
+whole schedule is zero, but it adds noise to a logged value, so logs leave it out.
 
 The kernel S is computed by the model (`RaddForMaskedLM.forward` with `labels` and `loss_weights`).
 Shapes: B batch, L length.
@@ -38,7 +38,7 @@ FIRST_TIME = 1e-3
 
 @dataclass(frozen=True)
 class Masks:
-    """Where a batch is masked and what its loss weighs.
+    """The masks of a batch and the weights of its loss.
 
     masked: (B, L) bool. weight: (B,) float32, w. offset: (B,) float32, nats per sequence, zero but for t_DCE.
     """
@@ -48,7 +48,7 @@ class Masks:
     offset: Tensor
 
     def apply(self, x0: Tensor, mask_token_id: int) -> dict[str, Tensor]:
-        """The arguments of the model's forward, for clean ids x0 (B, L) on any device."""
+        """Returns the arguments of the model's forward for clean ids x0 (B, L), on their device."""
         masked = self.masked.to(x0.device)
         return {
             "input_ids": x0.masked_fill(masked, mask_token_id),  # (B, L) x_t
@@ -58,7 +58,7 @@ class Masks:
 
 
 def draw_masks(loss_type: str, batch_size: int, length: int, noise: Noise, generator: torch.Generator) -> Masks:
-    """The mask law of `loss_type` for B rows of L tokens, its noise levels stratified over the batch; on the CPU.
+    """Draws the masks of `loss_type` for B rows of L tokens, on the CPU. The levels are stratified over the batch.
 
     Raises:
         ValueError: for an unknown loss, and for no rows or no tokens.
@@ -74,15 +74,15 @@ def draw_masks(loss_type: str, batch_size: int, length: int, noise: Noise, gener
 def draw_step_masks(
     loss_type: str, seed: int, step: int, rows: range, n_rows: int, lengths: Tensor, length: int, noise: Noise
 ) -> Masks:
-    """The masks of some rows of one optimizer step, whoever computes them.
+    """Draws the masks of some rows of one optimizer step.
 
-    The levels of the `n_rows` rows of the step are one stratified sample, and so are all uniform numbers of the step
-    one draw, made by every process alike. So a row's mask is a function of (seed, step, index of the row in the step),
-    and neither processes nor accumulation can change it.
+    Every process draws the levels of all `n_rows` rows of the step as one stratified sample, and the uniform numbers of
+    all rows at once. A row's mask is therefore a function of (seed, step, index of the row in the step): the number of
+    processes and gradient accumulation cannot change it.
 
     Args:
         rows: the rows wanted, of 0 .. n_rows - 1.
-        lengths: (B,) tokens of each wanted row, the rest of its L places being padding.
+        lengths: (B,) tokens of each wanted row; the rest of its L places is padding.
     """
     levels = torch.Generator().manual_seed(stream_seed(seed, "levels", step))
     quantile = stratified(n_rows, levels)[rows.start : rows.stop]  # (B,)
@@ -92,9 +92,12 @@ def draw_step_masks(
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:
-    """(n,) numbers in [0, 1), one in each of n equal intervals: (pi(i) + u_i) / n with a random permutation pi.
+    """Draws n numbers in [0, 1), one in each of n equal intervals: (pi(i) + u_i) / n, pi a random permutation.
 
-    Together they cover [0, 1) evenly, and each one alone is uniform, whichever row it goes to.
+    Together they cover [0, 1) evenly. Each one alone is uniform.
+
+    Returns:
+        (n,) float64.
     """
     stratum = torch.randperm(n, generator=generator)
     quantile = (stratum + torch.rand(n, generator=generator, dtype=torch.float64)) / n
@@ -102,10 +105,10 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
 
 
 def masks_at(loss_type: str, quantile: Tensor, uniform: Tensor, noise: Noise, lengths: Tensor | None = None) -> Masks:
-    """The masks that random numbers stand for.
+    """Computes masks from uniform random numbers.
 
     Args:
-        quantile: (B,) in [0, 1), float64: where in its law each row's level lies.
+        quantile: (B,) in [0, 1), float64: the quantile of each row's level.
         uniform: (B, L) in [0, 1), float64: decides which tokens of a row are masked at that level.
         lengths: (B,) tokens of each row; places from there on are padding and stay unmasked. None: all L.
     """
@@ -131,9 +134,10 @@ def masks_at(loss_type: str, quantile: Tensor, uniform: Tensor, noise: Noise, le
 def loss_weights(
     loss_type: str, level: Tensor, n_masked: Tensor, length: int | Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """Weight w and offset, (B,) each, of rows at `level` (t, lambda or k by the loss) with `n_masked` masks, (B,) each.
+    """Computes weight w and offset, (B,) each, of rows at `level` (B,) with `n_masked` (B,) masks.
 
-    In the dtype of `level`; float64 is wise near t = 0, where the weight of the t losses grows as 1 / t.
+    The level is t, lambda or k, by the loss. The dtype is that of `level`: pass float64 near t = 0, where the weight of
+    the t losses grows as 1 / t.
     """
     check_loss_type(loss_type)
     offset = torch.zeros_like(level)
@@ -147,5 +151,6 @@ def loss_weights(
 
 
 def check_loss_type(loss_type: str) -> None:
+    """Raises a ValueError for the name of no loss."""
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"loss_type={loss_type!r} must be one of {LOSS_TYPES}.")

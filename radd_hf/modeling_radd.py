@@ -13,7 +13,7 @@ Shapes: B batch, L length, V vocabulary (with the mask), D hidden size, H heads,
 A sampler needs the distribution only where it draws, a loss only where there is a label. So the head runs at the
 `output_positions` alone, and so does the last layer except for its keys and values. A tensor (B, L, V) exists only
 when somebody asks for the logits of every position. Matrix products, attention and loss come from `kernels_radd.py`,
-which computes the same as torch, faster on some CPUs and cards.
+which computes the same as torch, faster on some CPUs and GPUs.
 """
 
 import math
@@ -703,7 +703,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             output_positions: where logits are wanted, boolean (B, L), indices (B, K) or [`Positions`]; everywhere when
                 None.
             max_targets: at least the number of labels in the batch, where the caller knows it: the host then need not
-                wait for a card to count them. With too small a number the loss is nan on a card; a compiler ignores the
+                wait for a GPU to count them. With too small a number the loss is nan on a GPU; a compiler ignores the
                 number.
             output_logits: with labels, return the logits of every position, too. They take B L V numbers of memory, and
                 the head is run once more.
@@ -718,7 +718,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         Raises:
             ValueError: for `loss_weights` without `labels`, for `labels` with `output_positions`, and for arguments of
                 another shape, dtype or device. On a CPU also for labels that are the mask or no ids, and for too small
-                a `max_targets`: on a card the host would have to wait for their values.
+                a `max_targets`: on a GPU the host would have to wait for their values.
             TypeError: for an unknown keyword.
         """
         kwargs = check_keywords(self.config, RaddForMaskedLM.forward, kwargs)

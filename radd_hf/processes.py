@@ -36,7 +36,7 @@ def launcher_setting(name: str, given: Any, variable: str, kind: Callable[[str],
         name, given: the script's argument, None where it was not given.
         variable: in which `accelerate launch` hands its setting to the script, from a flag or from its configuration.
         kind: makes a value of the variable's text.
-        unasked: what the launcher writes, or Accelerate assumes, where nobody asked; the script's own then holds.
+        unasked: values that the launcher or Accelerate sets by default; the script's own value then holds.
 
     Raises:
         ValueError: if both are given and differ, or the launcher's is no such value.
@@ -93,7 +93,7 @@ def make_accelerator(accumulation: int = 1, timeout: timedelta = GROUP_TIMEOUT, 
             f"WORLD_SIZE={launched}, but Accelerate runs {accelerator.num_processes} processes: each would work alone."
         )
     if settings.get("mixed_precision") == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("mixed_precision='fp16' needs a graphics card: on a CPU it must be 'no' or 'bf16'.")
+        raise ValueError("mixed_precision='fp16' needs a GPU: on a CPU it must be 'no' or 'bf16'.")
     return accelerator
 
 
@@ -147,7 +147,7 @@ class ScriptParser(OneLineParser, HfArgumentParser):
         return action
 
     def parse(self, argv: list[str]) -> tuple:
-        """One object for each of the dataclasses."""
+        """Returns one object for each of the dataclasses."""
         *parsed, unknown = cast(tuple, self.parse_args_into_dataclasses(argv, return_remaining_strings=True))
         if unknown:
             self.error(f"unknown arguments: {' '.join(unknown)}")

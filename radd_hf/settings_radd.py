@@ -36,7 +36,7 @@ LENGTHS = "length", "max_new_tokens"
 class Setting(NamedTuple):
     """Describes one setting of `generate`.
 
-    kind: type of the value. default: the value of a setting that nobody sets. accepts: tells whether a value is valid.
+    kind: type of the value. default: the value where none is given. accepts: tells whether a value is valid.
     values: the valid values, in words. help: what the setting does. choices: all values, where they are names.
     """
 
@@ -101,23 +101,28 @@ def boolean_setting(default: bool, help: str) -> Setting:
     return Setting(bool, default, lambda v: isinstance(v, bool), "True or False", help)
 
 
-# Settings that decide which text is written. An event is an evaluation of the network that reveals tokens.
+# The settings that decide which text is generated.
 TEXT_SETTINGS: dict[str, Setting] = {
     "length": integer_setting(
-        None, 1, "tokens of the whole text; default: the length that the model was trained at", most=MOST_TOKENS
+        None,
+        1,
+        "tokens of the whole text, given ones included (default: the length that the model was trained on)",
+        most=MOST_TOKENS,
     ),
     "method": Setting(
         str,
         "tweedie",
         lambda v: v in METHODS,
         f"one of {METHODS}",
-        "how positions are chosen: on a time grid ('tweedie', 'euler'), in continuous time, or in an order",
+        "how positions are chosen: diffusion on a time grid ('tweedie', 'euler') or in continuous time "
+        "('first_hitting'), or one position after the other in an order ('ordered')",
         METHODS,
     ),
     "steps": integer_setting(
         None,
         1,
-        "'tweedie', 'euler': time intervals, default one a token; 'ordered': most network evaluations",
+        "for 'tweedie' and 'euler', the number of time intervals (default: one per token); for 'ordered', the number "
+        "of network evaluations; fewer are faster and less exact",
         "; the limit of many steps is method='first_hitting'",
         MOST_STEPS,
     ),
@@ -126,7 +131,8 @@ TEXT_SETTINGS: dict[str, Setting] = {
         "forward",
         lambda v: v in ORDERS if isinstance(v, str) else True,
         f"one of {ORDERS}, a permutation of the positions, or a function",
-        "order of 'ordered'; the last three reveal the model's most certain tokens first",
+        "order in which positions are filled; 'confidence', 'margin' and 'entropy' fill first where the model is most "
+        "certain",
         ORDERS,
     ),
     "entropy_bound": Setting(
@@ -134,56 +140,58 @@ TEXT_SETTINGS: dict[str, Setting] = {
         None,
         lambda v: is_number(v) and v >= 0,
         "a number of nats, at least 0",
-        "for an adaptive order, by default 'entropy': reveal positions together while the sum of their entropies, "
-        "less the largest, is at most so many nats",
+        "fill several positions per network evaluation, as long as the sum of their entropies without the largest is "
+        "at most this many nats (0 is safest); order is then 'entropy' unless given",
     ),
     "confidence_threshold": Setting(
         float,
         None,
         lambda v: is_number(v) and 0 < v <= 1,
         "a probability in (0, 1]",
-        "for adaptive orders, by default 'confidence': reveal all positions at once whose likeliest token has at "
-        "least this probability",
+        "fill all positions at once whose likeliest token has at least this probability; order is then 'confidence' "
+        "unless given",
     ),
     "schedule": Setting(
         str,
         None,
         lambda v: isinstance(v, str) and v in GROUP_SCHEDULES,
         f"one of {GROUP_SCHEDULES}",
-        "replaces method and order: `steps` evaluations in random order, with the group sizes that lose least by the "
-        "model's profile (`radd profile`)",
+        "instead of method and order: fill in random order in `steps` network evaluations, few positions at first and "
+        "more later, as the model's information profile advises (`radd profile`)",
         GROUP_SCHEDULES,
     ),
     "speculate": integer_setting(
         1,
         1,
-        "above 1, for 'first_hitting' and fixed orders: evaluate so many drafts at once to write up to as many "
-        "tokens; the distribution stays exactly the same",
+        "above 1: draft this many tokens and check them in one network evaluation; exact, faster on a GPU, for "
+        "'first_hitting' and fixed orders",
         most=MOST_SPECULATION,
     ),
     "exact": boolean_setting(
         False,
-        "set the checkpoint's saved settings aside: every token comes from the network's whole distribution; the "
-        "method is then 'first_hitting' unless another is named",
+        "ignore the settings saved with the model and draw every token from the network's full distribution "
+        "(temperature 1, all tokens); method is then 'first_hitting' unless given",
     ),
     "temperature": Setting(
         float,
         1.0,
         lambda v: is_number(v) and (v == 0 or 1e-6 <= v <= 1e30),
         "a number >= 1e-6 and <= 1e30, or 0 to take the likeliest token",
-        "divides the logits; 0 takes the likeliest token",
+        "below 1 prefers likely tokens, above 1 evens them out; 0 always takes the likeliest",
     ),
     "top_k": integer_setting(
-        0, 0, "draw from this many of the likeliest tokens; 0: from all", " (0 keeps every token)"
+        0, 0, "draw each token from this many likeliest ones only; 0: from all", " (0 keeps every token)"
     ),
     "top_p": Setting(
         float,
         1.0,
         lambda v: is_number(v) and 0 < v <= 1,
         "in (0, 1] (1 keeps every token)",
-        "draw from the likeliest tokens that have this probability together; 1: from all",
+        "draw each token from the likeliest ones that together have this probability; 1: from all",
     ),
-    "refresh_interval": integer_setting(1, 1, "above 1: only every N-th evaluation is a whole one; faster, not exact"),
+    "refresh_interval": integer_setting(
+        1, 1, "above 1: only every N-th network evaluation computes all positions; faster, approximate"
+    ),
     "refresh_window": integer_setting(
         4, 0, "with a refresh interval: neighbours recomputed on each side of a new token"
     ),
@@ -193,26 +201,28 @@ TEXT_SETTINGS: dict[str, Setting] = {
         None,
         lambda v: is_number(v) and v > 0,
         "a positive number of seconds",
-        "seconds after which all that is still masked is drawn at once",
+        "seconds after which all remaining tokens are drawn at once",
     ),
 }
 
-# All settings: also those that decide how the text is computed, how often, and what is returned.
+# All settings: also how a text is computed, how many texts, and what is returned.
 SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
     "max_new_tokens": integer_setting(
-        None, 1, "instead of length: tokens to be written, beside those that are given", most=MOST_TOKENS
+        None, 1, "instead of length: tokens to generate, in addition to the given ones", most=MOST_TOKENS
     ),
     "information_profile": Setting(
         list,
         None,
         lambda v: isinstance(v, (list, tuple)) and len(v) > 0,
         "a list of nats, one for each number of visible tokens",
-        "of schedule='profile': mean nats of the next token in random order, for 0, 1, 2, ... visible tokens",
+        "for schedule='profile': mean nats of the next token in random order, for 0, 1, 2, ... visible tokens",
     ),
-    "use_cache": boolean_setting(True, "False evaluates the network also at steps that reveal nothing"),
-    "cuda_graphs": boolean_setting(True, "on a card, record each shape of event once and replay it"),
+    "use_cache": boolean_setting(True, "False also evaluates the network at steps that fill nothing"),
+    "cuda_graphs": boolean_setting(True, "on a GPU, record the work of a network evaluation once and replay it"),
     "num_return_sequences": integer_setting(1, 1, "texts for each masked sequence", most=2**20),
-    "output_history": boolean_setting(False, "return the sequence after every event, too"),
+    "output_history": boolean_setting(
+        False, "also return the sequence after every network evaluation that filled tokens"
+    ),
     "return_dict_in_generate": boolean_setting(False, "return a RaddGenerateOutput"),
 }
 
@@ -245,13 +255,14 @@ class Foreign(NamedTuple):
 
 
 _PROCESSOR = (
-    "pass logits_processor=[...] with a processor of transformers.generation, such as MinPLogitsWarper(0.1), or with "
-    "one of your own; it sees the whole masked sequence, which has text on both sides"
+    "pass logits_processor=[...] with one of transformers.generation, such as MinPLogitsWarper(0.1), or with your own; "
+    "it sees the whole masked sequence, which has text on both sides"
 )
 _FOREIGN = (
     Foreign(
         "do_sample",
-        "pass temperature=0 for the likeliest token at each draw, and method='ordered' for the same text every time",
+        "pass temperature=0 to take the likeliest token at each draw, and method='ordered' for the same text at every "
+        "call",
         (True,),
     ),
     Foreign(
@@ -261,12 +272,13 @@ _FOREIGN = (
     ),
     Foreign(
         "min_length min_new_tokens exponential_decay_length_penalty",
-        "without stop_on_eos a text has exactly the tokens that length or max_new_tokens says",
+        "a text has exactly as many tokens as length or max_new_tokens says, unless stop_on_eos ends it",
         (0,),
     ),
     Foreign(
         "stopping_criteria stop_strings",
-        "a text is not written from left to right; stop_on_eos ends it at an end-of-text token, max_time after a time",
+        "a text is not generated from left to right; stop_on_eos ends it at an end-of-text token, max_time after some "
+        "seconds",
         ([],),
     ),
     Foreign("bos_token_id decoder_start_token_id forced_bos_token_id", "let the prefix begin with this token"),
@@ -281,7 +293,7 @@ _FOREIGN = (
     ),
     Foreign(
         "negative_prompt_ids negative_prompt_attention_mask encoder_outputs decoder_input_ids",
-        "the text on both sides is all that a text depends on: prefix and suffix, or input_ids",
+        "generation depends only on the given text: pass prefix and suffix, or input_ids",
     ),
     Foreign(
         "output_scores output_logits",
@@ -296,8 +308,8 @@ _FOREIGN = (
     Foreign(
         "cache_implementation cache_config max_cache_len past_key_values prefill_chunk_size low_memory "
         "continuous_batching_config",
-        "every token attends to both sides, so that no keys and values stay valid; refresh_interval reuses some, which "
-        "is faster and not exact",
+        "every new token changes the keys and values of all others, so none can be kept exactly; refresh_interval "
+        "keeps some, which is faster and approximate",
         (False,),
     ),
     Foreign(
@@ -305,11 +317,11 @@ _FOREIGN = (
         "assistant_confidence_threshold assistant_early_exit assistant_lookbehind target_lookbehind "
         "assistant_ensemble_weight speculation_type prompt_lookup_num_tokens max_matching_ngram_size use_mtp "
         "penalty_alpha dola_layers token_healing custom_generate",
-        "it is a way of writing from left to right; method, steps and order say how RADD writes",
+        "it is for generation from left to right; method, steps and order say how RADD generates",
         (False, 0),
     ),
-    Foreign("compile_config disable_compile", "cuda_graphs says whether evaluations are captured on a card", (False,)),
-    Foreign("synced_gpus", "each process writes its own texts", (False,)),
+    Foreign("compile_config disable_compile", "cuda_graphs says whether evaluations are captured on a GPU", (False,)),
+    Foreign("synced_gpus", "each process generates its own texts", (False,)),
     Foreign("token_type_ids", "RADD has no segments; pass return_token_type_ids=False to the tokenizer", (0,)),
     Foreign("position_ids", "positions are counted from the first token that attention_mask does not hide"),
     Foreign("inputs_embeds", "masks are found by their id; pass input_ids, or prefix and suffix"),

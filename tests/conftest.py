@@ -32,7 +32,7 @@ from support.tapes import capturer_of
 from support.texts import SENTENCES
 from support.toys import random_model
 
-# Their tests run twice: events are called, as on a processor, and replayed, as on a card.
+# Their tests run twice: events are called, as on a processor, and replayed, as on a GPU.
 SAMPLERS = (
     "test_generation",
     "test_generation_draws",

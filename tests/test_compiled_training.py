@@ -180,9 +180,7 @@ def test_an_upper_bound_of_the_labels_is_enough_and_too_small_a_one_is_refused_o
         with pytest.raises(ValueError, match=r"max_targets=\d+ must be an integer, at least the number of labels, \d+"):
             each(**too_small)
         with monkeypatch.context() as patch:
-            patch.setattr(
-                inputs_radd, "has_values", lambda tensor: False
-            )  # as on a card, where nobody waits for values
+            patch.setattr(inputs_radd, "has_values", lambda tensor: False)  # as on a GPU, where nobody waits for values
             assert each(**too_small).loss.isnan()
 
 
@@ -340,7 +338,7 @@ def test_the_stock_compilation_of_the_whole_model_is_one_graph_for_all_masks():
     assert graphs() == 1
 
 
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # of the Trainer, where there is no card
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # of the Trainer, where there is no GPU
 def test_transformers_trainer_compiles_the_whole_model_once_for_training(tmp_path):
     network, x0 = model(), torch.randint(VOCABULARY - 1, (10 * ROWS, LENGTH), generator=seeded(2))
     settings = {"torch_compile": True, "torch_compile_backend": "aot_eager", "use_cpu": True, "report_to": "none"}
@@ -352,7 +350,7 @@ def test_transformers_trainer_compiles_the_whole_model_once_for_training(tmp_pat
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What a card is asked to do
+# What a GPU is asked to do
 # ---------------------------------------------------------------------------------------------------------
 
 

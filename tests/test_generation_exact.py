@@ -60,9 +60,10 @@ def test_exact_is_refused_beside_a_setting_that_changes_the_distribution(model, 
 
 
 def test_a_keyword_changes_the_distribution_of_an_exact_configuration(model):
-    expected = generated(model, method="first_hitting", temperature=0.5)
+    expected = generated(model, temperature=0.5)
     model.generation_config = RaddGenerationConfig(**SAVED, eos_token_id=1)
     base = RaddGenerationConfig(exact=True)
+    assert torch.equal(generated(model, generation_config=base, steps=4), generated(model, exact=True, steps=4))
     assert torch.equal(generated(model, generation_config=base, temperature=0.5), expected)
     assert not model.check_settings(exact=False).exact
 

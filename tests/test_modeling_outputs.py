@@ -202,7 +202,7 @@ def test_arguments_of_another_shape_or_dtype_are_refused_by_name(cls, arguments,
 
 
 def test_values_are_not_looked_at_where_something_records_the_forward(model):
-    """A card's capture, say, cannot read a number; torch then reports what is wrong, if it does."""
+    """A GPU's capture, say, cannot read a number; torch then reports what is wrong, if it does."""
 
     class Recording(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):

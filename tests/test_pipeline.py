@@ -369,7 +369,7 @@ def test_randomness_is_an_argument(pipe):
 def test_settings_may_be_given_once_for_all_calls(pipe):
     greedy = RaddInfillingPipeline(pipe.model, pipe.tokenizer, method="ordered", temperature=0, batch_size=2)
     assert len({greedy(TEXTS[0])[0]["text"] for _ in range(3)}) == 1
-    assert greedy(TEXTS[0], temperature=1.0, seed=1) == pipe(TEXTS[0], method="ordered", seed=1)
+    assert greedy(TEXTS[0], temperature=1.0, seed=1) == pipe(TEXTS[0], method="ordered", temperature=1.0, seed=1)
     config = {"method": "ordered", "temperature": 0, "num_return_sequences": 2}
     assert [sample["text"] for sample in pipe(TEXTS[0], generation_config=config)] == [greedy(TEXTS[0])[0]["text"]] * 2
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""An event is a program on fixed memory: what a card replays is what a processor is told to do.
+"""An event is a program on fixed memory: what a GPU replays is what a processor is told to do.
 
-Nothing here needs a card. Either every operation of an event is watched, or a tape (`support.tapes`) stands in for a
+Nothing here needs a GPU. Either every operation of an event is watched, or a tape (`support.tapes`) stands in for a
 CUDA graph.
 """
 
@@ -188,7 +188,7 @@ def test_a_caller_who_looks_in_between_sees_the_same(model):
 @pytest.mark.usefixtures("replayed")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_rows_that_end_long_before_the_host_asks_are_the_same(model, rows):
-    """The host asks the card after every 16th event which rows have ended."""
+    """The host asks the GPU after every 16th event which rows have ended."""
     with torch.no_grad():
         model.lm_head.bias[EOS] += 4  # a model that likes to end
     settings = {"method": "ordered", "length": 50, "stop_on_eos": True, "num_return_sequences": rows}
@@ -207,7 +207,7 @@ def test_rows_that_end_long_before_the_host_asks_are_the_same(model, rows):
 
 @pytest.mark.parametrize("name", CASES)
 def test_other_defaults_of_torch_change_nothing(name):
-    """A default device would be a card's; on "meta" nothing could be read."""
+    """A default device would be a GPU's; on "meta" nothing could be read."""
     model = make_model()
     expected = model.generate(seed=0, **CASES[name])
     with torch.device("meta"):

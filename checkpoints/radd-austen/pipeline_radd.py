@@ -85,7 +85,7 @@ class RaddInfillingPipeline(Pipeline):
         generator: torch.Generator | None = None,
         **settings,
     ) -> Any:
-        """See the class.
+        """Fills the blanks of the inputs; the class describes the arguments.
 
         Args:
             inputs: one text with blanks, or several, or dictionaries, see the class.

@@ -50,7 +50,7 @@ class RaddGenerateOutput(ModelOutput):
 class SamplerState:
     """Holds what events read and write, in tensors that stay where they are. Rows lie as the schedule orders them.
 
-    Where an event of a rounded shape has nothing to write, it writes to a spare last element that nobody reads.
+    Where an event of a rounded shape has nothing to write, it writes to a spare last element that is never read.
 
     Args:
         tensors: where tensors are kept from call to call.

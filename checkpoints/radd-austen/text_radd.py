@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""From text to token ids, and back.
+"""Encodes text with blanks as token ids, and decodes them.
 
     "It was [MASK:4] of spring."  ->  ids, masks in the blank  (encode_blanks)
 
@@ -167,7 +167,7 @@ def encode_after_text(texts: Sequence[str], tokenizer: Any, name: str = "text") 
 
 
 def _encode_after_text(text: str, alone: list[int], tokenizer: Any, name: str) -> list[int]:
-    """`alone`: the ids of the text by itself."""
+    """Returns the ids of a text that follows other text; `alone` are its ids by itself."""
     heads, wholes = list[list[int]](), list[list[int]]()
     for before in BEFORE:
         with suppress(ValueError):  # of a tokenizer that has no unknown token

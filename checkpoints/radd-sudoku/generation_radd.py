@@ -17,7 +17,7 @@ An adaptive order (`policy_radd.py`) leaves to the event which masked positions 
 chooses them by the network's distributions at all masked positions. The plan then only has the number of each event.
 
 All that an event needs is known before the first one, except for the logits. So an event is a function of tensors that
-stay where they are: canvas, plan, random numbers, and the index of the event. On a card the function is captured once
+stay where they are: canvas, plan, random numbers, and the index of the event. On a GPU the function is captured once
 for each shape, and replayed (`programs_radd.py`). Elsewhere it is called.
 
 A plan made first also allows an approximation, which is off by default: `refresh_interval`, see `generate`.
@@ -90,8 +90,8 @@ from .text_radd import check_tokenizer
 # At most this many logits (64 MB in float32) exist at once while tokens are drawn; softmax and cumulative sum need a
 # few times as much.
 MAX_DRAW_ELEMENTS = 2**24
-# With captured events: after so many of them the host asks the card which rows have ended (`stop_on_eos`), or waits for
-# the card, so that `progress` is that of the card.
+# With captured events: after so many of them the host asks the GPU which rows have ended (`stop_on_eos`), or waits for
+# the GPU, so that `progress` is that of the GPU.
 EVENTS_BETWEEN_QUESTIONS = 16
 # Seconds after which `progress` shows its bar: there is none for what is done before.
 BAR_DELAY = 1.0
@@ -184,16 +184,15 @@ class RaddGenerationConfig(GenerationConfig):
         transformers has its own. `length` and `max_new_tokens` count as one setting. `exact` sets aside what later
         sources have saved; an earlier source may change the distribution again.
         """
-        settings = dict(cls.DEFAULTS)
+        settings, named = dict(cls.DEFAULTS), False  # named: a source says how positions are chosen
         for chosen in map(own_settings, reversed([source for source in sources if source is not None])):
             if not chosen.keys().isdisjoint(LENGTHS):
                 settings |= dict.fromkeys(LENGTHS)
             if chosen.get("exact"):
-                settings |= {name: cls.DEFAULTS[name] for name in SET_ASIDE}
-                if chosen.keys().isdisjoint((*PLANS, "schedule", "steps")):
-                    chosen = chosen | {"method": "first_hitting"}
+                settings, named = settings | {name: cls.DEFAULTS[name] for name in SET_ASIDE}, False
             elif any(chosen.get(name, cls.DEFAULTS[name]) != cls.DEFAULTS[name] for name in INEXACT):
                 settings["exact"] = False
+            named |= not chosen.keys().isdisjoint((*PLANS, "schedule", "steps"))
             if "method" not in chosen and not chosen.keys().isdisjoint(("order", *BOUNDS)):
                 chosen = chosen | {"method": "ordered"}
             if "schedule" in chosen:  # in place of the method and order of a lower source
@@ -209,6 +208,8 @@ class RaddGenerationConfig(GenerationConfig):
             if is_integer(chosen.get("speculate"), 2):
                 settings["steps"] = None
             settings |= chosen
+        if settings["exact"] and not named:
+            settings["method"] = "first_hitting"
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -275,7 +276,7 @@ class EventBar:
             self.bar.close()
 
     def show(self, wait: Callable[[], None]) -> None:
-        """Moves the bar to the events that are taken; now and then it waits for the card to have done captured ones."""
+        """Moves the bar to the events that are taken; now and then it waits for the GPU to have done captured ones."""
         schedule = self.schedule
         if self.bar is None or (schedule.captured and schedule.current % EVENTS_BETWEEN_QUESTIONS and len(schedule)):
             return
@@ -396,7 +397,7 @@ class RaddGenerationMixin:
                 nothing; temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, also where nothing is revealed. The tokens
                 are the same for the same generator; it is for comparisons of speed. Default True.
-            cuda_graphs: on a CUDA card, capture each shape of event as a CUDA graph and replay it: the host then need
+            cuda_graphs: on a CUDA GPU, capture each shape of event as a CUDA graph and replay it: the host then need
                 not launch every kernel. The tokens are the same up to rounding. `docs/generation.md` says what runs
                 uncaptured. Graphs are kept for later calls, until the model changes or `free_cuda_graphs` is called.
                 Default True.
@@ -425,7 +426,7 @@ class RaddGenerationMixin:
             streamer: transformers' TextDiffusionStreamer (one row), or any object with `put`, which gets the final ids,
                 and `end`. One that also has `put_draft` gets the ids after every event.
             progress: show a bar of events and tokens on standard error, once the call has taken a second. Nothing else
-                changes. On a card with captured events the bar moves every 16 events. Default False.
+                changes. On a GPU with captured events the bar moves every 16 events. Default False.
             output_history, return_dict_in_generate: return a [`RaddGenerateOutput`], with history. Default False.
             generation_config: settings for this call; a GenerationConfig of transformers is taken as its keywords are.
             others: arguments of other libraries (`settings_radd.own_arguments`): other names are taken (`inputs`,
@@ -562,7 +563,7 @@ class RaddGenerationMixin:
         return _make_sampling(logits_processor, settings, ending, policy_of(settings))
 
     def free_cuda_graphs(self) -> None:
-        """Frees the captured events and their memory on the card; later calls of `generate` capture anew."""
+        """Frees the captured events and their memory on the GPU; later calls of `generate` capture anew."""
         free_programs(self)
 
     def _reveal(
@@ -583,7 +584,7 @@ class RaddGenerationMixin:
         events_between_questions = EVENTS_BETWEEN_QUESTIONS if schedule.captured and not asked else 1
         while len(schedule):
             if settings.max_time is not None:
-                state.wait()  # or the host would be ahead of a card, and its clock early
+                state.wait()  # or the host would be ahead of a GPU, and its clock early
                 if time.monotonic() > deadline:
                     if schedule.adaptive or schedule.open_ended:
                         schedule.follow(*state.progress())
@@ -652,7 +653,7 @@ class RaddGenerationMixin:
         choice does not look at the draw, so that the number is still uniform then.
 
         Returns:
-            Tokens (N,), and of each draw (N, 3) float32: the log-probability of the token before processors and
+            Tokens (N,), and of each draw (N, 3) float32: the log-probability of the token before logits processors and
             warpers; logsumexp of the logits; logsumexp of the processed scores, or their maximum. Each of the last two
             is finite if some token is possible. And what a policy looks at.
         """
@@ -737,8 +738,8 @@ class RaddGenerationMixin:
             hidden: (N, D) states, each in a sequence (N, L).
 
         Yields:
-            Which chunk of n it is; the logits (n, V); the log-probabilities (n, V) after processors and warpers; and
-            the largest score (n,), which is finite if some token is possible.
+            Which chunk of n it is; the logits (n, V); the log-probabilities (n, V) after logits processors and
+            warpers; and the largest score (n,), which is finite if some token is possible.
         """
         size = max(MAX_DRAW_ELEMENTS // self.config.vocab_size, 1)
         for begin in range(0, len(hidden), size):
@@ -972,7 +973,7 @@ def _what_forbids_speculation(settings: RaddGenerationConfig) -> str:
 def _make_sampling(
     logits_processor: Any, settings: RaddGenerationConfig, ending: Ending | None, policy: Policy | None
 ) -> Sampling:
-    """Lists the caller's processors, and temperature, top-k and top-p in transformers' order."""
+    """Lists the caller's logits processors, and temperature, top-k and top-p in transformers' order."""
     if not isinstance(logits_processor, (list, tuple, type(None))) or not all(map(callable, logits_processor or ())):
         raise TypeError(
             f"logits_processor={shortened(logits_processor)} must be a LogitsProcessorList or a list of processors."

@@ -1,13 +1,13 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The forward process: how much noise at time t, and what the reverse process reveals in a step.
+"""The forward process: how much is masked at time t, and how much a step of the reverse process reveals.
 
     t        time in [0, 1]; 0 is clean text, 1 is (nearly) all masks
     sigma    total noise sigma(t); a token is masked at time t with probability 1 - exp(-sigma)
     dsigma   its rate sigma'(t)
 
-Pure functions of their arguments, in the dtype of `t`; nothing here is a module or holds a state.
-Source: arXiv:2406.03736 (version 4), section 2.1; its log-linear schedule stands in section D.4, the
-geometric one in the authors' code.
+All functions are pure and compute in the dtype of `t`.
+Source: arXiv:2406.03736 (version 4), section 2.1. The log-linear schedule is in section D.4, the geometric one in the
+authors' code.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LogLinearNoise:
-    """sigma(t) = -log(1 - (1 - eps) t): the mask probability (1 - eps) t grows linearly in time."""
+    """The log-linear schedule sigma(t) = -log(1 - (1 - eps) t): the mask probability (1 - eps) t is linear in time."""
 
     eps: float = 1e-3
 
@@ -32,7 +32,7 @@ class LogLinearNoise:
 
 @dataclass(frozen=True)
 class GeometricNoise:
-    """sigma(t) = sigma_min^(1 - t) sigma_max^t."""
+    """The geometric schedule sigma(t) = sigma_min^(1 - t) sigma_max^t."""
 
     sigma_min: float = 1e-4
     sigma_max: float = 20.0
@@ -48,7 +48,7 @@ Noise = LogLinearNoise | GeometricNoise
 
 
 def get_noise(config) -> Noise:
-    """The schedule a [`RaddConfig`] names."""
+    """Returns the noise schedule that a [`RaddConfig`] names."""
     if config.noise_type == "loglinear":
         return LogLinearNoise(config.noise_eps)
     if config.noise_type == "geometric":
@@ -61,7 +61,7 @@ FINAL_TIME = 1e-5
 
 
 def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
-    """Probability that a token still masked is revealed in each step of the reverse process.
+    """Computes, for each step of the reverse process, the probability that a token still masked is revealed.
 
     On the grid t_0 = 1 > ... > t_n = 1e-5, with s = t - dt the end of the step:
 
@@ -70,8 +70,8 @@ def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
 
     and 1 in the last step, which leaves no mask. Log-linear noise makes both equal to dt / t, eq. (D.16).
 
-    In float64, and with the difference of exponentials as an `expm1`: in float32 the subtraction loses
-    half of the digits where sigma(t) and sigma(s) are close.
+    The computation is in float64 and writes the difference of exponentials as an `expm1`: in float32 the subtraction
+    loses half of the digits where sigma(t) and sigma(s) are close.
 
     Returns:
         (steps,) float64 on the CPU.
@@ -93,9 +93,9 @@ def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
 
 
 def expected_evaluations(noise: Noise, method: str, steps: int, n_masked: int) -> float:
-    """Mean number of network evaluations that a row with `n_masked` masks takes on a grid of `steps`.
+    """Computes the mean number of network evaluations of a row with `n_masked` masks on a grid of `steps`.
 
-    sum_i 1 - (1 - q_i)^m, with q_i = r_i prod_{j<i} (1 - r_j) the law of a position's reveal step
+    sum_i 1 - (1 - q_i)^m, with q_i = r_i prod_{j<i} (1 - r_j) the distribution of a position's reveal step
     (arXiv:2406.03736, eq. (D.30)); for log-linear noise n (1 - (1 - 1/n)^m), eq. (3.4).
     """
     reveal = reveal_probabilities(noise, method, steps)  # (n,) r

@@ -1,14 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Captures work on a card as CUDA graphs and replays it, so that the host need not launch every kernel again.
+"""Captures work on a GPU as CUDA graphs and replays it, so that the host need not launch every kernel again.
 
-For one short row a card computes an evaluation of the network in less time than the host takes to launch its kernels.
+For one short row a GPU computes an evaluation of the network in less time than the host takes to launch its kernels.
 CUDA can capture the kernels as a graph, and launch all of them by one call: a replay. A graph repeats the same
 operations on the same memory. So the captured function must read what changes from tensors that stay where they are.
 It must not ask for a value on the device, and its shapes must not depend on values. Such a function is a *program*
 here.
 
     StaticTensors  tensors that stay where they are
-    CudaGraphs     captures a program on a CUDA card
+    CudaGraphs     captures a program on a CUDA GPU
     Programs       runs programs: calls, captures or replays them
     programs_of    a context that lends the programs of a model, which are kept from call to call
 
@@ -84,7 +84,7 @@ class CudaGraphs:
             CAPTURE_LOCK,
             torch.cuda.device(self.device),
             torch.cuda.stream(torch.cuda.current_stream(self.device)),  # restores the current stream if capture fails
-            torch.cuda.graph(graph, self.pool, self.stream, "thread_local"),  # other threads may use the card
+            torch.cuda.graph(graph, self.pool, self.stream, "thread_local"),  # other threads may use the GPU
         ):
             function()
         return graph.replay
@@ -126,7 +126,7 @@ class Programs:
             try:
                 with casting_anew(self.device):
                     self.replays[key] = self.capturer(function)
-            except Exception as error:  # for example a module that waits for the card
+            except Exception as error:  # for example a module that waits for the GPU
                 cause: BaseException = error  # torch raises another error on the way out
                 while cause.__context__ is not None:
                     cause = cause.__context__

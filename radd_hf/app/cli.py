@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command `radd`: text from a model, facts about a model, the authors' checkpoints converted, a web page.
+"""The command `radd`: generates and scores text, trains, evaluates, converts and serves models.
 
     radd generate MODEL "It was [MASK:12] of spring"
     radd score MODEL "It was the first of spring"
@@ -18,9 +18,9 @@ Results go to standard output and all else to standard error, so a command can b
 success, 1 for a failure, 2 for an error in the command line and 130 after an interrupt; standard error has the reason
 in one line.
 
-Nothing but the standard library is imported before a command line is understood, since torch and transformers take
-seconds. So imports stand inside functions, and are absolute: `radd_command.py` runs this file without its package. The
-settings of `generate` are read from `settings_radd.py`, which imports nothing else either.
+A command line is parsed with the standard library alone, since importing torch and transformers takes seconds. Imports
+therefore stand inside functions. They are absolute: `radd_command.py` runs this file without its package. The settings
+of `generate` come from `settings_radd.py`, which imports only the standard library, too.
 """
 
 import argparse
@@ -42,18 +42,18 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 EXAMPLES = """\
 commands:
-  generate   fill the blanks of a text, or write one
+  generate   fill the blanks of a text, or generate a whole text
   score      compute the likelihood of a text, or of each row of a file
-  info       tell what a model is: sizes, noise, tokenizer, training, figures
+  info       describe a model: sizes, noise, tokenizer, training, figures
   train      train a model, as train_accelerate.py does
   eval       measure the perplexity of a model on a text, as eval_ppl.py does
   quality    measure quality and cost of generated text, as eval_generation.py does
   profile    estimate and save what generate --schedule profile needs
-  convert    convert the authors' checkpoints to folders of ours, or back
-  serve      serve a model over HTTP, for programs
-  demo       serve a web page on which a model writes
+  convert    convert the authors' checkpoints to folders of this library, or back
+  serve      answer requests of programs over HTTP
+  demo       open a web page on which a model generates text
   completion print a script for completion in bash or zsh
-  FOLDER     print the newest checkpoint of a training run; it can be a MODEL, too
+  FOLDER     print the newest checkpoint of a training run; MODEL may be such a folder, too
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring"
@@ -68,7 +68,7 @@ examples:
   radd demo
   radd runs/mine
 
-`radd COMMAND --help` tells the rest. Exit status: 0 success, 1 failure, 2 error in the command line.
+`radd COMMAND --help` explains a command. Exit status: 0 success, 1 failure, 2 error in the command line.
 """
 
 GENERATE_EXAMPLES = """\
@@ -145,45 +145,64 @@ def _status_of(run: Callable[[], None], debug: bool) -> int:
 # ---------------------------------------------------------------------------------------------------------
 
 
+# The settings of `generate` in the help, by what they are for.
+DRAWING, SAVED = "how each token is drawn", "defaults: those saved with the model (generation_config.json)"
+SECTIONS = {
+    DRAWING: ("temperature", "top_p", "top_k", "exact"),
+    "which positions are filled when": (
+        "method",
+        "steps",
+        "order",
+        "entropy_bound",
+        "confidence_threshold",
+        "schedule",
+    ),
+    "speed and end": ("refresh_interval", "refresh_window", "speculate", "max_time", "stop_on_eos"),
+}
+
+
 def _generate_parser() -> argparse.ArgumentParser:
-    parser = _parser("radd generate", "Fills the blanks of a text, or writes one.", GENERATE_EXAMPLES)
-    parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
+    parser = _parser("radd generate", "Fills the blanks of a text, or generates a whole text.", GENERATE_EXAMPLES)
+    parser.usage = "radd generate MODEL [TEXT] [options]"
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub repository of a RADD model, or a run folder")
     parser.add_argument(
         "text",
         nargs="?",
         metavar="TEXT",
-        help="text with blanks; '-' reads standard input, the default in a pipe without --prefix, --suffix and "
-        "--length",
+        help="text with blanks; '-' reads standard input, which is the default in a pipe",
     )
     parser.add_argument(
-        "--prefix", metavar="TEXT", help="what the text begins with, instead of TEXT; '-' reads standard input"
+        "--prefix", metavar="TEXT", help="the beginning of the text, instead of TEXT; '-' reads standard input"
     )
     parser.add_argument(
-        "--suffix", metavar="TEXT", help="what the text ends with, instead of TEXT; '-' reads standard input"
+        "--suffix", metavar="TEXT", help="the end of the text, instead of TEXT; '-' reads standard input"
     )
     parser.add_argument(
-        "--length", type=int, metavar="N", help="length in tokens, without TEXT; default: the model's length"
+        "--length", type=int, metavar="N", help="tokens of the text, without TEXT (default: the model's length)"
     )
-    parser.add_argument("--number", "-n", type=int, metavar="N", default=1, help="texts to write (default 1)")
+    parser.add_argument("--number", "-n", type=int, metavar="N", default=1, help="texts to generate (default 1)")
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="the same seed writes the same texts; default: a new one, named"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="the same seed generates the same texts (default: a new seed, which is printed)",
     )
+
+    for title, names in SECTIONS.items():
+        section = parser.add_argument_group(title, None if title != DRAWING else SAVED)
+        for name in names:
+            _add_setting(section, name, SETTINGS[name])
 
     add_file_arguments(parser, "a column of texts with blanks, or prefix, suffix and length; a seed seeds its row")
     parser.set_defaults(command="generate")
-
-    how = parser.add_argument_group("sampling", "defaults: the model's generation_config.json, else generate's")
-    for name, setting in SETTINGS.items():
-        if name != "length":  # which stands with the text
-            _add_setting(how, name, setting)
 
     out = parser.add_argument_group("output")
     out.add_argument(
         "--json",
         action="store_true",
-        help="one object a line: sample, text, fills (of each blank, or between prefix and suffix), ids, tokens "
-        "(written), nfe (network evaluations), log_probability (of the tokens when drawn, nats), seconds (of its "
-        "batch, divided), seed",
+        help="print one JSON object per text: sample, text, fills (of each blank, or between prefix and suffix), ids, "
+        "tokens (generated), nfe (network evaluations), log_probability (of the tokens when drawn, in nats), seconds "
+        "(its share of the batch), seed",
     )
     out.add_argument("--live", action="store_true", help="show on standard error how the text fills")
     out.add_argument(
@@ -191,29 +210,31 @@ def _generate_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SECONDS",
         default=0.0,
-        help="with --live, seconds to hold each event (default 0)",
+        help="with --live, seconds to wait after each network evaluation (default 0)",
     )
     out.add_argument(
-        "--picture", action="append", default=[], metavar="FILE", help="of the first text: .html or .gif play, or .png"
+        "--picture",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="draw the first text: .html or .gif play how it fills, .png shows the result",
     )
-    out.add_argument("--order-map", metavar="FILE", help="heat map of what was revealed when, of all texts, as .png")
-    out.add_argument("--quiet", "-q", action="store_true", help="no remarks on standard error")
+    out.add_argument("--order-map", metavar="FILE", help="draw which position was filled when, over all texts, as .png")
+    out.add_argument("--quiet", "-q", action="store_true", help="print nothing but results and errors")
 
-    where = parser.add_argument_group("where")
-    where.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the model's")
-    where.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default float32)")
+    where = parser.add_argument_group("computation")
+    where.add_argument("--tokenizer", metavar="NAME", help="name or folder (default: the model's)")
+    where.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default float32)")
+    where.add_argument("--device", metavar="NAME", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     where.add_argument(
-        "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
-    )
-    where.add_argument(
-        "--batch-size", type=int, metavar="N", default=8, help="texts written together (default 8; 1 with --live)"
+        "--batch-size", type=int, metavar="N", default=8, help="texts generated together (default 8; 1 with --live)"
     )
     where.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
 
 def _add_setting(group: Any, name: str, setting: Any) -> None:
-    """The flag of a setting; None where it is not given, so that the model's own default holds."""
+    """Adds the flag of a setting. Without the flag it is None: the default of the model holds."""
     flag = f"--{name.replace('_', '-')}"
     if setting.kind is bool:
         group.add_argument(flag, action="store_const", const=True, help=setting.help)
@@ -225,8 +246,8 @@ def _add_setting(group: Any, name: str, setting: Any) -> None:
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, columns: str) -> None:
-    file = parser.add_argument_group("files", "several processes: accelerate launch -m radd_hf")
-    file.add_argument("--input", metavar="FILE", help=f".txt, a text a line; .jsonl or .parquet with {columns}")
+    file = parser.add_argument_group("a file of texts", "several processes: accelerate launch -m radd_hf")
+    file.add_argument("--input", metavar="FILE", help=f".txt, one text per line; .jsonl or .parquet with {columns}")
     file.add_argument(
         "--output",
         metavar="FILE",
@@ -234,7 +255,10 @@ def add_file_arguments(parser: argparse.ArgumentParser, columns: str) -> None:
     )
     file.add_argument("--text-column", metavar="NAME", help="the column of texts (default text)")
     file.add_argument(
-        "--batch-tokens", type=int, metavar="N", help="tokens of a batch, rows x length; default: 2048, on a card 16384"
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of a batch, rows x length (default 2048, on a GPU 16384)",
     )
 
 

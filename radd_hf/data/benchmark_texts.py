@@ -52,7 +52,7 @@ TITLE = re.compile(r"= [^=].* =")
 
 
 def articles(rows: list[str]) -> list[str]:
-    """The articles of WikiText from its detokenised lines, line breaks restored.
+    """Returns the articles of WikiText from its detokenised lines, line breaks restored.
 
     A title stands between empty lines; lines of formulas that look like one do not. So counted, the test and validation
     splits have 60 articles each, as the paper says (arXiv:1609.07843, Table 1); without the empty lines, 62 and 60.
@@ -65,13 +65,13 @@ def articles(rows: list[str]) -> list[str]:
 
 
 def running_text(rows: list[str]) -> list[str]:
-    """All rows as one document, a line each."""
+    """Joins all rows to one document, a line each."""
     return ["\n".join(row.strip() for row in rows)]
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Where a data set is, and what its rows are.
+    """A data set: where it is, and what its rows are.
 
     source: a data set of the Hub that `load_dataset` reads without code of its own; with `files`, the folder that they
         are in; without `splits`, what `load_documents` reads.
@@ -166,7 +166,7 @@ EVALUATION_SETS: dict[str, EvaluationSet] = {
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """What is scored, and how the scores are averaged.
+    """The text to score, and how its scores are averaged.
 
     blocks: S tensors of int64 ids, (L,) or, the last one under "clean", shorter.
     batches: of the protocol "radd", the indices of the blocks that are averaged together: the batches of process 0,
@@ -183,7 +183,7 @@ class EvaluationText:
 
     @property
     def weights(self) -> Tensor | None:
-        """(S,) float64, sum 1: the reported nats per token are the sum of w times each block's nats per token.
+        """Gives (S,) float64, sum 1: the reported nats per token are the sum of w times each block's nats per token.
 
         None: blocks weigh by their tokens.
         """
@@ -209,7 +209,7 @@ def load_evaluation_text(
     workers: int | None = None,
     special_tokens_in_text: bool = False,
 ) -> EvaluationText:
-    """The blocks of a data set under a protocol.
+    """Loads a data set and cuts it into blocks, by a protocol.
 
     Args:
         dataset: a name in `EVALUATION_SETS`, or whatever `load_documents` reads: a local file, folder or pattern, or a
@@ -273,7 +273,7 @@ def load_evaluation_text(
 
 
 def _load(dataset: str, known: EvaluationSet, split: str) -> Dataset:
-    """The rows of a split, in the column "text"."""
+    """Loads the rows of a split, in the column "text"."""
     if known.splits is None:
         try:
             rows = load_documents(known.source, split, config=known.config, text_column=known.column)
@@ -298,7 +298,7 @@ def _load(dataset: str, known: EvaluationSet, split: str) -> Dataset:
 def _to_documents(
     rows: Dataset, detokenizer: Callable[[str], str] | None, join: Callable[[list[str]], list[str]] | None
 ) -> Dataset:
-    """Each row detokenised, and rows joined to documents."""
+    """Detokenises each row and joins rows to documents."""
     if detokenizer is None and join is None:
         return rows
 
@@ -323,7 +323,7 @@ def _to_documents(
 
 
 def _cut_by_batches_of_rows(tokens: Dataset, length: int) -> Dataset:
-    """A data set whose rows are blocks of L tokens, what is left of every batch of rows dropped.
+    """Cuts every batch of rows into blocks of L tokens and drops the rest of each batch.
 
     Equal to `map(..., batch_size=RADD_ROWS, num_proc=RADD_WORKERS)`, which shares rows out by `shard` as well, but
     starts no processes.
@@ -342,7 +342,7 @@ def _cut_by_batches_of_rows(tokens: Dataset, length: int) -> Dataset:
 
 
 def _deal(n_blocks: int) -> tuple[tuple[int, ...], ...]:
-    """The batches of all processes: the sampler shuffles and deals, the last batch of a process may be smaller."""
+    """Deals shuffled blocks to batches of all processes; the last batch of a process may be smaller."""
     places, batches = TensorDataset(torch.arange(n_blocks)), list[tuple[int, ...]]()
     for rank in range(RADD_PROCESSES):
         sampler: DistributedSampler = DistributedSampler(places, num_replicas=RADD_PROCESSES, rank=rank)

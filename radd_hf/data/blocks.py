@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""From token ids to the rows of an optimizer step: documents end to end -> blocks of L tokens -> B of them a step.
+"""Cuts token ids into the rows of an optimizer step: documents end to end -> blocks of L tokens -> B blocks a step.
 
 A block is a place in the text of all documents, so neither the number of workers nor of processes moves its borders.
 Which blocks make a step is a function of (seed, step): every process asks for its rows and a restart asks for the rest.
@@ -30,7 +30,7 @@ WINDOW = 16
 
 
 class Blocks(Sequence[Tensor]):
-    """Tokenised documents, laid end to end and cut every L tokens: block i is an (L,) int64 tensor.
+    """The tokenised documents, laid end to end and cut every L tokens: block i is an (L,) int64 tensor.
 
     The ids stay where they are, in the files of the data set, mapped into memory.
 
@@ -68,7 +68,7 @@ class Blocks(Sequence[Tensor]):
         return torch.from_numpy(self._ids(start, min(start + self.length, self.n_tokens)).astype(np.int64))
 
     def rows(self, indices: np.ndarray) -> Tensor:
-        """Whole blocks (b, L) at once, in one gather from each piece of text that holds any of them."""
+        """Returns whole blocks (b, L) at once, in one gather from each piece of text that holds any of them."""
         rows = np.empty((len(indices), self.length), dtype=np.int64)
         starts = indices * self.length  # (b,)
         piece = np.searchsorted(self.starts, starts, side="right") - 1
@@ -82,7 +82,7 @@ class Blocks(Sequence[Tensor]):
         return torch.from_numpy(rows)
 
     def _ids(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start .. stop - 1 of all."""
+        """Returns tokens start .. stop - 1 of all."""
         parts = []
         piece = int(np.searchsorted(self.starts, start, side="right")) - 1
         while start < stop:
@@ -92,7 +92,7 @@ class Blocks(Sequence[Tensor]):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that tell data sets apart, in results and when a run is resumed."""
+        """Returns twelve hexadecimal digits that tell data sets apart, in results and when a run is resumed."""
         digest, stretches = hashlib.sha256(), 256
         if self.n_tokens <= FINGERPRINT_TOKENS:
             digest.update(self._ids(0, self.n_tokens).astype(np.int32).tobytes())
@@ -116,7 +116,7 @@ def lost_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 class ShuffledBlocks:
-    """Every block once an epoch, in a new order each time: the permutation is a function of (seed, epoch)."""
+    """Gives every block once an epoch, in a new order each time: the permutation is a function of (seed, epoch)."""
 
     def __init__(self, blocks: Blocks, batch_size: int, seed: int):
         self.blocks, self.batch_size, self.seed = blocks, batch_size, seed
@@ -140,7 +140,7 @@ class ShuffledBlocks:
         return torch.randperm(len(self.blocks), generator=generator)
 
     def state_dict(self) -> dict:
-        """Nothing: what comes next is a function of the step."""
+        """Returns nothing: what comes next is a function of the step."""
         return {}
 
     def load_state_dict(self, state: dict) -> None:
@@ -224,7 +224,7 @@ class StreamedBlocks:
         self.reader = iter(self.documents)
 
     def state_dict(self) -> dict:
-        """Where the window in memory began, as JSON takes it."""
+        """Returns where the window in memory began, in a form for JSON."""
         return self.start
 
     def load_state_dict(self, state: dict) -> None:

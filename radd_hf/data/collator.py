@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Clean blocks to the arguments of one forward: masks, labels, weights, and what may attend to what.
+"""Turns clean blocks into the arguments of one forward: masks, labels, weights, and what may attend to what.
 
 `train_accelerate.py` asks for the rows of a numbered step; transformers' own `Trainer` calls it with lists of examples:
 
@@ -53,7 +53,7 @@ class LoaderPass:
         return cls(loader.iteration, skipped, batches)
 
     def next(self) -> tuple[int, int]:
-        """The epoch of the batch that is asked for, and its number in the epoch."""
+        """Returns the epoch of the next batch, and its number in the epoch."""
         worker, calls, epoch = get_worker_info(), self.calls, self.epoch
         self.calls += 1
         first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)  # a loader's workers take turns
@@ -124,7 +124,7 @@ class DiffusionCollator:
         return self.passes[loader]
 
     def rows(self, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
-        """The arguments of a forward on `rows` of the `n_rows` of a step, whose clean ids are x0 (b, L); on the CPU."""
+        """Returns the arguments of a forward on `rows` of a step's `n_rows` with clean ids x0 (b, L), on the CPU."""
         return self._rows(self.seed, x0, step, rows, n_rows)
 
     def _rows(self, seed: int, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ class DiffusionCollator:
         return inputs
 
     def _check(self, x0: Tensor) -> None:
-        """Raises a ValueError for clean ids (b, L) that are none. A model on a card cannot look without waiting."""
+        """Raises a ValueError for clean ids (b, L) that are none. A model on a GPU cannot look without waiting."""
         if x0.is_floating_point() or x0.is_complex() or x0.dtype == torch.bool or x0.ndim != 2 or x0.numel() == 0:
             raise ValueError(f"input_ids{shown(x0)}; it must hold clean ids, (B, L) integers, at least one.")
         wrong = (x0 < 0) | (x0 >= self.vocab_size) | (x0 == self.mask_token_id)
@@ -156,11 +156,11 @@ class DiffusionCollator:
             )
 
     def n_tokens(self, step: int, length: int, n_rows: int) -> int:
-        """Tokens of all rows of a step, padding left out: what a loss per token is per."""
+        """Counts the tokens of all rows of a step, without padding: the divisor of a loss per token."""
         return int(self._lengths(self.seed, step, length, n_rows).sum())
 
     def _lengths(self, seed: int, step: int, length: int, n_rows: int) -> Tensor:
-        """(B,) tokens of each row of a step."""
+        """Returns (B,) tokens of each row of a step."""
         lengths = torch.full((n_rows,), length)
         if self.random_length_fraction > 0:
             generator = torch.Generator().manual_seed(stream_seed(seed, "lengths", step))
@@ -169,7 +169,7 @@ class DiffusionCollator:
         return lengths
 
     def __call__(self, features: list) -> dict[str, Tensor]:
-        """A batch of blocks, or of examples with "input_ids", of one length; every process has its rows of the batch.
+        """Makes a batch of blocks, or of examples with "input_ids", of one length; each process passes its own rows.
 
         Draws belong to (seed, epoch, batch of the epoch, row) under a loader of Accelerate's, which the Trainer's are.
         The first epoch's are those of the script's steps. In a loop without one they belong to the number of the call,

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""From the spaced-out words of old benchmarks to text as people write it, one function a data set.
+"""Turns the spaced-out words of old benchmarks into text as people write it, one function a data set.
 
 WikiText, Penn Treebank and One Billion Words come as words with spaces between them; a model that learned from ordinary
 text is asked about ordinary text. What each function undoes is the convention under which zero-shot perplexities of
@@ -91,7 +91,7 @@ def detokenize_wikitext(line: str) -> str:
 
 
 def detokenize_ptb(sentence: str) -> str:
-    """Unknown words, which the corpus has as <unk>, become question marks."""
+    """Replaces unknown words, <unk> in the corpus, by question marks."""
     return _apply(PTB, sentence)
 
 
@@ -100,5 +100,5 @@ def detokenize_lm1b(sentence: str) -> str:
 
 
 def detokenize_lambada(passage: str) -> str:
-    """A passage begins with a line break and has straight quotation marks."""
+    """Begins a passage with a line break and straightens its quotation marks."""
     return "\n" + _apply(LAMBADA, passage).strip()

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""From text to token ids: a data set of documents -> tokenizer -> the ids of each document, EOS at its end.
+"""Turns text into token ids: a data set of documents -> tokenizer -> the ids of each document, EOS at its end.
 
 Everything is a data set of the `datasets` library: read once, tokenised once, kept in its cache under a name made of
 the documents and the tokenizer, and mapped into memory from there. `blocks.py` cuts the ids into blocks.
@@ -88,7 +88,7 @@ def load_documents(
     streaming: bool = False,
     argument: str = "dataset",
 ) -> Dataset | IterableDataset:
-    """The documents of a data set, in the column "text".
+    """Loads the documents of a data set, in the column "text".
 
     Args:
         source: "austen", Jane Austen's novels (shipped, public domain, their lines joined to paragraphs); or a local
@@ -137,7 +137,7 @@ def stream_fingerprint(source: str, config: str | None) -> str:
 
 
 def load_validation(source: str, *, config: str | None = None, text_column: str = "text", argument: str) -> Dataset:
-    """The documents to score of a data set that is named for that: its split "validation", else "test", else all."""
+    """Loads the documents to score of a data set named for that: its split "validation", else "test", else all."""
     splits = open_splits(source, config=config, text_column=text_column, streaming=False, argument=argument)
     read = splits.get("validation") or splits.get("test")
     documents = read() if read else concatenate_datasets([read() for read in splits.values()])
@@ -147,7 +147,7 @@ def load_validation(source: str, *, config: str | None = None, text_column: str 
 def open_splits(
     source: str, *, config: str | None, text_column: str, streaming: bool, argument: str
 ) -> dict[str, Callable[[], Any]]:
-    """Name to what reads the documents of every split there is; one that is not asked for need not be read."""
+    """Returns, for every split, a function that reads its documents; a split that is not asked for is not read."""
     name = f"{argument}={source!r}"
     if source.startswith("file://"):
         source = url2pathname(urlparse(source).path)
@@ -180,7 +180,7 @@ def open_splits(
 def _local_splits(
     name: str, source: str, config: str | None, text_column: str, streaming: bool
 ) -> tuple[dict[str, Callable[[], Any]] | None, str]:
-    """What reads each split of local files, None where there are none of this name; and the column of the text."""
+    """Returns what reads each split of local files, None if there are none of this name, and the column of the text."""
     path = Path(source).expanduser()
     if not source:
         raise Refused(f"{name} must name a data set.")
@@ -209,7 +209,7 @@ def _local_splits(
 
 
 def _splits_of_the_hub(name: str, source: str, config: str | None, streaming: bool) -> dict[str, Callable[[], Any]]:
-    """What reads each split of a data set of the Hub, or of files at an address."""
+    """Returns what reads each split of a data set of the Hub, or of files at an address."""
     path, settings = source, dict[str, Any]()
     if "://" in source:
         kind = KINDS.get(ending_of(Path(source)))
@@ -234,7 +234,7 @@ def _shipped(split: str) -> Dataset:
 
 @contextmanager
 def readable(source: str, argument: str = "dataset") -> Iterator[None]:
-    """Whatever cannot be read is a ValueError that names the source and the innermost reason."""
+    """Turns every failure to read into a ValueError that names the source and the innermost reason."""
     try:
         yield
     except Refused:
@@ -252,7 +252,7 @@ def readable(source: str, argument: str = "dataset") -> Iterator[None]:
 
 
 def _text(name: str, documents: Any, column: str) -> Any:
-    """The data set with its text alone, as "text"."""
+    """Returns the data set with its text alone, as "text"."""
     if column not in documents.column_names:
         raise ValueError(f"text_column={column!r} must be one of {documents.column_names} for {name}.")
     feature = documents.features[column]
@@ -263,7 +263,7 @@ def _text(name: str, documents: Any, column: str) -> Any:
 
 
 def check_text(documents: Any, name: str) -> Any:
-    """The documents, of which one at least must not be empty, and none null; a stream is not read for that."""
+    """Returns the documents if none is null and one is not empty. A stream is not read for this check."""
     if isinstance(documents, IterableDataset):
         return documents
     column = documents.data.column("text")
@@ -316,7 +316,7 @@ def unwrap(text: str) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, exact: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `vocab_size` tokens in all; the last id is the mask, the first EOS.
+    """Trains a byte-level BPE of `vocab_size` tokens in all; the last id is the mask, the first EOS.
 
     Args:
         exact: whether a text that gives fewer tokens is refused.
@@ -404,7 +404,7 @@ def tokenize(
     workers: int | None = None,
     special_tokens_in_text: bool = False,
 ) -> Dataset:
-    """The ids of every document, "input_ids", and the bytes of its text, "n_bytes".
+    """Encodes every document: its ids, "input_ids", and the bytes of its text, "n_bytes".
 
     Cached beside the documents under a name made of them and of the tokenizer, so that the same text is tokenised once,
     whoever asks and with however many `workers` (processes; None: this one, with the tokenizer's threads).

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""From a local folder, file or pattern to documents: which files are read, which split each is of, what is in them.
+"""Reads the documents of a local folder, file or pattern: which files, the split of each, and their content.
 
     "corpus"   a folder: every file in it, at any depth, that ends in .txt, .jsonl, .json or .parquet (or that and .gz,
                .bz2, .xz, .zst). Hidden files, other endings, README and LICENSE are left out, and a line says so.
@@ -79,7 +79,7 @@ Columns = TypeVar("Columns", bound=Collection[str])
 
 
 class Refused(ValueError):
-    """What was asked for cannot be; the message names the argument."""
+    """A request that cannot be met; the message names the argument."""
 
 
 class Unreadable(ValueError):
@@ -106,7 +106,7 @@ def looks_local(source: str) -> bool:
 
 
 def find_files(path: Path, name: str) -> LocalText | None:
-    """The files of a folder, a file or a pattern; None where there is nothing of that name.
+    """Finds the files of a folder, a file or a pattern; None if there is nothing of that name.
 
     Args:
         name: of the argument and its value, for messages.
@@ -155,7 +155,7 @@ def _files_of_folder(folder: Path, name: str) -> LocalText:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files of a folder at any depth, also of linked folders; of a folder that is met again, none."""
+    """Yields the files of a folder at any depth, also of linked folders, each folder once."""
     met = set()
     for name, folders, files in os.walk(folder, followlinks=True):
         here = Path(name)
@@ -167,7 +167,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _left_out(file: Path) -> str | None:
-    """Why a file of a folder is not read, None if it is."""
+    """Returns why a file of a folder is not read, None if it is."""
     if any(part.startswith(".") for part in file.parts) or any(part.startswith("__") for part in file.parts[:-1]):
         return "hidden"
     if file.name.split(".")[0].lower() in ABOUT:
@@ -186,7 +186,7 @@ def ending_of(file: Path) -> str:
 
 
 def _split_of(file: Path) -> str | None:
-    """The split that a file of a folder is of by its path there, None if that names none."""
+    """Returns the split that the path of a file within a folder names, None if it names none."""
     for folder in reversed(file.parts[:-1]):
         if folder.lower() in SPLITS:
             return SPLITS[folder.lower()]
@@ -196,7 +196,7 @@ def _split_of(file: Path) -> str | None:
 
 
 def _kind(files: list[Path], name: str) -> str:
-    """The kind of all files; raises a ValueError where they have several, or a file cannot be read here."""
+    """Returns the kind of all files; raises a ValueError for several kinds, or a file that cannot be read here."""
     endings = Counter(ending_of(file) for file in files)
     kinds = {KINDS.get(ending) for ending in endings}
     if len(kinds) != 1 or None in kinds:
@@ -220,7 +220,7 @@ def _say(line: str, warning: str) -> None:
 
 
 def read_files(kind: str, files: Sequence[Path], column: str, streaming: bool) -> Dataset | IterableDataset:
-    """The documents of files in the column "text", in the cache of `datasets`, or read when they are asked for.
+    """Reads the documents of files into the column "text", in the cache of `datasets` or, streaming, when asked for.
 
     Raises:
         Unreadable: for a file that is at fault, perhaps wrapped by `datasets`; of a stream for the first document, and
@@ -279,7 +279,7 @@ class _Reader(ArrowBasedBuilder):
 
 
 def table_of(texts: list[str]) -> pa.Table:
-    """Texts as a column "text" of any size; `Dataset.from_dict` would make a "string" of each on the way."""
+    """Makes a column "text" of any size; `Dataset.from_dict` would make a "string" of each text on the way."""
     return pa.table({"text": pa.array(texts, type=pa.large_string())})
 
 
@@ -321,7 +321,7 @@ def _faults_of(file: Path) -> Iterator[None]:
 
 
 def _open(file: Path) -> BinaryIO:
-    """The bytes of a file, decompressed."""
+    """Opens a file for its bytes, decompressed."""
     if file.suffix == ".zst":
         try:
             import zstandard  # here, since it is optional
@@ -333,7 +333,7 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _decode(data: bytes, file: Path, first_line: int = 1) -> str:
-    """UTF-8 without the byte order mark that may begin it."""
+    """Decodes UTF-8, without a byte order mark at the beginning."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Unreadable(f"{file} is in UTF-16: save it as UTF-8, by iconv -f UTF-16 -t UTF-8 say.")
     data = data.removeprefix(BYTE_ORDER_MARK)
@@ -348,7 +348,7 @@ def _decode(data: bytes, file: Path, first_line: int = 1) -> str:
 
 
 def _text_of_file(file: Path, column: str) -> Iterator[tuple[str, str]]:
-    """The file as one document, its line ends as on Unix."""
+    """Yields the file as one document, its line ends as on Unix."""
     _in_columns(["text"], column, str(file))
     with _open(file) as stream:
         data = stream.read()
@@ -367,7 +367,7 @@ def _text_of_file(file: Path, column: str) -> Iterator[tuple[str, str]]:
 
 
 def _rows_of_text(file: Path) -> Iterator[dict[str, Any]]:
-    """A row for each line, without the line break; nothing else ends a line."""
+    """Yields a row for each line, without the line break; no other character ends a line."""
     with _open(file) as stream:
         for number, line in enumerate(stream, start=1):
             text = _decode(line.removesuffix(b"\n").removesuffix(b"\r"), file, number)
@@ -377,7 +377,7 @@ def _rows_of_text(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows_of_json(file: Path) -> Iterator[tuple[str, Any]]:
-    """The place and the object of every line; of a file that is a list, or one object on many lines, of each item."""
+    """Yields the place and the object of every line; of a file that is one list or one object, of each item."""
     with _open(file) as stream:
         first = next((line for line in stream if line.strip()), b"").removeprefix(BYTE_ORDER_MARK).strip()
     if first.startswith(b"[") or first == b"{":
@@ -441,7 +441,7 @@ def parquet_schema(file: Path) -> pa.Schema:
 
 
 def _in_columns(columns: Columns, column: str, place: str) -> Columns:
-    """The columns, in which the one that is asked for must be."""
+    """Returns the columns if the one that is asked for is among them."""
     if column not in columns:
         raise Unreadable(f"{place}: text_column={column!r} must be one of {list(columns)}.")
     return columns

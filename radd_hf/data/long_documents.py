@@ -51,7 +51,7 @@ Encode = Callable[[list[str]], list[list[int]]]
 def encode_documents(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, encode: Callable[[list[str], Any], list[list[int]]]
 ) -> list[np.ndarray]:
-    """The ids of each document, EOS at its end, as (T,) int32; the same as `encode` gives for the whole documents.
+    """Encodes each document, EOS at its end, as (T,) int32: the ids that `encode` gives for the whole documents.
 
     Args:
         encode: (texts, tokenizer) to ids, EOS at the end of each.
@@ -74,7 +74,7 @@ def encode_documents(
 
 
 def groups(pieces: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Pieces that are tokenised together: a few, so that threads have something to do, of bounded size in all."""
+    """Groups pieces that are tokenised together: several, for the tokenizer's threads, of bounded size in all."""
     group, size = list[tuple[int, str]](), 0
     for number, piece in pieces:
         if group and size + len(piece) > AT_ONCE:
@@ -87,7 +87,7 @@ def groups(pieces: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]
 
 
 def cut_text(text: str, ids_of: Encode) -> Iterator[str]:
-    """The pieces of a text, whose ids one after the other are those of the text."""
+    """Cuts a text into pieces whose ids, one after the other, are those of the text."""
     start = 0
     while len(text) - start >= 2 * PIECE:
         place = next_place(text, start + PIECE, ids_of)
@@ -99,7 +99,7 @@ def cut_text(text: str, ids_of: Encode) -> Iterator[str]:
 
 
 def next_place(text: str, start: int, ids_of: Encode) -> int | None:
-    """The first place from `start` on where the text may be cut; None if none is found before the text ends."""
+    """Finds the first place from `start` on where the text may be cut; None if there is none."""
     while start < len(text) - AROUND:
         stop = min(start + PIECE, len(text) - AROUND)
         for pattern in PLACES:
@@ -137,7 +137,7 @@ def can_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def steps(rule: dict | None) -> list[dict]:
-    """A normalizer or pre-tokenizer as the list of its steps."""
+    """Returns a normalizer or pre-tokenizer as the list of its steps."""
     if rule is None:
         return []
     if rule["type"] == "Sequence":

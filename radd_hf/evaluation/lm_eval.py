@@ -164,7 +164,7 @@ class RaddLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> "RaddLM":
-        """As the harness's, where a flag and a model argument of one name would clash: its flags have defaults."""
+        """Makes the model as the harness does; a model argument wins over the default of a flag of its name."""
         flags = {name: value for name, value in (additional_config or {}).items() if value is not None}
         return super().create_from_arg_obj(flags | arg_dict)
 
@@ -206,7 +206,7 @@ class RaddLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs
     ) -> list[tuple[float, bool]]:
-        """(log p(continuation | context), whether greedy decoding from left to right gives it) of each request.
+        """Returns (log p(continuation | context), whether greedy decoding from left to right gives it) of each request.
 
         `loglikelihood` of the harness calls this with ids. A context that is too long loses its beginning.
 
@@ -256,7 +256,7 @@ class RaddLM(TemplateLM):
     def _by_estimates(
         self, texts: Sequence[tuple[str, str]], canvases: Sequence[Canvas], order: list[int]
     ) -> Iterator[tuple[int, tuple[float, bool]]]:
-        """What greedy decoding gives needs an order: from left to right, turn by turn, as far as it is right."""
+        """Scores by an estimator; decodes greedily from left to right while each token is the continuation's."""
         greedy, turn, right = set[int](), 0, order
         while right:
             places = [(index, canvases[index].first + turn) for index in right]
@@ -270,7 +270,7 @@ class RaddLM(TemplateLM):
             yield index, (-nats, index in greedy)
 
     def _estimate(self, estimator: str, canvases: Sequence[Canvas], *request: str) -> float:
-        """Nats of the scored tokens of all canvases, with masks that belong to the request."""
+        """Estimates the nats of the scored tokens of all canvases, with masks that belong to the request."""
         found = estimate_likelihood(
             self.model,
             [torch.tensor(canvas.ids) for canvas in canvases],
@@ -283,7 +283,7 @@ class RaddLM(TemplateLM):
         return found.nats_per_token * found.n_tokens
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """log p(text) of each request, every token scored once; 0 for an empty one.
+        """Returns log p(text) of each request, every token scored once; 0 for an empty text.
 
         In the harness's windows, of `max_length` tokens: the first begins with EOS, every other with the last token of
         the one before, and the last window, filled up with what lies before it, has as much context as there is room.
@@ -304,7 +304,7 @@ class RaddLM(TemplateLM):
     # -----------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The text that `generate` writes after each context, up to EOS or the first of the strings in `until`.
+        """Generates text after each context, up to EOS or the first of the strings in `until`.
 
         The canvas is the context and `max_gen_toks` masks; a context that is too long loses its beginning. Contexts of
         one length share a batch. A request that comes several times, for a task's `repeats`, is drawn each time anew.
@@ -347,7 +347,7 @@ class RaddLM(TemplateLM):
         return [answers[index] for index in range(len(requests))]
 
     def _generation_settings(self, gen_kwargs: dict) -> tuple[list[str], int, dict]:
-        """The strings to stop at, how many tokens to generate, and the keywords of `generate`."""
+        """Returns the strings to stop at, how many tokens to generate, and the keywords of `generate`."""
         given: dict = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
         until, new_tokens, sampled = given.pop("until"), given.pop("max_gen_toks"), given.pop("do_sample")
         temperature = float(given.pop("temperature", 1.0))
@@ -387,7 +387,7 @@ class RaddLM(TemplateLM):
             self.accelerator.wait_for_everyone()
 
     def get_model_info(self) -> dict:
-        """For the harness's results file: what decides about them, given or not."""
+        """Returns the settings that decide about the results, given or not, for the harness's results file."""
         return {
             "radd_hf": __version__,
             "model_num_parameters": self.model.num_parameters(),
@@ -409,7 +409,7 @@ class RaddLM(TemplateLM):
 def score_places(
     model: RaddForMaskedLM, canvases: Sequence[Canvas], places: Iterable[tuple[int, int]], batch_size: int
 ) -> Iterator[tuple[int, int, float, bool]]:
-    """The chain rule from left to right, a place at a time: what lies before the place is visible, the rest is masked.
+    """Scores one place at a time from left to right: what lies before the place is visible, the rest is masked.
 
     `likelihood.exact_likelihood` gives the same sums; here it is also seen whether the token was the likeliest, and a
     canvas that several want is computed once: the first ones of answers that have a question and a length in common.
@@ -452,7 +452,7 @@ def score_places(
 
 
 def _device_of(name: str | None) -> torch.device:
-    """Where the harness's `--device` is left out it says "cuda:0", so that this one need not be there."""
+    """Returns the device. The harness says "cuda:0" where its `--device` is left out; without a GPU that is the CPU."""
     return find_device(None if name == "cuda:0" and not torch.cuda.is_available() else name)
 
 

@@ -14,7 +14,7 @@ from ..likelihood import estimate_likelihood
 
 
 class DiffusionPerplexity(evaluate.Metric):
-    """Any-order perplexity of token ids under a RADD model, with its standard error and 95 % interval."""
+    """The any-order perplexity of token ids under a RADD model, with its standard error and 95 % interval."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -26,7 +26,7 @@ class DiffusionPerplexity(evaluate.Metric):
         )
 
     def compute(self, *, predictions: Any = None, **settings) -> dict:
-        """As any metric's; predictions that are given here are scored where they are, not copied to a table first.
+        """Computes the metric. Predictions that are given here are scored where they are, not copied to a table first.
 
         Returns:
             What [`Likelihood.to_dict`] has: nats_per_token, standard_error, interval, perplexity and so on.

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""How good generated text is, and what it cost.
+"""Measures how good generated text is, and how much it cost.
 
     quality   its likelihood under a judge, a causal language model; the entropy of its tokens; distinct n-grams
     cost      network evaluations (NFE), measured and expected, and seconds
@@ -61,7 +61,7 @@ N_GRAMS = (1, 2, 3)
 
 
 def token_entropy(sequences: Iterable[Tensor]) -> float:
-    """Entropy of the frequencies of the tokens of a sample, in nats, averaged over the samples.
+    """Computes the entropy of the token frequencies of a sample, in nats, averaged over the samples.
 
     For each sample -sum_k p_k log p_k with the natural logarithm, p_k being the share of its L tokens that are the
     token k: 0 if all are the same, log L if no two are. So it depends on L, and compares samples of one length. It is
@@ -85,7 +85,7 @@ def token_entropy(sequences: Iterable[Tensor]) -> float:
 
 
 def distinct_n(sequences: Iterable[Tensor], n: int) -> float:
-    """Share of the n-grams of all samples that are different ones: distinct n-grams / n-grams, in (0, 1].
+    """Computes distinct n-grams / n-grams over all samples together, in (0, 1].
 
     Pooled: an n-gram that two samples share counts once, so that samples which resemble one another show, as they do
     not in [`token_entropy`]. An n-gram lies within one sample. The measure is that of arXiv:1510.03055, which divides
@@ -118,7 +118,7 @@ def distinct_n(sequences: Iterable[Tensor], n: int) -> float:
 
 @dataclass(frozen=True)
 class Judgement(NatsPerToken):
-    """Of texts under a judge; the error is that of the choice of texts, nan for one, which does not show its spread.
+    """The score of texts under a judge model; its error is that of the choice of texts, nan for a single text.
 
     A token is one of the judge's, and so figures of different judges do not compare.
     """
@@ -139,7 +139,7 @@ JUDGES = (
 
 
 def load_judge(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in evaluation mode, in float32 on the CPU, and its tokenizer.
+    """Loads a causal language model, in evaluation mode and in float32 on the CPU, and its tokenizer.
 
     Args:
         name: a folder or a repository of the Hub; or a GGUF file in one, FOLDER/FILE.gguf, whose quantised weights
@@ -192,7 +192,7 @@ def judge(
     max_length: int | None = None,
     eos_token: str | None = None,
 ) -> Judgement | None:
-    """The negative log-likelihood of `texts` under a judge; see [`load_judge`], and the head of this file.
+    """Computes the negative log-likelihood of `texts` under a judge model; the head of this file explains it.
 
     Every scored token counts once, whatever text it is in, and the result does not depend on the batch size. The first
     token of a text is scored after the tokenizer's BOS; if that has none, it is context only. What spells a special
@@ -246,7 +246,7 @@ def judge(
 
 
 def _limit(model: PreTrainedModel, max_length: int | None) -> int | None:
-    """Ids of a text that are read; None: all of them."""
+    """Returns how many ids of a text are read; None: all."""
     context = getattr(model.config, "max_position_embeddings", None)
     if max_length is None:
         return context
@@ -257,7 +257,7 @@ def _limit(model: PreTrainedModel, max_length: int | None) -> int | None:
 
 
 def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos_token: str | None = None) -> list[list[int]]:
-    """The judge's ids of each text, BOS before them if its tokenizer has one."""
+    """Returns the judge model's ids of each text, after BOS if its tokenizer has one."""
     # Some tokenizers add a BOS of themselves, others (GPT-2's) have one and do not.
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     rows = []
@@ -271,7 +271,7 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos_token:
 
 
 def _nats(rows: list[Tensor], model: PreTrainedModel) -> Tensor:
-    """(B,) float64: -log-likelihood of each row of ids given its first."""
+    """Computes (B,) float64, the -log-likelihood of each row of ids given its first."""
     lengths = torch.tensor([len(row) for row in rows])
     input_ids = pad_sequence(rows, batch_first=True).to(model.device)  # (B, L), padded on the right with an id, 0
     attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(model.device)
@@ -285,7 +285,7 @@ def _nats(rows: list[Tensor], model: PreTrainedModel) -> Tensor:
 
 
 def _ratio_error(nats: Tensor, n_tokens: Tensor, ratio: float) -> float:
-    """Standard error of ratio = sum of nats / sum of tokens, (S,) each, over independent texts."""
+    """Computes the standard error of ratio = sum of nats / sum of tokens, (S,) each, over independent texts."""
     n_texts = len(nats)
     if n_texts == 1:
         return math.nan
@@ -299,7 +299,7 @@ def _ratio_error(nats: Tensor, n_tokens: Tensor, ratio: float) -> float:
 
 
 def expected_nfe(config: Any, method: str, steps: int | None, n_masked: int) -> float:
-    """Mean number of network evaluations of a row with `n_masked` masks, by any method of `generate`.
+    """Computes the mean number of network evaluations of a row with `n_masked` masks, by any method of `generate`.
 
     On a grid [`noise_radd.expected_evaluations`]; else, with certainty, the number of events: one a mask for
     "first_hitting", and for "ordered" as many as `steps` (None: one a mask), but not more than there are masks.
@@ -324,7 +324,7 @@ def expected_nfe(config: Any, method: str, steps: int | None, n_masked: int) -> 
 
 @dataclass(frozen=True)
 class Samples:
-    """What a model wrote, and at what cost."""
+    """The samples of a model, and their cost."""
 
     ids: Tensor  # (S, L)
     evaluations: Tensor  # (S,) network evaluations of each sample, NFE
@@ -336,7 +336,7 @@ class Samples:
 
     @property
     def nfe_error(self) -> float:
-        """Standard error of the mean; nan for one sample."""
+        """Returns the standard error of the mean; nan for one sample."""
         return float(self.evaluations.double().std()) / math.sqrt(len(self.evaluations))
 
     @property
@@ -354,11 +354,11 @@ def write_samples(
     before_gathering: Callable[[], None] | None = None,
     **settings: Any,
 ) -> Samples:
-    """S samples of `generate`, on the CPU.
+    """Generates S samples by `generate`, on the CPU.
 
     Sample i has the generator of `generate(seed=)`: the same text whatever the batch size and the number of processes,
     as far as the network's logits are the same. So methods and steps that are compared with one seed are
-    compared with the same random numbers, and those of one law write the same.
+    compared with the same random numbers, and those of one distribution generate the same.
 
     Args:
         n_samples: S.
@@ -396,7 +396,7 @@ def write_samples(
 
 
 def spread_rows(rows: Sequence[Tensor], count: int) -> Tensor:
-    """(count, L) of the rows (L,) of a text, evenly spread over it: what samples are held against.
+    """Returns (count, L) rows of a text, evenly spread over it, to compare samples with.
 
     Raises:
         ValueError: for a text of fewer rows.
@@ -413,7 +413,7 @@ def text_figures(
     *,
     batch_size: int = 8,
 ) -> dict[str, Any]:
-    """All that this file says of texts of equal length, as JSON takes it.
+    """Computes all figures of this file for texts of equal length, in a form for JSON.
 
     "token_entropy_error" is the standard error of that mean over the texts; "judgement", [`Judgement.to_dict`].
 

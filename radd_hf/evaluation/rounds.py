@@ -145,7 +145,7 @@ def _record(line: str) -> dict | None:
 
 
 class RunningEstimate:
-    """Mean and standard error in nats per token of the sequences that have been scored so far, as rounds come in."""
+    """The mean and its standard error, nats per token, of the sequences scored so far, as rounds come in."""
 
     def __init__(self, n_tokens: list[int]):
         self.n_tokens = n_tokens

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Protocol
 from ..ranges import check_count
 
 # Tokens of a batch, rows x length, by default: more is not faster on a processor, or on a card.
-BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD = 2048, 16384
+BATCH_TOKENS, BATCH_TOKENS_ON_A_GPU = 2048, 16384
 
 
 def tokens_of_a_batch(batch_tokens: int | None, device: Any) -> int:
     """Returns the given number of tokens, or what suits a torch.device; raises a ValueError unless it is a count."""
     if batch_tokens is None:
-        return BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS_OF_A_CARD
+        return BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS_ON_A_GPU
     return check_count("batch_tokens", batch_tokens)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ..hub.convert import DTYPES
-from ..jobs.batches import BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD
+from ..jobs.batches import BATCH_TOKENS, BATCH_TOKENS_ON_A_GPU
 from ..options import OneLineParser
 from .batcher import GATHER, QUEUE
 from .handler import Limits
@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         (
             "batch-tokens",
             None,
-            f"tokens of a batch; default: {BATCH_TOKENS} on a processor, {BATCH_TOKENS_OF_A_CARD} on a card",
+            f"tokens of a batch; default: {BATCH_TOKENS} on a processor, {BATCH_TOKENS_ON_A_GPU} on a card",
         ),
         ("max-queue", QUEUE, "texts that wait; more are refused with status 429"),
     ):

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Low-rank adapters (arXiv:2106.09685) through PEFT: train a small change of each matrix, ship the sum of both."""
+"""Trains low-rank adapters (arXiv:2106.09685) by PEFT: a small change of each matrix; the sum of both is saved."""
 
 import copy
 from typing import Any
@@ -12,7 +12,7 @@ TARGETS = ("qkv_proj", "o_proj", "up_proj", "down_proj")  # every matrix of the 
 
 
 def add_adapters(model: RaddForMaskedLM, rank: int, alpha: int, dropout: float) -> nn.Module:
-    """The model with adapters of rank r, W + (alpha / r) B A, in every matrix of its layers; only they are trained.
+    """Adds adapters of rank r, W + (alpha / r) B A, to every matrix of the layers; only they are trained.
 
     Raises:
         ValueError: when PEFT is not installed.
@@ -30,5 +30,5 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def merged(model: Any) -> RaddForMaskedLM:
-    """The plain model whose matrices are the sums: a copy, since taking the sum apart again would round."""
+    """Returns a plain model whose matrices are the sums: a copy, since taking the sum apart again would round."""
     return copy.deepcopy(model).merge_and_unload() if has_adapters(model) else model

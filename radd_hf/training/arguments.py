@@ -74,13 +74,13 @@ RANGES = {
 
 
 def help_(text: str, values: Sequence[str] = ()) -> dict:
-    """values: see [`ScriptParser`]."""
+    """Makes the metadata of a field: its help, and the values that [`ScriptParser`] completes."""
     return {"help": text, "values": values}
 
 
 @dataclass
 class ModelArguments:
-    """Of fields that are left out, `init_from` says the value, or the paper's small model."""
+    """The arguments of the model. A field that is left out is that of `init_from`, or of the paper's small model."""
 
     init_from: str | None = field(default=None, metadata=help_("folder or repository of a RADD model to start from"))
     hidden_size: int | None = field(default=None, metadata=help_("small: 768, medium: 1024"))
@@ -164,12 +164,12 @@ class TrainingArguments:
     )
     gradient_checkpointing: bool = field(default=False, metadata=help_("compute activations twice, keep few"))
     compile: bool | None = field(
-        default=None, metadata=help_("torch.compile the network and its loss; default: on a graphics card")
+        default=None, metadata=help_("torch.compile the network and its loss; default: on a GPU")
     )
     compile_backend: str | None = field(default=None, metadata=help_("of torch.compile; inductor if none is named"))
     force: bool = field(default=False, metadata=help_("train although a step needs more memory than there is"))
     deterministic: bool = field(
-        default=False, metadata=help_("the same bits in every run on the same card, also after a restart; slower there")
+        default=False, metadata=help_("the same bits in every run on the same GPU, also after a restart; slower there")
     )
     seed: int = 0
     log_steps: int = 50
@@ -193,7 +193,7 @@ class TrainingArguments:
 
 
 def find_config(name: str) -> Path:
-    """A file of that name, or the shipped recipe: "austen" is `configs/austen.yaml` of this package."""
+    """Finds a file of that name, or the shipped recipe: "austen" is `configs/austen.yaml` of this package."""
     shipped = shipped_configs()
     if not Path(name).is_file() and name not in shipped:
         raise ValueError(f"config={name!r} must be a YAML file, or one of {sorted(shipped)}.")
@@ -215,7 +215,7 @@ def make_parser() -> ScriptParser:
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """`--config FILE` stands for its fields as flags, before those on the command line, which win."""
+    """Parses the command line. `--config FILE` stands for the fields of the file; flags on the command line win."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(argv)
@@ -273,7 +273,7 @@ def check_folders(data_args: DataArguments, args: TrainingArguments, config: str
 
 
 def flags_of_file(name: str) -> list[str]:
-    """The fields of a YAML file as flags.
+    """Returns the fields of a YAML file as flags.
 
     Raises:
         ValueError: for a file that is none, or a field that is unknown or of another type, such as a bare `no`, which
@@ -300,7 +300,7 @@ def flags_of_file(name: str) -> list[str]:
 
 
 def text_of(file: str, name: str, value: Any, kind: Any) -> str:
-    """The value of a field of a file as its flag takes it."""
+    """Returns the value of a field of a file in the form that its flag takes."""
     wanted = next((part for part in get_args(kind) if part is not NoneType), kind)
     if name == "mixed_precision" and value is False:
         return "no"
@@ -357,7 +357,7 @@ def check_compilation(args: TrainingArguments) -> None:
 
 
 def trackers(names: str | None) -> list:
-    """Accelerate would pass over those that are not installed."""
+    """Returns the trackers; refuses those that are not installed, which Accelerate would ignore."""
     wanted, installed = (names or "").split(","), [str(tracker) for tracker in get_available_trackers()]
     for name in filter(None, wanted):
         if name not in installed:

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The exponential moving average of the weights, by the paper's law."""
+"""The exponential moving average of the weights, with the paper's decay."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from ..kernels_radd import evaluation_mode
 
 
 def ema_decay(decay: float, n: int) -> float:
-    """Decay of update n = 1, 2, ...: min(decay, (1 + n) / (10 + n)), so that early averages forget quickly."""
+    """Returns the decay of update n = 1, 2, ...: min(decay, (1 + n) / (10 + n)); early averages forget quickly."""
     return min(decay, (1 + n) / (10 + n))
 
 
 class Ema:
-    """a <- a - (1 - d_n) (a - w) for every trained parameter w, n = 1, 2, ...; a starts at w.
+    """The averages a <- a - (1 - d_n) (a - w) of every trained parameter w, n = 1, 2, ...; a starts at w.
 
     Written with `sub_`, which is the authors' arithmetic to the last bit; `lerp` rounds differently. torch's
     AveragedModel would keep a second module; here the averages are tensors alone, sharded where the parameters are, and
@@ -42,7 +42,7 @@ class Ema:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside, `model` has the averages and is in evaluation mode; afterwards it is as before, to the bit."""
+        """Puts the averages into `model`, in evaluation mode; afterwards the model is as before, to the bit."""
         self._exchange(model)
         try:
             with evaluation_mode(model):

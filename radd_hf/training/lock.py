@@ -3,7 +3,7 @@
 
 The first process of a run holds an exclusive lock of `run.lock`, from before it writes anything until the run ends. The
 file says who holds the lock, and is empty between two runs. The kernel releases the lock when its holder ends, for
-whatever reason, so the file that a killed run leaves blocks nobody.
+whatever reason, so the file that a killed run leaves blocks no other run.
 """
 
 import logging

@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Estimates the memory of a training step from its configuration, and refuses a step that cannot fit.
 
-A graphics card and a processor differ in what they keep for the backward pass. For a processor the estimate is within
+A GPU and a CPU differ in what they keep for the backward pass. For a CPU the estimate is within
 15 % of the tensors that were counted, over sizes, dtypes and kinds of attention (tests/training/test_memory.py). For a
-card it is that of a compiled step in 16 bits, and too low for others; so no step is refused that fits.
+GPU it is that of a compiled step in 16 bits, and too low for others; so no step is refused that fits.
 
 Symbols as in modeling_radd.py: D hidden size, I inside the MLP, H heads, L length, V vocabulary, n layers.
 """
@@ -26,7 +26,7 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def state_bytes(config: RaddConfig, processes: int = 1, half: bool = True, adapters: bool = False) -> int:
-    """Bytes on each device that do not depend on the rows: weights, gradients, AdamW's moments, the average.
+    """Counts the bytes on each device that do not depend on the rows: weights, gradients, AdamW's moments, the average.
 
     With more than one process there are DDP's buckets; under autocast, copies in 16 bits of what is in a Linear. Of
     adapters, which are small, nothing but the frozen weights is counted.
@@ -38,7 +38,7 @@ def state_bytes(config: RaddConfig, processes: int = 1, half: bool = True, adapt
 
 
 def layer_bytes(config: RaddConfig, half: bool = True, on_card: bool = True) -> int:
-    """Bytes a layer keeps for its backward pass, for each token; `half`: under autocast to 16 bits."""
+    """Counts the bytes a layer keeps for its backward pass, for each token; `half`: under autocast to 16 bits."""
     width, inner, heads = config.hidden_size, cast(int, config.intermediate_size), config.num_attention_heads
     size = 2 if half else 4
     norms = 2 * 4 * width  # inputs in float32, of both; the outputs are computed again
@@ -53,25 +53,25 @@ def layer_bytes(config: RaddConfig, half: bool = True, on_card: bool = True) -> 
 
 
 def kept_bytes(config: RaddConfig, checkpointing: bool, half: bool = True, on_card: bool = True) -> int:
-    """Bytes that all layers keep for each token; with checkpointing their inputs, and one layer everything."""
+    """Counts the bytes that all layers keep for each token; with checkpointing, their inputs and one layer's whole."""
     each, layers = layer_bytes(config, half, on_card), config.num_hidden_layers
     return layers * 4 * config.hidden_size + each if checkpointing else layers * each
 
 
 def activation_bytes(config: RaddConfig, checkpointing: bool, half: bool = True) -> float:
-    """Bytes of activations on a card for each row of a micro-batch."""
+    """Counts the bytes of activations on a GPU for each row of a micro-batch."""
     width, size = config.hidden_size, 2 if half else 4
     last = MASKED * (4 * width + size * width + size * config.vocab_size)  # inputs of last norm and of head; logits
     return config.max_position_embeddings * (kept_bytes(config, checkpointing, half) + last)
 
 
 def gradient_bytes() -> int:
-    """Bytes of the gradient of one chunk of logits, in bf16, on a card."""
+    """Counts the bytes of the gradient of one chunk of logits, in bf16, on a GPU."""
     return 2 * MAX_LOGITS_ELEMENTS_OF_A_CARD
 
 
 def forward_bytes(config: RaddConfig, rows: int, checkpointing: bool, half: bool, on_card: bool) -> float:
-    """Bytes of activations and gradients of activations of a forward of so many rows and its backward."""
+    """Counts the bytes of activations and their gradients in a forward of so many rows and its backward."""
     if on_card:
         logits = MASKED * rows * config.max_position_embeddings * config.vocab_size
         return rows * activation_bytes(config, checkpointing, half) + min(gradient_bytes(), 2 * logits)
@@ -83,7 +83,7 @@ def forward_bytes(config: RaddConfig, rows: int, checkpointing: bool, half: bool
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that this process may take on the device; None where nobody can tell."""
+    """Returns the bytes that this process may take on the device; None if that is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -130,7 +130,7 @@ def check_memory(
 
 
 def _ways_out(needed: Callable[[int, bool], float], free: int, rows: int, checkpointing: bool) -> str:
-    """What would fit of the two ways to need less."""
+    """Says which of the two ways to need less memory would fit."""
     found = []
     for again in (False, True):
         if again >= checkpointing:  # what was asked for is not taken back

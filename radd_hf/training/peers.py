@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Lets the processes of a run meet on the CPU, and finds out which one is missing. No meeting waits for a card.
+"""Lets the processes of a run meet on the CPU, and finds out which one is missing. No meeting waits for a GPU.
 
 The meetings use gloo. It finds its network interface by the host name; set GLOO_SOCKET_IFNAME to choose another.
 """
@@ -23,7 +23,7 @@ ANSWER = 3.0  # seconds, in which those that are there say so
 
 
 class Peers:
-    """The processes of a run. Where there is one alone, it meets nobody and every method returns at once.
+    """The processes of a run. A single process waits for no other, and every method returns at once.
 
     Args:
         timeout: how long a process waits for the others once training has begun.

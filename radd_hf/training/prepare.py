@@ -2,7 +2,7 @@
 """Prepares the batches of the next optimizer step beside the work of the present one.
 
     blocks -> masks, labels and weights -> pinned memory,        in a thread, one step ahead
-    pinned memory -> the card,                                    without waiting, when the step begins
+    pinned memory -> the GPU,                                    without waiting, when the step begins
 
 What a step gets is a function of the run's seed and the step, so that preparing ahead changes nothing but the time.
 """
@@ -37,7 +37,7 @@ class Preparation:
     Args:
         rows: of every step, those of each forward of this process.
         n_rows: of a step, in all processes.
-        device: that the batches are for; for a card they are pinned.
+        device: that the batches are for; for a GPU they are pinned.
         step, last: the first step, and the one after the last.
     """
 
@@ -67,7 +67,7 @@ class Preparation:
         self.waiting = self.worker.submit(self._prepare, self.step) if self.step < self.last else None
 
     def next(self) -> Step:
-        """The next step; what its preparation raised is raised here."""
+        """Returns the next step; an error of its preparation is raised here."""
         if self.waiting is None:
             raise IndexError(f"step {self.step} is beyond the last, {self.last - 1}.")
         ready = self.waiting.result()
@@ -80,7 +80,7 @@ class Preparation:
         for rows in self.rows:
             inputs = self.collator.rows(self.blocks.rows(step, rows), step, rows, self.n_rows)
             forward = {name: self._pin(value) for name, value in inputs.items()}
-            forward["max_targets"] = int((inputs["labels"] != -100).sum())  # so that nobody has to ask the card
+            forward["max_targets"] = int((inputs["labels"] != -100).sum())  # known without asking the GPU
             forwards.append(forward)
         return Step(forwards, self.blocks.state_dict())
 
@@ -89,7 +89,7 @@ class Preparation:
 
 
 def to_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The arguments of a forward on the device; from pinned memory the copy is not waited for."""
+    """Copies the arguments of a forward to the device; from pinned memory without waiting."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in inputs.items()

@@ -153,7 +153,7 @@ class Run:
         return {"model.safetensors": weights, "optimizer.safetensors": moments, **averages}
 
     def progress(self) -> dict[str, Any]:
-        """The numbers that a restart needs, and what `restart.py` compares; all processes call."""
+        """Returns the numbers that a restart needs and that `restart.py` compares; all processes call."""
         scaler = self.accelerator.scaler
         return {
             "step": self.step,

@@ -21,7 +21,7 @@ from .sharding import gather_whole, take_part
 def whole_on_main(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
     """Returns the whole tensors in the memory of the main process, nothing in the others; all processes must call it.
 
-    One is gathered after the other, so that a card holds one of them.
+    One is gathered after the other, so that a GPU holds one of them.
     """
     kept = {}
     for name, tensor in tensors.items():

@@ -32,7 +32,7 @@ NOTHING, TO_SAVE = 0, 1
 # A signal that comes this many seconds after the first one counts as a second request. An earlier one may be a copy: a
 # terminal signals the processes of a launcher directly, and the launcher passes the same signal on to them.
 SECONDS_BETWEEN = 2.0
-# Set by `torchrun` and `accelerate launch`, and by nobody else.
+# Set by `torchrun` and `accelerate launch`, and by no other program.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION")
 
 _listening: set["Stops"] = set()
@@ -146,7 +146,7 @@ class Stops:
         return wish if self.peers is None else self.peers.largest(wish)
 
     def training_begins(self) -> None:
-        """From now on a stop waits for the end of a step, except in what is `interruptible`."""
+        """Marks the begin of training: from now on a stop waits for the end of a step, except where `interruptible`."""
         self.at_once = False
 
     @contextmanager

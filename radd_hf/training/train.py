@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Train RADD.
+"""Trains a RADD model.
 
     accelerate launch train_accelerate.py --config configs/austen.yaml --loss_type lambda_DCE --output_dir runs/austen
 
@@ -110,7 +110,7 @@ def run_training(
     if base is not None:
         check_base(model_args, base)
     if args.attn_implementation == "flex_attention" and accelerator.device.type == "cpu":
-        raise ValueError("attn_implementation='flex_attention' does not train on a processor: use sdpa or eager.")
+        raise ValueError("attn_implementation='flex_attention' does not train on a CPU: use sdpa or eager.")
     tokenizer = named_tokenizer(model_args, data_args, base, last)
     check_memory_of_a_step(model_args, data_args, args, base, tokenizer, accelerator)
     with peers.first_of_each_machine():  # it tokenises, and the others find that done
@@ -166,7 +166,7 @@ def given_settings(model_args: ModelArguments) -> dict[str, Any]:
 def resolved_settings(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, base: RaddConfig | None
 ) -> dict[str, Any]:
-    """Every argument; of the model those that are left out have the values of `init_from` or of the paper's model."""
+    """Returns every argument; those left out of the model's are those of `init_from` or the paper's model."""
     settings = asdict(model_args) | asdict(data_args) | asdict(args)
     config = base or RaddConfig()
     said = {name: getattr(config, name) for name in CONFIG_FIELDS & settings.keys() if settings[name] is None}
@@ -223,7 +223,7 @@ def load_data(
     base: RaddConfig | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Data:
-    """Text to blocks, with a tokenizer of the text if there is none."""
+    """Turns text into blocks; trains a tokenizer on the text if there is none."""
     column, workers = data_args.text_column, data_args.tokenizing_workers
     source: dict[str, Any] = {
         "config": data_args.dataset_config,
@@ -313,7 +313,7 @@ def build(
     settings: dict[str, Any],
     stops: Stops,
 ) -> Run:
-    """Network, draws, optimizer, schedule and average."""
+    """Builds network, draws of masks, optimizer, learning-rate schedule and average."""
     config = make_config(model_args, data_args, args, base, data)
     collator = DiffusionCollator(
         config, args.loss_type, args.seed, data_args.random_length_fraction, data_args.separate_documents
@@ -369,7 +369,7 @@ def make_config(
     base: RaddConfig | None,
     data: Data,
 ) -> RaddConfig:
-    """The paper's small model with the given changes, or that of `init_from` with those that it allows."""
+    """Makes the configuration: that of `init_from`, else the paper's small model, with the given changes."""
     if data_args.separate_documents and args.attn_implementation not in ("eager", "sdpa"):
         raise ValueError(
             f"attn_implementation={args.attn_implementation!r} cannot keep documents apart: use eager or sdpa."
@@ -405,7 +405,7 @@ def make_model(model_args: ModelArguments, args: TrainingArguments, config: Radd
 
 
 def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accelerator) -> None:
-    """Compiles the network for training, by default on a card only; evaluation is not compiled."""
+    """Compiles the network for training, by default on a GPU only; evaluation is not compiled."""
     wanted = accelerator.device.type == "cuda" or args.compile_backend is not None
     if not (wanted if args.compile is None else args.compile):
         return
@@ -505,7 +505,7 @@ def look(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, log
     due = run.step % args.sample_steps == 0 or run.step == args.max_steps
     if args.n_samples and due and "sample_token_entropy" not in logged:
         sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
-        with deterministic(False):  # a draw's running sum has no such kernel on a card
+        with deterministic(False):  # a draw's running sum has no such kernel on a GPU
             run.log("", **run.sample(args.n_samples, sampling, judge))
 
 
@@ -649,7 +649,7 @@ def progress_bar(run: Run, args: TrainingArguments) -> Iterator[tqdm]:
 
 
 def accelerator_for(args: TrainingArguments) -> Accelerator:
-    if args.deterministic:  # cuBLAS reads it when the card is first used
+    if args.deterministic:  # cuBLAS reads it when the GPU is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accumulation = cast(int, args.accumulation)
     accelerator = make_accelerator(

@@ -19,7 +19,7 @@ from radd_hf import RaddForMaskedLM, RaddGenerationConfig, settings_radd
 from radd_hf.app import cli, generate
 from radd_hf.hub import convert
 from radd_hf.hub.facts import forward_flops
-from radd_hf.jobs.batches import BATCH_TOKENS, BATCH_TOKENS_OF_A_CARD
+from radd_hf.jobs.batches import BATCH_TOKENS, BATCH_TOKENS_ON_A_GPU
 from radd_hf.text_radd import encode_blanks
 from radd_hf.version import __version__
 from support.commands import Terminal, run_radd, save_model
@@ -616,7 +616,7 @@ def test_a_command_line_that_names_nothing_to_do_is_a_fault(arguments, capsys):
 
 def test_the_settings_and_choices_are_those_of_the_library():
     assert cli.DTYPES == convert.DTYPES
-    tokens = f"default: {BATCH_TOKENS}, on a card {BATCH_TOKENS_OF_A_CARD}"
+    tokens = f"default {BATCH_TOKENS}, on a GPU {BATCH_TOKENS_ON_A_GPU}"
     assert tokens in " ".join(cli._generate_parser().format_help().split())
     flags = vars(cli._generate_parser().parse_args(["m"]))
     assert flags.keys() >= settings_radd.TEXT_SETTINGS.keys()

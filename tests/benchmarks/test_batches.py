@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a job on a file costs is measured beside a full batch; what a card does in an hour is what was measured."""
+"""What a job on a file costs is measured beside a full batch; what a GPU does in an hour is what was measured."""
 
 import re
 

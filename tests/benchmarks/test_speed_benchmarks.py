@@ -87,9 +87,9 @@ def test_a_baseline_that_keeps_what_it_should_ask_again_is_refused():
     law = marginal(joint_law(logits_by_canvas(network), FREE, method.plans(FREE)), LENGTH)
     sampler = grid_sampler(network, torch.tensor(FREE).repeat(ROWS, 1), 3)
     sampler.ask()
-    first = sampler.law
+    first = sampler.distribution
     for number in range(3):
-        sampler.law_at_masks = first[sampler.canvas == MASK]
+        sampler.at_masks = first[sampler.canvas == MASK]
         sampler.reveal(number)
     assert goodness_of_fit(sampler.canvas, law) < REFUSED
 
@@ -341,7 +341,7 @@ def test_an_argument_that_means_nothing_is_named(capsys, argv, message):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# On a card, as far as a processor can show it
+# On a GPU, as far as a processor can show it
 # ---------------------------------------------------------------------------------------------------------
 
 SCRIPT = "--script_step --compile --compile_backend eager --training_steps 2 --training_tiny 2x4"
@@ -349,7 +349,7 @@ SCRIPT = "--script_step --compile --compile_backend eager --training_steps 2 --t
 
 @pytest.fixture
 def card_sides(monkeypatch):
-    """The sides of a card, here computed by a processor."""
+    """The sides of a GPU, here computed by a processor."""
     for module in (commands, entry):
         monkeypatch.setattr(module, "sides_of", lambda device: measure.CARD_SIDES)
 
@@ -391,7 +391,7 @@ def test_what_differs_on_a_card_can_be_said_otherwise():
 
 def test_a_card_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="torch finds no card"):
+    with pytest.raises(SystemExit, match="torch finds no GPU"):
         entry.main(["--device", "cuda"])
 
 
@@ -444,9 +444,9 @@ def test_a_law_that_is_kept_in_float16_is_drawn_from_in_float32():
     method, network = BY_NAME["tweedie-loglinear-3"], TableNetwork()
     law = marginal(joint_law(logits_by_canvas(network), FREE, method.plans(FREE)), LENGTH)
     sampler = grid_sampler(network, torch.tensor(FREE).repeat(ROWS, 1), 3)
-    sampler.law = sampler.law.half()
+    sampler.distribution = sampler.distribution.half()
     assert goodness_of_fit(sampler.run(), law) > ACCEPTED
-    assert sampler.law_at_masks.dtype == torch.float16
+    assert sampler.at_masks.dtype == torch.float16
 
 
 def test_ours_steps_as_the_script_does():

@@ -184,7 +184,7 @@ def test_lengths_do_not_depend_on_the_default_dtype():
     ],
 )
 def test_ids_that_are_the_mask_or_none_are_refused_with_their_place(ids, message):
-    """On a card the model could not tell without waiting, and its loss would be infinite."""
+    """On a GPU the model could not tell without waiting, and its loss would be infinite."""
     features = [{"input_ids": torch.zeros(3, dtype=torch.tensor(ids).dtype)}, {"input_ids": torch.tensor(ids)}]
     with pytest.raises(ValueError, match=message):
         DiffusionCollator(CONFIG)(features)

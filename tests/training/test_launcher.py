@@ -62,7 +62,7 @@ def test_a_precision_that_the_scripts_do_not_have_is_refused(script, monkeypatch
 
 
 def test_fp16_is_refused_on_a_processor_which_would_leave_it_out():
-    with pytest.raises(ValueError, match="mixed_precision='fp16' needs a graphics card"):
+    with pytest.raises(ValueError, match="mixed_precision='fp16' needs a GPU"):
         make_accelerator(mixed_precision="fp16")
 
 

@@ -190,7 +190,7 @@ def test_a_run_may_go_on_in_fp16_whose_scaler_the_checkpoint_has_not(restarted, 
 
     def with_scaler(args) -> Accelerator:
         accelerator = make(args)
-        accelerator.scaler = scaler  # as Accelerate does on a graphics card
+        accelerator.scaler = scaler  # as Accelerate does on a GPU
         return accelerator
 
     monkeypatch.setattr(train, "accelerator_for", with_scaler)

@@ -52,7 +52,7 @@ def test_a_sharded_run_trains_saves_and_resumes_as_one_process_does(tiny_config,
         command += ["--config_file", str(ROOT / f"configs/accelerate/{name}.yaml"), "--num_processes", "2"]
         command += ["--main_process_port", str(free_port()), str(tmp_path / "on_cpus.py")]
         command += [str(ROOT / "train_accelerate.py"), "--config", config, "--output_dir", str(output)]
-        # As on cards, by default; under FSDP2 each layer by itself.
+        # As on GPUs, by default; under FSDP2 each layer by itself.
         compiled = ["--compile", "true", "--compile_backend", "aot_eager"] if name == "fsdp2" else []
         command += ["--accumulation", "2", *compiled]
         finished = subprocess.run(command, env=QUIET | CPUS_ALONE, capture_output=True, text=True, check=False)
