@@ -69,6 +69,17 @@ def with_heading(paragraph: str, cls: griffe.Class) -> str:
     return "Attributes:\n" + "\n".join(f"    {line}" for line in lines)
 
 
+def check_arguments(text: str, function: griffe.Function) -> None:
+    """The parser's own check does not know an entry of several names."""
+    _, _, arguments = text.partition("Args:\n")
+    known = {parameter.name for parameter in function.parameters}
+    for line in arguments.partition("\n\n")[0].split("\n"):
+        if match := ARGUMENT.match(line):
+            for name in match[1].replace("*", "").split(", "):
+                if name not in known:
+                    logger.warning(f"{function.path} has no argument {name}, which its docstring describes")
+
+
 def with_types(paragraph: str, cls: griffe.Class) -> str:
     """Writes the type of the first name behind an entry of several, which the parser would take for a name and a type.
 
@@ -83,14 +94,3 @@ def with_types(paragraph: str, cls: griffe.Class) -> str:
 
     several = re.compile(r"^    (\w+(?:, \w+)+): ", flags=re.MULTILINE)
     return several.sub(entry, paragraph) if paragraph.startswith("Attributes:\n") else paragraph
-
-
-def check_arguments(text: str, function: griffe.Function) -> None:
-    """The parser's own check does not know an entry of several names."""
-    _, _, arguments = text.partition("Args:\n")
-    known = {parameter.name for parameter in function.parameters}
-    for line in arguments.partition("\n\n")[0].split("\n"):
-        if match := ARGUMENT.match(line):
-            for name in match[1].replace("*", "").split(", "):
-                if name not in known:
-                    logger.warning(f"{function.path} has no argument {name}, which its docstring describes")
