@@ -29,7 +29,7 @@ from .policy_radd import Beliefs, Policy
 def nats_under_policy(
     model: Any, x0: Tensor, masked: Tensor, policy: Policy, steps: int | None = None
 ) -> Iterator[Tensor]:
-    """Yields after every event -log p of each token, given what was visible before: (B, L) float64 on the CPU.
+    """Yields after every event -log p of each token, given the tokens visible before: (B, L) float64 on the CPU.
 
     It is nan where a token is still masked, and 0 where it was visible from the beginning. The rows of a batch advance
     together, each by its own events. Rows without masks are no longer evaluated.

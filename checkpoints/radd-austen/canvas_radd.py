@@ -239,7 +239,7 @@ def id_rows(
             )
         if len(value.shape) == 2 and value.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have at least one row.")
-    if isinstance(value, Mapping) and "input_ids" in value:  # what a tokenizer returns
+    if isinstance(value, Mapping) and "input_ids" in value:  # a tokenizer returned it
         raise TypeError(
             f"{name}={shortened(dict(value))} must be ids or text: pass its input_ids, and attention_mask with them."
         )

@@ -54,7 +54,7 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     total = distribution[:, -1:]  # (N, 1)
     target = uniform[:, None] * BELOW_ONE * total  # (N, 1)
     part = torch.searchsorted(distribution, target, right=True)  # (N, 1)
-    part.clamp_(max=sums.shape[1] - 1)  # where scores are NaN, which `generate` refuses at its end
+    part.clamp_(max=sums.shape[1] - 1)  # if scores are nan; then `generate` raises an error at its end
     weight_of_part = sums.gather(1, part)  # (N, 1)
     within = (target - distribution.gather(1, part) + weight_of_part) / weight_of_part  # (N, 1) uniform in the part
 

@@ -8,7 +8,7 @@
     draw      a token for each revealed position, from the network's distribution there        draw_radd.py
     loop      event by event: evaluate the network, draw tokens, write them to the canvas
 
-The reverse process of the paper takes many small steps of time, and most of them reveal nothing. In absorbing diffusion
+The reverse process of the paper takes many small steps of time, and many of them reveal nothing. In absorbing diffusion
 the time at which a token is revealed depends neither on the network nor on the text, and RADD's network does not depend
 on time (arXiv:2406.03736, section 3.1). So the plan can be made first, and the network is evaluated only for steps that
 reveal something. This is the paper's "caching" (section 3.2). The output has the distribution of the published samplers
@@ -567,7 +567,7 @@ class RaddGenerationMixin:
         tokenizer: Any = None,
         logits_processor: Any = None,
     ) -> Sampling:
-        """Returns what draws tokens; raises a ValueError for settings that do not fit together."""
+        """Returns the settings by which tokens are drawn; raises a ValueError for settings that do not fit together."""
         _check_together(settings, given, streamer, tokenizer)
         ending = self._ending(settings) if settings.stop_on_eos else None
         return _make_sampling(logits_processor, settings, ending, policy_of(settings))
@@ -855,7 +855,7 @@ class RaddGenerationMixin:
         return eos, eos[0] if eos and padding is None else padding
 
     def _ending(self, settings: RaddGenerationConfig) -> Ending:
-        """Returns what ends a row; raises a ValueError for ids that cannot end or pad one."""
+        """Returns the rule that ends a row; raises a ValueError for ids that cannot end or pad one."""
         eos, padding = self._end_and_padding(settings)
         if not eos or padding is None:
             raise ValueError("stop_on_eos=True needs eos_token_id, here, in the generation config or in the model's.")

@@ -3,6 +3,8 @@
 
     "It was [MASK:4] of spring."  ->  ids, with four masks in the blank  (encode_blanks)
 
+Such a row of ids, some of them masks, is a canvas.
+
 A text may spell a special token, such as "<|endoftext|>". Then its characters are encoded, not the special token
 ([`encode_text`]). Many tokenizers encode a text in one way at the beginning, and in another way after other text. A
 piece of text after a blank gets the ids that it has after other text ([`encode_after_text`]).
@@ -232,7 +234,7 @@ def check_tokenizer_mask(tokenizer: Any, mask_token_id: int) -> None:
 # From text with blanks
 # ---------------------------------------------------------------------------------------------------------
 
-# The beginning of a blank, in small or large letters. A misspelled blank then is an error, and not taken for text.
+# Matches the beginning of a blank, in small or large letters. So a misspelled blank is an error, and not read as text.
 BLANK_BEGINS = r"\[(?i:MASK)"
 BLANK = re.compile(r"\[MASK(?::([0-9]{1,9}))?\]")
 # Most tokens of all blanks of a text together. That is longer than any model's text, but a typing error cannot fill the

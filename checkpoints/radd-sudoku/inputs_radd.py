@@ -206,7 +206,7 @@ def check_labels(
 
 
 def check_range(name: str, values: Tensor, end: int, what: str) -> None:
-    """Raises a ValueError for an integer outside 0 .. end - 1 in (B, n), on a CPU. `what` names the right ones."""
+    """Raises a ValueError for an integer outside 0 .. end - 1 in (B, n), on a CPU. `what` describes the range."""
     if not has_values(values):
         return
     least, most = (int(each) for each in values.aminmax())

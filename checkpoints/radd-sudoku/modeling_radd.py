@@ -664,7 +664,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         return embeddings
 
     def _apply(self, *args, **kwargs):
-        """Moves or casts as torch does, and frees captured events, which use the weights at their old place."""
+        """Moves or casts as torch does, and frees captured CUDA graphs, which use the weights at their old place."""
         self.free_cuda_graphs()
         return super()._apply(*args, **kwargs)
 

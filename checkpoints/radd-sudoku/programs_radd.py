@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Captures work on a GPU as CUDA graphs and replays it, so that the host need not launch every kernel again.
+"""Captures work on a GPU as CUDA graphs and replays it. Then the host need not launch every kernel again.
 
 For one short row, a GPU computes an evaluation of the network in less time than the host takes to launch the kernels.
 CUDA can capture the kernels as a graph, and launch all of them by one call: a replay. A graph repeats the same
@@ -12,7 +12,8 @@ Such a function is called a *program* here.
     Programs       runs programs: calls, captures or replays them
     programs_of    a context that lends the programs of a model, which are kept from call to call
 
-Nothing here is about RADD. `generation_radd.py` has a program for each shape of an event.
+Nothing here is about RADD. `generation_radd.py` has a program for each shape of an event (an evaluation of the network
+that reveals tokens).
 """
 
 import warnings
@@ -67,7 +68,7 @@ class StaticTensors:
         return self.tensors[name][: len(value)].copy_(value)
 
 
-# Captures a function without running it, and returns what replays it.
+# A capturer captures a function without running it, and returns a function that replays it.
 Capturer = Callable[[Callable[[], None]], Callable[[], None]]
 
 
@@ -170,7 +171,7 @@ class KeptPrograms:
     layouts: OrderedDict[Hashable, Programs] = field(default_factory=OrderedDict)
 
 
-# They are kept beside the model, so that a copy of the model has none.
+# They are kept beside the model: a copy of the model has none.
 KEPT: WeakKeyDictionary[Any, KeptPrograms] = WeakKeyDictionary()
 
 
@@ -248,7 +249,7 @@ def fingerprint(model: Any) -> list:
 
 
 def _comparable(value: Any, depth: int = 8) -> Any:
-    """Returns what to compare: numbers and words as they are, tensors by address, other objects by identity."""
+    """Returns a value to compare: numbers and words as they are, tensors by address, other objects by identity."""
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return value
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested:

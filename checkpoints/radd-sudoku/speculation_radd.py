@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reveals several tokens by one evaluation of the network, in exactly the distribution of one token an evaluation.
+"""Reveals several tokens by one evaluation of the network, with exactly the distribution of one token at a time.
 
     draft   a guess of one of the next tokens, drawn from a distribution that does not know the token revealed last
     round   one evaluation, which checks all drafts of a row at once: it accepts them in their order up to the first
@@ -40,7 +40,9 @@ def with_drafts(canvas: Tensor, positions: Tensor, drafts: Tensor) -> Tensor:
     """Returns the sequences of a round: the first has no draft, each of the others one more.
 
     Args:
-        canvas: (A, L) ids. positions: (A, c - 1) where each draft goes; L: nowhere. drafts: (A, c - 1) their tokens.
+        canvas: (A, L) ids, some of them masks.
+        positions: (A, c - 1) the position of each draft; L: nowhere.
+        drafts: (A, c - 1) the token of each draft.
 
     Returns:
         (A, c, L).
