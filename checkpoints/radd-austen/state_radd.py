@@ -108,7 +108,7 @@ class SamplerState:
 
     @staticmethod
     def layout(canvas: Tensor, inputs: dict[str, Any], events: int, speculate: int) -> Hashable:
-        """Returns a key: two calls of `generate` can use the same tensors if it is the same."""
+        """Returns a key. Two calls of `generate` can use the same tensors if their keys are equal."""
         forms = {name: _each(value, lambda part, _: (part.shape, part.dtype)) for name, value in inputs.items()}
         return canvas.shape, tuple(forms.items()), events, speculate
 

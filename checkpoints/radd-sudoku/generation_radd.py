@@ -351,8 +351,12 @@ class RaddGenerationMixin:
     ) -> Tensor | RaddGenerateOutput:
         """Fills every mask of a canvas and leaves every other token as it is.
 
-        Settings are taken from the keyword, else `generation_config`, else the model's generation config, else the
-        default named below.
+        A canvas is a row of token ids, some of them masks. An event is one evaluation of the network and the tokens
+        that it reveals. A nat is the unit of natural logarithms. There are B canvases and R samples of them, each of L
+        tokens from a vocabulary of V.
+
+        The value of a setting is the keyword's, else that of `generation_config`, else that of the model's generation
+        config, else the default named below.
 
         Args:
             input_ids: (B, L) or (L,) the canvas itself, with the mask id at each position to fill. Or, with

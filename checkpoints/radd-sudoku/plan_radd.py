@@ -34,7 +34,7 @@ from .settings_radd import is_number, shortened
 
 # The value of a plan at positions that no event reveals. `without_empty_steps` counts up from it.
 GIVEN = -1
-# The search for the best sizes of groups may take this many operations, which are ten seconds.
+# The search for the best sizes of groups may take this many operations, about ten seconds.
 MOST_WORK = 2**33
 # A shape of fewer events than this is replaced by a larger shape: capturing it would take longer than it saves.
 FEW_EVENTS = 4
@@ -50,7 +50,7 @@ def plan_grid(masked: Tensor, reveal: Tensor, uniform: Tensor) -> Tensor:
 
     Step i reveals a position that is still masked with probability r_i (eq. (D.14) and (D.15)). So a position is
     revealed in step i with probability q_i = r_i prod_{j<i} (1 - r_j), independently of all other positions. The step
-    is drawn at once, by inversion of the distribution function. A row with m masks then takes sum_i 1 - (1 - q_i)^m
+    is drawn directly, by inversion of the distribution function. A row with m masks then takes sum_i 1 - (1 - q_i)^m
     evaluations in expectation (eq. (D.30)). For log-linear noise that is n (1 - (1 - 1/n)^m) (eq. (3.4)).
 
     Args:
