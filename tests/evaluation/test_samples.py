@@ -115,7 +115,7 @@ def test_a_bound_without_an_adaptive_order_means_its_own(evaluate):
         ({"entropy_bounds": "0.1,high"}, "entropy_bounds='0.1,high' must be numbers"),
         ({"entropy_bounds": "-1"}, "entropy_bounds='-1': -1 must be a number of nats"),
         ({"confidence_thresholds": "0.5,2"}, "confidence_thresholds='0.5,2': 2 must be a probability"),
-        ({"methods": "tweedie", "entropy_bounds": "0.1"}, "methods='tweedie' must have 'ordered'"),
+        ({"methods": "tweedie", "entropy_bounds": "0.1"}, "methods='tweedie' must include 'ordered'"),
         ({"orders": "entropy", "refresh_interval": 4}, "refresh_interval=4"),
     ],
 )
