@@ -33,7 +33,7 @@ PANELS = {"random": "random order", "confidence": "most confident first"}
 
 
 class Filled(NamedTuple):
-    """A filled grid: its 81 digits, the event that filled each (81,), which is 0 for a given cell, and the wrong cells."""
+    """A filled grid: its 81 digits, the event that filled each cell (81,), 0 for a given one, and the wrong cells."""
 
     title: str
     grid: str
