@@ -131,7 +131,7 @@ class DataArguments:
         default=None, metadata=help_("name or folder; default: that of init_from, or a BPE trained on the text")
     )
     vocab_size: int | None = field(
-        default=None, metadata=help_(f"tokens of that BPE, with the mask; default: {VOCAB_SIZE}")
+        default=None, metadata=help_(f"size of a BPE trained on the text, mask included; default: {VOCAB_SIZE}")
     )
     special_tokens_in_text: bool = field(
         default=False,

@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Stands in for a CUDA graph on a CPU: records the operations of a function on their tensors, and repeats them.
 
-Like a graph, a tape repeats the same operations on the same memory. Python does not run again, so all numbers and shapes
-are those of the recording. An operation that a graph cannot hold is refused while recording.
+Like a graph, a tape repeats the same operations on the same memory. Python does not run again, so all numbers and
+shapes are those of the recording. An operation that a graph cannot hold is refused while recording.
 """
 
 from collections.abc import Callable
