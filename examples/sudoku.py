@@ -237,15 +237,19 @@ def main(argv: list[str]) -> bool | None:
     parser.add_argument("--entropy_bound", type=float, help="bound in nats, to fill several cells per evaluation")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between two drawings in a terminal")
     parser.add_argument("--file", type=Path, help="CSV file of puzzles to compare orders on, instead of PUZZLE")
-    parser.add_argument("--orders", default="random,forward,confidence,margin,entropy", help="with --file; '': none")
-    parser.add_argument("--entropy_bounds", default="0.001,0.01,0.1", help="with --file, in nats; '': none")
+    parser.add_argument(
+        "--orders", default="random,forward,confidence,margin,entropy", help="orders to compare with --file; '': none"
+    )
+    parser.add_argument(
+        "--entropy_bounds", default="0.001,0.01,0.1", help="bounds to compare with --file, in nats; '': none"
+    )
     parser.add_argument("--first", type=int, help="number of puzzles to read from the file; default: all")
     parser.add_argument("--batch_size", type=int, default=50, help="puzzles of the file that are solved together")
     parser.add_argument("--output", type=Path, help="JSON file to write the results of --file to")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest digit")
     parser.add_argument("--seed", type=int, default=0, help="seed of random orders, and of digits above temperature 0")
-    parser.add_argument("--model", default=str(CHECKPOINT))
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default=str(CHECKPOINT), help="folder of a model of grids")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args(argv)
     ranges = {"pause": NOT_NEGATIVE, "first": COUNT, "batch_size": COUNT}
     check_fields({name: getattr(args, name) for name in ranges}, ranges)

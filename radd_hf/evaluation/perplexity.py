@@ -64,7 +64,9 @@ class TextArguments:
     protocol: str = field(
         default="clean", metadata={"help": f"how to cut the text and average, one of {PROTOCOLS}", "values": PROTOCOLS}
     )
-    tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: that of the model"})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "name or folder of the tokenizer; default: the model's"}
+    )
     special_tokens_in_text: bool = field(
         default=False,
         metadata={

@@ -37,7 +37,9 @@ from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, te
 @dataclass
 class Arguments:
     model: str = field(metadata={"help": "RADD model: a folder or a Hub repository"})
-    tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: that of the model"})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "name or folder of the tokenizer; default: the model's"}
+    )
     methods: str = field(
         default=",".join(METHODS), metadata={"help": f"methods to compare, separated by commas: {','.join(METHODS)}"}
     )
@@ -65,7 +67,7 @@ class Arguments:
     )
     confidence_thresholds: str | None = field(
         default=None,
-        metadata={"help": "separated by commas, for the adaptive 'orders' ('confidence' if none is given)"},
+        metadata={"help": "thresholds, separated by commas, for the adaptive 'orders' ('confidence' if none is given)"},
     )
     n_samples: int = field(default=64, metadata={"help": "samples for each row of the table; at least 2"})
     batch_size: int = field(default=32, metadata={"help": "samples generated together in each process"})

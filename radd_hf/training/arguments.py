@@ -128,7 +128,8 @@ class DataArguments:
     )
     validation_config: str | None = field(default=None, metadata=help_("configuration of validation_dataset"))
     tokenizer: str | None = field(
-        default=None, metadata=help_("name or folder; default: that of init_from, or a BPE trained on the text")
+        default=None,
+        metadata=help_("name or folder of the tokenizer; default: that of init_from, or a BPE trained on the text"),
     )
     vocab_size: int | None = field(
         default=None, metadata=help_(f"size of a BPE trained on the text, mask included; default: {VOCAB_SIZE}")

@@ -338,7 +338,7 @@ def build(
     scheduler = get_scheduler(args.lr_schedule, optimizer, args.warmup_steps, args.max_steps)
     skeleton = fsdp_skeleton(model, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
-    # After `prepare`, so that the averages are on the device of the weights, and sharded as they are.
+    # Made after `prepare`: the averages are then on the device of the weights, and sharded like them.
     ema = Ema(accelerator.unwrap_model(model), args.ema_decay)
     identity = {
         "model": {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"},
