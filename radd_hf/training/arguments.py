@@ -107,6 +107,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
+    """The arguments of the data: text, tokenizer and blocks."""
+
     dataset: str = field(
         default="austen",
         metadata=help_(
@@ -153,6 +155,8 @@ class DataArguments:
 
 @dataclass
 class TrainingArguments:
+    """The arguments of training, and of the evaluation and sampling in between."""
+
     output_dir: str = field(default="runs/radd", metadata=help_("run folder; a run that is in it resumes"))
     loss_type: str = field(default="lambda_DCE", metadata=help_(f"training loss, one of {LOSS_TYPES}", LOSS_TYPES))
     max_steps: int = field(default=400_000, metadata=help_("optimizer steps of the whole run"))

@@ -342,12 +342,7 @@ def drop_later_metrics(file: Path, step: int) -> list[str]:
             at = record["step"]
             if type(at) is not int:
                 raise ValueError(f"step={at!r}")
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            RecursionError,
-        ):  # most often the line that was being written when the run was killed
+        except (ValueError, KeyError, TypeError, RecursionError):  # mostly a line cut off by a kill
             logger.warning(
                 "%s: dropped a line that is not a record: %s", file, shortened(line.decode(errors="replace"))
             )
