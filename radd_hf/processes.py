@@ -1,6 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Runs a script in one process, or in those that a launcher such as `accelerate launch` starts."""
 
+import argparse
 import gc
 import os
 import sys
@@ -131,6 +132,14 @@ def silence_progress_bars(accelerator: Accelerator) -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default of a setting to its help, unless the help says it or the default is None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_said = action.default is None or "default:" in (action.help or "")
+        return action.help if is_said else super()._get_help_string(action)
+
+
 class ScriptParser(OneLineParser, HfArgumentParser):
     """Reads settings as the fields of dataclasses; a flag that is none of them ends the script with status 2."""
 
@@ -157,7 +166,7 @@ class ScriptParser(OneLineParser, HfArgumentParser):
 def script_parser(doc: str | None, *kinds: type) -> ScriptParser:
     """Makes the parser of a script, whose settings are the fields of dataclasses; `doc` begins with what it does."""
     description = (doc or "").split("\n")[0]
-    parser = ScriptParser(cast(Any, list(kinds)), description=description)
+    parser = ScriptParser(cast(Any, list(kinds)), description=description, formatter_class=HelpWithDefaults)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")  # see status_of_script
     return parser
 
