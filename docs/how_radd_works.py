@@ -124,12 +124,12 @@ def levels(low, high):
 
 
 def each_token(rate, n_masked):
-    """Returns P(mask) (N, M) if each token is masked at this rate."""
+    """Returns (N, M) P(mask) if all tokens have this rate."""
     return rate**n_masked * (1 - rate) ** (LENGTH - n_masked)
 
 
 def subset(k, n_masked):
-    """Returns P(mask) (N, M) if all subsets of k are equally likely."""
+    """Returns (N, M) P(mask) of a random subset of k."""
     subsets = [math.comb(LENGTH, n) for n in n_masked.tolist()]
     return (n_masked == k) / torch.tensor(subsets)
 
@@ -240,7 +240,7 @@ def text_distribution(table, plans, canvas="_" * LENGTH):
 
 
 def reveal(table, drafts, plan, event):
-    """Draws the positions of one event, each given the draft."""
+    """Draws the tokens of one event, each given the draft."""
     after = Counter()
     for draft, chance in drafts.items():
         places = [place for place in range(LENGTH) if plan[place] == event]
