@@ -435,7 +435,7 @@ class RaddGenerationMixin:
                 for each row, a row's random numbers do not depend on the rest of the batch. Its tokens may, but hardly:
                 in a batch of another shape a matrix product may round differently. That changes a token only if its
                 random number falls within the rounding (1e-6 of probability in float32). Default: torch's own.
-            tokenizer: encodes `prefix`, `suffix` or `input_ids` given as text. A notebook also decodes the output by it.
+            tokenizer: encodes `prefix`, `suffix` or `input_ids` given as text. A notebook decodes the output by it.
             logits_processor: called with canvases (n, L) and scores (n, V), a row for each revealed position, before
                 temperature, top-k and top-p. An event may call it several times, or with no row if it reveals nothing.
             streamer: transformers' TextDiffusionStreamer (for one row), or any object with the methods `put`, which
