@@ -47,7 +47,7 @@ QUERIES_AT_ONCE = 256
 # At most this many logits (128 MB in float32) exist at once while a loss is computed, and as many gradients.
 MAX_LOGITS_ELEMENTS = 2**25
 # The same for a GPU (512 MB in bfloat16), where a few large chunks are faster.
-MAX_LOGITS_ELEMENTS_OF_A_CARD = 2**28
+MAX_LOGITS_ELEMENTS_ON_A_GPU = 2**28
 
 # With a multiple of this many outputs in 16 bits, every row of a layer's output begins at a multiple of 16 bytes.
 ALIGNED_OUTPUTS = 8
@@ -564,7 +564,7 @@ def chunk_size(vocab_size: int, device: torch.device) -> int:
     """Returns how many positions one call of the head takes; on a GPU a power of two, which divides most batches."""
     if device.type == "cpu":
         return max(MAX_LOGITS_ELEMENTS // vocab_size, 1)
-    return 1 << max((MAX_LOGITS_ELEMENTS_OF_A_CARD // vocab_size).bit_length() - 1, 0)
+    return 1 << max((MAX_LOGITS_ELEMENTS_ON_A_GPU // vocab_size).bit_length() - 1, 0)
 
 
 def token_nll(

@@ -16,7 +16,7 @@ import torch
 
 from ..configuration_radd import RaddConfig
 from ..hub.facts import count_parameters
-from ..kernels_radd import MAX_LOGITS_ELEMENTS, MAX_LOGITS_ELEMENTS_OF_A_CARD
+from ..kernels_radd import MAX_LOGITS_ELEMENTS, MAX_LOGITS_ELEMENTS_ON_A_GPU
 
 MASKED = 0.5  # mean fraction of masked tokens, for lambda ~ U(0, 1] and, up to 1 / 2L, for k ~ U{1..L}
 ROOM = 0.8  # fraction of the free memory that advice may use; some is needed for other things than tensors
@@ -67,7 +67,7 @@ def activation_bytes(config: RaddConfig, checkpointing: bool, half: bool = True)
 
 def gradient_bytes() -> int:
     """Counts the bytes of the gradient of one chunk of logits, in bf16, on a GPU."""
-    return 2 * MAX_LOGITS_ELEMENTS_OF_A_CARD
+    return 2 * MAX_LOGITS_ELEMENTS_ON_A_GPU
 
 
 def forward_bytes(config: RaddConfig, rows: int, checkpointing: bool, half: bool, on_gpu: bool) -> float:

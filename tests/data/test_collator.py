@@ -222,7 +222,7 @@ def test_settings_that_cannot_be_are_refused_by_name(settings, message):
 
 def test_documents_without_an_end_and_blocks_of_several_lengths_are_refused():
     for eos in (None, []):
-        with pytest.raises(ValueError, match=r"separate_documents needs config\.eos_token_id"):
+        with pytest.raises(ValueError, match=r"separate_documents=True needs config\.eos_token_id"):
             DiffusionCollator(RaddConfig(vocab_size=12, eos_token_id=eos), separate_documents=True)
     for empty in ([[], []], [torch.zeros(0, dtype=torch.long)]):
         with pytest.raises(ValueError, match=r"input_ids has shape .* \(B, L\) integers, at least one"):
