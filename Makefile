@@ -176,7 +176,7 @@ figures: .venv/ready
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.generation_figure
 	$(BIN)/python examples/sudoku_figure.py
-	$(BIN)/radd generate $(AUSTEN) "It was [MASK:6] of spring. Elizabeth had [MASK:8] with her sister, and was [MASK:7]; but Mr. Darcy [MASK:9], and she [MASK:9] think of him." --temperature 0.6 --top-p 0.9 --seed 10 --picture docs/figures/readme.gif
+	$(BIN)/radd generate $(AUSTEN) "It was [MASK:6] of spring. Elizabeth had [MASK:8] with her sister, and was [MASK:7]; but Mr. Darcy [MASK:9], and she [MASK:9] think of him." --temperature 0.6 --top-p 0.9 --seed 96 --picture docs/figures/readme.gif
 
 code:
 	for folder in checkpoints/*; do cp radd_hf/*_radd.py $$folder/; done

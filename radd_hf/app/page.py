@@ -61,7 +61,7 @@ EXAMPLES = (
     "[MASK:24] said Elizabeth, [MASK:24]",
 )
 PASSAGE = "It was a very fine day, and every body was delighted with the prospect of walking to the sea."
-FIRST_SEED = 10  # of the results that the page opens with; for the first example, that of the GIF in the README
+FIRST_SEED = 96  # of the results that the page opens with; for the first example, that of the GIF in the README
 # By number of clues, from `examples/sudoku_puzzles.csv`.
 PUZZLES = {
     "28 clues": "000003400700100280492700010000008000950400006041000320000040001083020060000301000",
