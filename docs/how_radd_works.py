@@ -56,7 +56,7 @@ def make_network():
 
 @torch.no_grad()
 def tabulate(model):
-    """Returns {canvas: distributions at its places, (L, V)}."""
+    """Returns {canvas: distribution at each place, (L, V)}."""
     canvases = ["".join(c) for c in product(LETTERS, repeat=LENGTH)]
     batch = torch.stack([ids(c) for c in canvases])  # (C, L)
     p = model(input_ids=batch).logits.softmax(-1)  # (C, L, V)
@@ -97,7 +97,7 @@ def show_noise():
 
 @torch.no_grad()
 def masked_nll(model):
-    """Returns the number of masks (M,) and S (M,)."""
+    """Returns (M,) numbers of masks and (M,) S."""
     choices = [torch.tensor([True, False])] * LENGTH
     masked = torch.cartesian_prod(*choices)  # (M, L)
     x0 = ids(TEXT).expand(len(masked), -1)
@@ -135,7 +135,7 @@ def subset(k, n_masked):
 
 
 def expected_loss(model, loss, noise):
-    """Computes the mean of w S and the mean of the offset."""
+    """Returns the mean of w S and the mean of the offset."""
     n_masked, s = masked_nll(model)
     if loss == "k_DCE":
         level = torch.arange(1.0, LENGTH + 1).double()[:, None]
@@ -229,7 +229,7 @@ def order_plans(orders):
 
 
 def text_distribution(table, plans, canvas="_" * LENGTH):
-    """Sums over all plans and draws: {text: probability}."""
+    """Returns {text: probability}, over all plans and all draws."""
     total = Counter()
     for plan, chance in plans.items():
         drafts = {canvas: chance}
@@ -240,7 +240,7 @@ def text_distribution(table, plans, canvas="_" * LENGTH):
 
 
 def reveal(table, drafts, plan, event):
-    """Draws the tokens of one event, each given the draft."""
+    """Runs one event: draws its positions, each given the draft."""
     after = Counter()
     for draft, chance in drafts.items():
         places = [place for place in range(LENGTH) if plan[place] == event]
@@ -264,7 +264,7 @@ def sample(model, rows=SAMPLES, **settings):
 
 
 def p_value(sequences, exact):
-    """Returns the chance that a correct sampler is as far off."""
+    """Returns the probability that a correct sampler is as far off."""
     rows = sequences.tolist()
     counts = Counter("".join(LETTERS[i] for i in row) for row in rows)
     possible = {text: p * len(rows) for text, p in exact.items() if p > 0}

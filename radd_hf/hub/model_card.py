@@ -308,7 +308,7 @@ def _source(origin: Origin) -> str:
 
 def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
     """Shows how a stranger gets a text; the code needs transformers and torch only."""
-    name = f'name = "{repository}"' if repository else 'name = "..."  # name of this repository, or path of this folder'
+    name = f'name = "{repository}"' if repository else 'name = "..."  # of this repository, or the path of this folder'
     load = "model = AutoModel.from_pretrained(name, trust_remote_code=True)"
     if not with_tokenizer:
         lines = ["from transformers import AutoModel", "", name, load]
