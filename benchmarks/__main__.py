@@ -14,6 +14,7 @@ a table of its own: what the host does before a step of training. Run it where n
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 
 from radd_hf.endings import run_program
+from radd_hf.figure_style import require_matplotlib, save_figure
 from radd_hf.results import check_output, to_json
 
 from .commands import COMMANDS
@@ -90,7 +92,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("commands", nargs="*", metavar="command", help=f"of {', '.join(COMMANDS)}; all by default")
     parser.add_argument("--device", choices=list(DEFAULTS), default="cpu")
     parser.add_argument("--json", type=Path, help="file for all that was measured")
-    parser.add_argument("--plots", type=Path, help="folder for nfe.png, time.png and memory.png")
+    parser.add_argument("--plots", type=Path, help="folder for nfe.png, time.png, memory.png")
     parser.add_argument("--repeats", type=positive, default=3, help="of every time, the sides taking turns")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -175,6 +177,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("python -m benchmarks: --device cuda: torch finds no GPU")
     check_output("json", args.json)
+    if args.plots is not None:
+        require_matplotlib("plots", args.plots)
     machine = describe_machine(args.device)
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value), flush=True)
     print(f"medians of {args.repeats} repeats, the sides taking turns; random weights, random tokens\n")
@@ -204,11 +208,11 @@ def main(argv: list[str] | None = None) -> None:
         report = {"machine": machine, "settings": settings, "cases": [case.as_dict() for case in cases], **points}
         args.json.write_text(to_json(report, indent=1) + "\n", encoding="utf-8")
     if args.plots is not None:
-        from .plots import PLOTS  # matplotlib is not among the requirements
+        from .plots import SPEED_FIGURES  # matplotlib is not among the requirements
 
         args.plots.mkdir(parents=True, exist_ok=True)
-        for name in PLOTS.keys() & points.keys():
-            PLOTS[name](points[name], args.plots / f"{name}.png")
+        for name in SPEED_FIGURES.keys() & points.keys():
+            save_figure(partial(SPEED_FIGURES[name], points[name]), args.plots / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 The texts are passages of a novel with one blank each; lengths and blanks are uniform, and independent. The job reads
 them from a file, and writes a file. The batch has texts of one length with the mean blank, as many as a batch holds. A
-written token costs an evaluation of its whole text, so the length is the mean over the tokens that the job writes. The
+generated token costs an evaluation of its whole text, so the length is the mean over the tokens that the job fills. The
 batch is filled again and again, and nothing else is done, half of the times before the job and half after it.
 """
 
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
     times = max(args.rows // rows // 2, 1)
 
     job, batch = speeds(filler, lines, lambda: time_batch(model, rows, length, blank, times))
-    print(f"{args.rows:,} texts; a written token is in one of {length} tokens on average, {blank} of them blank")
+    print(f"{args.rows:,} texts; a generated token is in one of {length} tokens on average, {blank} of them blank")
     print_speeds(job, batch, f"a batch of {rows} x {length}, again and again")
 
 

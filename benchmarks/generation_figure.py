@@ -1,92 +1,52 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Draws docs/figures/generation.png: a plan, the canvas it fills event by event, and evaluations against steps.
+"""Draws docs/figures/generation.png: a plan, the sequence that it fills event by event, and evaluations against steps.
 
+pip install 'radd_hf[viz]'
 python -m benchmarks.generation_figure
 """
 
-import matplotlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from radd_hf import RaddConfig, RaddForMaskedLM
+from radd_hf.app.visualize import plot_evaluations
 from radd_hf.endings import run_program
-from radd_hf.noise_radd import expected_evaluations, get_noise
+from radd_hf.figure_style import WIDTH, Theme, label_values, ramp, save_figure
 
 from .commands import ROOT
 from .estimators import CHECKPOINT
-from .measure import EXACT
 
 FIGURE = ROOT / "docs" / "figures" / "generation.png"
-SHORT, STEPS = 24, 16  # the row that is shown: tokens, and steps of its grid
-ROWS = 64  # of the measurement
+SHORT, STEPS = 24, 16  # the sequence that is shown: tokens, and steps of its grid
+ROWS, LENGTH = 64, 128  # the measurement: sequences, and masks of each
+NOISES = ("loglinear", "geometric")
+GRID = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 
-def draw_plan(axes: Axes, reveal_step: torch.Tensor) -> None:
-    """Draws the plan, reveal_step (L,): the step of each position."""
-    position = np.arange(len(reveal_step))
-    planned = reveal_step >= 0
-    axes.scatter(position[planned], reveal_step[planned], c=reveal_step[planned], cmap="viridis", s=28, zorder=3)
-    used = set(reveal_step[planned].tolist())
-    for step in range(STEPS):
-        axes.axhline(step, color="0.9" if step in used else "#f2b8b5", linewidth=1 if step in used else 5, zorder=1)
-    axes.scatter(position[~planned], np.full((~planned).sum(), -1), marker="s", color="0.6", s=16)
-    axes.set(xlabel="position", ylabel="step of the grid", title="plan: when (red: empty steps, not evaluated)")
-    axes.invert_yaxis()
+@dataclass
+class Example:
+    """Holds one sequence of L tokens: when each was revealed (L,), the ids after each event (events + 1, L), texts."""
+
+    reveal_step: Tensor
+    history: Tensor
+    texts: list[str]
+    mask_id: int
+    evaluations: int
 
 
-def draw_canvas(axes: Axes, history: torch.Tensor, reveal_step: torch.Tensor, texts: list[str], mask_id: int) -> None:
-    """Draws history (events + 1, L) with reveal_step (L,) and the final token of each position as text."""
-    shown = np.where(history == mask_id, np.nan, np.where(reveal_step < 0, -6, reveal_step))
-    axes.imshow(shown, aspect="auto", cmap="viridis", vmin=-6, vmax=STEPS, interpolation="nearest")
-    axes.set_xticks(range(len(texts)), texts, rotation=90, fontsize=7)
-    axes.set(ylabel="event", title="loop: one evaluation and one draw an event")
-
-
-def draw_evaluations(axes: Axes, model, length: int) -> None:
-    """Draws network evaluations of unconditional samples, measured and expected, against the steps of the grid."""
-    grid = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
-    for name, colour in (("loglinear", "C0"), ("geometric", "C1")):
-        model.config.noise_type = name
-        noise = get_noise(model.config)
-        measured = []
-        for steps in grid:
-            output = model.generate(
-                length=length,
-                steps=steps,
-                num_return_sequences=ROWS,
-                generation_config=EXACT,
-                generator=torch.Generator().manual_seed(steps),
-                return_dict_in_generate=True,
-            )
-            measured.append(output.num_function_evaluations.double().mean())
-        axes.plot(grid, measured, "o", color=colour, label=f"{name}, measured")
-        axes.plot(
-            grid,
-            [expected_evaluations(noise, "tweedie", steps, length) for steps in grid],
-            color=colour,
-            label="expected",
-        )
-    axes.plot(grid, grid, ":", color="0.5", label="one a step (no caching)")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        ylim=(3, 1100),
-        xlabel="steps",
-        ylabel="evaluations",
-        title=f"evaluations, {length} masks",
-    )
-    axes.legend(fontsize=7)
-
-
-def main() -> None:
-    model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True)
+def make_example(model, tokenizer) -> Example:
     output = model.generate(
-        generation_config=EXACT,
         prefix="She had never",
         suffix=" of her.",
         length=SHORT,
@@ -97,15 +57,116 @@ def main() -> None:
         output_history=True,
         return_dict_in_generate=True,
     )
-    texts = [str(tokenizer.decode([token])).replace("\n", "\\n") for token in output.sequences[0]]
-    history = torch.cat(output.history)
+    texts = [str(tokenizer.decode([token])).replace("\n", "\\n").strip() for token in output.sequences[0]]
+    evaluations = int(output.num_function_evaluations)
+    return Example(output.reveal_step[0], torch.cat(output.history), texts, model.config.mask_token_id, evaluations)
 
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), constrained_layout=True)
-    draw_plan(axes[0], output.reveal_step[0])
-    draw_canvas(axes[1], history, output.reveal_step[0], texts, model.config.mask_token_id)
-    draw_evaluations(axes[2], model, model.config.max_position_embeddings)
-    figure.savefig(FIGURE, dpi=110, metadata={"Software": None})
-    print(f"wrote {FIGURE.relative_to(ROOT)}: {output.num_function_evaluations.item()} evaluations for {STEPS} steps")
+
+def small_config(noise_type: str) -> RaddConfig:
+    return RaddConfig(
+        vocab_size=8,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        noise_type=noise_type,
+    )
+
+
+def measure_evaluations(grid: list[int], rows: int) -> dict[str, dict[int, Tensor]]:
+    """Returns the network evaluations of unconditional samples, (rows,) for each noise and number of steps.
+
+    A plan does not depend on the network. So a small one measures the same counts as the checkpoint, in seconds.
+    """
+    return {name: {steps: count_evaluations(name, steps, rows) for steps in grid} for name in NOISES}
+
+
+def count_evaluations(noise_type: str, steps: int, rows: int) -> Tensor:
+    """Returns the network evaluations of each sample, (rows,)."""
+    output = RaddForMaskedLM(small_config(noise_type)).generate(
+        length=LENGTH,
+        method="tweedie",
+        steps=steps,
+        num_return_sequences=rows,
+        generator=torch.Generator().manual_seed(steps),
+        return_dict_in_generate=True,
+    )
+    return cast(Any, output).num_function_evaluations
+
+
+def draw_plan(axes: Axes, reveal_step: Tensor, theme: Theme) -> None:
+    position, step = np.arange(len(reveal_step)), reveal_step.numpy() + 1
+    planned = step > 0
+    axes.scatter(position[planned], step[planned], c=step[planned], cmap=ramp(), vmin=1, vmax=STEPS, s=26, zorder=3)
+    axes.scatter(position[~planned], np.zeros((~planned).sum()), marker="s", color=theme.faint, s=16)
+    empty = sorted(set(range(1, STEPS + 1)) - set(step.tolist()))
+    for place in empty:
+        axes.axhline(place, color=theme.colors[1], alpha=0.35, linewidth=5, zorder=1)
+    axes.set(title="plan: the step that reveals each token", ylabel="step", ylim=(STEPS + 0.8, -0.8))
+    axes.set_yticks([1, *range(4, STEPS + 1, 4)])
+    axes.tick_params(labelbottom=False)
+    axes.legend(
+        handles=[
+            Line2D([], [], color=ramp()(0.5), marker="o", linestyle="none", label="revealed"),
+            Line2D([], [], color=theme.faint, marker="s", linestyle="none", label="given"),
+            Patch(color=theme.colors[1], alpha=0.35, label="empty step: no evaluation"),
+        ],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.04),
+        ncols=3,
+        columnspacing=1,
+    )
+
+
+def draw_loop(axes: Axes, example: Example, theme: Theme) -> None:
+    step = example.reveal_step.numpy() + 1
+    masked = example.history.numpy() == example.mask_id  # (events + 1, L)
+    revealed = np.ma.masked_where(masked | (step == 0), np.broadcast_to(step, masked.shape))
+    given = np.ma.masked_where(np.broadcast_to(step != 0, masked.shape), np.ones(masked.shape))
+    style: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
+    axes.imshow(revealed, cmap=ramp(), vmin=1, vmax=STEPS, **style)
+    axes.imshow(given, cmap=ListedColormap([theme.faint]), **style)
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(example.texts)), example.texts, rotation=90)
+    axes.set(title="loop: the sequence after each event", xlabel="final tokens", ylabel="events so far")
+    axes.set_yticks([*range(0, len(masked), 2)])
+
+
+def draw_evaluations(axes: Axes, measured: dict[str, dict[int, Tensor]], theme: Theme) -> None:
+    for place, (name, counts) in enumerate(measured.items()):
+        plot_evaluations(counts, small_config(name), axes=axes, color=theme.colors[place])
+    grid = sorted(next(iter(measured.values())))
+    label_values(axes.xaxis, grid, most=5)
+    axes.set(xlabel="steps", ylabel="network evaluations")
+    axes.set_title(f"evaluations, {LENGTH} masks")
+    axes.legend(
+        handles=[
+            *[Line2D([], [], color=theme.colors[place], marker="o", label=name) for place, name in enumerate(measured)],
+            Line2D([], [], color=theme.ink, marker="o", linestyle="none", label="measured"),
+            Line2D([], [], color=theme.ink, label="expected"),
+            Line2D([], [], color=theme.faint, linestyle=":", label="one per step"),
+        ],
+        loc="lower right",
+    )
+
+
+def generation_figure(example: Example, measured: dict[str, dict[int, Tensor]], theme: Theme) -> Figure:
+    """Draws the plan above the loop, which share their positions, and the evaluations on the right."""
+    figure = Figure(figsize=(WIDTH, 5.2))
+    panels = figure.subplot_mosaic([["plan", "cost"], ["loop", "cost"]], width_ratios=(1.5, 1))
+    panels["plan"].sharex(panels["loop"])
+    draw_plan(panels["plan"], example.reveal_step, theme)
+    draw_loop(panels["loop"], example, theme)
+    draw_evaluations(panels["cost"], measured, theme)
+    return figure
+
+
+def main() -> None:
+    model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
+    example = make_example(model, AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True))
+    measured = measure_evaluations(GRID, ROWS)
+    save_figure(partial(generation_figure, example, measured), FIGURE)
+    print(f"wrote {FIGURE.relative_to(ROOT)}: {example.evaluations} evaluations for {STEPS} steps")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 LENGTH = 1024
 # What is asked of the GPU, in which file its seconds are and in which case; groups of the pattern: rows and steps.
 TASKS = (
-    ("texts written, {steps} steps", "sampling_h100.json", r"sample, Tweedie, B=(\d+), L=1024, (\d+) steps"),
+    ("texts generated, {steps} steps", "sampling_h100.json", r"sample, Tweedie, B=(\d+), L=1024, (\d+) steps"),
     ("texts trained on", "speed_h100.json", r"training step, lambda_DCE, B=(\d+), L=1024()"),
 )
 

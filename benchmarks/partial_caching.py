@@ -19,7 +19,9 @@ import argparse
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from torch import Tensor
 from radd_hf import RaddForMaskedLM
 from radd_hf.endings import run_program
 from radd_hf.evaluation.quality import token_entropy
+from radd_hf.figure_style import check_figure, save_figure
 from radd_hf.likelihood import ROUNDS, LikelihoodRounds, exact_likelihood, mean_and_error
 from radd_hf.plan_radd import Schedule
 from radd_hf.results import check_output, to_json
@@ -136,32 +139,6 @@ def format_row(outcome: Outcome, exact: Outcome) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def plot(outcomes: list[Outcome], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    kinds = {
-        "KL to the exact distribution": ("kl", "kl_error"),
-        "any-order NLL above exact": ("nll_above", "nll_above_error"),
-    }
-    for axes, (label, (name, error)) in zip(panels, kinds.items(), strict=True):
-        for outcome in outcomes:
-            colour = "k" if outcome.interval == 1 else f"C{[0, 1, 2, 4, 8].index(outcome.window)}"
-            value, bar = getattr(outcome, name), 1.96 * getattr(outcome, error)
-            axes.errorbar(outcome.seconds, value, bar, fmt="o", color=colour, capsize=3)
-            text = "exact" if outcome.interval == 1 else f"m={outcome.interval}, w={outcome.window}"
-            axes.annotate(text, (outcome.seconds, value), (5, 5), textcoords="offset points", fontsize=8)
-        axes.axhline(0, color="0.7", linewidth=0.8)
-        axes.axhline(0.01 * outcomes[0].nll, color="0.7", linestyle=":", linewidth=0.8, label="1 % of the NLL")
-        axes.set(xlabel="seconds", xscale="log", ylabel=f"{label}, nats per token (95 %)")
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default=str(CHECKPOINT))
@@ -176,22 +153,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=positive, default=3, help="of the times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, help="picture, and NAME-dark for dark pages")
     args = parser.parse_args(argv)
     check_output("json", args.json)
-    check_output("plot", args.plot)
+    check_figure("plot", args.plot)
     model = RaddForMaskedLM.from_pretrained(args.model, dtype=torch.float32)
     machine = describe_machine()
     print("; ".join(f"{name} {value}" for name, value in machine.items() if value))
     print(f"{args.method}, {args.rows} rows of {model.config.max_position_embeddings} tokens, float32\n\n{HEADER}")
     outcomes = measure(Sampler(model, args.method, args.rows, args.seed), args.scored_rows, args.passes, args.repeats)
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
+    settings["model"] = Path(args.model).name  # where it lay means nothing elsewhere
+    report: dict[str, Any] = {
+        "machine": machine,
+        "settings": settings,
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+    }
     if args.json is not None:
-        settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
-        settings["model"] = Path(args.model).name  # where it lay means nothing elsewhere
-        report = {"machine": machine, "settings": settings, "outcomes": [asdict(outcome) for outcome in outcomes]}
         args.json.write_text(to_json(report, indent=1) + "\n", encoding="utf-8")
     if args.plot is not None:
-        plot(outcomes, args.plot)
+        from .plots import partial_caching_figure  # matplotlib is not among the requirements
+
+        save_figure(partial(partial_caching_figure, report["outcomes"]), args.plot)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""RADD on a language of 27 texts, where every expectation is a sum that one can write out.
+"""Shows RADD on a language of 27 texts, where every expectation is a sum that can be written out.
 
     python docs/how_radd_works.py
 
-The page how_radd_works.md shows these lines and what they print. The network is the library's own with random weights,
-so that nothing holds by luck. Lines are short, since on the page they stand beside the equations.
+The page how_radd_works.md shows these lines and what they print. The network is the library's own with random weights:
+nothing holds because a model is well trained. Lines are short, because on the page they stand beside the equations.
 
-Shapes: C canvases, L length, V vocabulary with the mask, M masks of a text, N noise levels, R rows.
+Shapes: C canvases, L length, V vocabulary with the mask, M ways to mask a text, N noise levels, R rows.
 """
 
 import math
@@ -56,22 +56,22 @@ def make_network():
 
 @torch.no_grad()
 def tabulate(model):
-    """{canvas: its law, (L, V)}"""
+    """Returns {canvas: distribution at each place, (L, V)}."""
     canvases = ["".join(c) for c in product(LETTERS, repeat=LENGTH)]
-    batch = torch.stack([ids(canvas) for canvas in canvases])  # (C, L)
-    law = model(input_ids=batch).logits.softmax(-1)  # (C, L, V)
-    return dict(zip(canvases, law.tolist(), strict=True))
+    batch = torch.stack([ids(c) for c in canvases])  # (C, L)
+    p = model(input_ids=batch).logits.softmax(-1)  # (C, L, V)
+    return dict(zip(canvases, p.tolist(), strict=True))
 
 
 def show_network(table):
     texts = sum("_" not in canvas for canvas in table)
-    print(f"{texts} texts, {len(table)} canvases; the law of the masked positions in some:")
+    print(f"{texts} texts, {len(table)} canvases; distributions at the masked positions of some:")
     print("canvas  position       a       b       c       _")
     for canvas in ("___", "__b", "c__", "c_b"):
         for position in range(LENGTH):
             if canvas[position] == "_":
-                law = "".join(f"{p:8.4f}" for p in table[canvas][position])
-                print(f"{canvas:<8}{position + 1:>8}{law}")
+                shown = "".join(f"{p:8.4f}" for p in table[canvas][position])
+                print(f"{canvas:<8}{position + 1:>8}{shown}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def show_noise():
 
 @torch.no_grad()
 def kernel(model):
-    """All masks of the text: how many tokens, (M,), and S, (M,)."""
+    """Returns, for each way to mask, the number of masks (M,) and S (M,)."""
     choices = [torch.tensor([True, False])] * LENGTH
     masked = torch.cartesian_prod(*choices)  # (M, L)
     x0 = ids(TEXT).expand(len(masked), -1)
@@ -117,44 +117,44 @@ def show_kernel(model):
 
 
 def levels(low, high):
-    """Nodes of a mean over (low, high), (N, 1), and their shares."""
+    """Nodes of a mean over (low, high), (N, 1), and their weights in it."""
     node, share = torch.tensor(NODES), torch.tensor(SHARES) / 2
     level = (low + high) / 2 + (high - low) / 2 * node
     return level[:, None], share[:, None]
 
 
 def each_token(rate, n_masked):
-    """(N, M): each token is masked with probability rate."""
+    """Returns (N, M) P(mask), if each token is masked at this rate."""
     return rate**n_masked * (1 - rate) ** (LENGTH - n_masked)
 
 
 def subset(k, n_masked):
-    """(N, M): k tokens, every subset of k alike."""
+    """Returns (N, M) P(mask), if all subsets of k are equally likely."""
     subsets = [math.comb(LENGTH, n) for n in n_masked.tolist()]
     return (n_masked == k) / torch.tensor(subsets)
 
 
-def expected_loss(model, loss_type, noise):
-    """The mean of w S, and that of the offset."""
+def expected_loss(model, loss, noise):
+    """Returns the mean of w S and the mean of the offset."""
     n_masked, s = kernel(model)
-    if loss_type == "k_DCE":
+    if loss == "k_DCE":
         level = torch.arange(1.0, LENGTH + 1).double()[:, None]
         share = torch.full_like(level, 1 / LENGTH)
-        law = subset(level, n_masked)
-    elif loss_type == "lambda_DCE":
+        p = subset(level, n_masked)
+    elif loss == "lambda_DCE":
         level, share = levels(0, 1)
-        law = each_token(level, n_masked)
+        p = each_token(level, n_masked)
     else:
         level, share = levels(FIRST_TIME, 1)
         rate = mask_probability(noise, level)
-        law = each_token(rate, n_masked)
-    w, offset = loss_weights(loss_type, level, n_masked, LENGTH, noise)
-    mean = (share * law * w * s).sum()
-    return mean.item(), (share * law * offset).sum().item()
+        p = each_token(rate, n_masked)
+    w, offset = loss_weights(loss, level, n_masked, LENGTH, noise)
+    mean = (share * p * w * s).sum()
+    return mean.item(), (share * p * offset).sum().item()
 
 
 def left_out(model, noise):
-    """The integral over lambda where no t leads."""
+    """Integrates over the lambda that no t reaches."""
     n_masked, s = kernel(model)
     ends = torch.tensor([FIRST_TIME, 1], dtype=torch.float64)
     first, last = mask_probability(noise, ends).tolist()
@@ -167,7 +167,7 @@ def left_out(model, noise):
 
 
 def likelihood_in_every_order(model):
-    """-log p of the text in each order, nats."""
+    """Computes -log p of the text in each order, in nats."""
     x0 = [ids(TEXT)]
     orders = [torch.tensor(order) for order in ORDERS]
     return [exact_likelihood(model, x0, order).item() for order in orders]
@@ -198,7 +198,7 @@ def show_losses(model):
 
 
 def grid_plans(noise, method, steps):
-    """{event of each position: probability}"""
+    """Returns {event of each position: probability}."""
     r = reveal_probabilities(noise, method, steps)  # (n,)
     masked = torch.cat([r.new_ones(1), (1 - r).cumprod(0)[:-1]])
     q = (r * masked).tolist()
@@ -209,13 +209,13 @@ def grid_plans(noise, method, steps):
 
 
 def events(plan):
-    """The steps that reveal something, numbered 0, 1, ..."""
+    """Numbers the steps that reveal something: 0, 1, ..."""
     used = sorted(set(plan))
     return tuple(used.index(step) for step in plan)
 
 
 def order_plans(orders):
-    """One position an event, in one of the orders."""
+    """Plans one position an event, in one of the orders."""
     plans = Counter()
     for order in orders:
         plan = tuple(order.index(place) for place in range(LENGTH))
@@ -228,19 +228,19 @@ def order_plans(orders):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def law_of_text(table, plans, canvas="_" * LENGTH):
-    """{text: probability}, over all plans and all draws."""
-    law = Counter()
+def text_distribution(table, plans, canvas="_" * LENGTH):
+    """Returns {text: probability}, over all plans and all draws."""
+    total = Counter()
     for plan, chance in plans.items():
         drafts = {canvas: chance}
         for event in sorted(set(plan)):
             drafts = reveal(table, drafts, plan, event)
-        law.update(drafts)
-    return law
+        total.update(drafts)
+    return total
 
 
 def reveal(table, drafts, plan, event):
-    """One event: its positions, each drawn given the draft."""
+    """Runs one event: draws its positions, each given the draft."""
     after = Counter()
     for draft, chance in drafts.items():
         places = [place for place in range(LENGTH) if plan[place] == event]
@@ -263,11 +263,11 @@ def sample(model, rows=SAMPLES, **settings):
     )
 
 
-def p_value(sequences, law):
-    """How often a right sampler is as far from its law."""
+def p_value(sequences, exact):
+    """Returns the probability that a correct sampler is as far off."""
     rows = sequences.tolist()
     counts = Counter("".join(LETTERS[i] for i in row) for row in rows)
-    possible = {text: p * len(rows) for text, p in law.items() if p > 0}
+    possible = {text: p * len(rows) for text, p in exact.items() if p > 0}
     assert set(counts) <= set(possible)
     terms = [(counts[text] - n) ** 2 / n for text, n in possible.items()]
     halves = torch.tensor([len(terms) - 1, sum(terms)]).double() / 2
@@ -276,7 +276,7 @@ def p_value(sequences, law):
 
 def show_samplers(model, table):
     print(f"{SAMPLES:,} samples of each method\n")
-    print(f"method, steps or order, noise     law of {TEXT}   sampled   p-value")
+    print(f"method, steps or order, noise         P({TEXT})   sampled   p-value")
     for method, setting, noise in [
         ("tweedie", 1, "loglinear"),
         ("tweedie", 4, "loglinear"),
@@ -294,34 +294,34 @@ def show_samplers(model, table):
         else:
             settings = {"order": setting}
             plans = order_plans({"forward": ORDERS[:1], "backward": ORDERS[-1:]}.get(setting, ORDERS))
-        law = law_of_text(table, plans)
+        exact = text_distribution(table, plans)
         sequences = sample(model, method=method, **settings).sequences
-        share, p = (sequences == ids(TEXT)).all(dim=1).double().mean().item(), p_value(sequences, law)
+        share, p = (sequences == ids(TEXT)).all(dim=1).double().mean().item(), p_value(sequences, exact)
         name = f"{method:<14}{setting or '':<10}{noise:<12}"
-        print(f"{name:<36}{law[TEXT]:>8.4f}{share:>10.4f}{p:>10.2f}")
+        print(f"{name:<36}{exact[TEXT]:>8.4f}{share:>10.4f}{p:>10.2f}")
         assert p > 1e-3, name
     model.config.noise_type = "loglinear"
 
 
 def show_given(model, table):
     canvas = "__b"
-    law = law_of_text(table, order_plans(ORDERS[:1]), canvas)
+    exact = text_distribution(table, order_plans(ORDERS[:1]), canvas)
     sequences = sample(model, input_ids=ids(canvas), method="ordered").sequences
-    share, p = (sequences == ids(TEXT)).all(dim=1).double().mean().item(), p_value(sequences, law)
-    print(f"given {canvas}, ordered forward: {len(law)} texts are possible")
-    print(f"law of {TEXT} {law[TEXT]:.4f}, sampled {share:.4f}, p-value {p:.2f}")
+    share, p = (sequences == ids(TEXT)).all(dim=1).double().mean().item(), p_value(sequences, exact)
+    print(f"given {canvas}, ordered forward: {len(exact)} texts are possible")
+    print(f"P({TEXT}) {exact[TEXT]:.4f}, sampled {share:.4f}, p-value {p:.2f}")
     assert p > 1e-3
 
 
 def show_steps(model, table):
-    law_of_orders = law_of_text(table, order_plans(ORDERS))
+    one_by_one = text_distribution(table, order_plans(ORDERS))
     any_order = sum(likelihood_in_every_order(model)) / len(ORDERS)
     print(f"any-order mean of -log p({TEXT})     {any_order:.4f}")
-    print(f"-log of the law of first_hitting  {-math.log(law_of_orders[TEXT]):.4f}\n")
-    print("steps   distance to the law of first_hitting")
+    print(f"-log P({TEXT}) of first_hitting      {-math.log(one_by_one[TEXT]):.4f}\n")
+    print("steps   distance to first_hitting")
     for steps in (1, 2, 4, 8, 16, 32):
-        law = law_of_text(table, grid_plans(NOISES["loglinear"], "tweedie", steps))
-        print(f"{steps:<8}{sum(abs(law[text] - law_of_orders[text]) for text in law) / 2:>8.4f}")
+        grid = text_distribution(table, grid_plans(NOISES["loglinear"], "tweedie", steps))
+        print(f"{steps:<8}{sum(abs(grid[text] - one_by_one[text]) for text in grid) / 2:>8.4f}")
 
 
 # ---------------------------------------------------------------------------------------------------------

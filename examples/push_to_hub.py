@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("repository", help="on the Hub, such as me/my-radd; made if it does not exist")
     parser.add_argument("--recipe", type=Path, help="config.yaml of the run")
     parser.add_argument("--evaluation", type=Path, help="what eval_ppl.py wrote with --output")
-    parser.add_argument("--license", help="of the weights, such as apache-2.0; default: the one that the model card names")
+    parser.add_argument("--license", help="of the weights, such as apache-2.0 (default: that of the model card)")
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--endpoint", action="store_true", help="add the files of an inference endpoint")
     parser.add_argument("--dry_run", action="store_true", help="print the model card and upload nothing")

@@ -69,7 +69,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
 
 def said(line: str) -> str:
     """Returns a line without what stands in backquotes and without the addresses of links, which are names."""
-    return re.sub(r"`[^`]*`|\]\([^)]*\)", "", line)
+    return re.sub(r"`[^`]*`|\]\([^)]*\)|\{#[^}]*\}", "", line)
 
 
 @pytest.mark.parametrize("path", CODE, ids=relative)

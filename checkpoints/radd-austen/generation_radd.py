@@ -52,6 +52,7 @@ from transformers.generation.streamers import TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .canvas_radd import Positions, TextOrIds, make_canvas
+from .display_radd import in_place
 from .draw_radd import Ending, Sampling, draw_tokens
 from .inputs_radd import as_permutation
 from .kernels_radd import evaluation_mode, packed_weights
@@ -434,11 +435,12 @@ class RaddGenerationMixin:
                 for each row, a row's random numbers do not depend on the rest of the batch. Its tokens may, but hardly:
                 in a batch of another shape a matrix product may round differently. That changes a token only if its
                 random number falls within the rounding (1e-6 of probability in float32). Default: torch's own.
-            tokenizer: encodes `prefix`, `suffix` or `input_ids` given as text.
+            tokenizer: encodes `prefix`, `suffix` or `input_ids` given as text. A notebook decodes the output by it.
             logits_processor: called with canvases (n, L) and scores (n, V), a row for each revealed position, before
                 temperature, top-k and top-p. An event may call it several times, or with no row if it reveals nothing.
             streamer: transformers' TextDiffusionStreamer (for one row), or any object with the methods `put`, which
-                gets the final ids, and `end`. If it has `put_draft`, that gets the ids after every event.
+                gets the final ids, and `end`. If it has `put_draft`, that gets the ids after every event. In a notebook
+                TextDiffusionStreamer shows the text in place, as HTML.
             progress: show a bar of events and tokens on standard error, once the call has taken a second. Nothing else
                 changes. On a GPU with captured events the bar moves every 16 events. Default False.
             return_dict_in_generate: return a [`RaddGenerateOutput`]. Default False.
@@ -549,7 +551,9 @@ class RaddGenerationMixin:
             most = int(events.evaluations.max())
             # Captured events get no packed weights: a later replay would read those of this call.
             with packed_weights(0 if captured else most), EventBar(events, shown) as bar:
+                streamer = in_place(streamer, canvas, self.config.mask_token_id)
                 output = self._reveal(programs, state, events, sampling, settings, streamer, bar)
+        output.tokenizer = tokenizer
         return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
 
     def check_settings(self, **settings: Any) -> RaddGenerationConfig:

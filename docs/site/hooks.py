@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What mkdocs does besides: formulas become MathML, links to modules lead to the reference.
+"""What mkdocs does besides: formulas become MathML, links to modules lead to the reference, pages weigh in the search.
 
 A page that would make the browser fetch something from elsewhere is refused. The pages are written so that they read
 as well where they lie, in a repository on the web.
@@ -17,7 +17,11 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 FETCHED = re.compile(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="?https?:[^>]*>|<link\b[^>]*\bhref="?https?:[^>]*>')
 
 
-def on_page_markdown(markdown: str, **kwargs) -> str:
+def on_page_markdown(markdown: str, page, config, **kwargs) -> str:
+    boosts = config.extra["search_boost"]  # of pages and of folders, which end in "/"
+    path = page.file.src_uri
+    page.meta["search"] = {"boost": boosts.get(path, boosts.get(f"{path.partition('/')[0]}/", 1))}
+
     def reference(match: re.Match) -> str:
         return f"][radd_hf.{match[1].replace('/', '.')}]"
 

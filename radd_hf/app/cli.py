@@ -51,7 +51,7 @@ commands:
   profile    estimate and save what generate --schedule profile needs
   convert    convert the authors' checkpoints to folders of this library, or back
   serve      answer requests of programs over HTTP
-  demo       open a web page on which a model generates text
+  demo       serve a web page that fills texts and solves a Sudoku
   completion print a script for completion in bash or zsh
   FOLDER     print the newest checkpoint of a training run; MODEL may be such a folder, too
 

@@ -9,11 +9,10 @@ processes changes its random numbers. The first process scores them all under th
 `radd_hf/evaluation/quality.py` defines each figure; NFE is the number of network evaluations of a sample.
 """
 
-import importlib.util
-import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +23,14 @@ from .. import RaddForMaskedLM, RaddGenerationConfig
 from ..data.blocks import Blocks
 from ..data.documents import load_documents, tokenize
 from ..endings import note, visible
+from ..figure_style import check_figure, save_figure
 from ..hub.loading import load
 from ..hub.runs import newest_model
 from ..processes import PRECISIONS, ScriptParser, launched_precision, make_accelerator, on_main, script_parser
 from ..ranges import COUNT, LARGEST, Range, check_fields
 from ..results import check_output, to_json
 from ..settings_radd import ADAPTIVE_ORDERS, BOUNDS, GRID_METHODS, METHODS, ORDERS, TEXT_SETTINGS, is_adaptive
+from .plots import quality_figure, series_of
 from .quality import N_GRAMS, Samples, expected_nfe, load_judge, spread_rows, text_figures, write_samples
 
 
@@ -85,7 +86,10 @@ class Arguments:
         },
     )
     output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
-    plot: str | None = field(default=None, metadata={"help": "picture of the result; needs matplotlib"})
+    plot: str | None = field(
+        default=None,
+        metadata={"help": "picture of the result, and NAME-dark for dark pages; needs matplotlib"},
+    )
 
 
 # The numbers that each field may be. A seed may be any: it is hashed.
@@ -186,7 +190,7 @@ def main(argv: list[str]) -> None:
     if args.output is not None:
         Path(args.output).write_text(to_json(result, indent=2) + "\n", encoding="utf-8")
     if args.plot is not None:
-        plot(result, args.plot)
+        save_figure(partial(quality_figure, result), args.plot)
 
 
 def write(
@@ -257,21 +261,8 @@ def check(args: Arguments, drawing: dict[str, Any]) -> tuple[list[str], list[str
         raise ValueError(f"reference_split={args.reference_split!r} is of reference=, which is not given.")
     RaddGenerationConfig(**drawing, schedule=args.schedule)
     check_output("output", args.output)
-    check_output("plot", args.plot)
-    if args.plot is not None:
-        check_plot(args.plot)
+    check_figure("plot", args.plot)
     return methods, orders, steps, bounds
-
-
-def check_plot(path: str) -> None:
-    """Refuses what cannot be drawn in the end."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(f"plot={path!r} needs matplotlib, which is not installed: pip install matplotlib")
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    endings = sorted(FigureCanvasBase.get_supported_filetypes())
-    if Path(path).suffix.removeprefix(".").lower() not in endings:
-        raise ValueError(f"plot={path!r} must end in one of {endings}.")
 
 
 def parse_list(name: str, value: str, allowed: Sequence[str] | None = None) -> list[str]:
@@ -337,15 +328,6 @@ def read_reference(args: Arguments, tokenizer: Any, length: int) -> torch.Tensor
 # ---------------------------------------------------------------------------------------------------------
 
 
-def series_of(row: dict) -> str:
-    """Names the series of a row: the rows that differ in their steps alone."""
-    name = row["method"] if row["order"] is None else f"{row['method']} {row['order']}"
-    for bound, word in (("entropy_bound", "bound"), ("confidence_threshold", "threshold")):
-        if row.get(bound) is not None:
-            name += f", {word} {row[bound]:g}"
-    return name if row.get("schedule") is None else f"{name}, {row['schedule']}"
-
-
 def device_name(accelerator: Accelerator) -> str:
     """Names the device on which the seconds were measured."""
     if accelerator.device.type == "cuda":
@@ -399,64 +381,3 @@ def text_cells(figures: dict) -> list[str]:
     shares = ["-" if share is None else f"{share:.3f}" for share in distinct]
     entropy = f"{figures['token_entropy']:.3f} +- {figures['token_entropy_error']:.3f}"
     return [perplexity, entropy, *shares]
-
-
-def plot(result: dict, path: str) -> None:
-    """Plots perplexity, entropy and NFE, measured and by the formula, against the steps; `result` as in the JSON."""
-    import matplotlib  # here, since it is optional
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = ["generative perplexity"] * (result["judge"] is not None) + ["token entropy, nats"]
-    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(4.8 * len(panels) + 4.8, 4.2), constrained_layout=True)
-    ticks = sorted({row["steps"] or result["length"] for row in result["rows"]})
-    series: dict[str, list[dict]] = {}
-    for row in result["rows"]:
-        series.setdefault(series_of(row), []).append(row)
-    for number, (name, rows) in enumerate(series.items()):
-        color, marker = f"C{number}", {"marker": "osD^v"[number % 5], "fillstyle": "none"}
-        steps = [row["steps"] for row in rows]
-        for panel, axis in zip(panels, axes, strict=False):
-            values, errors = zip(*(height(panel, row) for row in rows), strict=True)
-            if steps == [None] and rows[0]["nfe_formula"] is None:  # as many steps as were taken
-                axis.errorbar(rows[0]["nfe"], values[0], errors[0], color=color, label=name, **marker)
-            elif steps == [None]:  # a method without steps: one value for all
-                axis.axhline(values[0], color=color, linestyle="--", label=name)
-            else:
-                axis.errorbar(steps, values, errors, color=color, label=name, **marker)
-        if rows[0]["nfe_formula"] is None:
-            continue
-        at = [result["length"]] if steps == [None] else steps
-        axes[-1].plot(
-            at, [row["nfe"] for row in rows], color=color, linestyle="none", label=f"{name}, measured", **marker
-        )
-        axes[-1].plot(at, [row["nfe_formula"] for row in rows], color=color, linewidth=1)
-    for panel, axis in zip(panels, axes, strict=False):
-        if result["reference"] is not None:
-            text = f"text of {Path(result['reference']['text']).name}"
-            axis.axhline(height(panel, result["reference"])[0], color="0.4", linestyle=":", label=text)
-        axis.set(xscale="log", xlabel="steps", ylabel=panel, title=f"{panel.split(',')[0]} against steps")
-        if panel == "generative perplexity":
-            axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")
-    axes[-1].plot(ticks, ticks, color="0.5", linestyle=":", label="one a step")
-    title = "NFE measured; lines: the formula"
-    axes[-1].set(xscale="log", yscale="log", xlabel="steps", ylabel="evaluations a sample", title=title)
-    axes[-1].set_yticks(ticks, map(str, ticks))
-    axes[-1].set_yticks([], minor=True)
-    for axis in axes:
-        axis.set_xticks(ticks, map(str, ticks))
-        axis.set_xticks([], minor=True)
-        axis.legend(fontsize=7)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
-def height(panel: str, figures: dict) -> tuple[float, float]:
-    """Returns the value of a point of the plot, and its standard error."""
-    if panel == "generative perplexity" and figures["judgement"] is None:  # all samples are empty
-        return math.nan, math.nan
-    if panel == "generative perplexity":
-        return figures["judgement"]["perplexity"], figures["judgement"]["perplexity_error"]
-    return figures["token_entropy"], figures["token_entropy_error"]

@@ -203,7 +203,10 @@ class Run:
         self.run_id = progress["run_id"]
 
     def _restore_deepspeed(self, state: Path) -> None:
-        """Lets DeepSpeed read its own files. They are pickles: see "Trust" in docs/training.md."""
+        """Lets DeepSpeed read its own files, which are pickles.
+
+        docs/training.md says whose to read ("Run folders from other people").
+        """
         given = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.accelerator.load_state(str(state))
         self.accelerator.step = 0  # forwards since the last step of the optimizer: accumulation may differ now

@@ -12,7 +12,7 @@ from support.paths import ROOT
 @pytest.mark.parametrize(
     ("main", "texts"),
     [
-        (batches.main, "12 texts; a written token is in one of .* tokens on average, .* of them blank"),
+        (batches.main, "12 texts; a generated token is in one of .* tokens on average, .* of them blank"),
         (scoring.main, "12 texts of .*, 16 passes"),
     ],
 )

@@ -309,7 +309,7 @@ def test_each_command_prints_its_table_and_writes_json_and_plots(tmp_path, capsy
             == (case["unit"] == "MB" or command == "loading" or "refresh_interval" in case["name"])
             for side in case["sides"].values()
         )
-    assert sorted(path.stem for path in pictures.iterdir()) == plots
+    assert sorted(path.stem for path in pictures.iterdir()) == sorted([*plots, *(f"{name}-dark" for name in plots)])
     assert all(path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for path in pictures.iterdir())
 
 

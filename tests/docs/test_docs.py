@@ -32,6 +32,7 @@ from benchmarks import (
     hour,
     orders,
     partial_caching,
+    plots,
     saving,
     scoring,
     serving,
@@ -262,6 +263,7 @@ PARSERS = {
     "benchmarks.estimators": parse_estimators,
     "benchmarks.orders": lambda flags, monkeypatch: parse_by(orders.main, flags, monkeypatch),
     "benchmarks.partial_caching": lambda flags, monkeypatch: parse_by(partial_caching.main, flags, monkeypatch),
+    "benchmarks.plots": lambda flags, monkeypatch: parse_by(plots.main, flags, monkeypatch),
     "benchmarks.profile": lambda flags, monkeypatch: parse_by(profile_benchmark.main, flags, monkeypatch),
     "benchmarks.speculation": lambda flags, _: speculation.parse_arguments(flags),
     "benchmarks.serving": lambda flags, _: serving.parse_arguments(flags),
@@ -349,11 +351,11 @@ def test_the_generation_guide_has_the_figures_of_the_recorded_samples():
         assert figures.strip("| ") == rows[name.strip(), steps.strip("| ")].strip("| ")
 
 
-def test_the_generation_guide_has_the_table_of_the_recorded_gaps():
+def test_the_generation_guide_has_the_table_of_the_recorded_blanks():
     result = json.loads(conditioning.RESULT.read_text())
     assert f"\n{conditioning.table(result)}\n" in PAGES["docs/generation.md"]
     assert (
-        "of {passages} gaps of {gap} tokens between {before} and {after} of".format(**result)
+        "of {passages} blanks of {gap} tokens between {before} and {after} of".format(**result)
         in PAGES["docs/generation.md"]
     )
 

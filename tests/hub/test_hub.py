@@ -19,7 +19,7 @@ from support.hub_scripts import OWNER, run_script
 from support.hub_stand_in import HubStandIn
 from support.launches import WITHOUT_RADD_HF
 from support.paths import AUTO_MAP, GOLDEN, ROOT, SHIPPED, contents
-from support.texts import README_CODE
+from support.texts import AUTHORS_CODE, README_CODE
 from support.toys import random_model
 
 AUTHORS = "JingyangOu/radd-t-dce"
@@ -119,11 +119,11 @@ from transformers import AutoModel
 from safetensors.torch import load_file
 import radd_hf
 
-name, golden, *lines_of_the_readme = sys.argv[1:]
+name, golden, *lines_of_the_page = sys.argv[1:]
 golden = load_file(golden)
 expected = golden["logits"][..., :-1]
 seen = {}
-for way, lines in zip(("class", "auto class"), lines_of_the_readme, strict=True):
+for way, lines in zip(("class", "auto class"), lines_of_the_page, strict=True):
     scope = {}
     exec(lines, scope)
     model = scope["model"]
@@ -143,8 +143,8 @@ print(json.dumps(seen))
 def authors(hub, place):
     hub.publish(AUTHORS, GOLDEN / "hub")
     golden = GOLDEN / "forward.safetensors"
-    assert all(AUTHORS in lines for lines in README_CODE[1:3])
-    return run_script(OWNER + LOAD_THE_AUTHORS, AUTHORS, golden, *README_CODE[1:3], hub=hub, home=place / "authors")
+    assert all(AUTHORS in lines for lines in AUTHORS_CODE)
+    return run_script(OWNER + LOAD_THE_AUTHORS, AUTHORS, golden, *AUTHORS_CODE, hub=hub, home=place / "authors")
 
 
 @pytest.mark.parametrize("way", ["class", "auto class"])
@@ -200,7 +200,7 @@ def published(hub, place, tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def stranger(hub, place, published):
-    arguments = ("someone/radd-tiny", published["first"], place / "again", README_CODE[0])
+    arguments = ("someone/radd-tiny", published["first"], place / "again", README_CODE)
     return run_script(STRANGER + LOAD_OURS, *arguments, hub=hub, home=place / "stranger")
 
 
@@ -226,7 +226,7 @@ def test_what_was_loaded_from_the_hub_is_saved_as_a_whole_folder_again(stranger,
 
 def test_a_second_load_works_offline_from_the_cache(stranger, hub, published, place):
     before = list(hub.requests)
-    arguments = ("someone/radd-tiny", published["first"], "-", README_CODE[0])
+    arguments = ("someone/radd-tiny", published["first"], "-", README_CODE)
     offline = run_script(STRANGER + LOAD_OURS, *arguments, hub=hub, home=place / "stranger", HF_HUB_OFFLINE="1")
     assert hub.requests == before
     kept = ("logits", "twin", "sample", "before", "code")

@@ -6,6 +6,15 @@ import re
 from support.paths import ROOT
 
 SENTENCES = "It is a truth universally acknowledged, that a single man must be in want of a wife.\n"
-# The README's lines of Python: a folder of ours, the authors' repository, the same by AutoModel.
-README_CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def python_of(page: str) -> list[str]:
+    """Returns the blocks of Python in a Markdown file of the repository."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+# The lines by which the README loads a model and fills a text.
+README_CODE = python_of("README.md")[0]
+# The lines that load the authors' model: by our class, and by transformers' auto class.
+AUTHORS_CODE = [code for code in python_of("docs/migrating.md") if '"JingyangOu/radd-t-dce"' in code]
 TEXTS = [f"Document {number}: {'on ' * (number % 7)}and so it ends." for number in range(300)]
