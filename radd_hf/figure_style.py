@@ -8,8 +8,8 @@
 
     save_figure(draw, "docs/figures/nfe.png")  # writes nfe.png and nfe-dark.png
 
-A figure is WIDTH inches wide: on a page that shows it 700 pixels wide, no letter is smaller than 10 pixels. matplotlib
-is optional and is imported when a figure is drawn: `pip install 'radd_hf[viz]'`.
+A figure is WIDTH inches wide. On a page that shows it 700 pixels wide, every letter is at least 10 pixels high.
+matplotlib is optional, and imported only when a figure is drawn: `pip install 'radd_hf[viz]'`.
 """
 
 import importlib.util
@@ -36,8 +36,11 @@ SMALL = 8  # points, for text where room is short
 class Theme:
     """Holds the colours of a plot for one kind of page.
 
-    `suffix` ends the file's name; `ground` is the page's colour; `ink` is for text; `faint` is for lines to compare
-    with; `colors` are those of the series, distinct for colour-blind readers as well.
+    suffix: the end of the file's name.
+    ground: the colour of the page.
+    ink: the colour of text.
+    faint: the colour of lines for comparison.
+    colors: the colours of the series, distinct for colour-blind readers, too.
     """
 
     suffix: str
@@ -102,14 +105,14 @@ def figure_paths(path: str | Path) -> list[Path]:
 def save_figure(draw: Callable[[Theme], "Figure"], path: str | Path) -> None:
     """Draws a figure in each theme and writes the files of [`figure_paths`]."""
     for theme, file in zip(THEMES, figure_paths(path), strict=True):
-        # A PNG otherwise names matplotlib's version, and changes with it.
+        # Otherwise a PNG holds matplotlib's version, and changes with it.
         metadata = {"Software": None} if file.suffix.lower() == ".png" else None
         figure = draw_themed(draw, theme)
         figure.savefig(file, dpi=DOTS_PER_INCH, facecolor=theme.ground, metadata=metadata)
 
 
 def check_figure(argument: str, path: str | Path | None) -> None:
-    """Refuses a figure that could not be drawn or written after the work, by a ValueError; None names none."""
+    """Raises a ValueError, before the work, for a figure that could not be drawn or written; None names no figure."""
     if path is None:
         return
     require_matplotlib(argument, path)
@@ -123,7 +126,7 @@ def check_figure(argument: str, path: str | Path | None) -> None:
 
 
 def require_matplotlib(argument: str, value: str | Path) -> None:
-    """Refuses an argument that asks for a figure where matplotlib is missing, by a ValueError."""
+    """Raises a ValueError if an argument asks for a figure and matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
             f"{argument}={str(value)!r} needs matplotlib, which is not installed: pip install 'radd_hf[viz]'"
@@ -145,7 +148,7 @@ def ramp() -> "Colormap":
 
 
 def label_values(axis: "Axis", values: Sequence[int], most: int = 10) -> None:
-    """Puts a tick at every value that was measured, and its number at the last one and at even distances before it."""
+    """Puts a tick at every measured value, and numbers at the last value and at even distances before it."""
     every = math.ceil(len(values) / most)
     texts = [str(value) if (len(values) - 1 - place) % every == 0 else "" for place, value in enumerate(values)]
     axis.set_ticks(values, texts)
@@ -158,7 +161,7 @@ def label_log(axis: "Axis", most: int = 6) -> None:
 
     low, high = sorted(axis.get_view_interval())
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    # From sparse to dense; the last serves a range that is too short for any round number but those of a linear axis.
+    # From sparse to dense. The last choice, that of a linear axis, is for a range too short for the others.
     choices = [[head * 10.0**power for power in powers for head in heads] for heads in ((1,), (1, 3), (1, 2, 5))]
     choices.append(list(MaxNLocator(most - 1, min_n_ticks=2).tick_values(low, high)))
     inside = [[tick for tick in ticks if low <= tick <= high] for ticks in choices]

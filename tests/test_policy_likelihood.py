@@ -283,7 +283,7 @@ def test_a_bound_without_an_order_has_the_order_that_generate_gives_it():
         ({"order": "forward", "entropy_bound": 0.5}, r"entropy_bound=0\.5 is for order='confidence'"),
         ({"order": [2, 0, 1], "confidence_threshold": 0.5}, r"confidence_threshold=0\.5 is for order='confidence'"),
         ({"order": rightmost_and_certain, "entropy_bound": 0.5}, r"entropy_bound=0\.5 is for order='confidence'"),
-        ({"order": rightmost_and_certain, "steps": 2}, "steps=2: a function as order"),
+        ({"order": rightmost_and_certain, "steps": 2}, "steps=2 does not fit a function as order"),
         ({"order": "entropy", "entropy_bound": 0.5, "steps": 2}, r"entropy_bound=0\.5 and steps=2 both say"),
         ({"entropy_bound": 0.5, "confidence_threshold": 0.5}, r"entropy_bound=0\.5 and confidence_threshold=0\.5"),
     ],

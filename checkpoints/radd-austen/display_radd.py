@@ -1,12 +1,13 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Shows as HTML how texts were generated, in a notebook or a file: which token was revealed when.
+"""Shows as HTML, in a notebook or a file, how texts were generated: which token was revealed when.
 
     Denoising.of(output, tokenizer)      one text of `generate`, position by position
-    to_fragment([denoising, ...])        texts with a slider over the steps, to stand in any page
+    to_fragment([denoising, ...])        texts with a slider over the steps, as HTML for any page
     InPlace                              the streamer that shows a text in a notebook while it is generated
 
-In absorbing diffusion a token is revealed once and then stays (arXiv:2406.03736, section 2.1). So the final text and
-the step of each position are the whole story: frame k shows the tokens of the first k events, and masks elsewhere.
+An event is one evaluation of the network and the tokens that it reveals. In absorbing diffusion a token is revealed
+once and then stays (arXiv:2406.03736, section 2.1). So the final text and the step of each position say all: frame k
+shows the tokens of the first k events, and masks elsewhere.
 
 Shapes: R rows, L length.
 """
@@ -35,18 +36,21 @@ RAMP = ("#7d86e8", "#57b5e6", "#4cc9a9", "#a8cf5a", "#f4bd4f", "#f08a5d")
 INK = "#1d1f24"
 RETURN = "\u21b5"  # makes a generated line break visible
 GREY_BAR = " \u2591\u2591\u2591"  # stands for a token that is not known yet
-# A notebook keeps what it displays in its file. So no more texts and tokens of an output are displayed, but one text.
+# Most texts and tokens of an output that a notebook displays, since it keeps them in its file. One text always is.
 MOST_TEXTS, MOST_TOKENS = 8, 4096
-FRAME = 0.05  # seconds between two updates of a notebook, which takes longer to draw than a small model to generate
+FRAME = 0.05  # seconds between two updates; a notebook takes longer to draw a text than a small model to generate it
 
 
 @dataclass(frozen=True)
 class Denoising:
     """Holds one text of `generate`, position by position, and displays itself in a notebook.
 
-    texts: what each token adds to the text. steps: the step that revealed it, -1 where the token was given.
-    logprobs: of each token when it was drawn, in nats; 0 where given, nan where unknown. n_steps: of the grid, or the
-    events of a method without one. evaluations: NFE.
+    texts: the text that each token adds.
+    steps: the step that revealed each token, -1 if it was given.
+    logprobs: the log-probability of each token when it was drawn, in nats (the unit of natural logarithms); 0 if it was
+        given, nan if unknown.
+    n_steps: the number of steps of the grid or, in a method without a grid, of events.
+    evaluations: the number of network evaluations (NFE).
     """
 
     texts: tuple[str, ...]
@@ -60,11 +64,11 @@ class Denoising:
         """Takes row `row` of what `generate` returns with return_dict_in_generate=True.
 
         Args:
-            tokenizer: default: the one that `generate` got; without any, ids stand for the texts of the tokens.
-            n_steps: of the grid; default: up to the last step that revealed a token.
+            tokenizer: default: the tokenizer that `generate` got. Without one, ids stand for the texts of the tokens.
+            n_steps: the number of steps of the grid; default: up to the last step that revealed a token.
 
         Raises:
-            ValueError: if `output` lacks the steps, has no such row, or a step beyond `n_steps`.
+            ValueError: if `output` lacks the steps, has no such row, or has a step beyond `n_steps`.
         """
         if getattr(output, "reveal_step", None) is None:
             raise ValueError(
@@ -104,7 +108,7 @@ class Denoising:
 
     @cached_property
     def events(self) -> list[int]:
-        """Lists the steps that revealed something, in order. Frame k of a picture shows the text after k of them."""
+        """Lists the steps that revealed something, in order. Frame k shows the text after k of them."""
         return sorted(set(self.revealed))
 
     def color(self, step: int) -> str:
@@ -113,7 +117,7 @@ class Denoising:
     def caption(self, frame: int) -> str:
         """Says how far the text is in frame `frame`: steps, network evaluations, tokens."""
         reached = self.events[frame - 1] if frame else -1
-        # Without caching the empty steps are evaluated, too.
+        # Without caching, steps that reveal nothing are evaluated, too.
         evaluations = frame if self.evaluations == len(self.events) else reached + 1
         return (
             f"step {reached + 1} of {self.n_steps} \u00b7 {number_of(evaluations, 'network evaluation')} "
@@ -122,9 +126,10 @@ class Denoising:
 
 
 def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """Lists what each token adds to the text: L ids to L strings, which together are the text.
+    """Lists the string that each token adds to the text: L ids to L strings, which together are the text.
 
-    A character that several tokens spell is the last one's, and the others' strings are empty. Special tokens are, too.
+    If several tokens spell one character, the last of them adds it, and the others add nothing. Special tokens add
+    nothing, too.
     """
     distinct = list(set(ids))
     texts_of = partial(decode_after_text, tokenizer=tokenizer, skip_special_tokens=True)
@@ -155,7 +160,7 @@ def ramp_color(fraction: float) -> str:
 
 
 def mix(first: str, second: str, share: float) -> str:
-    """Returns the colour that lies between two, `share` of the way from the first to the second."""
+    """Returns the colour at `share` of the way from the first colour to the second."""
     channels = (
         round((1 - share) * int(first[at : at + 2], 16) + share * int(second[at : at + 2], 16)) for at in (1, 3, 5)
     )
@@ -172,13 +177,14 @@ def number_of(count: int, noun: str) -> str:
 
 
 def to_fragment(denoisings: Sequence[Denoising], note: str = "", plays: bool = False) -> str:
-    """Returns HTML that shows texts with a slider over the steps of them all, to stand in any page.
+    """Returns HTML for any page, which shows texts with one slider over the steps of all of them.
 
-    The text is readable without the script and the style, since a notebook that is not trusted runs neither. They
-    touch nothing else on the page. Colours of letters and paper are the page's, so that a dark page stays dark.
+    The text is readable without the script and the style: a notebook that is not trusted runs neither. They change
+    nothing else on the page. Text and background have the colours of the page, so a dark page stays dark.
 
     Args:
-        note: a line below. plays: whether the script starts with the masks and plays, or shows the final text.
+        note: a line below the texts.
+        plays: whether the script starts with the masks and plays. Otherwise it shows the final text.
     """
     if len(denoisings) == 1:
         texts, whole = f'<div class="radd-text">{_marked(denoisings[0])}</div>', denoisings[0]
@@ -208,7 +214,7 @@ def _filled(template: str, **parts: Any) -> str:
 
 
 def milliseconds(frames: int) -> int:
-    """Returns how long a frame is shown: all about eight seconds, but none too short or too long to see."""
+    """Returns how long to show a frame: 8 seconds divided by the number of frames, but 50 to 400 ms."""
     return min(max(8000 // frames, 50), 400)
 
 
@@ -232,9 +238,9 @@ def _numbered(number: int, denoising: Denoising) -> str:
 
 
 def _marked(denoising: Denoising, frame: int | None = None) -> str:
-    """Returns the text after `frame` events (all when None), each generated token on the colour of its step.
+    """Returns the text after `frame` events (None: all), each generated token on the colour of its step.
 
-    Pointing at a token shows its step and the probability it was drawn with.
+    A pointer over a token shows its step, and the probability that it was drawn with.
     """
     return "".join(_marked_tokens(denoising, len(denoising.events) if frame is None else frame))
 
@@ -246,7 +252,7 @@ def _marked_tokens(denoising: Denoising, frame: int) -> Iterator[str]:
         if step < 0:
             yield f"<span>{shown}</span>"
             continue
-        # White space before a word stays outside of its box, so that lines break there.
+        # White space before a word stays outside its box: a line can break there.
         core = shown.lstrip(" ") or shown
         fact = f"step {step + 1}" + ("" if math.isnan(logprob) else f", probability {math.exp(logprob):.3g}")
         newest = step == reached and frame < len(denoising.events)
@@ -329,9 +335,9 @@ $note
 
 
 def in_place(streamer: Any, canvas: Tensor, mask_token_id: int) -> Any:
-    """Returns a streamer that works where this runs: in a notebook [`InPlace`] replaces transformers' own.
+    """Returns the streamer, or in a notebook [`InPlace`] in place of transformers' `TextDiffusionStreamer`.
 
-    `TextDiffusionStreamer` moves the cursor of a terminal, and a notebook would print the codes for that.
+    `TextDiffusionStreamer` moves the cursor of a terminal. A notebook would print the codes for that.
 
     Args:
         canvas: (1, L) ids before the first event.
@@ -342,31 +348,31 @@ def in_place(streamer: Any, canvas: Tensor, mask_token_id: int) -> Any:
 
 
 def in_notebook() -> bool:
-    """Tells whether this runs in a kernel of Jupyter, which shows HTML and obeys no codes of a terminal."""
+    """Tells whether this runs in a Jupyter kernel, which shows HTML and does not follow the codes of a terminal."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 
 class InPlace:
-    """Shows one text in the output of a notebook's cell while `generate` fills it, and in the end with a slider.
+    """Shows one text in the output of a notebook cell while `generate` fills it, and at the end with a slider.
 
-    Fast events are shown together, unless `pause` seconds follow each.
+    Fast events are shown together, unless there is a `pause` (in seconds) after each.
     """
 
-    LATER = 2**62  # the event of a token that is not known yet
+    LATER = 2**62  # the event of a token that is not revealed yet
 
     def __init__(self, tokenizer: Any, ids: list[int], mask_token_id: int, pause: float = 0.0):
         self.tokenizer, self.ids, self.mask_token_id, self.pause = tokenizer, ids, mask_token_id, pause
         self.steps = [self.LATER if token == mask_token_id else -1 for token in ids]
         self.masks, self.events = self.steps.count(self.LATER), 0
-        # No import statement: transformers would ask every user of a checkpoint to install what its files import.
+        # It is not an import statement: transformers would ask every user of a checkpoint to install IPython.
         display = importlib.import_module("IPython.display").display
         self.handle = display(self._media(), raw=True, display_id=True)
         self.next_update = time.monotonic() + FRAME
 
     def put_draft(self, canvas: Tensor) -> None:
-        """Shows canvas (1, L), of which one more event is done."""
+        """Shows the canvas (1, L) after one more event."""
         self.ids = canvas[0].tolist()
         for position, token in enumerate(self.ids):
             if self.steps[position] == self.LATER and token != self.mask_token_id:
@@ -391,14 +397,14 @@ class InPlace:
             tuple(GREY_BAR if hidden else text for text, hidden in zip(texts, masked, strict=True)),
             tuple(self.steps),
             logprobs=(math.nan,) * len(texts),
-            n_steps=max(self.events if done else self.masks, 1),  # how many events there will be is not known before
+            n_steps=max(self.events if done else self.masks, 1),  # the number of events is known only at the end
             evaluations=self.events,
         )
         if done:
             return {"text/html": to_fragment([now]), "text/plain": "".join(texts)}
         written = f"{self.masks - sum(masked)} of {number_of(self.masks, 'token')}"
         status = f"{number_of(self.events, 'network evaluation')} \u00b7 {written}"
-        text = _marked(now, frame=len(now.events) - 1)  # the last "event" is that of the masks
+        text = _marked(now, frame=len(now.events) - 1)  # the last "event" stands for the masks that are left
         return {"text/html": _filled(DRAFT, text=text, status=status), "text/plain": status}
 
 

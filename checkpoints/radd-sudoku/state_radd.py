@@ -30,7 +30,7 @@ from .speculation_radd import Drafts
 
 @dataclass
 class RaddGenerateOutput(ModelOutput):
-    """Holds what `generate` returns with `return_dict_in_generate`; a notebook shows it with a slider over the steps.
+    """Holds what `generate` returns with `return_dict_in_generate`. A notebook shows it with a slider over the steps.
 
     sequences: (R, L) ids, without a mask.
     num_function_evaluations: (R,) network evaluations (NFE) that each row took, one after the other. With
@@ -43,8 +43,8 @@ class RaddGenerateOutput(ModelOutput):
     token_logprobs: (R, L) float32, the natural log-probability of each token when it was drawn, before logits
         processors, temperature, top-k and top-p; 0 at positions that were given or padded.
     history: the canvas (R, L) at the start and after every event, with `output_history`.
-    tokenizer: the one that `generate` got, by which the texts are shown. It is no field, and copies and files of the
-        output leave it out.
+    tokenizer: the tokenizer that `generate` got. It decodes the texts that a notebook shows. It is not a field: copies
+        and files of the output leave it out.
     """
 
     sequences: Tensor | None = None
@@ -53,10 +53,10 @@ class RaddGenerateOutput(ModelOutput):
     reveal_step: Tensor | None = None
     token_logprobs: Tensor | None = None
     history: tuple[Tensor, ...] | None = None
-    tokenizer = cast(Any, None)  # without an annotation, so that it is no field
+    tokenizer = cast(Any, None)  # without an annotation it is not a field
 
     def __repr__(self) -> str:
-        """Shows shapes, and the numbers of evaluations where they are few."""
+        """Shows the shapes of the tensors, and the values of short ones, such as the numbers of evaluations."""
         return f"{type(self).__name__}({', '.join(f'{name}={_summary(value)}' for name, value in self.items())})"
 
     def _repr_html_(self) -> str | None:
@@ -74,7 +74,7 @@ class RaddGenerateOutput(ModelOutput):
 
 
 def _summary(value: Any) -> str:
-    """Returns the shape of a tensor or the few numbers in it, and how many there are in a tuple."""
+    """Describes a value: a tensor by its shape or its few numbers, a tuple by its length and its first element."""
     if isinstance(value, tuple):
         return f"{len(value)} x {_summary(value[0])}" if value else "()"
     if not isinstance(value, Tensor):
