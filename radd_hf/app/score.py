@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from ..endings import UsageError, note, visible
-from ..evaluation.perplexity import MOST_PASSES, figure_lines
+from ..evaluation.perplexity import MOST_PASSES, figure_lines, passes_line
 from ..jobs.job import run_on_file
 from ..jobs.scoring import RowScorer, ScoredRow, columns_to_score
 from ..likelihood import ESTIMATORS, check_estimate
@@ -181,7 +181,7 @@ def _table(model: str, scored: ScoredRow) -> str:
     size = f"{found.n_tokens:,} tokens" + ("" if found.n_bytes is None else f", {found.n_bytes:,} bytes")
     blocks = f" in {found.n_sequences} blocks" if found.n_sequences > 1 else ""
     lines = [
-        f"{model}: {size}{blocks}; {found.estimator}, {found.passes} passes",
+        f"{model}: {size}{blocks}; {found.estimator}, {passes_line(found.passes)}",
         "",
         *figure_lines(nats | found.to_dict()),
     ]

@@ -220,7 +220,7 @@ def table(identity: dict, figures: dict) -> str:
         f"{identity['model']} on {identity['dataset']}, {identity['split']}; protocol {identity['protocol']}, "
         f"end of text {identity['end_of_text']}",
         f"{figures['n_tokens']:,} tokens in {figures['n_sequences']:,} blocks of {identity['length']}; "
-        f"{identity['estimator']}, {figures['passes']} passes, {figures['seconds']:.0f} s",
+        f"{identity['estimator']}, {passes_line(figures['passes'])}, {figures['seconds']:.0f} s",
         "",
         *figure_lines(figures),
     ]
@@ -230,6 +230,11 @@ def table(identity: dict, figures: dict) -> str:
     if "bits_per_byte" not in figures:
         lines.append("The tokens do not hold the whole text, so there is no figure per byte.")
     return "\n".join(map(visible, lines))
+
+
+def passes_line(passes: int) -> str:
+    """Returns the number of passes with its noun."""
+    return f"{passes} {'pass' if passes == 1 else 'passes'}"
 
 
 def figure_lines(figures: dict) -> list[str]:

@@ -128,6 +128,11 @@ def test_an_error_is_reached_that_was_asked_for(figures):
     assert figures(TEXT, "--target-se", "0.1")["standard_error"] <= 0.1 * figures(TEXT)["tokens"]
 
 
+def test_one_pass_is_called_a_pass_and_several_are_passes(radd_score):
+    assert radd_score("It is", "--estimator", "ar_forward").out.splitlines()[0].endswith("ar_forward, 1 pass")
+    assert radd_score("It is", "--passes", "2").out.splitlines()[0].endswith("k_stratified, 2 passes")
+
+
 def test_text_that_would_command_the_terminal_is_shown_as_characters(radd_score, monkeypatch, folder):
     result = radd_score("\x1b[2J", "--estimator", "ar_forward")
     assert result.code == 0
