@@ -38,10 +38,10 @@ def test_every_other_word_reaches_the_command_as_it_is(parser):
     [
         (["soup", "--batch_sise", "3"], "there is no option --batch_sise; did you mean --batch-size?"),
         (["--oven-heet=9"], "there is no option --oven-heet; did you mean --oven_heat?"),
-        (["soup", "--xyzzy"], "there is no option --xyzzy (--help lists what there is)"),
+        (["soup", "--xyzzy"], "there is no option --xyzzy (see --help)"),
         (["soup", "--method", "bol"], "argument --method: invalid choice: 'bol'; did you mean boil?"),
-        (["soup", "--method", "x"], "invalid choice: 'x'; it must be one of boil, roast. (--help lists what there is)"),
-        (["soup", "a", "b"], "unrecognized arguments: b (--help lists what there is)"),
+        (["soup", "--method", "x"], "invalid choice: 'x'; it must be one of boil, roast. (see --help)"),
+        (["soup", "a", "b"], "unrecognized arguments: b (see --help)"),
         (["soup", "--batch", "3"], "there is no option --batch; did you mean --batch-size?"),
         ([], "the following arguments are required: dish"),
     ],

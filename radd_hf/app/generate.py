@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Runs `radd generate`: fills one text, and shows how, or the texts of a file."""
+"""Runs `radd generate`: fills one text, and can show how it fills, or fills the texts of a file."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ FOR_ONE_TEXT = "text", "prefix", "suffix", "json", "live", "pause", "picture", "
 
 
 def write(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Does what the command line asks for; `parser` read it."""
+    """Runs the command with the arguments that `parser` parsed."""
     check_model(args)
     if args.input is None and args.output is None:
         _write_texts(args)
@@ -46,20 +46,20 @@ def write(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 
 def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
-    """Fills in the arguments that standard input is to give, without the line break that ends it.
+    """Reads standard input into the argument that takes it, without its last line break.
 
     Raises:
-        UsageError: for arguments that contradict each other.
+        UsageError: for arguments that contradict each other, or if there is no text.
     """
     ends = [name for name in ("prefix", "suffix") if getattr(args, name) is not None]
     if args.text is not None and (ends or args.length is not None):
         raise UsageError(
             f"TEXT {args.text!r} is the whole text: leave out --{ends[0] if ends else 'length'}, or pass --prefix and "
-            "--suffix instead of it."
+            "--suffix instead of TEXT."
         )
     if args.prefix == "-" and args.suffix == "-":
         raise UsageError("--prefix and --suffix cannot both be read from standard input.")
-    # --length alone asks for a whole text; otherwise a text must be given, if only by a pipe.
+    # --length alone generates a whole text. Without it, the text comes from an argument or from a pipe.
     piped = args.text is None and not ends and args.length is None and not stdin.isatty()
     for name in ("text", "prefix", "suffix"):
         if getattr(args, name) == "-" or (name == "text" and piped):
@@ -70,10 +70,10 @@ def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the given settings of `generate`; refuses, before a model is loaded, what would fail later.
+    """Checks the command line before a model is loaded, and returns the given settings of `generate`.
 
     Raises:
-        UsageError: for a value that does not fit.
+        UsageError: for a value out of range, and for settings that contradict each other.
     """
     for name, least, most in (("number", 1, 2**31), ("batch_size", 1, 2**12), ("pause", 0, 3600)):
         value = getattr(args, name)
@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed} must be an integer in 0 .. 2^63 - 1.")
     if args.pause and not args.live:
-        raise UsageError(f"--pause {args.pause} holds the events that --live shows: pass --live, too.")
+        raise UsageError(f"--pause {args.pause} slows down what --live shows: pass --live, too.")
     settings = {name: getattr(args, name) for name in TEXT_SETTINGS if getattr(args, name) is not None}
     try:
         RaddGenerationConfig(**settings)
@@ -101,7 +101,7 @@ def _write_texts(args: argparse.Namespace) -> None:
     settings = _check(args)
     with _silenced(*["radd_hf.hub.runs"] * args.quiet):
         model, tokenizer = load_model(args)
-    # The command has a remark of its own about long texts.
+    # The command prints its own remark about long texts.
     with _silenced("radd_hf.modeling_radd", *["radd_hf.text_radd"] * args.quiet):
         given = _make_canvas(args, settings.pop("length", None), model, tokenizer)
         canvas = torch.tensor(given.ids)  # (L,)
@@ -117,14 +117,14 @@ def _write_texts(args: argparse.Namespace) -> None:
             output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
             for row, sample in enumerate(samples):
                 _report(args, output, row, sample, given, tokenizer, seconds)
-            if args.order_map is not None or not outputs:  # the first is for a picture; others would fill the memory
+            if args.order_map is not None or not outputs:  # a picture needs only the first; all may fill the memory
                 outputs.append(output)
     _draw_pictures(args, outputs, model, tokenizer, settings)
 
 
 @contextmanager
 def _silenced(*names: str) -> Iterator[None]:
-    """Has loggers say errors alone."""
+    """Lets loggers print only errors."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -139,10 +139,10 @@ def _silenced(*names: str) -> Iterator[None]:
 def _write_batch(
     args: argparse.Namespace, model: Any, tokenizer: Any, canvas: Any, samples: range, settings: dict[str, Any]
 ) -> tuple[Any, float]:
-    """What `generate` returns for these samples of the canvas (L,), and the seconds for each.
+    """Generates these samples from the masked sequence `canvas` (L,). Returns the output and the seconds per sample.
 
     Raises:
-        UsageError: for settings that do not fit together.
+        UsageError: for settings that contradict each other.
     """
     generators = sample_generators(text_seed(args.seed), samples)
     untouched, started = generators[0].get_state(), time.perf_counter()
@@ -160,15 +160,15 @@ def _write_batch(
         except ValueError as error:
             if not torch.equal(generators[0].get_state(), untouched):
                 raise
-            raise UsageError(str(error)) from error  # arguments are refused before anything is drawn
+            raise UsageError(str(error)) from error  # `generate` checks its arguments before it draws
     return output, (time.perf_counter() - started - live.paused) / len(samples)
 
 
 def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, tokenizer: Any) -> Any:
-    """Returns the text with its blanks; between a prefix and a suffix is one blank.
+    """Returns the encoded text with its blanks. Between a prefix and a suffix there is one blank.
 
     Raises:
-        UsageError: for malformed blanks, none, or no room.
+        UsageError: for malformed blanks, no blank, or no room for one.
     """
     own = {name: getattr(model.generation_config, name) for name in LENGTHS}
     given = {name: getattr(args, name) for name in ("text", "prefix", "suffix") if getattr(args, name) is not None}
@@ -183,7 +183,7 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
 def _report(
     args: argparse.Namespace, output: Any, row: int, sample: int, given: Any, tokenizer: Any, seconds: float
 ) -> None:
-    """Prints a row of a batch, the `sample`-th text of all; remarks go to standard error."""
+    """Prints a row of a batch, the text number `sample` of all. Remarks go to standard error."""
     ids = output.sequences[row].tolist()
     fills = given.fills(ids, tokenizer, skip_special_tokens=True)
     result = {
@@ -199,7 +199,7 @@ def _report(
     }
     if args.json:
         print(visible(json.dumps(result, ensure_ascii=False)), flush=True)
-    else:  # a model can write anything, and a terminal obeys control characters
+    else:  # a model can generate control characters, which a terminal would obey
         text = visible(str(result["text"]), keep="\n\t") if sys.stdout.isatty() else result["text"]
         print("\n" * (sample > 0) + text, flush=True)
     if not args.quiet:
