@@ -1,4 +1,4 @@
-# make demo    set up and fill a gap in a novel the model has not read
+# make demo    set up and fill a blank in a novel that the model was not trained on
 # make test    set up and run the tests
 # make lint    style, types and spelling;  make format puts the style right
 # make torture kill a training 20 times, one of two processes, and one at each change of its folder; damage every file of
@@ -6,6 +6,8 @@
 # make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
 # make lm-eval try the lm-evaluation-harness, which is installed for that
 # make ray     fill a table by the example for Ray Data, which is installed for that, with two actors on the CPU
+# make notebook run notebooks/quickstart.ipynb by Jupyter, which is installed for that, and compare its saved outputs
+# make notebook-outputs run it and save its outputs anew
 # make docs    build the documentation site, and ask its search
 # make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
 # make visitors 50 visitors use the web page for a minute, and one asks for 300 runs
@@ -25,7 +27,7 @@ BIN := .venv/bin
 # At the root the *_radd.py are links into radd_hf/.
 # Two processes of one thread each; a file's tests stay together, since they share what is slow to make.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-SOURCES := radd_hf tests docs benchmarks examples $(filter-out %_radd.py,$(wildcard *.py))
+SOURCES := radd_hf tests docs benchmarks examples notebooks $(filter-out %_radd.py,$(wildcard *.py))
 SPELLED := $(SOURCES) checkpoints .ci .pre-commit-config.yaml Makefile $(wildcard *.md *.cff *.cfg *.toml *.txt *.yml)
 # glibc otherwise gives every large tensor back to the kernel, and pays for page faults when it asks for the next.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -39,7 +41,7 @@ OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_compiled_training.py t
 RUN := runs/austen
 AUSTEN := checkpoints/radd-austen
 
-.PHONY: demo test lint format torture deepspeed lm-eval ray docs test-browser visitors sudoku quality speed compat test-gpu quantised wheel figures code austen checkpoint clean
+.PHONY: demo test lint format torture deepspeed lm-eval ray notebook notebook-outputs docs test-browser visitors sudoku quality speed compat test-gpu quantised wheel figures code austen checkpoint clean
 
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -108,6 +110,20 @@ ray: .venv/ready
 	$(BIN)/pip install --quiet --no-compile --target .ray --upgrade --no-deps ray==2.60.0 jsonschema \
 		jsonschema-specifications msgpack protobuf referencing rpds-py  # the rest is in .venv
 	PYTHONPATH=$(CURDIR)/.ray OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs/test_ray_data.py
+
+.notebook/ready: .venv/ready
+	$(BIN)/pip install --quiet --no-compile --target .notebook --upgrade --no-deps ipykernel==7.4.0 ipywidgets==8.1.9 \
+		nbclient==0.11.0 nbformat==5.11.1 asttokens comm executing fastjsonschema ipython ipython-pygments-lexers \
+		jedi jsonschema jsonschema-specifications jupyter-client jupyter-core matplotlib-inline nest-asyncio2 parso \
+		pexpect prompt-toolkit ptyprocess pure-eval pyzmq referencing rpds-py stack-data tornado traitlets \
+		wcwidth  # the rest is in .venv
+	touch $@
+
+notebook: .notebook/ready
+	PYTHONPATH=$(CURDIR)/.notebook $(BIN)/python -m pytest tests/docs/test_notebook.py
+
+notebook-outputs: .notebook/ready
+	PYTHONPATH=$(CURDIR)/.notebook $(BIN)/python notebooks/execute.py
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --no-compile --target .docs --upgrade --no-deps mkdocs==1.6.1 mkdocs-material==9.8.2 \
@@ -185,4 +201,4 @@ checkpoint: .venv/ready
 	$(BIN)/python -m radd_hf.hub.model_card $(AUSTEN)
 
 clean:
-	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .quantised .ray .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .browser .compat .deepspeed .docs .lm_eval .notebook .quantised .ray .mypy_cache .pytest_cache .ruff_cache

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""A web page on which the shipped checkpoint writes.
+"""Serves a web page on which the shipped checkpoints fill texts and solve Sudoku puzzles.
 
     python app.py                    # on this machine alone, at the address it prints
     python app.py --help

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Fills a gap in a novel the model has not read.
+"""Fills a blank in a novel that the model was not trained on.
 
 The shipped checkpoint (5.3 M parameters) was trained on five of Jane Austen's novels; the passage is from the sixth,
 Persuasion. It is loaded as any checkpoint from the Hub would be.
@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "radd-austen"
 OPENING = "I can listen no longer in silence."
-PREFIX, GAP, SUFFIX = 48, 22, 42  # tokens
+PREFIX, BLANK, SUFFIX = 48, 22, 42  # tokens
 METHODS: dict[str, dict[str, Any]] = {
     "tweedie, 8 steps": {"method": "tweedie", "steps": 8},
     "tweedie, 24 steps": {"method": "tweedie", "steps": 24},
@@ -35,16 +35,16 @@ def main() -> None:
 
     novel = load_documents("austen", "validation")[0]["text"]
     passage = novel[novel.index(OPENING) :][:2000]
-    ids = tokenizer(passage)["input_ids"][: PREFIX + GAP + SUFFIX]
-    prefix, truth, suffix = ids[:PREFIX], ids[PREFIX : PREFIX + GAP], ids[PREFIX + GAP :]
+    ids = tokenizer(passage)["input_ids"][: PREFIX + BLANK + SUFFIX]
+    prefix, truth, suffix = ids[:PREFIX], ids[PREFIX : PREFIX + BLANK], ids[PREFIX + BLANK :]
 
     def one_line(tokens: list[int]) -> str:
         return " ".join(str(tokenizer.decode(tokens)).split())
 
     code = type(model).__module__.split(".")[0]
     print(f"{type(model).__name__} of {CHECKPOINT.name}, by the code in that folder ({code})")
-    print(f"{model.num_parameters():,} parameters, {len(ids)} tokens, {GAP} of them masked\n")
-    print(f"{one_line(prefix)}\n    [{GAP} masks]\n{one_line(suffix)}\n")
+    print(f"{model.num_parameters():,} parameters, {len(ids)} tokens, {BLANK} of them masked\n")
+    print(f"{one_line(prefix)}\n    [{BLANK} masks]\n{one_line(suffix)}\n")
     print(f"the author wrote:        {one_line(truth)}\n")
     print(f"{'method':<22}{'evaluations':>12}{'seconds':>9}   filled with")
     for seed, (name, settings) in enumerate(METHODS.items()):
@@ -59,7 +59,7 @@ def main() -> None:
             **settings,
         )
         seconds = time.perf_counter() - started
-        filled = output.sequences[0, PREFIX : PREFIX + GAP].tolist()
+        filled = output.sequences[0, PREFIX : PREFIX + BLANK].tolist()
         print(f"{name:<22}{output.num_function_evaluations.item():>12}{seconds:>9.2f}   {one_line(filled)}")
     print("\nA step in which no mask is filled costs no evaluation: 1024 steps need no more than the masks there are.")
 

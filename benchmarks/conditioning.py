@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures what the text around a gap is worth, and which order fills it best, on the novel held out of training.
+"""Measures what the text around a blank is worth, and which order fills it best, on the novel held out of training.
 
     python -m benchmarks.conditioning
 
-The likelihood of what the author wrote in the gap is exact in each order, given one side, both or none. The last
-column fills the gap all at once, as a sampler of one step does. The script prints the table of docs/generation.md and
+The likelihood of what the author wrote in the blank is exact in each order, given one side, both or none. The last
+column fills the blank all at once, as a sampler of one step does. The script prints the table of docs/generation.md and
 writes docs/figures/conditioning.json.
 """
 
@@ -77,7 +77,7 @@ def table(result: dict) -> str:
 def main() -> None:
     result = measure()
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{PASSAGES} gaps of {GAP} tokens between {BEFORE} and {AFTER}; nats per token of what the author wrote\n")
+    print(f"{PASSAGES} blanks of {GAP} tokens between {BEFORE} and {AFTER}; nats per token of what the author wrote\n")
     print(table(result))
 
 

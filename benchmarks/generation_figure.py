@@ -26,7 +26,6 @@ from radd_hf.figure_style import WIDTH, Theme, label_values, ramp, save_figure
 
 from .commands import ROOT
 from .estimators import CHECKPOINT
-from .measure import EXACT
 
 FIGURE = ROOT / "docs" / "figures" / "generation.png"
 SHORT, STEPS = 24, 16  # the sequence that is shown: tokens, and steps of its grid
@@ -48,7 +47,6 @@ class Example:
 
 def make_example(model, tokenizer) -> Example:
     output = model.generate(
-        generation_config=EXACT,
         prefix="She had never",
         suffix=" of her.",
         length=SHORT,

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tries the web page with visitors who write, score, stop, leave half-way and send garbage, and one with 300 runs.
+"""Tries the web page with visitors who generate, score, stop, leave half-way and send garbage, and one with 300 runs.
 
     make visitors
     .browser/bin/python -m benchmarks.visitors --visitors 50 --seconds 60
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ import httpx
 from radd_hf.endings import note, run_program
 
 API = "/gradio_api"
-WRITE, SCORE = "go", "go_1"  # names of the page's functions
+FILL, SCORE = "fill", "score_text"  # names of the page's functions
 GARBAGE = (
     b"[" * 100_000,
     b"{}",
@@ -80,7 +81,7 @@ async def ask(
                 if event["msg"] == "process_completed":
                     if event["success"]:
                         return "stopped" if "Stopped" in line else "done"
-                    return "busy" if "wait or" in json.dumps(event["output"]) else "refused"
+                    return "busy" if re.search("unfinished runs|such a run already", line) else "refused"
     return "lost"
 
 
@@ -91,7 +92,7 @@ async def visit(page: Page, number: int, until: float, ended: Counter[str], wait
     async with httpx.AsyncClient(base_url=page.address, transport=transport, timeout=PATIENCE) as client:
         while time.monotonic() < until:
             session = f"{number}-{chance.getrandbits(60):x}"  # a page that is loaded again
-            kind = chance.choice(["write", "write", "score", "stop", "leave", "garbage", "reload"])
+            kind = chance.choice(["fill", "fill", "score", "stop", "leave", "garbage", "reload"])
             started = time.monotonic()
             how = "done"
             try:
@@ -103,13 +104,13 @@ async def visit(page: Page, number: int, until: float, ended: Counter[str], wait
                 elif kind == "score":
                     how = await ask(page, client, SCORE, session)
                 elif kind == "stop":
-                    run = asyncio.create_task(ask(page, client, WRITE, session, text="[MASK:100]", pause=0.5))
+                    run = asyncio.create_task(ask(page, client, FILL, session, text="[MASK:100]", pause=0.5))
                     while not run.done():
                         await asyncio.sleep(1)
                         await client.post(f"{API}/run/predict", json=page.call("halt", session))
                     how = run.result()
                 else:
-                    how = await ask(page, client, WRITE, session, leave=kind == "leave", pause=0)
+                    how = await ask(page, client, FILL, session, leave=kind == "leave", pause=0)
             except (httpx.HTTPError, TimeoutError):
                 how = "lost"
             ended[f"{kind}: {how}"] += 1
@@ -123,7 +124,7 @@ async def be_greedy(page: Page, runs: int, ended: Counter[str]) -> None:
 
     async def ask_in(session: str) -> str:
         async with places:
-            return await ask(page, client, WRITE, session, text="[MASK:100]", pause=0)
+            return await ask(page, client, FILL, session, text="[MASK:100]", pause=0)
 
     transport = httpx.AsyncHTTPTransport(local_address="127.0.1.1", limits=CONNECTIONS)
     async with httpx.AsyncClient(base_url=page.address, transport=transport, timeout=PATIENCE) as client:

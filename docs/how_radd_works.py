@@ -58,7 +58,7 @@ def make_network():
 def tabulate(model):
     """{canvas: distribution at each place, (L, V)}"""
     canvases = ["".join(c) for c in product(LETTERS, repeat=LENGTH)]
-    batch = torch.stack([ids(canvas) for canvas in canvases])  # (C, L)
+    batch = torch.stack([ids(c) for c in canvases])  # (C, L)
     p = model(input_ids=batch).logits.softmax(-1)  # (C, L, V)
     return dict(zip(canvases, p.tolist(), strict=True))
 
@@ -134,21 +134,21 @@ def subset(k, n_masked):
     return (n_masked == k) / torch.tensor(subsets)
 
 
-def expected_loss(model, loss_type, noise):
+def expected_loss(model, loss, noise):
     """Mean of w S, and mean of the offset."""
     n_masked, s = kernel(model)
-    if loss_type == "k_DCE":
+    if loss == "k_DCE":
         level = torch.arange(1.0, LENGTH + 1).double()[:, None]
         share = torch.full_like(level, 1 / LENGTH)
         p = subset(level, n_masked)
-    elif loss_type == "lambda_DCE":
+    elif loss == "lambda_DCE":
         level, share = levels(0, 1)
         p = each_token(level, n_masked)
     else:
         level, share = levels(FIRST_TIME, 1)
         rate = mask_probability(noise, level)
         p = each_token(rate, n_masked)
-    w, offset = loss_weights(loss_type, level, n_masked, LENGTH, noise)
+    w, offset = loss_weights(loss, level, n_masked, LENGTH, noise)
     mean = (share * p * w * s).sum()
     return mean.item(), (share * p * offset).sum().item()
 

@@ -28,46 +28,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from radd_hf import RaddForMaskedLM
+from radd_hf.app.sudoku import Solver, check_empty, check_puzzle, is_valid, solutions, wrong_cells
 from radd_hf.endings import note, run_program
 from radd_hf.hub.loading import load_model, load_tokenizer
 from radd_hf.ranges import COUNT, NOT_NEGATIVE, check_fields
 from radd_hf.results import check_output
 from radd_hf.settings_radd import ORDERS, TEXT_SETTINGS
-from sudoku_data import DIGITS, UNITS, check_puzzle, is_valid, solutions
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-sudoku"
 GIVEN, WRITTEN, NEWEST, WRONG = "bold", "cyan", "bold black on bright_yellow", "bold white on red"
-
-
-class Solver:
-    """Fills puzzles with a model of grids. A grid is a row of 82 tokens: its cells, then the end of the text.
-
-    The last token is needed. The network knows a position only by its distance from other tokens, and was trained on
-    rows of this length. To it, 81 cells alone are another text.
-    """
-
-    def __init__(self, model: RaddForMaskedLM, tokenizer: Any):
-        missing = [digit for digit in DIGITS if digit not in tokenizer.get_vocab()]
-        if missing or tokenizer.eos_token_id is None:
-            raise ValueError(f"model has no token for {missing or 'the end of a text'}; it must be a model of grids.")
-        self.model, self.end = model, tokenizer.eos_token_id
-        self.ids = dict(zip(DIGITS, tokenizer.convert_tokens_to_ids(list(DIGITS)), strict=True))
-        self.ids["0"] = model.config.mask_token_id
-        self.characters = {token: character for character, token in self.ids.items()}
-
-    def canvas(self, puzzles: Sequence[str]) -> torch.Tensor:
-        """Returns (B, 82) ids, the mask in empty cells."""
-        return torch.tensor([[*(self.ids[character] for character in puzzle), self.end] for puzzle in puzzles])
-
-    def grid(self, ids: Sequence[int]) -> str:
-        """Returns the 81 characters of a row: 0 for the mask, ? for what is no digit."""
-        return "".join(self.characters.get(token, "?") for token in ids[:81])
-
-    def fill(self, puzzles: Sequence[str], **settings: Any) -> Any:
-        """Returns what `generate` does for puzzles with 0 in their empty cells."""
-        canvas = self.canvas(puzzles)
-        return self.model.generate(canvas, method="ordered", return_dict_in_generate=True, **settings)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -146,18 +115,6 @@ def solve_and_show(solver: Solver, puzzle: str, settings: dict[str, Any], pause:
     return is_valid(grid)
 
 
-def wrong_cells(grid: str, answers: list[str]) -> set[int]:
-    """Returns the cells that differ from the one solution; where there are several, those that break a rule."""
-    if len(answers) == 1:
-        return {cell for cell in range(81) if grid[cell] != answers[0][cell]}
-    return {
-        cell
-        for unit in UNITS.values()
-        for cell in unit
-        if grid[cell] not in DIGITS or sum(grid[other] == grid[cell] for other in unit) > 1
-    }
-
-
 # ---------------------------------------------------------------------------------------------------------
 # A file of them
 # ---------------------------------------------------------------------------------------------------------
@@ -183,12 +140,6 @@ def read_puzzles(path: Path) -> list[str]:
     if several:
         note(f"{several} of the {len(puzzles)} puzzles have more than one solution; any of them counts.")
     return puzzles
-
-
-def check_empty(puzzle: str, name: str = "puzzle") -> str:
-    if "0" not in puzzle:
-        raise ValueError(f"{name}={puzzle!r} has no empty cell, so that there is nothing to fill.")
-    return puzzle
 
 
 def measure(solver: Solver, puzzles: list[str], batch_size: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -306,8 +257,6 @@ def main(argv: list[str]) -> bool | None:
         puzzles = [check_empty(check_puzzle("".join(args.puzzle.split())))]
         order = args.order or ("confidence" if args.entropy_bound is None else "entropy")
     model = load_model(args.model, dtype="float32").to(args.device).eval()
-    if model.config.max_position_embeddings != 82:
-        raise ValueError(f"model={args.model!r} must be a model of grids: rows of 82 tokens, 81 cells and an end.")
     solver = Solver(model, load_tokenizer(args.model))
     if args.file is None:
         return solve_and_show(solver, puzzles[0], settings_of(args, order, args.entropy_bound), args.pause)

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Makes Sudoku grids to train on and puzzles to solve, and solves puzzles by exact search; there is no network here.
+"""Makes Sudoku grids to train on and puzzles to solve, by exact search; there is no network here.
 
     python examples/sudoku_data.py data/sudoku
     python examples/sudoku_data.py data/sudoku --grids 20000 --puzzles 10 --seed 1
@@ -10,8 +10,7 @@
 
 The default is a grid for every row that `configs/sudoku.yaml` trains on: two or three minutes, 170 MB.
 
-A grid is its 81 digits, row after row. The search holds, for each digit, the set of the cells that may have it: bit n
-of an integer is cell n.
+A grid is its 81 digits, row after row. The search is that of `radd_hf/app/sudoku.py`.
 """
 
 import argparse
@@ -19,162 +18,19 @@ import csv
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator
-from itertools import islice, permutations, product
+from itertools import permutations, product
 from pathlib import Path
 
+from radd_hf.app.sudoku import DIGITS, EVERY, search, solutions
 from radd_hf.endings import run_program
 from radd_hf.ranges import COUNT, COUNT_OR_ZERO, check_fields
 
-DIGITS = "123456789"
-EMPTY = "0."
-Boards = list[int]  # of each digit, the cells that may have it
-
-
-def cells(members: Iterable[int]) -> int:
-    """Returns a set of cells as an integer."""
-    return sum(1 << cell for cell in members)
-
-
-EVERY = cells(range(81))
-UNITS = {f"row {row + 1}": [9 * row + column for column in range(9)] for row in range(9)}
-UNITS |= {f"column {column + 1}": [9 * row + column for row in range(9)] for column in range(9)}
-UNITS |= {
-    f"box {3 * band + stack + 1}": [27 * band + 3 * stack + 9 * row + column for row in range(3) for column in range(3)]
-    for band in range(3)
-    for stack in range(3)
-}
-UNIT_SETS = [cells(unit) for unit in UNITS.values()]
-# Of each cell, the others of its row, column and box.
-PEERS = [cells({other for unit in UNITS.values() if cell in unit for other in unit} - {cell}) for cell in range(81)]
 # Orders of nine rows, or columns, that keep the bands together.
 LINES = [
     [3 * band + line for band, lines in zip(bands, each, strict=True) for line in lines]
     for bands in permutations(range(3))
     for each in product(permutations(range(3)), repeat=3)
 ]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Search
-# ---------------------------------------------------------------------------------------------------------
-
-
-def is_valid(grid: str) -> bool:
-    """Tells whether a grid is full, and each row, column and box has every digit."""
-    return len(grid) == 81 and all({grid[cell] for cell in unit} == set(DIGITS) for unit in UNITS.values())
-
-
-def check_puzzle(puzzle: str, name: str = "puzzle") -> str:
-    """Returns a puzzle with 0 in its empty cells.
-
-    Raises:
-        ValueError: for other than 81 cells of 1-9, 0 and ".", for a digit that stands twice in a unit, naming both
-            cells, and for a puzzle without a solution.
-    """
-    if len(puzzle) != 81:
-        raise ValueError(f"{name}={puzzle!r} has {len(puzzle)} characters; it must have 81, one for each cell.")
-    for cell, character in enumerate(puzzle):
-        if character not in DIGITS + EMPTY:
-            raise ValueError(
-                f"{name}={puzzle!r} has {character!r} in {place_of(cell)}; a cell must be 1-9, or 0 or . where it is "
-                "empty."
-            )
-    for unit, members in UNITS.items():
-        for digit in DIGITS:
-            found = [place_of(cell) for cell in members if puzzle[cell] == digit]
-            if len(found) > 1:
-                raise ValueError(f"{name}={puzzle!r} has {digit} twice in {unit}: in {found[0]} and in {found[1]}.")
-    if not solutions(puzzle, limit=1):
-        raise ValueError(f"{name}={puzzle!r} has no solution; it must have one.")
-    return puzzle.replace(".", "0")
-
-
-def place_of(cell: int) -> str:
-    """Names a cell for people."""
-    return f"row {cell // 9 + 1}, column {cell % 9 + 1}"
-
-
-def solutions(puzzle: str, limit: int = 2) -> list[str]:
-    """Returns the first solutions of a puzzle, `limit` at most: two tell that it has more than one."""
-    boards = [EVERY] * 9
-    for cell, character in enumerate(puzzle):
-        if character in DIGITS:
-            boards = with_digit(boards, DIGITS.index(character), 1 << cell)
-    return list(islice(search(boards), limit))
-
-
-def search(boards: Boards, randomly: random.Random | None = None) -> Iterator[str]:
-    """Yields every solution, trying the digits of a cell in ascending order or `randomly`."""
-    found = deduce(boards)
-    if found is None:
-        return
-    boards, two, three = found
-    if not two:
-        yield "".join(digit_of(boards, cell) for cell in bits(EVERY))
-        return
-    pairs = two & ~three  # cells with two candidates
-    cell = pairs & -pairs or min(bits(two), key=lambda cell: sum(bool(board & cell) for board in boards))
-    digits = [digit for digit in range(9) if boards[digit] & cell]
-    if randomly is not None:
-        randomly.shuffle(digits)
-    for digit in digits:
-        yield from search(with_digit(boards, digit, cell), randomly)
-
-
-def digit_of(boards: Boards, cell: int) -> str:
-    """Returns the one digit that a cell (a set of one) may have."""
-    return next(digit for digit, board in zip(DIGITS, boards, strict=True) if board & cell)
-
-
-def bits(members: int) -> Iterator[int]:
-    """Yields each cell of a set as a set of one."""
-    while members:
-        yield members & -members
-        members &= members - 1
-
-
-def with_digit(boards: Boards, digit: int, cell: int) -> Boards:
-    """Returns boards on which a cell (a set of one) has a digit."""
-    others = [board & ~cell for board in boards]
-    others[digit] = boards[digit] & ~PEERS[cell.bit_length() - 1]
-    return others
-
-
-def deduce(boards: Boards) -> tuple[Boards, int, int] | None:
-    """Gives every cell with one candidate its digit, and every digit with one place in a unit that place.
-
-    Returns:
-        The boards, the cells with at least two candidates, and those with at least three; None for a contradiction.
-    """
-    done = 0
-    while True:
-        one = two = three = 0
-        for board in boards:
-            three |= two & board
-            two |= one & board
-            one |= board
-        if one != EVERY:
-            return None
-        singles = one & ~two & ~done
-        if singles:
-            for digit in range(9):
-                for cell in bits(boards[digit] & singles):
-                    boards = with_digit(boards, digit, cell)
-            done |= singles
-            continue
-        forced = []
-        for digit, board in enumerate(boards):
-            for unit in UNIT_SETS:
-                places = board & unit
-                if not places:
-                    return None
-                if not places & (places - 1) and not places & done:
-                    forced.append((digit, places))
-        if not forced:
-            return boards, two, three
-        for digit, cell in forced:
-            boards = with_digit(boards, digit, cell)
 
 
 # ---------------------------------------------------------------------------------------------------------

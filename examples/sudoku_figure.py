@@ -21,11 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from radd_hf.app.sudoku import Solver, check_empty, check_puzzle, solutions, wrong_cells
 from radd_hf.endings import run_program
 from radd_hf.figure_style import LIGHT, WIDTH, Theme, check_figure, figure_paths, ramp, save_figure
 from radd_hf.hub.loading import load_model, load_tokenizer
-from sudoku import CHECKPOINT, Solver, check_empty, read_puzzles, wrong_cells
-from sudoku_data import check_puzzle, solutions
+from sudoku import CHECKPOINT, read_puzzles
 
 PUZZLES = Path(__file__).parent / "sudoku_puzzles.csv"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "sudoku.png"

@@ -47,7 +47,7 @@ def test_no_test_file_is_too_long():
 ORDER = (
     ("settings_radd", "randomness_radd", "version", "endings", "options", "results", "ranges", "figure_style"),
     ("configuration_radd", "noise_radd"),
-    ("text_radd", "kernels_radd", "inputs_radd", "canvas_radd"),
+    ("text_radd", "kernels_radd", "inputs_radd", "canvas_radd", "display_radd"),
     ("programs_radd", "plan_radd", "policy_radd", "speculation_radd"),
     ("draw_radd",),
     ("state_radd",),

@@ -29,7 +29,8 @@ def test_it_is_the_wheel_that_is_tried(tmp_path):
 def test_it_holds_code_types_texts_and_recipes_and_nothing_of_the_checkout():
     site = Path(str(SITE))
     package = site / "radd_hf"
-    for name in ("py.typed", "kernels_radd.py", "data/corpora/austen.txt.gz", "training/configs/small.yaml"):
+    files = "py.typed", "kernels_radd.py", "data/corpora/austen.txt.gz", "training/configs/small.yaml"
+    for name in (*files, "app/page.css", "app/page.js"):
         assert (package / name).is_file(), name
     assert (package / "training" / "configs" / "accelerate" / "eight_gpus.yaml").is_file()
     assert {path.name for path in site.iterdir() if path.name not in ("__pycache__", "bin")} == {

@@ -48,6 +48,7 @@ from transformers.generation.streamers import TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from .canvas_radd import Positions, TextOrIds, make_canvas
+from .display_radd import in_place
 from .draw_radd import Ending, Sampling, draw_tokens
 from .inputs_radd import as_permutation
 from .kernels_radd import evaluation_mode, packed_weights
@@ -420,11 +421,12 @@ class RaddGenerationMixin:
                 random numbers then do not depend on the rest of the batch. Its tokens may, but hardly: a matrix
                 product may round differently in a batch of another shape, which changes a token only where its random
                 number falls within that rounding (1e-6 of probability in float32). Default: torch's own.
-            tokenizer: for a `prefix` or `suffix` given as text.
+            tokenizer: for texts in `input_ids`, `prefix` or `suffix`. A notebook also shows the output by it.
             logits_processor: called with canvases (n, L) and scores (n, V), a row for each revealed position, before
                 temperature, top-k and top-p. An event may call it several times, or with no row if it reveals nothing.
             streamer: transformers' TextDiffusionStreamer (one row), or any object with `put`, which gets the final ids,
-                and `end`. One that also has `put_draft` gets the ids after every event.
+                and `end`. One that also has `put_draft` gets the ids after every event. In a notebook
+                TextDiffusionStreamer shows the text in place, as HTML.
             progress: show a bar of events and tokens on standard error, once the call has taken a second. Nothing else
                 changes. On a GPU with captured events the bar moves every 16 events. Default False.
             output_history, return_dict_in_generate: return a [`RaddGenerateOutput`], with history. Default False.
@@ -535,7 +537,9 @@ class RaddGenerationMixin:
             most = int(events.evaluations.max())
             # A replay would read packed weights of this call.
             with packed_weights(0 if captured else most), EventBar(events, shown) as bar:
+                streamer = in_place(streamer, canvas, self.config.mask_token_id)
                 output = self._reveal(programs, state, events, sampling, settings, streamer, bar)
+        output.tokenizer = tokenizer
         return output if settings.return_dict_in_generate else cast(Tensor, output.sequences)
 
     def check_settings(self, **settings: Any) -> RaddGenerationConfig:

@@ -7,7 +7,7 @@ Shapes: R rows (batch x num_return_sequences), A rows that still have events, L 
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,16 +15,18 @@ from torch.nn.functional import pad
 from transformers.utils import ModelOutput
 
 from .canvas_radd import Positions, padded_nonzero
+from .display_radd import MOST_TEXTS, MOST_TOKENS, Denoising, to_fragment
 from .draw_radd import Ending
 from .plan_radd import GIVEN, Schedule, Shape, recomputed_in
 from .policy_radd import Beliefs, Policy
 from .programs_radd import StaticTensors
+from .settings_radd import shortened
 from .speculation_radd import Drafts
 
 
 @dataclass
 class RaddGenerateOutput(ModelOutput):
-    """Holds what `generate` returns with `return_dict_in_generate`.
+    """Holds what `generate` returns with `return_dict_in_generate`; a notebook shows it with a slider over the steps.
 
     sequences: (R, L) ids, without a mask.
     num_function_evaluations: (R,) network evaluations that each row took, one after the other (NFE); with
@@ -37,6 +39,8 @@ class RaddGenerateOutput(ModelOutput):
     token_logprobs: (R, L) natural log-probability of each token when it was drawn, before logits processors,
         temperature, top-k and top-p; 0 at positions that were given or padded. float32.
     history: the canvas (R, L) at the start and after every event, with `output_history`.
+    tokenizer: the one that `generate` got, by which the texts are shown. It is no field, and copies and files of the
+        output leave it out.
     """
 
     sequences: Tensor | None = None
@@ -45,6 +49,33 @@ class RaddGenerateOutput(ModelOutput):
     reveal_step: Tensor | None = None
     token_logprobs: Tensor | None = None
     history: tuple[Tensor, ...] | None = None
+    tokenizer = cast(Any, None)  # without an annotation, so that it is no field
+
+    def __repr__(self) -> str:
+        """Shows shapes, and the numbers of evaluations where they are few."""
+        return f"{type(self).__name__}({', '.join(f'{name}={_summary(value)}' for name, value in self.items())})"
+
+    def _repr_html_(self) -> str | None:
+        if self.sequences is None or self.reveal_step is None:
+            return None
+        rows, length = self.sequences.shape
+        shown = max(min(rows, MOST_TEXTS, MOST_TOKENS // max(length, 1)), 1)
+        notes = [f"{shown} of {rows} texts are shown."] * (shown < rows)
+        if self.tokenizer is None:
+            notes.append("These are the ids of the tokens. Pass tokenizer=tokenizer to generate to see the text.")
+        return to_fragment([Denoising.of(self, row=row) for row in range(shown)], " ".join(notes))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
+
+
+def _summary(value: Any) -> str:
+    """Returns the shape of a tensor or the few numbers in it, and how many there are in a tuple."""
+    if isinstance(value, tuple):
+        return f"{len(value)} x {_summary(value[0])}" if value else "()"
+    if not isinstance(value, Tensor):
+        return shortened(value)
+    return str(value.tolist()) if value.ndim < 2 and value.numel() <= MOST_TEXTS else str(tuple(value.shape))
 
 
 class SamplerState:

@@ -51,7 +51,7 @@ commands:
   profile     measure the information profile that generate --schedule profile uses
   convert     convert the authors' checkpoints to folders of this library, or back
   serve       serve a model over HTTP
-  demo        serve a web page on which a model generates text
+  demo        serve a web page that fills texts and solves a Sudoku
   completion  print a script that completes commands in bash or zsh
   RUN_FOLDER  print the newest checkpoint of a training run
 

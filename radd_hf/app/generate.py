@@ -212,16 +212,26 @@ def _report(
 def _draw_pictures(
     args: argparse.Namespace, outputs: list, model: Any, tokenizer: Any, settings: dict[str, Any]
 ) -> None:
-    resolved = RaddGenerationConfig.resolve(settings, model.generation_config)
-    steps, title = None, f"{Path(args.model).resolve().name}, {resolved.method}"
-    if resolved.method in GRID_METHODS:
-        steps = resolved.steps or outputs[0].sequences.shape[1]
-        title += f", {steps} steps"
+    title, steps = picture_facts(args.model, settings, model, outputs[0].sequences.shape[1])
     for picture in args.picture:
         save_picture(Denoising.of(outputs[0], tokenizer, n_steps=steps), picture, title)
     if args.order_map is not None:
         revealed = torch.cat([output.reveal_step for output in outputs])  # (R, L)
         save_plot(plot_reveal_order(revealed), args.order_map)
+
+
+def picture_facts(name: str, settings: dict[str, Any], model: Any, length: int) -> tuple[str, int | None]:
+    """Returns the title of a picture, and the steps of its time grid, None for a method without one.
+
+    Args:
+        name: of the model. settings: arguments of `generate`. length: of the text, in tokens.
+    """
+    resolved = RaddGenerationConfig.resolve(settings, model.generation_config)
+    title = f"{Path(name).resolve().name}, {resolved.method}"
+    if resolved.method not in GRID_METHODS:
+        return title, None
+    steps = resolved.steps or length
+    return f"{title}, {steps} steps", steps
 
 
 class LiveCanvas:

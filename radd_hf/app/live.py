@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Writing and scoring that can be watched and stopped, as HTML for the page of `web.py`.
+"""Generates and scores texts that can be watched and stopped, as HTML for the page of `page.py`.
 
     what is typed -> canvas of ids -> denoise, in a thread -> HTML
     text -> ids -> score, batch by batch -> HTML
 
-Shapes: L length of the one canvas.
+A canvas is the masked sequence that is filled. Shapes: L length of a canvas, R texts that are generated from it.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,17 +23,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..canvas_radd import make_canvas
-from ..generation_radd import RaddGenerateOutput
+from ..generation_radd import RaddGenerateOutput, RaddGenerationConfig
+from ..hub.facts import model_facts
 from ..hub.loading import load
 from ..likelihood import nats_of_tokens, order_of, order_round, perplexity_of
 from ..modeling_radd import RaddForMaskedLM
 from ..policy_likelihood import nats_under_policy
 from ..policy_radd import Policy
 from ..randomness_radd import check_seed
-from ..settings_radd import BOUNDS, TEXT_SETTINGS, is_adaptive, is_integer, is_number, shortened
+from ..settings_radd import BOUNDS, ORDERS, TEXT_SETTINGS, is_adaptive, is_integer, is_number, shortened
 from ..text_radd import check_characters, check_unicode, encode_blanks, encode_text, split_at_blanks
+from .generate import picture_facts
 from .turns import Stop
-from .visualize import RETURN, token_texts
+from .visualize import RETURN, Denoising, to_html, token_texts
 
 BLANKS, ENDS = FORMS = ("text with blanks", "beginning and end")
 GIVEN_ALL_OTHERS = "each token given all others"
@@ -40,6 +43,8 @@ GIVEN_ALL_OTHERS = "each token given all others"
 SCORED_AT_ONCE = 16
 # A page is redrawn at most this often, in seconds, however fast the model is.
 FRAME = 0.05
+# Texts that are generated from one canvas.
+MOST_TEXTS = 4
 # Seconds that a run may wait for the eye, of an event and in all, and between two looks whether others wait for it.
 LONGEST_PAUSE, PAUSES, LOOK = 1.0, 60.0, 0.1
 # Characters of a text for each token that a model can read; English has four.
@@ -47,6 +52,8 @@ CHARACTERS_OF_TOKEN = 16
 LONGEST_NAME = 1000  # characters of a folder or repository
 # So fine a grid is continuous time, for texts of a page.
 MOST_STEPS = 2**14
+# A model of fewer parameters is called a toy.
+TOY = 50e6
 
 
 class Stopped(Exception):
@@ -59,7 +66,7 @@ class Stopped(Exception):
 
 
 def load_for_page(model: str, tokenizer: str) -> tuple[RaddForMaskedLM, PreTrainedTokenizerBase]:
-    """Both by name, on an accelerator if there is one. An empty tokenizer name means the one beside the model."""
+    """Loads both by name, on an accelerator if there is one. An empty tokenizer means the one beside the model."""
     for name, value in (("model", model), ("tokenizer", tokenizer)):
         if not isinstance(value, str) or len(value) > LONGEST_NAME or "\0" in value:
             raise ValueError(f"{name}={shortened(value)} must be the name of a folder or repository.")
@@ -83,7 +90,7 @@ def canvas_of_form(
     suffix: str = "",
     length: int | None = None,
 ) -> Tensor:
-    """(L,) ids with masks: of `text` if the form is BLANKS, else of `prefix`, `suffix` and the `length` of the whole.
+    """Makes (L,) ids with masks: of `text` if the form is BLANKS, else of `prefix`, `suffix` and the whole `length`.
 
     Raises:
         ValueError: for nothing to fill, or more tokens than the model was trained on (a page has visitors, whose
@@ -123,10 +130,13 @@ def check_length(what: str, tokens: int, longest: int) -> None:
 
 
 def generation_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate` from the fields of the page, of which those that the method has no use for are left out.
+    """Returns arguments of `generate` from the fields of the page, without those that the method has no use for.
 
-    None is a setting's default, and so are no (0) steps. A schedule takes the place of method and order.
+    None is the checkpoint's own setting, or the default; so are no (0) steps. `exact` replaces all other settings, and
+    a schedule replaces method and order.
     """
+    if sampling["exact"]:
+        return {"exact": True}
     schedule, steps = sampling.get("schedule") or None, sampling["steps"]
     method = None if schedule else sampling["method"]
     if steps and is_integer(steps) and steps > MOST_STEPS:
@@ -137,8 +147,16 @@ def generation_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
     return fitting if is_adaptive(order) else fitting | dict.fromkeys(BOUNDS)
 
 
+def own_settings(model: RaddForMaskedLM) -> dict[str, Any]:
+    """Returns the settings that a checkpoint saves, or the defaults, as values for the fields of the page."""
+    own = RaddGenerationConfig.resolve(model.generation_config)
+    fields = {name: getattr(own, name) for name in TEXT_SETTINGS}
+    order = own.order if own.order in ORDERS else TEXT_SETTINGS["order"].default  # not a list of positions
+    return fields | {"steps": own.steps or 0, "schedule": own.schedule or "", "order": order}
+
+
 def choose_seed(seed: int | None) -> int:
-    """The seed itself; for -1 or None a new one, which the page shows so that a text can be had again."""
+    """Returns the seed; for -1 or None a new one, which the page shows so that a text can be generated again."""
     if seed in (-1, None):
         return secrets.randbelow(2**31)
     return check_seed(seed)
@@ -150,7 +168,7 @@ def choose_seed(seed: int | None) -> int:
 
 
 class DraftStreamer:
-    """A streamer of `generate`: holds the newest canvas (L,), waits `pause` seconds for the eye, ends at `stop`.
+    """Streams `generate`: holds the newest canvases (R, L), waits `pause` seconds for the eye, and ends at `stop`.
 
     All its pauses together take PAUSES seconds at most, and there are none while others wait for the model.
     """
@@ -159,7 +177,7 @@ class DraftStreamer:
         self.canvas, self.stop, self.pause, self.left = canvas, stop, pause, PAUSES
 
     def put_draft(self, canvas: Tensor) -> None:
-        self.canvas = canvas[0]
+        self.canvas = canvas
         pause = min(self.pause, self.left)
         while pause > 0 and not self.stop.others_wait():
             part = min(pause, LOOK)
@@ -177,9 +195,9 @@ class DraftStreamer:
 
 
 def denoise(
-    model: RaddForMaskedLM, canvas: Tensor, *, stop: Stop, pause: float = 0.0, **settings: Any
+    model: RaddForMaskedLM, canvas: Tensor, *, stop: Stop, pause: float = 0.0, texts: int = 1, **settings: Any
 ) -> Iterator[tuple[Tensor, RaddGenerateOutput | None]]:
-    """Runs `generate` in a thread and yields the canvas (L,) as it fills; with the output, once it is full.
+    """Runs `generate` on a canvas (L,) in a thread, and yields (R, L), the texts as they fill; at the end the output.
 
     A run that `stop` ends, at its next event, yields no output. A consumer that goes away stops it as well. Of canvases
     that come faster than one a FRAME the newest is shown.
@@ -187,23 +205,23 @@ def denoise(
     Raises:
         ValueError: what `generate` raises.
     """
-    streamer = DraftStreamer(canvas, stop, pause)
+    asked: dict[str, Any] = {"num_return_sequences": texts, "return_dict_in_generate": True}
+    streamer = DraftStreamer(canvas.expand(texts, -1), stop, pause)
     with ThreadPoolExecutor(max_workers=1) as worker:
-        running = worker.submit(
-            model.generate, canvas[None], streamer=streamer, return_dict_in_generate=True, **settings
-        )
+        running = worker.submit(model.generate, canvas[None], streamer=streamer, **asked, **settings)
         try:
-            yield (shown := canvas), None
+            yield (shown := streamer.canvas), None
             done = False
             while not done:
                 done = running in wait([running], timeout=FRAME).done
                 if streamer.canvas is not shown:
                     yield (shown := streamer.canvas), None
-        finally:
-            stop.set()  # where the run is over this changes nothing
+        except GeneratorExit:
+            stop.set()
+            raise
     with contextlib.suppress(Stopped):
         output = cast(RaddGenerateOutput, running.result())
-        yield cast(Tensor, output.sequences)[0].cpu(), output
+        yield cast(Tensor, output.sequences).cpu(), output
 
 
 def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: Stop, seed: int = 0) -> Iterator[Tensor]:
@@ -242,7 +260,7 @@ def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: Stop, seed: 
 
 
 def texts_to_show(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What each token adds to the text, as HTML; special tokens, such as the end of a text, by their names."""
+    """Returns what each token adds to the text, as HTML; special tokens, such as the end of a text, by their names."""
     special = set(tokenizer.all_special_ids)
     return [
         html.escape(str(tokenizer.convert_ids_to_tokens(token)) if token in special else text)
@@ -251,7 +269,7 @@ def texts_to_show(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def boxed(text: str, attributes: str) -> str:
-    """White space before a word stays outside of its box, so that lines break there; a line break is made visible."""
+    """Puts a word in a box. White space before it stays outside, so that lines break there; a line break shows."""
     core = text.lstrip(" ") or text
     shown = core.replace("\n", f"{RETURN}\n")
     return f"{text[: len(text) - len(core)]}<span {attributes}>{shown}</span>"
@@ -260,7 +278,7 @@ def boxed(text: str, attributes: str) -> str:
 def render_canvas(
     ids: Tensor, given: Tensor, fresh: Tensor, tokenizer: PreTrainedTokenizerBase, mask_token_id: int
 ) -> str:
-    """The canvas (L,): masks as bars, what was given in plain type, what was written marked, and most where `fresh`.
+    """Draws a canvas (L,): masks as bars, given tokens in plain type, generated ones marked, `fresh` ones most.
 
     given, fresh: (L,) bool.
     """
@@ -271,12 +289,12 @@ def render_canvas(
         elif given[position]:
             spans.append(f"<span>{text}</span>")
         else:
-            spans.append(boxed(text, f'class="radd-written{" radd-fresh" if fresh[position] else ""}"'))
+            spans.append(boxed(text, f'class="radd-filled{" radd-fresh" if fresh[position] else ""}"'))
     return f'<div class="radd-text" data-masks="{int(masked.sum())}">{"".join(spans)}</div>'
 
 
 def render_heat(ids: Tensor, nll: Tensor, tokenizer: PreTrainedTokenizerBase, uniform: float) -> str:
-    """A text (L,) with each token as warm as it was unlikely; pointing at one, or touching it, says how unlikely.
+    """Draws a text (L,) with each token as warm as it was unlikely; pointing at one, or touching it, says how unlikely.
 
     nll: (L,) nats, nan where there is nothing to say. uniform: nats of a guess among all tokens, the warmest.
     """
@@ -289,8 +307,40 @@ def render_heat(ids: Tensor, nll: Tensor, tokenizer: PreTrainedTokenizerBase, un
         note = f"{nats:.2f} nats, probability {math.exp(-nats):.2g}"
         heat = min(max(nats, 0) / uniform, 1)
         spans.append(boxed(text, f'class="radd-heat" style="--heat: {heat:.3f}" data-note="{note}" tabindex="-1"'))
-    scale = f'certain <span class="radd-scale"></span> {uniform:.1f} nats, a blind guess'
+    scale = (
+        f'certain <span class="radd-scale"></span> a blind guess, {uniform:.1f} nats. '
+        "Nats are the negative logarithm of the probability."
+    )
     return f'<div class="radd-text radd-map">{"".join(spans)}</div><div class="radd-legend">{scale}</div>'
+
+
+def render_sample(
+    output: RaddGenerateOutput, row: int, given: Tensor, title: str, steps: int | None, network: Any, words: Any
+) -> str:
+    """Draws text `row` of an output: the text, buttons that copy and save it, its picture with a slider, its heat map.
+
+    Args:
+        given: (L,) bool. title, steps: of the picture, see [`picture_facts`].
+    """
+    ids, mask_id = cast(Tensor, output.sequences)[row].cpu(), network.config.mask_token_id
+    nll = -cast(Tensor, output.token_logprobs)[row].cpu()  # (L,)
+    denoising = Denoising.of(output, words, row, n_steps=steps)
+    text = "".join(denoising.texts)
+    lines = 1 + text.count("\n") + len(text) // 60
+    opened = " open" if len(cast(Tensor, output.sequences)) == 1 else ""
+    evaluations = number_of(denoising.evaluations, "network evaluation")
+    heat = render_heat(ids, nll.masked_fill(given, math.nan), words, blind_guess(network))
+    return f"""<section class="radd-sample" data-text="{html.escape(text)}">
+{render_canvas(ids, given, torch.zeros_like(given), words, mask_id)}
+<div class="radd-bar"><span>{evaluations} · {float(nll.sum()) / int((~given).sum()):.2f} nats per token</span>
+<span class="radd-buttons"><button type="button" data-radd="copy">Copy</button>
+<button type="button" data-radd="text">Save text</button>
+<button type="button" data-radd="picture">Save picture</button></span></div>
+<details class="radd-replay"{opened}><summary>Watch it step by step</summary>
+<iframe title="the text after each step" sandbox="allow-scripts" style="--lines: {lines}"
+srcdoc="{html.escape(to_html(denoising, title))}"></iframe></details>
+<details class="radd-unlikely"><summary>How unlikely each token was when it was drawn</summary>{heat}</details>
+</section>"""
 
 
 def number_of(count: int, noun: str) -> str:
@@ -298,11 +348,11 @@ def number_of(count: int, noun: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What the two buttons do: generators of the HTML to show
+# What the buttons do: generators of the HTML to show
 # ---------------------------------------------------------------------------------------------------------
 
 
-def write(
+def fill(
     stop: Stop,
     *,
     model: str,
@@ -312,49 +362,57 @@ def write(
     prefix: str,
     suffix: str,
     length: int | None,
+    texts: int,
     seed: int | None,
     pause: float,
     **sampling: Any,
-) -> Iterator[tuple[str, str, str]]:
-    """Yields the canvas, a line about it, and at the end the heat map of what was written (until then empty).
+) -> Iterator[tuple[str, str]]:
+    """Generates texts; yields them as they fill, the newest tokens marked, and a line about them.
 
-    sampling: the fields of [`generation_settings`]. Until the end the newest tokens are marked.
+    sampling: the fields of [`generation_settings`].
     """
     if not is_number(pause) or not 0 <= pause <= LONGEST_PAUSE:
         raise ValueError(f"pause={pause!r} must be a number of seconds in 0 .. {LONGEST_PAUSE:g}.")
+    if not is_integer(texts, 1, MOST_TEXTS):
+        raise ValueError(f"texts={shortened(texts)} must be an integer in 1 .. {MOST_TEXTS}.")
     network, words = load_for_page(model, tokenizer)
-    mask_id = network.config.mask_token_id
-    shown = canvas_of_form(network, words, form, text, prefix, suffix, length)  # (L,)
-    seed = choose_seed(seed)
-    given = shown != mask_id
-    total, started = int((~given).sum()), time.monotonic()
-    run = denoise(network, shown, stop=stop, pause=pause, seed=seed, **generation_settings(sampling))
-    page = line = ""
-    output = None
-    for canvas, output in run:
-        fresh = (shown == mask_id) & (canvas != mask_id)  # (L,)
-        shown, page = canvas, render_canvas(canvas, given, fresh, words, mask_id)
-        line = f"{int((canvas != mask_id).sum() - given.sum())} of {number_of(total, 'token')} written"
+    canvas = canvas_of_form(network, words, form, text, prefix, suffix, length)  # (L,)
+    seed, settings = choose_seed(seed), generation_settings(sampling)
+    given = canvas != network.config.mask_token_id
+    total, started = int((~given).sum()) * texts, time.monotonic()
+    shown, page, line, output = canvas.expand(texts, -1), "", "", None
+    run = denoise(network, canvas, stop=stop, pause=pause, texts=texts, seed=seed, **settings)
+    for drafts, output in run:  # (R, L)
+        page, shown = render_drafts(shown, drafts, given, words, network.config.mask_token_id), drafts
+        filled = int((drafts != network.config.mask_token_id).sum() - texts * given.sum())
+        line = f"{filled} of {number_of(total, 'token')} filled"
         if output is None:
-            yield page, line, ""
+            yield page, line
     if output is None:
-        yield page, f"{stop.reason}: {line} · seed {seed}", ""
+        yield page, f"{stop.reason}: {line} · seed {seed}"
         return
-    nll = -cast(Tensor, output.token_logprobs)[0].cpu()  # (L,)
-    evaluations = number_of(int(cast(Tensor, output.num_function_evaluations)[0]), "network evaluation")
     seconds = time.monotonic() - started
-    line += f" · {evaluations} · {seconds:.1f} s · {float(nll.sum()) / total:.2f} nats per token · seed {seed}"
-    yield page, line, render_heat(shown, nll.masked_fill(given, math.nan), words, blind_guess(network))
+    title, steps = picture_facts(model, settings, network, len(canvas))
+    samples = (render_sample(output, row, given, title, steps, network, words) for row in range(texts))
+    yield "".join(samples), f"{line} · {seconds:.1f} s · seed {seed}"
 
 
-def judge(stop: Stop, *, model: str, tokenizer: str, text: str, order: str) -> Iterator[tuple[str, str]]:
-    """Yields the heat map of a text, as far as it is known, and a line about it."""
+def render_drafts(before: Tensor, after: Tensor, given: Tensor, tokenizer: Any, mask_token_id: int) -> str:
+    """Draws the texts `after` an event, its tokens marked; before, after: (R, L), given: (L,) bool."""
+    fresh = (before == mask_token_id) & (after != mask_token_id)
+    rows = zip(after, fresh, strict=True)
+    drawn = (render_canvas(ids, given, newest, tokenizer, mask_token_id) for ids, newest in rows)
+    return "".join(f'<section class="radd-sample">{each}</section>' for each in drawn)
+
+
+def score_text(stop: Stop, *, model: str, tokenizer: str, text: str, order: str) -> Iterator[tuple[str, str]]:
+    """Scores a text; yields its heat map, as far as it is known, and a line about it."""
     network, words = load_for_page(model, tokenizer)
     check_text("text", text, network.config.max_position_embeddings)
     ids = torch.tensor(encode_text([text], words)[0], dtype=torch.int64)  # (L,)
     check_length("the text", len(ids), network.config.max_position_embeddings)
     if len(ids) == 0:
-        raise ValueError(f"text={text!r} has no token to score: write something.")
+        raise ValueError(f"text={text!r} has no token to score: type something.")
     heat, line = "", f"0 of {number_of(len(ids), 'token')} scored"
     nll = torch.full(ids.shape, math.nan)
     for nll in score(network, ids, order, stop=stop):
@@ -373,15 +431,22 @@ def judge(stop: Stop, *, model: str, tokenizer: str, text: str, order: str) -> I
 
 
 def blind_guess(model: RaddForMaskedLM) -> float:
-    """Nats of a token under the uniform law over all but the mask."""
+    """Returns the nats of a token under the uniform distribution over all but the mask."""
     return math.log(model.config.vocab_size - 1)
 
 
 def describe(model: str, tokenizer: str) -> str:
+    """Describes a model in HTML, and says so if it is a toy."""
     network, _ = load_for_page(model, tokenizer)
-    config = network.config
-    return (
-        f"{network.num_parameters() / 1e6:,.1f} million parameters · texts of up to "
-        f"{number_of(config.max_position_embeddings, 'token')} · vocabulary of {config.vocab_size:,} · "
-        f"{config.noise_type} noise · on {network.device}"
+    config, parameters = network.config, network.num_parameters()
+    trained_on = model_facts(model.strip()).get("training", {}).get("dataset")
+    facts = (
+        f"{parameters / 1e6:,.1f} million parameters",
+        *([f"trained on {Path(trained_on).name}"] if trained_on else []),
+        f"texts of up to {number_of(config.max_position_embeddings, 'token')}",
+        f"vocabulary of {config.vocab_size:,}",
+        f"{config.noise_type} noise",
+        f"on {network.device}",
     )
+    toy = " is a toy: expect grammar, not sense." if parameters < TOY else ""
+    return f"<b>{html.escape(Path(model).name)}</b>{toy}<small>{html.escape(' · '.join(facts))}</small>"

@@ -99,13 +99,13 @@ class Turns:
         sessions = Counter(job.session for job in self.jobs)
         addresses = Counter(job.address for job in self.jobs)
         if any((job.session, job.button) == (session, button) for job in self.jobs):
-            raise Busy("This page has such a run that waits or writes: stop it, or wait for its end.")
+            raise Busy("This page has such a run already: stop it, or wait for its end.")
         if sessions[session] >= self.limits.of_session:
-            raise Busy(f"This page has {sessions[session]} runs that wait or write: wait for the end of one.")
+            raise Busy(f"This page has {sessions[session]} unfinished runs: wait for the end of one.")
         if self.limits.of_address is not None and addresses[address] >= self.limits.of_address:
-            raise Busy(f"Your address has {addresses[address]} runs that wait or write: wait for the end of one.")
+            raise Busy(f"Your address has {addresses[address]} unfinished runs: wait for the end of one.")
         if len(self.jobs) >= self.limits.in_all:
-            raise Busy(f"The page is busy: {len(self.jobs)} runs wait or write. Try again later.")
+            raise Busy(f"The page is busy with {len(self.jobs)} unfinished runs. Try again later.")
         now = asyncio.get_running_loop().time()
         stop = Stop(others_wait=lambda: len(self.jobs) > 1)
         job = Job(session, address, button, next(self._arrivals), now, stop)

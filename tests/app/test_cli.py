@@ -481,7 +481,7 @@ def test_pictures_are_of_the_first_text_and_the_map_of_all(radd, tmp_path, monke
     flags = ["--picture", page, "--picture", image, "--order-map", plan]
     result = radd("generate", TEXT, "--seed", "3", "-n", "3", "--batch-size", "2", "--steps", "7", *flags)
     assert result.code == 0, result.err
-    shown = re.search(r'<div id="text">(.*?)</div>', (tmp_path / "text.html").read_text(), re.DOTALL)[1]
+    shown = re.search(r'<div class="radd-text">(.*?)</div>', (tmp_path / "text.html").read_text(), re.DOTALL)[1]
     first = result.out.split("\n\n")[0]
     assert re.sub(r"<i>.</i>|<[^>]+>", "", shown).split() == [*first.split()]
     assert "step 0 of 7" in (tmp_path / "text.html").read_text()

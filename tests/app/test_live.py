@@ -1,6 +1,7 @@
-"""What the web page does, without its gradio: text that fills, likelihoods token by token, both stoppable."""
+"""What the page in the browser does, without gradio: texts that fill, likelihoods token by token, both stoppable."""
 
 import configparser
+import html
 import importlib
 import math
 import re
@@ -18,12 +19,13 @@ from radd_hf.app.live import (
     LOOK,
     canvas_of_form,
     denoise,
-    judge,
+    fill,
     load,
+    own_settings,
     render_canvas,
     render_heat,
     score,
-    write,
+    score_text,
 )
 from radd_hf.app.turns import Stop
 from radd_hf.likelihood import exact_likelihood
@@ -41,6 +43,8 @@ FIELDS = {
     "prefix": "",
     "suffix": "",
     "length": 32,
+    "texts": 1,
+    "exact": False,
     "seed": 0,
     "pause": 0,
     "method": "tweedie",
@@ -60,12 +64,12 @@ def austen():
     return load(AUSTEN, "")
 
 
-def test_what_is_watched_is_what_generate_writes_mask_by_mask(austen):
+def test_what_is_watched_is_what_generate_fills_mask_by_mask(austen):
     model, tokenizer = austen
     canvas = canvas_of_form(model, tokenizer, BLANKS, "It was [MASK:12] of spring")
     given = canvas != model.config.mask_token_id
     run = denoise(model, canvas, stop=Stop(), pause=0.06, steps=6, generator=seeded(3))
-    shown = list(run)
+    shown = [(texts[0], output) for texts, output in run]
     assert torch.equal(shown[0][0], canvas)
     assert len(shown) > 4
     assert [output is None for _, output in shown] == [True] * (len(shown) - 1) + [False]
@@ -165,6 +169,8 @@ def test_a_beginning_and_an_end_make_the_canvas_that_generate_would_make(austen)
         ({"form": "verse"}, "form='verse' must be one of"),
         ({"steps": -1}, "steps=-1 must be an integer of at least 1"),
         ({"top_k": -1}, "top_k=-1 must be"),
+        ({"texts": 5}, r"texts=5 must be an integer in 1 \.\. 4"),
+        ({"texts": None}, "texts=None must be"),
         ({"seed": -2}, r"seed=-2 must be an integer in 0 \.\. "),
         ({"model": " "}, "model=' ' must be a folder or the name of a repository"),
         ({"model": "/no/such"}, "Cannot find model='/no/such': no such folder"),
@@ -174,7 +180,7 @@ def test_a_beginning_and_an_end_make_the_canvas_that_generate_would_make(austen)
 )
 def test_a_field_that_does_not_fit_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        list(write(Stop(), **FIELDS | fields))
+        list(fill(Stop(), **FIELDS | fields))
 
 
 @pytest.mark.parametrize(
@@ -183,46 +189,79 @@ def test_a_field_that_does_not_fit_is_named(fields, message):
 )
 def test_a_text_that_has_no_likelihood_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        list(judge(Stop(), model=AUSTEN, tokenizer="", text=text, order="forward"))
+        list(score_text(Stop(), model=AUSTEN, tokenizer="", text=text, order="forward"))
 
 
 def test_what_spells_the_mask_has_a_likelihood_as_any_text():
-    *_, (heat, line) = judge(Stop(), model=AUSTEN, tokenizer="", text="a <|mask|>", order="forward")
+    *_, (heat, line) = score_text(Stop(), model=AUSTEN, tokenizer="", text="a <|mask|>", order="forward")
     assert "bits per byte" in line
     assert "radd-mask" not in heat
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_writes_with_the_page_as_it_opens(method):
-    page, line, heat = list(write(Stop(), **FIELDS | {"method": method}))[-1]
+def test_every_method_fills_with_the_page_as_it_opens(method):
+    page, line = list(fill(Stop(), **FIELDS | {"method": method}))[-1]
     assert 'data-masks="0"' in page
-    assert re.fullmatch(r"6 of 6 tokens written · \d network evaluations? · .* nats per token · seed 0", line)
-    assert page.count("radd-written") == heat.count("radd-heat") == 6
+    assert re.search(r"\d network evaluations? · .* nats per token", page)
+    assert re.fullmatch(r"6 of 6 tokens filled · .* s · seed 0", line)
+    assert page.count('"radd-filled"') == page.count("radd-heat") == 6
+
+
+def test_several_texts_are_those_of_generate_with_the_same_seed(austen):
+    model, tokenizer = austen
+    canvas = canvas_of_form(model, tokenizer, BLANKS, FIELDS["text"])
+    own = own_settings(model)
+    fields = FIELDS | {name: own[name] for name in FIELDS.keys() & own.keys()} | {"length": 32, "texts": 3}
+    page, line = list(fill(Stop(), **fields))[-1]
+    ids = model.generate(canvas[None], seed=0, num_return_sequences=3)
+    texts = [html.unescape(text) for text in re.findall(r'data-text="([^"]*)"', page)]
+    assert texts == [tokenizer.decode(row) for row in ids]
+    assert line.startswith("18 of 18 tokens")
+    assert page.count("srcdoc=") == 3
+
+
+def test_the_page_opens_with_the_settings_that_the_checkpoint_saves(austen):
+    own = own_settings(austen[0])
+    assert (own["temperature"], own["top_p"], own["method"], own["steps"], own["schedule"]) == (
+        0.6,
+        0.9,
+        "tweedie",
+        0,
+        "",
+    )
+
+
+def test_exact_replaces_every_other_setting(austen):
+    model, tokenizer = austen
+    canvas = canvas_of_form(model, tokenizer, BLANKS, FIELDS["text"])
+    page, _ = list(fill(Stop(), **FIELDS | {"exact": True, "temperature": 0.1, "refresh_interval": 3}))[-1]
+    (text,) = model.generate(canvas[None], seed=0, exact=True)
+    assert html.unescape(re.findall(r'data-text="([^"]*)"', page)[0]) == tokenizer.decode(text)
 
 
 @pytest.mark.parametrize("order", ADAPTIVE_ORDERS)
-def test_the_page_writes_in_an_order_that_the_model_chooses_and_with_a_bound(order):
+def test_the_page_fills_in_an_order_that_the_model_chooses_and_with_a_bound(order):
     fields = FIELDS | {"method": "ordered", "order": order}
-    assert "6 network evaluations" in list(write(Stop(), **fields))[-1][1]
-    assert "1 network evaluation " in list(write(Stop(), **fields | {"entropy_bound": 1e6}))[-1][1]
-    assert "1 network evaluation " in list(write(Stop(), **fields | {"confidence_threshold": 1e-9}))[-1][1]
+    assert ">6 network evaluations" in list(fill(Stop(), **fields))[-1][0]
+    assert ">1 network evaluation " in list(fill(Stop(), **fields | {"entropy_bound": 1e6}))[-1][0]
+    assert ">1 network evaluation " in list(fill(Stop(), **fields | {"confidence_threshold": 1e-9}))[-1][0]
 
 
 def test_a_bound_that_the_page_hides_is_passed_over():
     for fields in ({"method": "tweedie"}, {"method": "ordered", "order": "forward"}):
-        assert list(write(Stop(), **FIELDS | fields | {"entropy_bound": 0.5, "confidence_threshold": 0.5}))
+        assert list(fill(Stop(), **FIELDS | fields | {"entropy_bound": 0.5, "confidence_threshold": 0.5}))
 
 
 def test_an_empty_field_means_the_default_and_seed_minus_one_a_new_seed_each_time():
     sampling = {"steps": None, "temperature": None, "top_p": None, "top_k": None, "refresh_interval": None}
-    lines = [list(write(Stop(), **FIELDS | sampling | {"seed": seed}))[-1][1] for seed in (-1, None)]
+    lines = [list(fill(Stop(), **FIELDS | sampling | {"seed": seed}))[-1][1] for seed in (-1, None)]
     first, second = (int(line.split("seed ")[1]) for line in lines)
     assert first != second
 
 
-def test_a_text_is_judged_with_its_figures():
+def test_a_text_is_scored_with_its_figures():
     text = "It is a truth universally acknowledged."
-    heat, line = list(judge(Stop(), model=AUSTEN, tokenizer="", text=text, order="forward"))[-1]
+    heat, line = list(score_text(Stop(), model=AUSTEN, tokenizer="", text=text, order="forward"))[-1]
     tokens, nats, perplexity, bits, total = (float(number) for number in re.findall(r"[\d.]+\d|\d", line))
     assert heat.count("radd-heat") == tokens
     assert nats == pytest.approx(total / tokens, abs=0.01)
@@ -230,7 +269,7 @@ def test_a_text_is_judged_with_its_figures():
     assert bits == pytest.approx(total / len(text) / math.log(2), abs=0.01)
 
 
-def test_text_is_text_in_html_and_special_tokens_and_written_line_breaks_show(austen):
+def test_text_is_text_in_html_and_special_tokens_and_generated_line_breaks_show(austen):
     model, tokenizer = austen
     mask, end = model.config.mask_token_id, model.config.eos_token_id
     ids = torch.tensor([*tokenizer("<b> &")["input_ids"], end, *tokenizer("\n")["input_ids"], mask])
@@ -240,7 +279,7 @@ def test_text_is_text_in_html_and_special_tokens_and_written_line_breaks_show(au
     text = re.sub(r"</?(span|div)[^>]*>", "", shown)
     assert text == "&lt;b&gt; &amp;&lt;|endoftext|&gt;\u21b5\n"
     assert shown.count("radd-fresh") == shown.count("radd-mask") == 1
-    assert shown.count("radd-written") == len(ids) - 1
+    assert shown.count("radd-filled") == len(ids) - 1
 
 
 def test_heat_runs_from_certain_to_a_blind_guess_and_spares_what_was_given(austen):

@@ -50,13 +50,13 @@ def test_beyond_a_limit_a_visitor_is_told():
         with pytest.raises(Busy, match="such a run"):
             turns.join("x", "a", "write")
         turns.join("x", "a", "judge")
-        with pytest.raises(Busy, match="This page has 2 runs"):
+        with pytest.raises(Busy, match="This page has 2 unfinished runs"):
             turns.join("x", "a", "load")
         turns.join("y", "a", "write")
-        with pytest.raises(Busy, match="Your address has 3 runs"):
+        with pytest.raises(Busy, match="Your address has 3 unfinished runs"):
             turns.join("z", "a", "write")
         job = turns.join("z", "b", "write")
-        with pytest.raises(Busy, match="The page is busy: 4 runs"):
+        with pytest.raises(Busy, match="The page is busy with 4 unfinished runs"):
             turns.join("u", "c", "write")
         turns.leave(job)
         turns.join("u", "c", "write")

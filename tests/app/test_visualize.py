@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Pictures of how a text came to be: each says what `generate` returned."""
 
+import json
 import re
 import sys
 import weakref
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +31,7 @@ from radd_hf.app.visualize import (
     token_texts,
 )
 from radd_hf.noise_radd import expected_evaluations, get_noise
+from support.pages import Page
 from support.tokenizer_kinds import KINDS
 from support.toys import random_model
 
@@ -140,27 +141,6 @@ def test_what_is_no_denoising_is_refused(output, tiny_tokenizer, arguments, reas
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Page(HTMLParser):
-    """The text of the page's #text, and the step of each token in it."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.text, self.steps, self.attributes, self.depth = "", [], [], 0
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.attributes += attributes
-        self.depth += self.depth > 0 or dict(attributes).get("id") == "text"
-        if self.depth and tag == "b":
-            self.steps.append(int(dict(attributes)["data-step"]))
-
-    def handle_endtag(self, tag):
-        self.depth -= self.depth > 0
-
-    def handle_data(self, data):
-        self.text += data * (self.depth > 0)
-
-
 def test_the_page_holds_the_text_and_the_step_of_each_token(denoising):
     page = Page(to_html(denoising, TITLE))
     assert page.text.replace(RETURN, "") == "".join(denoising.texts)
@@ -182,10 +162,10 @@ def test_a_text_cannot_become_part_of_the_page():
 
 
 def test_the_page_has_a_caption_for_every_event(denoising):
-    page = to_html(denoising)
-    steps = re.search(r"const steps = (\[.*?\])", page)
-    assert steps[1] == str([-1, *denoising.events])
-    assert page.count("network evaluation") == len(denoising.events) + 1
+    attributes = dict(Page(to_html(denoising)).attributes)
+    assert json.loads(attributes["data-steps"]) == [-1, *denoising.events]
+    frames = range(len(denoising.events) + 1)
+    assert json.loads(attributes["data-captions"]) == [denoising.caption(frame) for frame in frames]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -351,11 +351,11 @@ def test_the_generation_guide_has_the_figures_of_the_recorded_samples():
         assert figures.strip("| ") == rows[name.strip(), steps.strip("| ")].strip("| ")
 
 
-def test_the_generation_guide_has_the_table_of_the_recorded_gaps():
+def test_the_generation_guide_has_the_table_of_the_recorded_blanks():
     result = json.loads(conditioning.RESULT.read_text())
     assert f"\n{conditioning.table(result)}\n" in PAGES["docs/generation.md"]
     assert (
-        "of {passages} gaps of {gap} tokens between {before} and {after} of".format(**result)
+        "of {passages} blanks of {gap} tokens between {before} and {after} of".format(**result)
         in PAGES["docs/generation.md"]
     )
 

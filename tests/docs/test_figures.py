@@ -244,7 +244,7 @@ def test_every_figure_is_a_file_for_light_and_for_dark_pages():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_shows_both_files_of_a_figure_beside_each_other_and_says_which_command_drew_them(name):
     both = re.compile(
-        rf"!\[([^\]]+)\]\(figures/{name}\.png#only-light\)\n!\[\1\]\(figures/{name}-dark\.png#only-dark\)\n\n"
+        rf"!\[([^\]]+)\]\(figures/{name}\.png#gh-light-mode-only\)\n!\[\1\]\(figures/{name}-dark\.png#gh-dark-mode-only\)\n\n"
         r"\*(?!\*)[^*]*?`(make figures|python [^`]+)`[^*]*\*\n"
     )
     assert any(both.search(text) for text in PAGES.values()), name

@@ -15,11 +15,12 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 
 import sudoku
 import sudoku_data
+from radd_hf.app.sudoku import DIGITS, UNITS, is_valid, solutions, wrong_cells
 from radd_hf.data.blocks import Blocks
 from radd_hf.data.documents import load_documents, tokenize
 from radd_hf.evaluation.perplexity import main as evaluate
 from radd_hf.training import train
-from sudoku_data import DIGITS, UNITS, invariant, is_valid, random_grid, random_puzzle, random_symmetry, solutions
+from sudoku_data import invariant, random_grid, random_puzzle, random_symmetry
 from support.paths import CHECKPOINT, ROOT, SUDOKU
 from support.tokenizers import letters
 from support.toys import random_model
@@ -325,9 +326,9 @@ def test_a_terminal_shows_the_grid_while_it_fills(capsys, monkeypatch):
 
 def test_wrong_cells_are_those_that_differ_or_where_several_solutions_are_those_that_break_a_rule():
     changed = GRID[1] + GRID[1:]
-    assert sudoku.wrong_cells(changed, [GRID]) == {0}
-    assert sudoku.wrong_cells(GRID, [GRID, GRID]) == set()
-    assert sudoku.wrong_cells(changed, [GRID, GRID]) >= {0, 1}
+    assert wrong_cells(changed, [GRID]) == {0}
+    assert wrong_cells(GRID, [GRID, GRID]) == set()
+    assert wrong_cells(changed, [GRID, GRID]) >= {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ SHIPPED = tuple(
         "kernels",
         "inputs",
         "canvas",
+        "display",
         "programs",
         "plan",
         "policy",

@@ -1,0 +1,1 @@
+radd_hf/display_radd.py
