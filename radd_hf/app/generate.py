@@ -221,10 +221,10 @@ def _draw_pictures(
 
 
 def picture_facts(name: str, settings: dict[str, Any], model: Any, length: int) -> tuple[str, int | None]:
-    """Returns the title of a picture, and the steps of its time grid, None for a method without one.
+    """Returns the title of a picture, and the steps of its time grid; None for a method without a grid.
 
     Args:
-        name: of the model. settings: arguments of `generate`. length: of the text, in tokens.
+        name: name of the model. settings: arguments of `generate`. length: tokens of the text.
     """
     resolved = RaddGenerationConfig.resolve(settings, model.generation_config)
     title = f"{Path(name).resolve().name}, {resolved.method}"
@@ -235,10 +235,11 @@ def picture_facts(name: str, settings: dict[str, Any], model: Any, length: int) 
 
 
 class LiveCanvas:
-    """A streamer of `generate` that shows one canvas as it fills, the newest tokens marked.
+    """Shows a masked sequence (the canvas) on standard error as it fills, with the newest tokens marked.
 
-    It draws in place on standard error; without a terminal it prints a line at every tenth of the text.
-    Showing takes no longer than writing: fast events are shown together, unless `pause` holds each.
+    It is a streamer of `generate`. On a terminal it draws in place; elsewhere it prints a line at every tenth of the
+    text. Drawing takes no more time than generating: fast network evaluations are shown together. With `pause`, each is
+    shown by itself.
     """
 
     MASK, MASK_ASCII = " \u2591\u2591\u2591", " ___"
@@ -249,7 +250,7 @@ class LiveCanvas:
         self.given = [token != mask_token_id for token in ids]
         self.shown, self.events, self.top = shown, 0, 0
         self.drawn = ids  # the canvas on the screen
-        self.paused = 0.0  # seconds that went into showing it
+        self.paused = 0.0  # seconds spent on drawing and pauses
         self.next_draw = 0.0
 
     def __enter__(self) -> "LiveCanvas":
@@ -261,7 +262,7 @@ class LiveCanvas:
 
             self.console = Console(stderr=True, highlight=False)
             if self.console.is_terminal and not self.console.is_dumb_terminal:
-                # Where the text itself goes to the same terminal, it takes the place of the canvas.
+                # If the text goes to the same terminal, it replaces the canvas at the end.
                 self.display = Live(console=self.console, auto_refresh=False, transient=sys.stdout.isatty())
                 self.display.start()
                 self._show()
@@ -272,7 +273,7 @@ class LiveCanvas:
             self.display.stop()
 
     def put_draft(self, canvas: Any) -> None:
-        """canvas (1, L)."""
+        """Shows the newest canvas (1, L)."""
         before, self.ids = self._done()[0], canvas[0].tolist()
         self.events += 1
         done, total = self._done()
@@ -298,7 +299,7 @@ class LiveCanvas:
         pass
 
     def _done(self) -> tuple[int, int]:
-        """Tokens written so far, and in the end."""
+        """Returns the number of tokens that are filled so far, and of all tokens to fill."""
         return sum(token != self.mask_token_id for token in self.ids) - sum(self.given), len(self.ids) - sum(self.given)
 
     def _status(self) -> str:
