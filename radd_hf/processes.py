@@ -1,6 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Runs a script in one process, or in the processes that a launcher such as `accelerate launch` starts."""
 
+import argparse
+import copy
 import gc
 import os
 import sys
@@ -131,6 +133,24 @@ def silence_progress_bars(accelerator: Accelerator) -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
+class ScriptHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each option in one spelling. It leaves out defaults that the help explains, and those that are None."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        spelled = {option.replace("-", "_"): option for option in reversed(action.option_strings)}
+        shown = copy.copy(action)
+        shown.option_strings = list(reversed(spelled.values()))
+        return super()._format_action_invocation(shown)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        metavars = {int: "N", float: "X", string_to_bool: "BOOL"}
+        return metavars.get(cast(Any, action.type)) or super()._get_default_metavar_for_optional(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        explained = action.default is None or action.default is False or "default" in (action.help or "")
+        return action.help if explained else super()._get_help_string(action)
+
+
 class ScriptParser(OneLineParser, HfArgumentParser):
     """Parses settings into the fields of dataclasses. An unknown flag ends the script with status 2."""
 
@@ -158,7 +178,9 @@ class ScriptParser(OneLineParser, HfArgumentParser):
 def script_parser(doc: str | None, *kinds: type) -> ScriptParser:
     """Makes the parser of a script. The settings are the fields of dataclasses; `doc` begins with the description."""
     description = (doc or "").split("\n")[0]
-    parser = ScriptParser(cast(Any, list(kinds)), description=description)
+    parser = ScriptParser(cast(Any, list(kinds)), description=description, formatter_class=ScriptHelp)
+    required = [f"{action.option_strings[0]} {action.dest.upper()} " for action in parser._actions if action.required]
+    parser.usage = f"%(prog)s {''.join(required)}[options]"
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")  # see status_of_script
     return parser
 

@@ -87,6 +87,15 @@ def test_the_scripts_take_both_spellings_too():
         assert arguments.parse_arguments([option, "8"])[2].batch_size == 8
 
 
+def test_the_help_of_a_script_names_each_option_once_and_no_default_twice():
+    lines = " ".join(perplexity.make_parser().format_help().split())
+    assert "--model MODEL [options]" in lines
+    assert "--target_se X standard error" in lines
+    assert "--target-se" not in lines
+    assert "(default: austen)" in lines
+    assert "None" not in lines
+
+
 def test_nothing_is_suggested_for_a_name_that_is_like_none():
     assert did_you_mean("xyzzy", ["batch", "length"]) == ""
     assert did_you_mean("--temp", ["--temperature", "--steps", "--help"]) == "did you mean --temperature?"

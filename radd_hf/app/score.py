@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = _parser("radd score", "Computes the likelihood of a text, or of each row of a file.", EXAMPLES)
+    parser.usage = "radd score MODEL [TEXT] [options]"
     parser.set_defaults(command="score")
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
     parser.add_argument(
