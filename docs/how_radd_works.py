@@ -56,7 +56,7 @@ def make_network():
 
 @torch.no_grad()
 def tabulate(model):
-    """{canvas: distribution at each place, (L, V)}"""
+    """Returns {canvas: distribution at each place, (L, V)}."""
     canvases = ["".join(c) for c in product(LETTERS, repeat=LENGTH)]
     batch = torch.stack([ids(c) for c in canvases])  # (C, L)
     p = model(input_ids=batch).logits.softmax(-1)  # (C, L, V)
@@ -97,7 +97,7 @@ def show_noise():
 
 @torch.no_grad()
 def kernel(model):
-    """For each way to mask: number of masks (M,), S (M,)."""
+    """Returns, for each way to mask, the number of masks (M,) and S (M,)."""
     choices = [torch.tensor([True, False])] * LENGTH
     masked = torch.cartesian_prod(*choices)  # (M, L)
     x0 = ids(TEXT).expand(len(masked), -1)
@@ -124,18 +124,18 @@ def levels(low, high):
 
 
 def each_token(rate, n_masked):
-    """(N, M) P(mask), if each token is masked at this rate."""
+    """Returns (N, M) P(mask), if each token is masked at this rate."""
     return rate**n_masked * (1 - rate) ** (LENGTH - n_masked)
 
 
 def subset(k, n_masked):
-    """(N, M) P(mask), if all subsets of k are equally likely."""
+    """Returns (N, M) P(mask), if all subsets of k are equally likely."""
     subsets = [math.comb(LENGTH, n) for n in n_masked.tolist()]
     return (n_masked == k) / torch.tensor(subsets)
 
 
 def expected_loss(model, loss, noise):
-    """Mean of w S, and mean of the offset."""
+    """Returns the mean of w S and the mean of the offset."""
     n_masked, s = kernel(model)
     if loss == "k_DCE":
         level = torch.arange(1.0, LENGTH + 1).double()[:, None]
@@ -154,7 +154,7 @@ def expected_loss(model, loss, noise):
 
 
 def left_out(model, noise):
-    """Integral over the lambda that no t reaches."""
+    """Integrates over the lambda that no t reaches."""
     n_masked, s = kernel(model)
     ends = torch.tensor([FIRST_TIME, 1], dtype=torch.float64)
     first, last = mask_probability(noise, ends).tolist()
@@ -167,7 +167,7 @@ def left_out(model, noise):
 
 
 def likelihood_in_every_order(model):
-    """-log p of the text in each order, in nats."""
+    """Computes -log p of the text in each order, in nats."""
     x0 = [ids(TEXT)]
     orders = [torch.tensor(order) for order in ORDERS]
     return [exact_likelihood(model, x0, order).item() for order in orders]
@@ -198,7 +198,7 @@ def show_losses(model):
 
 
 def grid_plans(noise, method, steps):
-    """{event of each position: probability}"""
+    """Returns {event of each position: probability}."""
     r = reveal_probabilities(noise, method, steps)  # (n,)
     masked = torch.cat([r.new_ones(1), (1 - r).cumprod(0)[:-1]])
     q = (r * masked).tolist()
@@ -215,7 +215,7 @@ def events(plan):
 
 
 def order_plans(orders):
-    """One position an event, in one of the orders."""
+    """Plans one position an event, in one of the orders."""
     plans = Counter()
     for order in orders:
         plan = tuple(order.index(place) for place in range(LENGTH))
@@ -229,7 +229,7 @@ def order_plans(orders):
 
 
 def text_distribution(table, plans, canvas="_" * LENGTH):
-    """{text: probability}, over all plans and all draws."""
+    """Returns {text: probability}, over all plans and all draws."""
     total = Counter()
     for plan, chance in plans.items():
         drafts = {canvas: chance}
@@ -240,7 +240,7 @@ def text_distribution(table, plans, canvas="_" * LENGTH):
 
 
 def reveal(table, drafts, plan, event):
-    """One event: draws its positions, each given the draft."""
+    """Runs one event: draws its positions, each given the draft."""
     after = Counter()
     for draft, chance in drafts.items():
         places = [place for place in range(LENGTH) if plan[place] == event]
@@ -264,7 +264,7 @@ def sample(model, rows=SAMPLES, **settings):
 
 
 def p_value(sequences, exact):
-    """Probability that a correct sampler is as far off."""
+    """Returns the probability that a correct sampler is as far off."""
     rows = sequences.tolist()
     counts = Counter("".join(LETTERS[i] for i in row) for row in rows)
     possible = {text: p * len(rows) for text, p in exact.items() if p > 0}
