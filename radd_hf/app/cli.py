@@ -274,9 +274,9 @@ def generate(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     def run(_: Sequence[str]) -> None:
-        from radd_hf.app.generate import write
+        from radd_hf.app.generate import main as generate_main
 
-        write(args, parser)
+        generate_main(args, parser)
 
     if args.input is None and args.output is None:
         return _status_of(lambda: run(argv), args.debug)

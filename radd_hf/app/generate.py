@@ -36,13 +36,13 @@ from .visualize import (
 FOR_ONE_TEXT = "text", "prefix", "suffix", "json", "live", "pause", "picture", "order_map", "batch_size"
 
 
-def write(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Runs the command with the arguments that `parser` parsed."""
     check_model(args)
     if args.input is None and args.output is None:
-        _write_texts(args)
+        _generate_texts(args)
     else:
-        _write_file(args, parser)
+        _generate_file(args, parser)
 
 
 def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
@@ -96,7 +96,7 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _write_texts(args: argparse.Namespace) -> None:
+def _generate_texts(args: argparse.Namespace) -> None:
     _read_text(args, sys.stdin)
     settings = _check(args)
     with _silenced(*["radd_hf.hub.runs"] * args.quiet):
@@ -114,7 +114,7 @@ def _write_texts(args: argparse.Namespace) -> None:
         outputs, batch = list[Any](), 1 if args.live else args.batch_size
         for first in range(0, args.number, batch):
             samples = range(first, min(first + batch, args.number))
-            output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
+            output, seconds = _generate_batch(args, model, tokenizer, canvas, samples, settings)
             for row, sample in enumerate(samples):
                 _report(args, output, row, sample, given, tokenizer, seconds)
             if args.order_map is not None or not outputs:  # a picture needs only the first; all may fill the memory
@@ -136,7 +136,7 @@ def _silenced(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write_batch(
+def _generate_batch(
     args: argparse.Namespace, model: Any, tokenizer: Any, canvas: Any, samples: range, settings: dict[str, Any]
 ) -> tuple[Any, float]:
     """Generates these samples from the masked sequence `canvas` (L,). Returns the output and the seconds per sample.
@@ -243,7 +243,7 @@ class LiveCanvas:
     """
 
     MASK, MASK_ASCII = " \u2591\u2591\u2591", " ___"
-    WRITTEN, NEWEST = "cyan", "bold black on bright_yellow"
+    FILLED, NEWEST = "cyan", "bold black on bright_yellow"
 
     def __init__(self, ids: list[int], tokenizer: Any, mask_token_id: int, pause: float, shown: bool):
         self.ids, self.tokenizer, self.mask_token_id, self.pause = ids, tokenizer, mask_token_id, pause
@@ -322,7 +322,7 @@ class LiveCanvas:
                 text.append(piece)
             else:
                 newest = self.drawn[index] == self.mask_token_id
-                text.append(piece.replace("\n", f"{RETURN}\n"), style=self.NEWEST if newest else self.WRITTEN)
+                text.append(piece.replace("\n", f"{RETURN}\n"), style=self.NEWEST if newest else self.FILLED)
         lines, room = text.wrap(self.console, self.console.width), max(self.console.height - 2, 1)
         fresh = [number for number, line in enumerate(lines) if any(span.style == self.NEWEST for span in line.spans)]
         if fresh and not any(self.top <= number < self.top + room for number in fresh):
@@ -337,7 +337,7 @@ class LiveCanvas:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _write_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def _generate_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     check_file_arguments(args, parser, FOR_ONE_TEXT)
     settings = _check(args)
     accelerator, source = open_file(args)

@@ -152,8 +152,8 @@ class RowFiller:
             return_dict_in_generate=True,
             **self.settings,
         )
-        logprobs, written = output.token_logprobs.double().cpu(), (output.reveal_step >= 0).sum(dim=1)  # (B, L), (B,)
-        columns = output.sequences.tolist(), logprobs, written.tolist(), output.num_function_evaluations.tolist()
+        logprobs, generated = output.token_logprobs.double().cpu(), (output.reveal_step >= 0).sum(dim=1)  # (B, L), (B,)
+        columns = output.sequences.tolist(), logprobs, generated.tolist(), output.num_function_evaluations.tolist()
         results = []
         for task, ids, nats, tokens, evaluations in zip(batch, *columns, strict=True):
             given = task.content[0]
