@@ -209,11 +209,12 @@ def denoise(
         ValueError: where `generate` does.
     """
     asked: dict[str, Any] = {"num_return_sequences": texts, "return_dict_in_generate": True}
-    streamer = DraftStreamer(canvas.expand(texts, -1), stop, pause)
+    shown = canvas.expand(texts, -1)
+    streamer = DraftStreamer(shown, stop, pause)
     with ThreadPoolExecutor(max_workers=1) as worker:
         running = worker.submit(model.generate, canvas[None], streamer=streamer, **asked, **settings)
         try:
-            yield (shown := streamer.canvas), None
+            yield shown, None  # not the streamer's: its first draft may be there already
             done = False
             while not done:
                 done = running in wait([running], timeout=FRAME).done
