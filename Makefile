@@ -1,40 +1,40 @@
-# make demo    set up and fill a blank in a novel that the model was not trained on
-# make test    set up and run the tests
-# make lint    style, types and spelling;  make format puts the style right
-# make torture kill a training 20 times, one of two processes, and one at each change of its folder; damage every file of
-#              a checkpoint in hundreds of places; make 16,000 random calls; open hostile pickles
-# make deepspeed try training by DeepSpeed, which is installed for that, with two processes on the CPU
-# make lm-eval try the lm-evaluation-harness, which is installed for that
-# make ray     fill a table by the example for Ray Data, which is installed for that, with two actors on the CPU
-# make notebook run notebooks/quickstart.ipynb by Jupyter, which is installed for that, and compare its saved outputs
-# make notebook-outputs run it and save its outputs anew
-# make docs    build the documentation site, and ask its search
-# make test-browser use the web page in a headless Chromium, which is installed for that (as root, or with sudo)
-# make visitors 50 visitors use the web page for a minute, and one asks for 300 runs
-# make sudoku  solve 300 puzzles by the other shipped checkpoint, in every order (a quarter of an hour on two cores)
-# make quality write and judge samples for docs/generative_quality.md (a quarter of an hour)
-# make speed   time everything beside the field's standard algorithm (an hour; on a quiet machine)
-# make compat  the tests of the model, generation and training with the oldest torch and transformers that setup.cfg admits
-# make test-gpu run what only a graphics card can show; says why it skips elsewhere
-# make quantised load, train adapters and write in 8 and 4 bits by bitsandbytes and torchao, which are installed for that
-# make wheel   build the wheel, install it beside the environment, and train, evaluate and write with it alone
-# make figures draw the pictures of docs/ again, from the results recorded beside them (two minutes)
-# make code    copy the package's code into the shipped checkpoints, which carry it along
-# make austen  train the shipped checkpoint again (an hour and a half on two cores)
+# make demo    install, and fill a blank in a novel that the model was not trained on
+# make test    install, and run the tests
+# make lint    check style, types and spelling;  make format corrects the style
+# make torture kill a training run 20 times, one with two processes, and one at each change of its folder; damage every
+#              file of a checkpoint in hundreds of places; make 16,000 random calls; open hostile pickles
+# make deepspeed install DeepSpeed, and test training with it, by two processes on the CPU
+# make lm-eval install the lm-evaluation-harness, and test it
+# make ray     install Ray, and fill a table by the example for Ray Data, with two actors on the CPU
+# make notebook install Jupyter, run notebooks/quickstart.ipynb, and compare its saved outputs
+# make notebook-outputs run the notebook, and save its outputs
+# make docs    build the documentation site, and test its search
+# make test-browser install a headless Chromium (as root, or with sudo), and test the web page in it
+# make visitors test the web page with 50 visitors for a minute, and one who asks for 300 runs
+# make sudoku  solve 300 puzzles with the shipped checkpoint radd-sudoku, in every order (15 minutes on two cores)
+# make quality generate and score samples for docs/generative_quality.md (15 minutes)
+# make speed   compare all speeds with the field's standard algorithm (an hour, on a machine with nothing else to do)
+# make compat  test model, generation and training with the oldest torch and transformers that setup.cfg allows
+# make test-gpu run the tests that need a GPU; without one they say why they are skipped
+# make quantised install bitsandbytes and torchao; load, train adapters and generate in 8 and 4 bits
+# make wheel   build the wheel, install it in a folder of its own; train, evaluate and generate with it
+# make figures draw the figures of docs/ again, from the results recorded beside them (two minutes)
+# make code    copy the package's code into the shipped checkpoints
+# make austen  train the shipped checkpoint again (1.5 hours on two cores)
 
 PYTHON ?= python3
 BIN := .venv/bin
 # At the root the *_radd.py are links into radd_hf/.
-# Two processes of one thread each; a file's tests stay together, since they share what is slow to make.
+# Two processes of one thread each. The tests of a file stay together, since they share slow fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 SOURCES := radd_hf tests docs benchmarks examples notebooks $(filter-out %_radd.py,$(wildcard *.py))
 SPELLED := $(SOURCES) checkpoints .ci .pre-commit-config.yaml Makefile $(wildcard *.md *.cff *.cfg *.toml *.txt *.yml)
-# glibc otherwise gives every large tensor back to the kernel, and pays for page faults when it asks for the next.
+# Without these settings glibc returns every large tensor to the kernel, and page faults slow down the next one.
 TRAIN_ENV := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
-# What the oldest admitted versions are tried with: the model, generation, training and loading.
+# The tests to run with the oldest allowed versions: model, generation, training and loading.
 OLDEST ?= $(wildcard tests/test_modeling_*.py) tests/test_compiled_training.py tests/test_generation.py tests/test_pipeline.py tests/test_speed.py \
 	tests/hub/test_auto_classes.py tests/training/test_train.py
 
@@ -46,7 +46,7 @@ AUSTEN := checkpoints/radd-austen
 .venv/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
-	$(BIN)/python -m compileall -q -j 0 -x '/py312_' .venv/lib  # on all cores, where pip takes one; torch has a file for 3.12
+	$(BIN)/python -m compileall -q -j 0 -x '/py312_' .venv/lib  # on all cores, since pip uses one; torch has a file for Python 3.12
 	touch $@
 
 demo: .venv/ready
@@ -71,7 +71,7 @@ torture: .venv/ready
 	RADD_FUZZ=20 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_fuzz.py
 	$(BIN)/python -m pytest -s tests/hub/test_hostile_pickles.py
 
-# On Linux this torch is the build for CUDA, of several gigabytes; it runs on a processor as well.
+# On Linux this torch is the build for CUDA, of several gigabytes. It runs on a CPU, too.
 .compat/ready: Makefile
 	rm -rf .compat
 	$(BIN)/pip install --quiet --no-compile --target .compat torch==2.11.0 transformers==5.14.0
@@ -133,7 +133,7 @@ docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR)/.docs $(BIN)/python -m mkdocs build
 	PYTHONPATH=$(CURDIR)/.docs OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs/test_site.py
 
-# Sees the packages of .venv, which itself stays without gradio.
+# An environment that sees the packages of .venv, and adds gradio, which .venv does not have.
 .browser/ready: .venv/ready
 	rm -rf .browser
 	$(BIN)/python -m venv --without-pip .browser
@@ -185,7 +185,7 @@ austen: .venv/ready
 	$(TRAIN_ENV) $(BIN)/python train_accelerate.py --config configs/austen.yaml --output_dir $(RUN)
 	$(MAKE) checkpoint
 
-# The last checkpoint of the run as the folder that is shipped, with its recipe, its log and its figure.
+# Turns the last checkpoint of the run into the shipped folder, with its recipe, its log and its evaluation.
 checkpoint: LAST = $(lastword $(shell ls -dv $(RUN)/checkpoints/step_*))
 checkpoint: .venv/ready
 	mkdir -p build

@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Fills a blank in a novel that the model was not trained on.
 
-The shipped checkpoint (5.3 M parameters) was trained on five of Jane Austen's novels; the passage is from the sixth,
-Persuasion. It is loaded as any checkpoint from the Hub would be.
+The shipped checkpoint (5.3 M parameters) was trained on five of Jane Austen's novels. The passage is from the sixth,
+Persuasion. The checkpoint is loaded like any checkpoint of the Hub.
 """
 
 import time
@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    # transformers would prefer the class of an imported radd_hf to the folder's own code.
+    # radd_hf is imported later: transformers would prefer its class to the folder's own code.
     model = AutoModel.from_pretrained(CHECKPOINT, trust_remote_code=True, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=True)
     from radd_hf.data.documents import load_documents
@@ -61,7 +61,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         filled = output.sequences[0, PREFIX : PREFIX + BLANK].tolist()
         print(f"{name:<22}{output.num_function_evaluations.item():>12}{seconds:>9.2f}   {one_line(filled)}")
-    print("\nA step in which no mask is filled costs no evaluation: 1024 steps need no more than the masks there are.")
+    print("\nA step that fills no mask costs no evaluation, so 1024 steps take at most one evaluation for each mask.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Trains RADD, on one or many devices.
+"""Trains a RADD model on one or many devices.
 
     accelerate launch train_accelerate.py --config configs/austen.yaml --output_dir runs/austen
 

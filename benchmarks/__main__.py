@@ -1,14 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures how fast the library is, beside the standard algorithm and beside what the machine can do.
+"""Measures how fast the library is, compared with the standard algorithm and with the limit of the machine.
 
     python -m benchmarks [sampling|training|likelihood|loading|memory|preparation ...]
         [--device cuda] [--json F] [--plots DIR]
 
-Without a command, all of them. Every line of the table is one quantity of three sides: the algorithm as the field
-publishes it (baseline.py), in float32 or on a GPU in float16, this library in float32 and in bfloat16. `ratio` is the
-baseline's median over the side's; `of the limit` is the operations that cannot be avoided, over the median, as a
-fraction of the rate of a large matrix product in the same dtype on the same device (measure.py). `preparation` prints
-a table of its own: what the host does before a step of training. Run it where nothing else runs.
+Without a command it runs all of them. Each line of the table gives one quantity for three sides: the algorithm as the
+field publishes it (baseline.py), in float32, or on a GPU in float16; this library in float32; and this library in
+bfloat16. `ratio` is the baseline's median divided by the side's. `of the limit` is the rate of the unavoidable
+operations, as a fraction of the rate of a large matrix product in the same dtype on the same device (measure.py).
+`preparation` prints a separate table of the host's work before a training step. Run nothing else on the machine.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: its profiler otherwise tells stderr whenever it starts and stops.
+# Set before torch is imported. Otherwise its profiler prints to stderr whenever it starts and stops.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
@@ -30,7 +30,7 @@ from radd_hf.results import check_output, to_json
 from .commands import COMMANDS
 from .measure import Case, describe_machine, positive, sides_of
 
-# Of what differs between devices: a GPU is given more work at once.
+# Defaults that depend on the device: a GPU gets more work at once.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cpu": {
         "matmul_size": 4096,
@@ -76,7 +76,7 @@ def header(sides: Sequence[str]) -> str:
 
 
 def size(dimensions: int):
-    """Parses an argument such as 8x128x1024."""
+    """Returns a parser of arguments such as 8x128x1024."""
 
     def parse(text: str) -> tuple[int, ...]:
         values = tuple(int(part) for part in text.split("x"))
@@ -89,20 +89,22 @@ def size(dimensions: int):
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("commands", nargs="*", metavar="command", help=f"of {', '.join(COMMANDS)}; all by default")
+    parser.add_argument("commands", nargs="*", metavar="command", help=f"one of {', '.join(COMMANDS)}; default: all")
     parser.add_argument("--device", choices=list(DEFAULTS), default="cpu")
-    parser.add_argument("--json", type=Path, help="file for all that was measured")
-    parser.add_argument("--plots", type=Path, help="folder for nfe.png, time.png, memory.png")
-    parser.add_argument("--repeats", type=positive, default=3, help="of every time, the sides taking turns")
+    parser.add_argument("--json", type=Path, help="file to write all measurements to")
+    parser.add_argument("--plots", type=Path, help="folder to write nfe.png, time.png, memory.png to")
+    parser.add_argument("--repeats", type=positive, default=3, help="measurements of every time; the sides take turns")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--timed_steps", type=positive, help="most steps of the baseline, tokens of an order, that are timed"
+        "--timed_steps", type=positive, help="largest number of timed steps of the baseline, or tokens of an order"
     )
-    parser.add_argument("--refresh_interval", type=positive, default=16, help="of the approximate sampler")
-    parser.add_argument("--matmul_size", type=positive, help="of the product that gives the device's rate")
+    parser.add_argument(
+        "--refresh_interval", type=positive, default=16, help="refresh_interval of the approximate sampler"
+    )
+    parser.add_argument("--matmul_size", type=positive, help="size of the product that gives the device's rate")
 
     model = parser.add_argument_group("model, by default the paper's small one")
-    model.add_argument("--vocab_size", type=positive, default=50258, help="V, with the mask")
+    model.add_argument("--vocab_size", type=positive, default=50258, help="V, including the mask")
     model.add_argument("--hidden_size", type=positive, default=768)
     model.add_argument("--layers", type=positive, default=12)
     model.add_argument("--heads", type=positive, default=12)
@@ -110,23 +112,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     sizes = parser.add_argument_group("sizes: rows x length x steps")
     sizes.add_argument("--evaluation", type=size(3), nargs="*", default=[(1, 256, 64), (1, 1024, 64)])
     sizes.add_argument("--cached", type=size(3), nargs="*")
-    sizes.add_argument("--partial", type=size(3), nargs="*", default=[(1, 1024, 1024)], help="by refresh_interval")
-    sizes.add_argument("--ordered", type=size(2), nargs="*", help="rows x length, as are the next two")
+    sizes.add_argument("--partial", type=size(3), nargs="*", default=[(1, 1024, 1024)], help="with refresh_interval")
+    sizes.add_argument("--ordered", type=size(2), nargs="*", help="rows x length, like the next two")
     sizes.add_argument("--ordered_top_p", type=size(2), nargs="*", help="with top-p 0.8")
-    sizes.add_argument("--ordered_partial", type=size(2), nargs="*", help="by refresh_interval")
-    sizes.add_argument("--infill", type=size(2), nargs="*", help="length x masks, of the shipped checkpoint")
+    sizes.add_argument("--ordered_partial", type=size(2), nargs="*", help="with refresh_interval")
+    sizes.add_argument("--infill", type=size(2), nargs="*", help="length x masks, for the shipped checkpoint")
     sizes.add_argument("--nfe_steps", type=positive, nargs="+", default=[2**power for power in range(3, 13)])
     sizes.add_argument("--sweep_batches", type=positive, nargs="+", default=[1, 2, 4, 8])
-    sizes.add_argument("--sweep_length", type=positive, default=128, help="length for these batches")
+    sizes.add_argument("--sweep_length", type=positive, default=128, help="length of these batches")
     sizes.add_argument(
-        "--sweep_lengths", type=positive, nargs="+", default=[64, 128, 256, 512, 1024], help="of one row"
+        "--sweep_lengths", type=positive, nargs="+", default=[64, 128, 256, 512, 1024], help="lengths of one row"
     )
     sizes.add_argument("--sweep_steps", type=positive, default=64)
-    sizes.add_argument("--training", type=size(2), nargs="*", help="rows x length, as are the next three")
-    sizes.add_argument("--training_medium", type=size(2), nargs="*", help="of the paper's medium model")
-    sizes.add_argument("--training_tiny", type=size(2), nargs="*", help="of a model of 6.3 million parameters")
+    sizes.add_argument("--training", type=size(2), nargs="*", help="rows x length, like the next three")
+    sizes.add_argument("--training_medium", type=size(2), nargs="*", help="for the paper's medium model")
+    sizes.add_argument("--training_tiny", type=size(2), nargs="*", help="for a model of 6.3 million parameters")
     sizes.add_argument("--likelihood", type=size(2), nargs="*")
-    sizes.add_argument("--loading", type=positive, default=256, help="length of the first forward")
+    sizes.add_argument("--loading", type=positive, default=256, help="length of the first forward pass")
     sizes.add_argument("--memory", type=size(3), default=(4, 256, 64))
     sizes.add_argument("--vocabularies", type=positive, nargs="+", default=[1024, 4096, 16384, 50258])
     sizes.add_argument(
@@ -134,17 +136,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=size(3),
         nargs="*",
         default=[(512, 1024, 350_000), (1024, 82, 2_000_000)],
-        help="rows x length x tokens that training takes in a second",
+        help="rows x length x tokens trained on per second",
     )
-    sizes.add_argument("--preparation_repeats", type=positive, default=7, help="of the times of each loss")
+    sizes.add_argument("--preparation_repeats", type=positive, default=7, help="measurements for each loss")
 
-    training = parser.add_argument_group("training, by default on a GPU as train_accelerate.py trains")
-    training.add_argument("--compile", action=argparse.BooleanOptionalAction, help="the network and its loss, of ours")
-    training.add_argument("--compile_backend", help="of torch.compile; default: inductor")
+    training = parser.add_argument_group("training; default on a GPU: like train_accelerate.py")
+    training.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile our network and its loss")
+    training.add_argument("--compile_backend", help="backend of torch.compile; default: inductor")
     training.add_argument(
-        "--script_step", action=argparse.BooleanOptionalAction, help="ours prepares batches ahead, averages weights"
+        "--script_step",
+        action=argparse.BooleanOptionalAction,
+        help="let ours prepare batches ahead and average weights",
     )
-    training.add_argument("--training_steps", type=positive, help="that are timed as one")
+    training.add_argument("--training_steps", type=positive, help="training steps timed together")
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.device].items():
         if getattr(args, name) is None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Compares attention in bfloat16 on a CPU, one layer: seconds of torch's kernel and of our matrix products.
+"""Compares attention in bfloat16 on a CPU, for one layer: time of torch's kernel and of our matrix products.
 
     python -m benchmarks.attention [--heads 12] [--width 64] [--repeats 9]
 

@@ -1,15 +1,17 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """The baseline of every comparison of speed: masked diffusion as the field publishes it.
 
-Written for that comparison, after the algorithms of arXiv:2406.03736 (5, 6 and the estimators of section 3) and what
-the authors' code (github ML-GSAI/RADD) does with them: the network gives logits at every position, their log-softmax
-is taken over the whole vocabulary, every step of the grid draws at every masked position jointly whether it is
-revealed and as what, and what the network said of a row is kept for as long as the row does not change. The
-authors' code keeps it in float16. Here it is float32 on a CPU, as is all else. On a GPU, where their default is
-float16 by autocast, so is the network's, and what is kept is float16, too; the softmax and the draws are float32.
+It was written for this comparison, from the algorithms of arXiv:2406.03736 (5, 6 and the estimators of section 3) and
+from their use in the authors' code (github ML-GSAI/RADD). The network gives logits at every position. Their log-softmax
+is taken over the whole vocabulary. At every masked position, every step of the grid draws together whether the position
+is revealed and which token it gets. The network's distribution of a row is kept until the row changes. The authors'
+code keeps it in float16. Here all numbers are float32 on a CPU. On a GPU the authors use float16 by autocast. So here
+the network runs in float16, too, and its distribution is kept in float16; the softmax and the draws are float32.
 
-A network is a function from canvases (B, L) to logits (B, L, V) that are -inf for the mask; `full_logits` makes one of
-a model's weights, written plainly: all layers at all positions, and what autograd keeps of them.
+A network is a function from masked sequences (B, L), called canvases, to logits (B, L, V) that are -inf for the mask.
+`full_logits` makes one from a model's weights, written plainly: all layers at all positions, and all that autograd
+keeps of them.
+
 Shapes: B rows, L length, V vocabulary with the mask, M masked positions of the whole batch, n steps of the grid.
 """
 
@@ -30,13 +32,13 @@ Network = Callable[[Tensor], Tensor]
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies the rotary embedding as it is usually written: states (B, H, L, d), tables (1, L, d)."""
+    """Applies the rotary embedding in its usual form: states (B, H, L, d), tables (1, L, d)."""
     first, second = states.chunk(2, dim=-1)
     return states * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
 def full_logits(model, dtype: torch.dtype | None = None) -> Network:
-    """Returns a network that computes all logits, under autocast to `dtype`; None: in the weights' own."""
+    """Returns a network that computes all logits, under autocast to `dtype`. None: in the dtype of the weights."""
     trunk, mask_token_id = model.model, model.config.mask_token_id
     heads, dropout = model.config.num_attention_heads, partial(F.dropout, p=model.config.hidden_dropout)
 
@@ -62,15 +64,15 @@ def full_logits(model, dtype: torch.dtype | None = None) -> Network:
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """Computes in float32, as autocast does, without another copy of the logits."""
+    """Computes the log-softmax in float32, as autocast does, without another copy of the logits."""
     return logits.log_softmax(dim=-1, dtype=torch.float32)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draws an index of each row with these probabilities, by a race of exponentials (Gumbel's trick): (M, V) -> (M,).
+    """Draws an index of each row by a race of exponentials (Gumbel's trick): probabilities (M, V) -> (M,).
 
-    The probabilities are overwritten. The logarithm of a random number below 1 is never 0, so that an index of
-    probability zero loses.
+    The probabilities are overwritten. The logarithm of a random number below 1 is never 0, so an index of probability
+    zero loses.
     """
     race = torch.rand(probabilities.shape, generator=generator, device=probabilities.device).log_().neg_()
     return probabilities.div_(race).argmax(dim=-1)
@@ -79,9 +81,13 @@ def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Ten
 class GridSampler:
     """Samples by Tweedie or Euler on a grid, step by step.
 
-    canvas (B, L), filled in place; distribution (B, L, V), what the network last said of each row; at_masks (M, V), the
-    part of it that is drawn from; changed (B,), rows of which it has to be asked again; forwards, how often it was
-    asked; evaluations (B,), how often of each row. dtype: of the distribution that is kept.
+    Attributes:
+        canvas: (B, L), filled in place.
+        distribution: (B, L, V), the network's last distribution for each row, kept in `dtype`.
+        at_masks: (M, V), the part of the distribution that is drawn from.
+        changed: (B,), the rows that must be evaluated again.
+        forwards: number of forward passes so far.
+        evaluations: (B,), number of evaluations of each row so far.
     """
 
     def __init__(
@@ -110,7 +116,7 @@ class GridSampler:
 
     @torch.no_grad()
     def ask(self) -> None:
-        """Evaluates the rows that have changed."""
+        """Evaluates the rows that changed."""
         if bool(self.changed.any()):
             distribution = log_softmax(self.network(self.canvas[self.changed])).exp()
             self.distribution[self.changed] = distribution.to(self.distribution.dtype)
@@ -119,7 +125,7 @@ class GridSampler:
             self.evaluations += self.changed
 
     def reveal(self, number: int) -> None:
-        """Draws at every mask: a token, or, with what probability is left, still the mask."""
+        """Draws at every mask: a token, or with the remaining probability the mask again."""
         masked = self.canvas == self.mask_token_id  # (B, L)
         probabilities = self.at_masks.float() * self.rates[number]  # (M, V)
         probabilities[:, self.mask_token_id] = 1 - self.rates[number]
@@ -135,7 +141,7 @@ class GridSampler:
     def resume(self, plan: Tensor, tokens: Tensor, number: int) -> None:
         """Continues as if the steps before `number` had revealed `tokens` (B, L) by `plan` (B, L).
 
-        What is kept of rows that have not changed is a flat distribution: a draw from it costs what any other does.
+        The distribution kept for unchanged rows is uniform, since a draw from it costs as much as from any other.
         """
         self.canvas = torch.where(plan >= number, self.mask_token_id, tokens)
         self.changed = (plan == number - 1).any(dim=1) if number else torch.ones_like(self.changed)
@@ -144,16 +150,16 @@ class GridSampler:
 
 
 def make_plan(shape: tuple[int, int], noise: Noise, steps: int, seed: int, method: str = "tweedie") -> Tensor:
-    """Draws (B, L), the step that reveals each position of wholly masked rows, as `generate` does with this seed.
+    """Draws the step (B, L) that reveals each position of fully masked rows, as `generate` does with this seed.
 
-    Which positions a step reveals has this distribution in the baseline, too, where it is only drawn step by step.
+    The baseline draws step by step, but the positions that a step reveals have the same distribution.
     """
     uniform = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return plan_grid(torch.ones(shape, dtype=torch.bool), reveal_probabilities(noise, method, steps), uniform)
 
 
 def forwards_of(plan: Tensor, steps: int) -> int:
-    """Counts how often `GridSampler` calls the network for `plan` (B, L): at first and after every change."""
+    """Counts the forward passes of `GridSampler` for `plan` (B, L): the first, and one after every change."""
     return 1 + len(set(plan[plan < steps - 1].tolist()))
 
 
@@ -165,7 +171,7 @@ def fill_in_order(
     generator: torch.Generator | None = None,
     top_p: float = 1.0,
 ) -> Tensor:
-    """Fills one position a step, the same in all rows (B, L), from logits of all positions; in place."""
+    """Fills one position per step in place, the same in all rows (B, L), from logits of all positions."""
     warper = TopPLogitsWarper(top_p)
     for position in order:
         logits = network(canvas)[:, position]
@@ -176,20 +182,20 @@ def fill_in_order(
 
 @torch.no_grad()
 def nll_in_order(network: Network, x0: Tensor, order: list[int], mask_token_id: int) -> Tensor:
-    """Computes -log p of the tokens at `order`, in that order, given all others: (B, L) -> (B,) nats per sequence."""
+    """Computes -log p of the tokens at the positions `order`, in that order, given all others: (B, L) -> (B,) nats."""
     canvas, nll = x0.clone(), torch.zeros(len(x0), device=x0.device)
     rows = torch.arange(len(x0), device=x0.device)
     canvas[:, order] = mask_token_id
     for position in order:
-        log_law = log_softmax(network(canvas))  # (B, L, V), of all positions
-        nll -= log_law[rows, position, x0[:, position]]
+        log_distribution = log_softmax(network(canvas))  # (B, L, V), of all positions
+        nll -= log_distribution[rows, position, x0[:, position]]
         canvas[:, position] = x0[:, position]
     return nll
 
 
 def training_loss(network: Network, x0: Tensor, masks: Masks, mask_token_id: int) -> Tensor:
     """Computes mean(w S) of `losses.py` from logits of all positions: x0 (B, L) and masks on its device -> ()."""
-    log_law = log_softmax(network(x0.masked_fill(masks.masked, mask_token_id)))  # (B, L, V)
+    log_distribution = log_softmax(network(x0.masked_fill(masks.masked, mask_token_id)))  # (B, L, V)
     token_nll = torch.zeros(x0.shape, device=x0.device)
-    token_nll[masks.masked] = -log_law[masks.masked].gather(1, x0[masks.masked][:, None]).squeeze(1)
+    token_nll[masks.masked] = -log_distribution[masks.masked].gather(1, x0[masks.masked][:, None]).squeeze(1)
     return (masks.weight * token_nll.sum(dim=1)).mean()

@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Compares sampling, training, likelihood, loading, memory and preparation, each in a function of the arguments.
+"""The commands of the benchmarks: sampling, training, likelihood, loading, memory and preparation.
 
-Every command returns cases (lines of the table) and the points of its plot. Models have random weights, texts are
-random tokens: what a step costs does not depend on either. The bf16 side samples, scores and loads bf16 weights, and
-trains float32 weights under autocast, as the scripts do. The first of all sides is the baseline; on a GPU it has
-float32 weights and float16 by autocast.
+Every command is a function of the arguments. It returns cases (lines of the table) and the points of its plot. Models
+have random weights and texts are random tokens, since the cost of a step does not depend on them. The bf16 side
+samples, scores and loads bf16 weights, and trains float32 weights under autocast, as the scripts do. The first side is
+the baseline. On a GPU it has float32 weights and runs in float16 by autocast.
 
 Shapes: B rows, L length, V vocabulary, n steps of the grid.
 """
@@ -65,17 +65,17 @@ from .trainers import ScriptTrainer, Trainer
 from .training_cost import CONFIGS
 
 ROOT = Path(__file__).parents[1]
-WARM_UP = 3  # training steps of every side
-FIRST_STEPS = 10  # in whose time compilation is counted in
+WARM_UP = 3  # training steps of every side before timing
+FIRST_STEPS = 10  # steps timed together with compilation
 CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
 TINY = RaddConfig(vocab_size=11, hidden_size=256, num_hidden_layers=8, num_attention_heads=8)
 
-Models = dict[str, RaddForMaskedLM]  # of each side, the baseline's first
+Models = dict[str, RaddForMaskedLM]  # the model of each side; the baseline's is first
 
 
 @dataclass
 class Result:
-    """Holds cases: lines of the table; points: of the plot, by the name of the plot; lines: of a table of its own."""
+    """The result of a command: lines of the table, points of each plot by its name, lines of a separate table."""
 
     cases: list[Case] = field(default_factory=list)
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Result:
 
 
 def make_config(args: Namespace, vocab_size: int | None = None) -> RaddConfig:
-    """Makes a configuration of the sizes asked for."""
+    """Makes a configuration of the sizes in the arguments."""
     return RaddConfig(
         vocab_size=vocab_size or args.vocab_size,
         hidden_size=args.hidden_size,
@@ -93,7 +93,7 @@ def make_config(args: Namespace, vocab_size: int | None = None) -> RaddConfig:
 
 
 def make_model(config: RaddConfig, seed: int, device: str) -> RaddForMaskedLM:
-    """Makes a model with random weights, also in the output layer, which is zero at initialisation."""
+    """Makes a model with random weights, also in the output layer, which would start at zero."""
     torch.manual_seed(seed)
     model = RaddForMaskedLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=0.02)
@@ -109,7 +109,7 @@ def make_models(args: Namespace, vocab_size: int | None = None) -> Models:
 def sides_to_measure(
     baseline: Callable[[], float], ours: Callable[[str], float], models: Models
 ) -> dict[str, Callable[[], float]]:
-    """Returns the function that measures each side; ours gets the name of the side."""
+    """Returns the function that measures each side. `ours` gets the name of the side."""
     first, *others = models
     return {first: baseline} | {side: partial(ours, side) for side in others}
 
@@ -120,11 +120,13 @@ def baseline_network(models: Models) -> Network:
 
 
 def random_tokens(config: PreTrainedConfig, rows: int, length: int, seed: int) -> Tensor:
-    return torch.randint(config.vocab_size - 1, (rows, length), generator=seeded(seed))  # all but the mask, the last
+    return torch.randint(
+        config.vocab_size - 1, (rows, length), generator=seeded(seed)
+    )  # all ids but the last, the mask
 
 
 def spread(count: int, total: int) -> list[int]:
-    """Returns at most `count` of 0 .. total - 1, the middles of equal parts."""
+    """Returns at most `count` of the numbers 0 .. total - 1: the middles of equal parts."""
     count = min(count, total)
     return [(2 * part + 1) * total // (2 * count) for part in range(count)]
 
@@ -136,7 +138,7 @@ def masked_at(x0: Tensor, positions: list[int], mask_token_id: int) -> Tensor:
 
 
 def warm_up(models: Models, rows: int, length: int) -> None:
-    """Runs once at the sizes that follow, without timing."""
+    """Runs once, without timing, at the sizes that will be measured."""
     model = models[OURS]
     canvas = masked_at(random_tokens(model.config, rows, length, 0), [0], model.config.mask_token_id).to(model.device)
     for side in (OURS, OURS_BF16):
@@ -165,7 +167,7 @@ def sampling(args: Namespace) -> Result:
 
 
 def make_sampler(models: Models, canvas: Tensor, steps: int, seed: int) -> GridSampler:
-    """Makes the baseline's sampler; it draws on the device of the canvas."""
+    """Makes the baseline's sampler. It draws on the device of the canvas."""
     side, model = next(iter(models.items()))
     config = model.config
     return GridSampler(
@@ -190,21 +192,23 @@ def sampling_case(
     each_evaluation: bool = False,
     refresh_interval: int = 1,
 ) -> Case:
-    """Times Tweedie sampling of a wholly masked batch: seconds a sample, or a network evaluation.
+    """Times Tweedie sampling of a fully masked batch, in seconds for a sample or for a network evaluation.
 
-    Ours runs whole. So does the baseline, if it has no more steps than are timed; else evenly spaced steps of the same
-    plan are timed, each in the state in which the run would reach it. Their draws are scaled to all steps, and their
-    evaluations to those of the whole plan, since by chance they may have had more or fewer.
+    Ours runs whole. The baseline runs whole, too, if it has at most `args.timed_steps` steps. Otherwise evenly spaced
+    steps of the same plan are timed, each in the state that the run would reach. The time of their draws is scaled to
+    all steps, and the time of their evaluations to those of the whole plan, since their number varies by chance.
 
-    Ours draws by a generator on the CPU, so that its plan is the same on every device.
+    Ours draws with a generator on the CPU, so its plan is the same on every device.
     """
     model = models[OURS]
     config, mask, device = model.config, model.config.mask_token_id, model.device
     canvas = torch.full((rows, length), mask, device=device)
-    plan = make_plan((rows, length), get_noise(config), steps, args.seed)  # which `generate` draws itself
+    plan = make_plan((rows, length), get_noise(config), steps, args.seed)  # `generate` draws the same plan
     plan_there, tokens = plan.to(device), random_tokens(config, rows, length, args.seed).to(device)
     timed = spread(args.timed_steps, steps)
-    ours = int(max(len(row.unique()) for row in plan))  # forwards: the rows advance together, each to its next event
+    ours = int(
+        max(len(row.unique()) for row in plan)
+    )  # forward passes: all rows advance together, each to its next event
     theirs = forwards_of(plan, steps)
 
     def baseline() -> float:
@@ -217,7 +221,7 @@ def sampling_case(
             drawing += seconds(partial(sampler.reveal, number))
         if len(timed) == steps:
             return (asking + drawing) / (sampler.forwards if each_evaluation else 1)
-        evaluations = sum(forwards_of(row, steps) for row in plan)  # of rows
+        evaluations = sum(forwards_of(row, steps) for row in plan)  # evaluations of rows
         total = asking * evaluations / max(int(sampler.evaluations.sum()), 1) + drawing * steps / len(timed)
         return total / (theirs if each_evaluation else 1)
 
@@ -239,15 +243,15 @@ def sampling_case(
     return compare(
         f"{what}, Tweedie, B={rows}, L={length}, {steps} steps",
         "s",
-        flops if exact else 0.0,  # the limit is that of the exact distribution
+        flops if exact else 0.0,  # the limit applies to exact sampling only
         sides_to_measure(baseline, generate, models),
         args.repeats,
         args.matmul_size,
         device.type,
         how=f"ours: {how_timed(steps, steps)}; baseline: {how_timed(len(timed), steps)}",
         averaged=f"over the {ours} events of a run" if each_evaluation else "a whole run",
-        forwards_ours=ours,  # the most evaluations of any row
-        forwards_baseline=theirs,  # steps before which some row has changed
+        forwards_ours=ours,  # the largest number of evaluations of a row
+        forwards_baseline=theirs,  # steps before which some row changed
         steps=steps,
         evaluations_of_each_row=[len(row.unique()) for row in plan],
     )
@@ -260,7 +264,7 @@ def how_timed(timed: int, steps: int) -> str:
 def ordered_case(
     args: Namespace, models: Models, rows: int, length: int, *, top_p: float = 1.0, refresh_interval: int = 1
 ) -> Case:
-    """Times a token of every row: both sides fill evenly spaced masks from left to right, one forward each."""
+    """Times one token of every row. Both sides fill evenly spaced masks from left to right, one forward pass each."""
     config = models[OURS].config
     positions = spread(args.timed_steps, length)
     canvas = masked_at(random_tokens(config, rows, length, args.seed), positions, config.mask_token_id).to(args.device)
@@ -299,7 +303,7 @@ def ordered_case(
 
 
 def infill_case(args: Namespace, length: int, masks: int) -> Case:
-    """Times the filling of a few masks of a text by the shipped checkpoint, one at a time, as an editor would."""
+    """Times filling a few masks of a text with the shipped checkpoint, one at a time, as an editor would."""
     model = RaddForMaskedLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval().to(args.device)
     rounded = copy.deepcopy(model).to(torch.bfloat16)  # type: ignore[arg-type]
     models = {side: rounded if side == OURS_BF16 else model for side in sides_of(args.device)}
@@ -330,16 +334,16 @@ def infill_case(args: Namespace, length: int, masks: int) -> Case:
         args.device,
         how="a whole call of generate, one token an event",
     )
-    case.facts["first_call"] = first  # of this shape, captures counted in
+    case.facts["first_call"] = first  # of this shape, with the captures of CUDA graphs
     return case
 
 
 def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[str, Any]:
-    """Times a step in the middle of a run: half of the tokens masked, some of every row revealed."""
+    """Times a step in the middle of a run: half of the tokens are masked, and some of every row are revealed."""
     config, steps = models[OURS].config, args.sweep_steps
     revealed = max(length // steps, 1)
     tokens = random_tokens(config, rows, length, args.seed).to(args.device)
-    # For ours a row with nothing masked but what the step reveals is as much work, and can be asked for.
+    # In ours a row takes as much work if only the tokens of this step are masked, and `generate` accepts such a row.
     canvas = masked_at(tokens, spread(revealed, length), config.mask_token_id)
     even = torch.arange(length, device=args.device) % 2 == 0
     plan = torch.where(even, steps // 2 - 1, steps - 1).expand(rows, -1)
@@ -355,7 +359,7 @@ def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[
 
     warm_up(models, rows, length)
     for side in (OURS, OURS_BF16):
-        repeated(partial(generate, side), 2)()  # on a GPU the second call captures this shape
+        repeated(partial(generate, side), 2)()  # on a GPU the second call captures a CUDA graph for this shape
     case = compare(
         f"step, B={rows}, L={length}",
         "s",
@@ -369,7 +373,7 @@ def step_point(args: Namespace, models: Models, rows: int, length: int) -> dict[
 
 
 def nfe_points(args: Namespace, config: PreTrainedConfig) -> list[dict[str, Any]]:
-    """Forwards against steps for each batch of `cached`: counted in plans, and a row's expectation."""
+    """Returns forward passes against steps for each batch of `cached`: counted in plans, and expected for a row."""
     noise, points = get_noise(config), []
     for rows, length, _ in args.cached:
         for steps in args.nfe_steps:
@@ -395,7 +399,7 @@ def nfe_points(args: Namespace, config: PreTrainedConfig) -> list[dict[str, Any]
 
 
 def training(args: Namespace) -> Result:
-    """Times a training step, and measures its memory above weights and moments, with the gradients and without them."""
+    """Times a training step, and measures its memory above weights and moments, with and without the gradients."""
     sizes = [(make_config(args), size, "") for size in args.training]
     sizes += [(CONFIGS["medium"], size, ", the paper's medium model") for size in args.training_medium]
     sizes += [(TINY, size, ", 6.3 M parameters") for size in args.training_tiny]
@@ -410,7 +414,7 @@ def training(args: Namespace) -> Result:
 def make_trainer(args: Namespace, config: RaddConfig, rows: int, length: int) -> Iterator[Trainer]:
     model, sides = make_model(config, args.seed, args.device), sides_of(args.device)
     if args.script_step:
-        # As many steps as will ever be asked for.
+        # More steps than will ever be taken.
         with prepare.prepared(config, "lambda_DCE", rows, length, args.seed, args.device, steps=2**40) as batches:
             trainer: Trainer = ScriptTrainer(model, sides, batches, args.seed)
             if args.compile:
@@ -434,7 +438,7 @@ def training_cases(args: Namespace, trainer: Trainer, name: str) -> list[Case]:
     first_steps = {
         side: [seconds(repeated(partial(trainer.step, side), FIRST_STEPS if args.script_step else WARM_UP))]
         for side in trainer.sides
-    }  # AdamW's moments are there then, and so is the memory
+    }  # afterwards AdamW's moments exist
     if args.script_step:
         how = "once, of each side after the other, from the first call to the end of the last step"
         how += f"; compilation with what {args.compile_backend} finds in its caches" if args.compile else ""
@@ -459,13 +463,13 @@ def training_cases(args: Namespace, trainer: Trainer, name: str) -> list[Case]:
     )
     scaler = trainer.scalers[trainer.baseline]
     if scaler.is_enabled():
-        case.facts["scale_of_the_baselines_gradients"] = scaler.get_scale()  # below 1: a step was left out
+        case.facts["scale_of_the_baselines_gradients"] = scaler.get_scale()  # below 1: a step was skipped
     case.facts["tokens_per_second"] = {side: round(tokens / case.median(side)) for side in case.values}
     cases.append(case)
     how = f"most that tensors hold at once, less what they hold between; gradients counted in; {PEAKS[args.device]}"
     memory = {side: [peak_bytes(partial(trainer.step, side), args.device) / 1e6] for side in trainer.sides}
     cases.append(Case(f"memory of a training step, {name}", "MB", memory, facts={"how": how}))
-    trainer.backward(OURS)  # from here on there are gradients
+    trainer.backward(OURS)  # from here on gradients exist
     how = how.replace("counted in", "being there already, as with accumulation")
     memory = {side: [peak_bytes(partial(trainer.backward, side), args.device) / 1e6] for side in trainer.sides}
     cases.append(Case(f"memory of an accumulated gradient, {name}", "MB", memory, facts={"how": how}))
@@ -478,7 +482,7 @@ def training_cases(args: Namespace, trainer: Trainer, name: str) -> list[Case]:
 
 
 def likelihood(args: Namespace) -> Result:
-    """Times the exact likelihood in the order of reading: seconds a pass, the evaluation of one row."""
+    """Times the exact likelihood from left to right, in seconds per pass, which is the evaluation of one row."""
     models, cases = make_models(args), []
     config = models[OURS].config
     network = baseline_network(models)
@@ -518,7 +522,7 @@ def likelihood(args: Namespace) -> Result:
 
 
 def loading(args: Namespace) -> Result:
-    """Times loading from files to the first output, and measures its memory, each in a process of its own."""
+    """Times loading from files up to the first output, and measures its memory, each in a separate process."""
     disable_progress_bar()
     models = make_models(args)
     first, *ours = models
@@ -561,9 +565,9 @@ def loading(args: Namespace) -> Result:
 
 
 def memory(args: Namespace) -> Result:
-    """Measures the peak above the weights against the size of the vocabulary: a sample's widest step, and a gradient.
+    """Measures peak memory above the weights for several vocabularies: of a step of sampling, and of a gradient.
 
-    The baseline's widest step is its first, which draws at every position; all steps of ours are alike.
+    The step of the baseline is its first, which draws at every position and takes most. All steps of ours are alike.
     """
     cases, points = [], []
     rows, length, steps = args.memory
@@ -601,7 +605,7 @@ def memory(args: Namespace) -> Result:
 
 
 def preparation(args: Namespace) -> Result:
-    """Milliseconds in which the host prepares a step of training, beside those of the step: a table of its own."""
+    """Times how long the host prepares a training step, compared with the step, and returns a separate table."""
     points = []
     for rows, length, tokens_per_second in args.preparation:
         sizes = (make_config(args), rows, length, tokens_per_second)

@@ -1,15 +1,16 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prints digests of outputs that a refactoring must not change: run it on both commits and compare the lines.
+"""Prints digests of outputs that a refactoring must not change. Run it on both commits and compare the lines.
 
     python -m benchmarks.digests > build/after.txt
 
 It prints lines for the authors' (golden) logits in two dtypes, the tokens of twelve settings of `generate`, the weights
 and their averages after 20 training steps of each loss, and the likelihood of two sequences by each estimator. It uses
-public names alone, so that it runs on a commit of another layout:
+only public names, so it runs on a commit of another layout, too:
 
     PYTHONPATH=OTHER_CHECKOUT python benchmarks/digests.py
 
-Run both on one machine: CPUs of other makers round differently. The number of threads is 1, since sums depend on it.
+Run both on one machine, since CPUs of other makers round differently. It uses one thread, since sums depend on the
+number of threads.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it
+os.environ["OMP_NUM_THREADS"] = "1"  # set before torch is imported, which reads it
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import torch
@@ -32,7 +33,7 @@ from torch import Tensor
 from radd_hf import RaddForMaskedLM
 from radd_hf.endings import run_program
 
-# The checkout whose package is imported, which need not be this file's.
+# The checkout of the imported package. It may be another one than this file's.
 ROOT = Path(importlib.import_module("radd_hf").__file__ or "").parents[1]
 LOSSES = ("t_DSE", "t_DCE", "lambda_DCE", "k_DCE")
 ESTIMATORS = ("k_stratified", *LOSSES, "ar_forward", "ar_backward", "ar_random")
@@ -102,7 +103,7 @@ def samples(model: RaddForMaskedLM) -> Iterator[tuple[str, str]]:
             ids, attention_mask = canvas.where(padding.bool(), 5), padding
         output = model.generate(
             ids,
-            generation_config={"temperature": 1.0, "top_p": 1.0},  # `exact` is younger than what is compared
+            generation_config={"temperature": 1.0, "top_p": 1.0},  # older commits do not know `exact`
             attention_mask=attention_mask,
             generator=[torch.Generator().manual_seed(row) for row in range(len(ids))],
             return_dict_in_generate=True,
@@ -124,7 +125,7 @@ def likelihoods(model: RaddForMaskedLM) -> Iterator[tuple[str, str]]:
 
 
 def trainings() -> Iterator[tuple[str, str]]:
-    """Trains with each loss by the script, on a text that is made here, and digests weights and averages."""
+    """Trains with each loss by the script, on a text made here, and digests the weights and averages."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text(

@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures what it takes to draw tokens from logits, beside an evaluation of the network for one row.
+"""Times drawing tokens from logits, compared with an evaluation of the network for one row.
 
     python -m benchmarks.draw [--device cuda] [--rows 1 8 64] [--vocab_size 50258] [--length 1024] [--repeats 7]
 
-Ours chooses a part of the vocabulary, then a token of the part (`draw_radd.draw_tokens`). The other way is
-a softmax and one running sum over the whole vocabulary, in float64 like ours. Both give tokens and log-probabilities.
-On a GPU each is replayed as a CUDA graph, as `generate` does it.
+Our way chooses a part of the vocabulary, and then a token of that part (`draw_radd.draw_tokens`). The other way is a
+softmax and one cumulative sum over the whole vocabulary, in float64 like ours. Both give tokens and log-probabilities.
+On a GPU each is replayed as a CUDA graph, as in `generate`.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from radd_hf.programs_radd import CAPTURERS, Programs
 from .commands import make_model
 from .measure import alternate, positive, repeated, seconds, seeded
 
-CALLS = 20  # timed as one
+CALLS = 20  # timed together
 
 
 def in_parts(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws as the library does: (N, V), (N,) -> tokens and log-probabilities (N,)."""
+    """Draws like the library: (N, V), (N,) -> tokens and log-probabilities (N,)."""
     token, log_sum = draw_tokens(logits, uniform)
     return token, logits.gather(1, token[:, None]).squeeze(1).float() - log_sum
 
@@ -44,7 +44,7 @@ def in_one_sum(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def runner_of(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
-    """Returns what runs the function on these inputs: on a GPU it is captured and replayed."""
+    """Returns a function that runs `function` on these inputs. On a GPU it is captured and replayed."""
     device = next(each.device for each in inputs if isinstance(each, Tensor))
     make = CAPTURERS.get(device.type)
     programs = Programs(device, make and make(device))
@@ -62,9 +62,9 @@ def runner_of(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rows", type=positive, nargs="+", default=[1, 8, 64], help="positions that are drawn at once")
+    parser.add_argument("--rows", type=positive, nargs="+", default=[1, 8, 64], help="positions drawn together")
     parser.add_argument("--vocab_size", type=positive, default=50258)
-    parser.add_argument("--length", type=positive, default=1024, help="of the row that is evaluated")
+    parser.add_argument("--length", type=positive, default=1024, help="length of the evaluated row")
     parser.add_argument("--hidden_size", type=positive, default=768)
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--heads", type=positive, default=12)
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         for way in (in_parts, in_one_sum):
             runs[f"{rows} {way.__name__}"] = runner_of(way, logits, uniform)
     for run in runs.values():
-        repeated(run, 3)()  # called, captured, replayed
+        repeated(run, 3)()  # the first call runs, the second captures, the third replays
     times = alternate({name: partial(seconds, repeated(run, CALLS)) for name, run in runs.items()}, args.repeats)
     median = {name: 1e6 * statistics.median(values) / CALLS for name, values in times.items()}
     print("| tokens drawn | in parts, us | in one sum, us | in parts, of an evaluation |\n|---:|---:|---:|---:|")

@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Compares how many masks each estimator of the likelihood needs, on the shipped checkpoint and a held-out novel.
+"""Compares the estimators of the likelihood, on the shipped checkpoint and a held-out novel.
 
-    python -m benchmarks.estimators agreement     all estimators and exact random orders, with their intervals
-    python -m benchmarks.estimators efficiency    mean squared error of each at as many passes, against a long run
+    python -m benchmarks.estimators agreement     prints all estimators and exact random orders, with their intervals
+    python -m benchmarks.estimators efficiency    prints the mean squared error of each, with equally many passes
 
 Blocks are spread evenly over the novel. Shapes: S blocks, L length, P passes.
 """
@@ -26,7 +26,7 @@ from radd_hf.randomness_radd import stream_seed
 from .commands import spread
 from .measure import positive
 
-GROUP = 4  # blocks that the authors' code scores together
+GROUP = 4  # number of blocks that the authors' code scores together
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 
@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     agreement = commands.add_parser("agreement")
     agreement.add_argument("--blocks", type=positive, default=16)
-    agreement.add_argument("--passes", type=positive, default=64, help="of the estimators")
+    agreement.add_argument("--passes", type=positive, default=64, help="passes of the estimators")
     agreement.add_argument(
-        "--orders", type=positive, default=4, help="random orders, exact at L forwards of a row each"
+        "--orders", type=positive, default=4, help="random orders; each takes L evaluations of a row"
     )
     efficiency = commands.add_parser("efficiency")
     efficiency.add_argument("--blocks", type=positive, default=16)
@@ -83,7 +83,7 @@ def show(name: str, result: Likelihood) -> None:
 
 
 def print_efficiency(model, blocks: list[Tensor], passes: int, reference: int, repeats: int) -> None:
-    """Prints the mean squared error of the mean over four blocks, over all such groups and so many seeds."""
+    """Prints the mean squared error of the mean over four blocks, averaged over all such groups and the seeds."""
     truth, variance = nats_of_blocks(model, blocks, "k_stratified", reference, seed=-1)
     print(f"{reference} passes: {truth.mean():.5f}; below {passes} passes, {repeats} seeds. Squared errors are")
     print(f"of the mean over {GROUP} blocks, less that of the long run, {variance:.1e}.\n")
@@ -113,7 +113,7 @@ def mean_of_groups(nats: Tensor) -> Tensor:
 
 
 def nats_of_blocks(model, blocks: list[Tensor], estimator: str, passes: int, seed: int) -> tuple[Tensor, float]:
-    """Returns (S,) nats per token of each block, and the variance of a group's mean, from the spread of rounds."""
+    """Returns the nats per token (S,) of each block, and the variance of a group's mean, from the spread of rounds."""
     rounds: list[list[float]] = [[] for _ in blocks]
     for found in LikelihoodRounds(model, blocks, estimator=estimator, passes=passes, batch_size=64, seed=seed):
         rounds[found.sequence].append(found.nats / len(blocks[found.sequence]))
@@ -137,7 +137,7 @@ def with_settings(estimate, **settings):
 
 @torch.no_grad()
 def authors_estimate(model, blocks: list[Tensor], passes: int, seed: int) -> Tensor:
-    """Estimates as the authors' code does (github ML-GSAI/RADD): four rows, row i with lambda in the i-th quarter."""
+    """Estimates like the authors' code (github ML-GSAI/RADD): of four rows, row i has lambda in the i-th quarter."""
     noise = get_noise(model.config)
     generator = torch.Generator().manual_seed(stream_seed(seed, "authors"))
     nats = []

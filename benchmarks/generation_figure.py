@@ -1,8 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Draws docs/figures/generation.png: a plan, the sequence that it fills event by event, and evaluations against steps.
+"""Draws docs/figures/generation.png: a plan, the sequence that it fills, and evaluations against steps.
 
-pip install 'radd_hf[viz]'
-python -m benchmarks.generation_figure
+A plan says which step reveals each token. An event is a network evaluation and the tokens that it reveals.
+
+    pip install 'radd_hf[viz]'
+    python -m benchmarks.generation_figure
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from .commands import ROOT
 from .estimators import CHECKPOINT
 
 FIGURE = ROOT / "docs" / "figures" / "generation.png"
-SHORT, STEPS = 24, 16  # the sequence that is shown: tokens, and steps of its grid
+SHORT, STEPS = 24, 16  # the sequence shown: its tokens, and the steps of its grid
 ROWS, LENGTH = 64, 128  # the measurement: sequences, and masks of each
 NOISES = ("loglinear", "geometric")
 GRID = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
@@ -36,7 +38,7 @@ GRID = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 @dataclass
 class Example:
-    """Holds one sequence of L tokens: when each was revealed (L,), the ids after each event (events + 1, L), texts."""
+    """A sequence of L tokens: the step that revealed each (L,), the ids after each event (events + 1, L), and texts."""
 
     reveal_step: Tensor
     history: Tensor
@@ -74,15 +76,15 @@ def small_config(noise_type: str) -> RaddConfig:
 
 
 def measure_evaluations(grid: list[int], rows: int) -> dict[str, dict[int, Tensor]]:
-    """Returns the network evaluations of unconditional samples, (rows,) for each noise and number of steps.
+    """Returns the network evaluations (rows,) of unconditional samples, for each noise and number of steps.
 
-    A plan does not depend on the network. So a small one measures the same counts as the checkpoint, in seconds.
+    A plan does not depend on the network. So a small network gives the same counts as the checkpoint, in seconds.
     """
     return {name: {steps: count_evaluations(name, steps, rows) for steps in grid} for name in NOISES}
 
 
 def count_evaluations(noise_type: str, steps: int, rows: int) -> Tensor:
-    """Returns the network evaluations of each sample, (rows,)."""
+    """Returns the network evaluations (rows,) of each sample."""
     output = RaddForMaskedLM(small_config(noise_type)).generate(
         length=LENGTH,
         method="tweedie",
@@ -151,7 +153,7 @@ def draw_evaluations(axes: Axes, measured: dict[str, dict[int, Tensor]], theme: 
 
 
 def generation_figure(example: Example, measured: dict[str, dict[int, Tensor]], theme: Theme) -> Figure:
-    """Draws the plan above the loop, which share their positions, and the evaluations on the right."""
+    """Draws the plan above the sequence after each event, with shared positions, and the evaluations on the right."""
     figure = Figure(figsize=(WIDTH, 5.2))
     panels = figure.subplot_mosaic([["plan", "cost"], ["loop", "cost"]], width_ratios=(1.5, 1))
     panels["plan"].sharex(panels["loop"])

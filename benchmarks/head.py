@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Compares the head and its loss in training with other ways: time and memory of loss and gradients in bfloat16.
+"""Compares ways to compute the head and its loss in training: time and memory of loss and gradients in bfloat16.
 
     python -m benchmarks.head [--device cuda] [--rows 16384] [--hidden_size 768] [--vocab_size 50258] [--repeats 7]
 
-Ours computes the logits in chunks. On a GPU it keeps them for the backward pass, and aligns their rows to 16 bytes.
-Two others keep no logits, and make the gradient of a chunk in the forward pass: torch's `linear_cross_entropy`, where
-torch has it, and Liger's (arXiv:2410.10989), where `liger-kernel` is installed.
+Ours computes the logits in chunks. On a GPU it keeps them for the backward pass, and aligns their rows to 16 bytes. Two
+other ways keep no logits, and compute the gradient of a chunk in the forward pass: torch's `linear_cross_entropy`, if
+torch has it, and Liger's (arXiv:2410.10989), if `liger-kernel` is installed.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prints what one GPU does in an hour, from the seconds that `python -m benchmarks --device cuda` measured.
+"""Prints how many texts one GPU handles in an hour, from the times of `python -m benchmarks --device cuda`.
 
     python -m benchmarks.hour
 
-The model is the paper's small one (162 million parameters), computed in bfloat16; a text has 1024 tokens. A sample by N
-steps has at most N network evaluations.
+The model is the paper's small one (162 million parameters), in bfloat16. A text has 1024 tokens. A sample with N steps
+takes at most N network evaluations.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from radd_hf.endings import run_program
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 LENGTH = 1024
-# What is asked of the GPU, in which file its seconds are and in which case; groups of the pattern: rows and steps.
+# The task, the file that holds its times, and the pattern of its case, whose groups are rows and steps.
 TASKS = (
     ("texts generated, {steps} steps", "sampling_h100.json", r"sample, Tweedie, B=(\d+), L=1024, (\d+) steps"),
     ("texts trained on", "speed_h100.json", r"training step, lambda_DCE, B=(\d+), L=1024()"),
@@ -24,7 +24,7 @@ TASKS = (
 
 
 def tasks_of_an_hour() -> list[tuple[str, int, float]]:
-    """Returns for each task what it is, the rows of a batch, and the texts of an hour."""
+    """Returns the name of each task, the rows of a batch, and the texts per hour."""
     found = []
     for task, file, pattern in TASKS:
         for case in json.loads((FIGURES / file).read_text(encoding="utf-8"))["cases"]:

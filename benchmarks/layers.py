@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Compares the products and the dropout that a CPU runs with torch's, layer by layer: why kernels_radd.py exists.
+"""Compares our matrix products and dropout on a CPU with torch's, for every layer. They justify kernels_radd.py.
 
     python -m benchmarks.layers [--hidden_size 768] [--vocab_size 50258] [--rows 1 16 256 1024] [--repeats 9]
 
-For every layer of the small model and so many rows: the float32 product itself, its gradients, and up_proj with its
-GELU in one pass or two; then products with weights as they are and packed. Several weights are multiplied in turn, as
-in a model, so that none waits in a CPU's cache.
+For every layer of the small model and every number of rows, it times the float32 product, its gradients, and up_proj
+with its GELU in one pass or two. Then it times products with plain and with packed weights. Several weights are
+multiplied in turn, as in a model, so no weight stays in the CPU's cache.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from radd_hf.kernels_radd import ONEDNN_LINEAR, ONEDNN_PACK, Dropout, linear, on
 
 from .measure import alternate, positive, seconds
 
-WEIGHTS = 4  # of a layer
+WEIGHTS = 4  # number of weights multiplied in turn for a layer
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         "down_proj": (4 * width, width),
         "lm_head": (width, args.vocab_size),
     }
-    torchs: Callable[[], list[torch.Tensor]] | float  # a way of computing, later its milliseconds
+    torchs: Callable[[], list[torch.Tensor]] | float  # first a function, later its milliseconds
     ways: dict[str, Callable[[], Any]]
     print("| what | rows | torch, GFLOP/s | oneDNN, GFLOP/s | times as fast | apart by |")
     print("|---|---:|---:|---:|---:|---:|")
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def packing(rows: int, d_in: int, d_out: int, dtype: torch.dtype, repeats: int) -> tuple[float, float, bool]:
-    """Milliseconds of a product with weights as they are and packed, and whether it has the same bits."""
+    """Returns the milliseconds of a product with plain and with packed weights, and whether both have the same bits."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(rows, d_in, generator=generator).to(dtype)
     layers = [nn.Linear(d_in, d_out, dtype=dtype) for _ in range(WEIGHTS)]
@@ -92,7 +92,7 @@ def packing(rows: int, d_in: int, d_out: int, dtype: torch.dtype, repeats: int) 
 
 
 def comparisons(name: str, rows: int, d_in: int, d_out: int) -> list[tuple[str, Callable, Callable]]:
-    """Returns names, torch's way and oneDNN's way; each returns a list of results, one a weight."""
+    """Returns names with torch's and oneDNN's functions. A function returns a list of results, one for each weight."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(d_out, d_in, generator=generator) for _ in range(WEIGHTS)]
     hidden, grad = torch.randn(rows, d_in, generator=generator), torch.randn(rows, d_out, generator=generator)

@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Times one way of loading a model, in a process of its own: seconds to the first output, and memory.
+"""Times one way of loading a model, in a separate process: seconds to the first output, and memory.
 
     python -m benchmarks.loading naive|ours FOLDER float32|float16|bfloat16 LENGTH [--device cuda]
 
-naive is a model made and initialised, `torch.load` of a state dict and `load_state_dict`; ours is `from_pretrained`.
-Both then evaluate one row, with the distribution at one position: nothing but loading differs. The naive way has
-float32 weights, and float16 by autocast. Neither imports nor the start of a GPU are timed, and the files have been
-read before: they come from the page cache. The memory is the process's, on a GPU the GPU's.
+The naive way makes and initialises a model, and then calls `torch.load` for a state dict and `load_state_dict`. Ours is
+`from_pretrained`. Both then evaluate one row, with the distribution at one position, so only loading differs. The naive
+way has float32 weights, and runs in float16 by autocast. Imports and the start of a GPU are not timed. The files come
+from the page cache, since they were read before. The memory is that of the process, or on a GPU that of the GPU.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from radd_hf.endings import run_program
 
 from .measure import ResidentPeak, peak_bytes, positive, seconds
 
-WEIGHTS = "weights.pth"  # of the naive way, beside the files of `save_pretrained`
+WEIGHTS = "weights.pth"  # for the naive way, beside the files of `save_pretrained`
 
 
 def load(way: str, folder: Path, dtype: torch.dtype) -> RaddForMaskedLM:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     disable_progress_bar()
-    ids = torch.zeros(1, args.length, dtype=torch.int64, device=args.device)  # which starts the GPU
+    ids = torch.zeros(1, args.length, dtype=torch.int64, device=args.device)  # this starts the GPU
 
     def load_and_evaluate() -> None:
         model = load(args.way, args.folder, getattr(torch, args.dtype)).to(args.device)  # type: ignore[arg-type]

@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Measures speed and memory, and the limit that arithmetic sets.
 
-Times are medians over repeats in which all sides take turns, the matrix product that gives the machine's rate among
-them: a machine that slows down does so for all. A GPU works behind the host, which therefore waits for it before the
-clock starts and before it stops. The limit of a case is the operations that it cannot avoid, at that
-rate. They are counted by radd_hf/hub/facts.py: the products of the network on the whole canvas, of the last layer's
-queries and all that follows on the positions whose distribution is used. (The last layer's queries are projected at
-all positions, as in the model, which is 1/144 of the layers' products in the small model.)
+Times are medians over repeats. In a repeat all sides take turns, together with the matrix product that gives the
+machine's rate. So if the machine slows down, it does so for all. A GPU works asynchronously, so the host waits for it
+before the clock starts and before it stops. The limit of a case is the time of its unavoidable operations at that rate.
+radd_hf/hub/facts.py counts them: the products of the network on the whole sequence, but those of the last layer's
+queries, and of all that follows, only on positions whose distribution is used. (The model projects the last layer's
+queries at all positions. This is 1/144 of the layers' products in the small model.)
 
 Shapes: B rows, L length.
 """
@@ -35,20 +35,20 @@ from radd_hf.kernels_radd import ONEDNN_LINEAR, onednn_linear
 
 BASELINE, OURS, OURS_BF16 = SIDES = ("baseline fp32", "ours fp32", "ours bf16")
 BASELINE_FP16 = "baseline fp16"
-CARD_SIDES = (BASELINE_FP16, OURS, OURS_BF16)
-# Of each side's products. The baseline reaches float16 by autocast, from weights in float32.
+GPU_SIDES = (BASELINE_FP16, OURS, OURS_BF16)
+# The dtype of each side's products. The baseline runs in float16 by autocast, with weights in float32.
 DTYPES = {
     BASELINE: torch.float32,
     BASELINE_FP16: torch.float16,
     OURS: torch.float32,
     OURS_BF16: torch.bfloat16,
 }
-PRODUCTS = {"cpu": 1, "cuda": 10}  # matrix products that are timed as one: a GPU is done with one in a millisecond
+PRODUCTS = {"cpu": 1, "cuda": 10}  # matrix products timed together: one takes a GPU only a millisecond
 
 
 def sides_of(device: str) -> tuple[str, ...]:
-    """Returns the sides of a comparison, the baseline first: float32 on a CPU, float16 on a GPU, as published."""
-    return SIDES if device == "cpu" else CARD_SIDES
+    """Returns the sides of a comparison, the baseline first. As published, it is float32 on a CPU, float16 on a GPU."""
+    return SIDES if device == "cpu" else GPU_SIDES
 
 
 def seeded(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -57,11 +57,13 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
 
 @dataclass
 class Case:
-    """A line of the table: a quantity of each side; smaller is better.
+    """A line of the table: one quantity for each side. Smaller is better.
 
-    values: of each side, the baseline's first, one a repeat. flops: that no side can avoid for one unit; 0 where the
-    limit is not arithmetic.
-    rates: FLOP/s of a large matrix product in the dtype of each side, one a repeat. facts: what else belongs to it.
+    Attributes:
+        values: the values of each side, one for each repeat; the baseline is first.
+        flops: operations that no side can avoid for one unit; 0 if the limit is not arithmetic.
+        rates: FLOP/s of a large matrix product in each side's dtype, one for each repeat.
+        facts: other facts to report.
     """
 
     name: str
@@ -75,11 +77,11 @@ class Case:
         return statistics.median(self.values[side])
 
     def ratio(self, side: str) -> float:
-        """Returns how many times the side's quantity the baseline needs."""
+        """Returns the baseline's quantity divided by the side's."""
         return self.median(next(iter(self.values))) / self.median(side)
 
     def fraction(self, side: str) -> float | None:
-        """Returns the share of the measured rate that the unavoidable operations take."""
+        """Returns the rate of the unavoidable operations as a fraction of the measured rate."""
         if not self.flops:
             return None
         return self.flops / self.median(side) / statistics.median(self.rates[side])
@@ -99,22 +101,22 @@ class Case:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Times a call, with the work that it leaves to the GPU, and without work left to the GPU before."""
-    wait_for_card()
+    """Times a call, including its work on the GPU, and excluding earlier work there."""
+    wait_for_gpu()
     start = time.perf_counter()
     function()
-    wait_for_card()
+    wait_for_gpu()
     return time.perf_counter() - start
 
 
-def wait_for_card() -> None:
+def wait_for_gpu() -> None:
     """Waits for the GPU, if this process has used one."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
-    """Returns a function that calls this one so many times."""
+    """Returns a function that calls `function` the given number of times."""
 
     def run() -> None:
         for _ in range(times):
@@ -124,7 +126,7 @@ def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
 
 
 def alternate(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Calls each side once a repeat, in turn, and returns its results."""
+    """Calls each side once in every repeat, in turn, and returns the results of each."""
     results: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, measure in sides.items():
@@ -151,7 +153,7 @@ def compare(
 
 
 class MatrixProduct:
-    """A product of two square matrices, large enough for the best rate; on a CPU by the faster of torch's libraries."""
+    """A product of two square matrices, large enough for the best rate. On a CPU torch's faster library counts."""
 
     def __init__(self, dtype: torch.dtype, size: int, device: str = "cpu"):
         generator = seeded(0, device)
@@ -159,14 +161,14 @@ class MatrixProduct:
         self.left, self.right = (
             torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2)
         )
-        self.ways = [lambda: self.left @ self.right]  # torch's choice, and that of the model's layers
-        # float16 is not oneDNN's on every processor
+        self.ways = [lambda: self.left @ self.right]  # by torch's choice; below also as in the model's layers
+        # oneDNN does not have float16 on every CPU
         if device == "cpu" and dtype != torch.float16 and ONEDNN_LINEAR is not None:
             self.ways.append(lambda: onednn_linear(self.left, self.right))
-        self.rate()  # once in vain, for the kernels to be chosen
+        self.rate()  # a warm-up, in which kernels are chosen
 
     def rate(self) -> float:
-        """Measures FLOP/s."""
+        """Measures the rate in FLOP/s."""
         return self.times * 2 * self.size**3 / min(seconds(repeated(way, self.times)) for way in self.ways)
 
 
@@ -176,7 +178,11 @@ class MatrixProduct:
 
 
 def evaluation_flops(config: PreTrainedConfig, length: int, outputs: Iterable[int]) -> float:
-    """Counts the FLOP of one evaluation of each row of `length` with so many outputs; a row with none is free."""
+    """Counts the FLOP of one evaluation of each row of `length`. A row without outputs costs nothing.
+
+    Args:
+        outputs: the number of outputs of each row.
+    """
     rows = [
         forward_flops(cast(RaddConfig, config), wanted, queries=wanted, length=length) for wanted in outputs if wanted
     ]
@@ -184,13 +190,13 @@ def evaluation_flops(config: PreTrainedConfig, length: int, outputs: Iterable[in
 
 
 def sampling_flops(config: PreTrainedConfig, plan: Tensor) -> float:
-    """Counts the FLOP of a whole sample: plan (B, L), the step that reveals each position, -1 where none does."""
+    """Counts the FLOP of a whole sample. plan (B, L) is the step that reveals each position, or -1."""
     events = [row[row >= 0].unique(return_counts=True)[1].tolist() for row in plan]
     return sum(evaluation_flops(config, plan.shape[1], counts) for counts in events)
 
 
 def training_flops(config: RaddConfig, masked: Tensor) -> float:
-    """Counts the FLOP of forward and backward for masks (B, L); the optimizer's operations are no products."""
+    """Counts the FLOP of forward and backward for masks (B, L). The optimizer has no matrix products."""
     rows = [forward_flops(config, n, queries=n, length=masked.shape[1]) for n in masked.sum(dim=1).tolist()]
     return sum(row.training(checkpointing=False, head_again=False) for row in rows)
 
@@ -200,7 +206,7 @@ def training_flops(config: RaddConfig, masked: Tensor) -> float:
 # ---------------------------------------------------------------------------------------------------------
 
 
-# What tells the peak, for the table.
+# What measures the peak, for the table.
 PEAKS = {"cpu": "torch's memory profiler", "cuda": "torch's allocator on the GPU"}
 
 
@@ -209,30 +215,30 @@ EXACT: dict[str, Any] = {"exact": True, "method": "tweedie"}
 
 
 def positive(text: str) -> int:
-    """Parses an argument that counts something."""
+    """Parses an argument that must be a positive whole number."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
     return int(text)
 
 
 def peak_bytes(function: Callable[[], Any], device: str = "cpu") -> int:
-    """Measures the most that tensors on the device held at once while it ran, above what they held before."""
-    return peak_bytes_of_card(function) if device == "cuda" else peak_bytes_of_processor(function)
+    """Measures the peak memory of tensors on the device during a call, above what they held before."""
+    return peak_bytes_of_gpu(function) if device == "cuda" else peak_bytes_of_cpu(function)
 
 
-def peak_bytes_of_card(function: Callable[[], Any]) -> int:
-    """Asks torch's allocator, which counts what it gave out and not what it holds in reserve."""
+def peak_bytes_of_gpu(function: Callable[[], Any]) -> int:
+    """Asks torch's allocator, which counts the memory of tensors and not its reserve."""
     gc.collect()
-    wait_for_card()
+    wait_for_gpu()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     function()
-    wait_for_card()
+    wait_for_gpu()
     return torch.cuda.max_memory_allocated() - before
 
 
-def peak_bytes_of_processor(function: Callable[[], Any]) -> int:
-    """Asks torch's memory profiler, which sees the allocations of tensors on the CPU and nothing else."""
+def peak_bytes_of_cpu(function: Callable[[], Any]) -> int:
+    """Asks torch's memory profiler, which sees only the allocations of tensors on the CPU."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -244,9 +250,9 @@ def peak_bytes_of_processor(function: Callable[[], Any]) -> int:
 
 
 class ResidentPeak:
-    """`with ResidentPeak() as memory`: `memory.bytes`, the most the process occupied above what it did on entry.
+    """The peak memory of the process inside a `with`, above that on entry: `with ResidentPeak() as memory`.
 
-    Sampled by psutil every two milliseconds; pages of mapped files count as soon as they are touched.
+    psutil samples it every two milliseconds. Pages of mapped files count as soon as they are touched.
     """
 
     def __enter__(self) -> "ResidentPeak":
@@ -276,8 +282,8 @@ class ResidentPeak:
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
-    card = describe_card() if device == "cuda" else {}
-    return card | {
+    gpu = describe_gpu() if device == "cuda" else {}
+    return gpu | {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=False),
         "logical_cpus": os.cpu_count(),
@@ -293,7 +299,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def describe_card() -> dict[str, Any]:
+def describe_gpu() -> dict[str, Any]:
     memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     return {
         "card": torch.cuda.get_device_name(),
@@ -304,7 +310,7 @@ def describe_card() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123, not a path of anybody's
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123, a fixed path
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -1,10 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Compares the likelihood of text by order: orders fixed beforehand, and orders that the model chooses.
+"""Compares the likelihood of text in several orders: fixed ones, and those that the model chooses.
 
     python -m benchmarks.orders
 
-On the shipped checkpoint and the novel it has not read. Each order is a distribution of texts, the one that `generate`
-samples, and its likelihood is exact. Blocks are spread evenly over the novel; all orders score the same ones.
+It uses the shipped checkpoint and the novel that it has not read. Each order defines a distribution of texts, which
+`generate` samples, and its likelihood is exact. Blocks are spread evenly over the novel. All orders score the same
+blocks.
 
 Shapes: S blocks, L length.
 """
@@ -23,14 +24,16 @@ from .commands import spread
 from .estimators import CHECKPOINT
 from .measure import positive
 
-ANY_ORDER = "random"  # what the others are compared with
+ANY_ORDER = "random"  # the others are compared with it
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--blocks", type=positive, default=64)
     parser.add_argument("--length", type=positive, help="tokens of a block; default: the model's")
-    parser.add_argument("--at_once", type=positive, default=4, help="tokens of an event, in the last two columns")
+    parser.add_argument(
+        "--at_once", type=positive, default=4, help="tokens per network evaluation in the last two columns"
+    )
     parser.add_argument("--batch_size", type=positive, default=32)
     parser.add_argument("--device", help="default: a GPU if there is one")
     args = parser.parse_args(argv)
@@ -42,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(blocks)} blocks of {length} tokens, spread evenly over Persuasion; nats per token, +- one standard")
     print("error over blocks; its difference to random order on the same blocks\n")
     print(f"| order | one at a time | less random | {args.at_once} at once | less random |\n|---|---:|---:|---:|---:|")
-    random: list[Tensor] = []  # (S,) of each number of steps
+    random: list[Tensor] = []  # (S,) for each number of steps
     for order in (ANY_ORDER, *(order for order in ORDERS if order != ANY_ORDER)):
         cells = []
         for column, steps in enumerate((None, -(-length // args.at_once))):

@@ -1,18 +1,19 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures the cost in quality and the gain in time of `generate(..., refresh_interval=m, refresh_window=w)`, on the
-shipped checkpoint.
+"""Measures the quality and speed of partial caching, `generate(..., refresh_interval=m, refresh_window=w)`.
 
     python -m benchmarks.partial_caching [--method first_hitting] [--json F] [--plot F]
 
-Every setting fills the same wholly masked rows with the same random numbers, so that differences to the exact sampler
-are paired. Three answers to what the approximation costs, nats per token:
+Every setting fills the same fully masked rows of the shipped checkpoint with the same random numbers. So differences
+to the exact sampler are paired. Three figures show what the approximation costs in quality, in nats per token:
 
-    KL     E[log q(x) - log p(x)] over samples x of the approximate distribution q; p is the exact distribution
-           in the order in which x was filled. It is the sharpest of the three
-    NLL    any-order, of the samples under the exact model
-    entropy of the tokens within a sample
+    KL        E[log q(x) - log p(x)] over samples x of the approximate distribution q; p is the exact distribution in
+              the order in which x was filled. It has the smallest error of the three.
+    NLL       any-order negative log-likelihood of the samples under the exact model
+    entropy   entropy of the tokens within a sample
 
-A cost is the positions that a setting computes, in evaluations of the whole text. Shapes: R rows, L length.
+The cost of a setting is the number of positions that it computes, in evaluations of the whole text.
+
+Shapes: R rows, L length.
 """
 
 import argparse
@@ -46,7 +47,7 @@ HEADER = (
 
 @dataclass
 class Outcome:
-    """The outcome of one setting; `_error` is the standard error over rows. NLL, KL: nats per token; entropy: nats."""
+    """The outcome of one setting. `_error`: standard error over rows. NLL, KL: nats per token. Entropy: nats."""
 
     interval: int
     window: int
@@ -62,7 +63,7 @@ class Outcome:
 
 
 class Sampler:
-    """Samples of one model and method, always by the same random numbers."""
+    """A model and a method that always sample with the same random numbers."""
 
     def __init__(self, model, method: str, rows: int, seed: int):
         self.model, self.method, self.rows, self.seed = model, method, rows, seed
@@ -87,7 +88,7 @@ def cost_of(reveal_step: Tensor, interval: int, window: int) -> float:
 
 
 def nll_in_own_order(model, sequences: Tensor, reveal_step: Tensor) -> Tensor:
-    """Computes (R,) nats per sequence under the exact model, in the order in which the tokens were revealed."""
+    """Computes the nats (R,) of sequences under the exact model, in the order in which their tokens were revealed."""
     orders = reveal_step.argsort(dim=1)
     rows = [exact_likelihood(model, [x], order, batch_size=64) for x, order in zip(sequences, orders, strict=True)]
     return torch.cat(rows)
@@ -96,8 +97,8 @@ def nll_in_own_order(model, sequences: Tensor, reveal_step: Tensor) -> Tensor:
 def measure(sampler: Sampler, scored_rows: int, passes: int, repeats: int) -> list[Outcome]:
     model, length = sampler.model, sampler.model.config.max_position_embeddings
     times: dict[tuple[int, int], list[float]] = {setting: [] for setting in SETTINGS}
-    outputs = {}  # the same in every repeat
-    for _ in range(repeats):  # the settings taking turns
+    outputs = {}  # every repeat gives the same
+    for _ in range(repeats):  # the settings take turns
         for setting in SETTINGS:
             start = time.perf_counter()
             outputs[setting] = sampler.sample(*setting)
@@ -143,17 +144,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default=str(CHECKPOINT))
     parser.add_argument(
-        "--method", default="first_hitting", choices=["first_hitting", "ordered"], help="one token an event"
+        "--method",
+        default="first_hitting",
+        choices=["first_hitting", "ordered"],
+        help="method, which reveals one token per evaluation",
     )
     parser.add_argument("--rows", type=positive, default=96)
     parser.add_argument(
-        "--scored_rows", type=positive, default=32, help="of which the KL is taken: L evaluations a row"
+        "--scored_rows", type=positive, default=32, help="rows to compute the KL of, at L evaluations each"
     )
-    parser.add_argument("--passes", type=positive, default=16, help="of the any-order NLL")
-    parser.add_argument("--repeats", type=positive, default=3, help="of the times")
+    parser.add_argument("--passes", type=positive, default=16, help="passes of the any-order NLL")
+    parser.add_argument("--repeats", type=positive, default=3, help="measurements of every time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="picture, and NAME-dark for dark pages")
+    parser.add_argument("--plot", type=Path, help="image file to write; also NAME-dark, for dark pages")
     args = parser.parse_args(argv)
     check_output("json", args.json)
     check_figure("plot", args.plot)
@@ -163,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.method}, {args.rows} rows of {model.config.max_position_embeddings} tokens, float32\n\n{HEADER}")
     outcomes = measure(Sampler(model, args.method, args.rows, args.seed), args.scored_rows, args.passes, args.repeats)
     settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
-    settings["model"] = Path(args.model).name  # where it lay means nothing elsewhere
+    settings["model"] = Path(args.model).name  # its folder means nothing elsewhere
     report: dict[str, Any] = {
         "machine": machine,
         "settings": settings,

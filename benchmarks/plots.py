@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Draws the figures of docs/ from the results recorded there, without measuring anything again.
+"""Draws the figures of docs/ from the recorded results, without measuring again.
 
     pip install 'radd_hf[viz]'
     python -m benchmarks.plots                 # draws docs/figures/*.png, each for light and for dark pages
     python -m benchmarks.plots --results DIR   # draws those of the results in another folder, into it
 
-It reads speed.json, partial_caching.json and generative_quality.json, as `python -m benchmarks`,
+It reads speed.json, partial_caching.json and generative_quality.json. `python -m benchmarks`,
 `python -m benchmarks.partial_caching` and `eval_generation.py` write them.
 """
 
@@ -31,7 +31,7 @@ SIDES = {"baseline": (1, "o-"), "ours fp32": (0, "s-"), "ours bf16": (2, "D-")} 
 
 
 def nfe_figure(points: Points, theme: Theme) -> Figure:
-    """Plots network evaluations of a batch against the steps, a panel for each size of the batch."""
+    """Plots the network evaluations of a batch against the steps, with a panel for each size of the batch."""
     sizes = sorted({(point["batch"], point["length"]) for point in points})
     figure = Figure(figsize=(WIDTH, 3.4 * len(sizes)))
     for axes, (batch, length) in zip(figure.subplots(len(sizes), squeeze=False)[:, 0], sizes, strict=True):
@@ -54,7 +54,7 @@ def nfe_figure(points: Points, theme: Theme) -> Figure:
 
 
 def time_figure(points: Points, theme: Theme) -> Figure:
-    """Plots the time of a step against the batch, at the length that has several batches, and against the length."""
+    """Plots the time of a step against the batch size, at the most common length, and against the length."""
     figure = Figure(figsize=(WIDTH, 3.4))
     left, right = figure.subplots(1, 2, sharey=True)
     lengths = [point["length"] for point in points]
@@ -69,7 +69,7 @@ def time_figure(points: Points, theme: Theme) -> Figure:
 
 
 def memory_figure(points: Points, theme: Theme) -> Figure:
-    """Plots memory against the size of the vocabulary, a panel for each kind of step."""
+    """Plots memory against the size of the vocabulary, with a panel for each kind of step."""
     kinds = list(dict.fromkeys(point["what"] for point in points))
     figure = Figure(figsize=(WIDTH, 3.4))
     panels = figure.subplots(1, len(kinds), squeeze=False)[0]
@@ -93,7 +93,7 @@ def draw_sides(axes: Axes, points: Points, key: str, theme: Theme) -> None:
 
 
 def partial_caching_figure(outcomes: Points, theme: Theme) -> Figure:
-    """Plots time and error of each setting, a line for each, the slowest on top."""
+    """Plots time and error of each setting, one line each, with the slowest on top."""
     exact = next(outcome for outcome in outcomes if outcome["interval"] == 1)
     ordered = sorted(outcomes, key=lambda outcome: outcome["seconds"])
     places = range(len(ordered))
@@ -127,7 +127,7 @@ SPEED_FIGURES: dict[str, Callable[[Points, Theme], Figure]] = {
 
 
 def recorded_figures(folder: Path) -> dict[str, Callable[[Theme], Figure]]:
-    """Returns what draws each figure whose results the folder holds."""
+    """Returns a function to draw each figure whose results are in the folder."""
 
     def read(name: str) -> dict[str, Any]:
         path = folder / f"{name}.json"
@@ -146,7 +146,9 @@ def recorded_figures(folder: Path) -> dict[str, Callable[[Theme], Figure]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--results", type=Path, default=FIGURES, help="folder of the results, and of the pictures")
+    parser.add_argument(
+        "--results", type=Path, default=FIGURES, help="folder with the results; the figures are written to it"
+    )
     args = parser.parse_args(argv)
     figures = recorded_figures(args.results)
     if not figures:

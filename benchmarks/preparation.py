@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Times what the host does before a training step: blocks, masks, labels and weights (radd_hf.training.prepare).
 
-It does so beside the step before. While that step takes longer, training waits for nothing but a share of the
-interpreter.
+In training this happens while the step before is computed. As long as that step takes longer, the preparation costs
+only a share of the interpreter.
 
 Shapes: B rows of a step, L length.
 """
@@ -27,9 +27,9 @@ from radd_hf.training.prepare import Preparation
 
 from .measure import repeated, seconds, seeded
 
-TOGETHER = 10  # steps that are timed as one: a thread gives the interpreter to the other when it likes, within a step
-EPOCH = 4  # steps of a text that is read again and again
-DOCUMENT = 1000  # tokens
+TOGETHER = 10  # steps timed together, since threads may pass on the interpreter at any point of a step
+EPOCH = 4  # steps of a pass over the text, which is read again and again
+DOCUMENT = 1000  # tokens of a document
 TIMES = ("blocks_ms", "masks_ms", "all_ms")
 HEADER = (
     "| preparation of | loss | blocks, ms | masks, ms | all, ms | the step, ms | of the step |\n|---|---|" + "---:|" * 5
@@ -37,7 +37,7 @@ HEADER = (
 
 
 def random_blocks(vocab_size: int, rows: int, length: int, seed: int) -> ShuffledBlocks:
-    """Makes blocks of random tokens, in documents as `data.tokenize` stores them, in memory."""
+    """Makes blocks of random tokens in memory, in documents like those of `data.tokenize`."""
     total = EPOCH * rows * length
     tokens = torch.randint(vocab_size - 1, (total,), generator=seeded(seed)).numpy()
     width = "uint16" if vocab_size <= 2**16 else "int32"
@@ -52,7 +52,7 @@ def random_blocks(vocab_size: int, rows: int, length: int, seed: int) -> Shuffle
 def prepared(
     config: RaddConfig, loss_type: str, rows: int, length: int, seed: int, device: str, steps: int
 ) -> Iterator[Preparation]:
-    """Prepares the steps of one process that computes all rows in one forward."""
+    """Prepares the steps of one process that computes all rows in one forward pass."""
     blocks = random_blocks(config.vocab_size, rows, length, seed)
     collator = DiffusionCollator(config, loss_type, seed)
     with Preparation(blocks, collator, [range(rows)], rows, torch.device(device), 0, steps) as preparation:
@@ -62,13 +62,13 @@ def prepared(
 def measure(
     config: RaddConfig, rows: int, length: int, tokens_per_second: int, seed: int, device: str, repeats: int
 ) -> list[dict[str, Any]]:
-    """Measures, for each loss, milliseconds of blocks and masks and of the whole, beside the step's at that rate."""
+    """Measures the milliseconds of blocks, of masks and of the whole, for each loss, and compares them with a step."""
     step_ms = 1000 * rows * length / tokens_per_second
     points = []
     for loss_type in LOSS_TYPES:
         with prepared(config, loss_type, rows, length, seed, device, TOGETHER * repeats + 1) as preparation:
-            preparation.next()  # in vain
-            # Nothing is computed between the steps: each waits for the whole of its preparation.
+            preparation.next()  # a warm-up
+            # Nothing is computed between the steps, so each waits for its whole preparation.
             some = repeated(preparation.next, TOGETHER)
             whole = [1000 * seconds(some) / TOGETHER for _ in range(repeats)]
             blocks, noise = preparation.blocks, preparation.collator.noise
@@ -94,7 +94,7 @@ def measure(
 
 
 def in_a_thread(function: Callable[..., Any], repeats: int) -> list[float]:
-    """Milliseconds of function(step=...) for so many steps, in a thread of their own, after one in vain."""
+    """Returns the milliseconds of function(step=...) for each step, in a separate thread, after a warm-up."""
 
     def run() -> list[float]:
         return [1000 * seconds(partial(function, step=step)) for step in range(repeats + 1)][1:]

@@ -1,14 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures what drawing tokens together costs, by the sizes of the groups, on the novel held out of training.
+"""Measures the cost of drawing tokens together in groups, on the novel held out of training.
 
     python -m benchmarks.profile [--texts N]
 
-For each text and random orders of its tokens: the nats of its tokens when they are drawn in groups, less those when
-they are drawn one by one. The mean is the divergence from the distribution of such texts that the groups add. Two
-things make the error small and leave the mean what it is. A group is a uniform choice of the masked tokens: its nats
-are taken as its size times the mean over all masked ones. And the orders of a text are rotations of one, so that each
-token is masked equally often. The best groups are those of the profile that is saved with the checkpoint, which is of
-other texts of the novel. The script prints the table of docs/generation.md.
+For each text, in random orders, it measures the nats of the tokens drawn in groups, minus their nats drawn one by one.
+The mean is the divergence from the distribution of texts that the groups add. Two things reduce the error without
+changing the mean. First, a group is a uniform choice among the masked tokens, so its nats are taken as its size times
+the mean over all masked tokens. Second, the orders of a text are rotations of one order, so each token is masked
+equally often. The best groups are those of the profile saved with the checkpoint, which was estimated on other texts of
+the novel. The script prints the table of docs/generation.md.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from .commands import spread
 from .estimators import CHECKPOINT
 
 LENGTH, TEXTS, ROTATIONS, EVENTS, BATCH = 128, 64, 4, (8, 16, 32), 64
-ESTIMATED_ON = 256  # blocks that `radd profile` takes by default
+ESTIMATED_ON = 256  # blocks that `radd profile` uses by default
 DIFFERENCE = "balanced less profile"
 
 
 def read_texts(tokenizer, count: int) -> list[Tensor]:
-    """Returns so many blocks, spread over the part of the novel that the saved profile was not estimated on."""
+    """Returns `count` blocks, spread over the part of the novel that the saved profile was not estimated on."""
     blocks = Blocks(tokenize(load_documents("austen", "validation"), tokenizer), LENGTH)
     taken = {index * len(blocks) // ESTIMATED_ON for index in range(ESTIMATED_ON)}
     others = [index for index in range(len(blocks)) if index not in taken]
@@ -44,12 +44,12 @@ def read_texts(tokenizer, count: int) -> list[Tensor]:
 
 
 def curve_of(model, text: Tensor, generator: torch.Generator) -> list[float]:
-    """Computes mean nats of the masked tokens of a text (L,) with 0, 1, ... L - 1 tokens of a random order visible."""
+    """Computes the mean nats of the masked tokens of a text (L,), with 0 .. L - 1 tokens in random order visible."""
     order = torch.randperm(LENGTH, generator=generator)
     curve = torch.zeros(LENGTH, dtype=torch.float64)
     for rotation in range(ROTATIONS):
-        place = order.roll(rotation * LENGTH // ROTATIONS).argsort()  # (L,) when each token is revealed
-        masked = place >= torch.arange(LENGTH)[:, None]  # (L, L) a row for each number of visible tokens
+        place = order.roll(rotation * LENGTH // ROTATIONS).argsort()  # (L,) the event that reveals each token
+        masked = place >= torch.arange(LENGTH)[:, None]  # (L, L), a row for each number of visible tokens
         nats = torch.cat(list(nats_of_tokens(model, text.expand(LENGTH, -1), masked, masked, BATCH)))  # (L, L)
         curve += nats.sum(dim=1) / masked.sum(dim=1) / ROTATIONS
     return curve.tolist()
@@ -85,10 +85,10 @@ def table(result: dict) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description="Measures what drawing tokens together costs.")
+    parser = argparse.ArgumentParser(description="Measures the cost of drawing tokens together in groups.")
     parser.add_argument("--texts", type=int, default=TEXTS, help=f"texts to measure (default {TEXTS})")
     result = measure(check_count("--texts", parser.parse_args(argv).texts, least=2))
-    print(f"{result['texts']} texts of {LENGTH} tokens; nats a text more than one token an evaluation\n")
+    print(f"{result['texts']} texts of {LENGTH} tokens; nats per text above one token per evaluation\n")
     print(table(result))
     for row in result["rows"]:
         print(f"\n{row['events']} groups of the profile: {row['sizes']}", end="")

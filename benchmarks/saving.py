@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Times a save of the paper's small model, and how much of it the manifest and the disk add.
+"""Times a save of the paper's small model, and the parts of it that the manifest and the disk take.
 
     python -m benchmarks.saving [--folder runs] [--repeats 3]
 
-Without a manifest, a save would end when its files are written, which usually means in memory. Our save then hashes
-the files and waits until they are on the disk. The benchmark alternates two kinds of saves. The first kind does these
-parts one after the other, so that each can be timed. The second kind is the save of a training run, which hashes and
-waits at once in several threads. All figures are medians.
+Without a manifest, a save would end when its files are written, usually to memory only. Our save then also hashes the
+files, and waits until they are on disk. The benchmark alternates two kinds of saves. The first kind does these parts
+one after the other, to time each. The second kind is the save of a training run, which hashes and waits together in
+several threads. All figures are medians.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PARTS = ("writing", "to the disk", "hashing")
 
 
 def run_to_save(config: RaddConfig, output: Path) -> Run:
-    """Makes a run of a random model after one step, whose moments are zeros."""
+    """Makes a run of a random model after one step, with moments of zero."""
     model = RaddForMaskedLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for weight in model.parameters():
@@ -49,7 +49,7 @@ def run_to_save(config: RaddConfig, output: Path) -> Run:
         optimizer=optimizer,  # type: ignore[arg-type]
         scheduler=LambdaLR(optimizer, lambda _: 1.0),
         ema=Ema(model, 0.9999),
-        blank=None,
+        skeleton=None,
         blocks=None,  # type: ignore[arg-type]
         collator=None,  # type: ignore[arg-type]
         tokenizer=train_tokenizer(["A text of few words."], 260),
@@ -62,7 +62,7 @@ def run_to_save(config: RaddConfig, output: Path) -> Run:
 
 
 def timed_save(run: Run) -> float:
-    """Returns the seconds of a save as training does it."""
+    """Returns the seconds of a save like that of training."""
     run.step += 1
     start = time.perf_counter()
     run.save(keep_last=1)
@@ -70,7 +70,7 @@ def timed_save(run: Run) -> float:
 
 
 def timed_parts(run: Run) -> list[float]:
-    """Returns the seconds of each of `PARTS` of a save that does one after the other."""
+    """Returns the seconds of each of `PARTS`, in a save that does them one after the other."""
     times = [time.perf_counter()]
 
     def complete_in_parts(folder: Path, *given, **settings) -> Path:
@@ -90,7 +90,7 @@ def timed_parts(run: Run) -> list[float]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--folder", type=Path, help="on the disk that is meant; default: that of temporary files")
+    parser.add_argument("--folder", type=Path, help="folder on the disk to time; default: that of temporary files")
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--hidden_size", type=positive, default=768)
     parser.add_argument("--num_hidden_layers", type=positive, default=12)
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = {"hidden_size": args.hidden_size, "num_hidden_layers": args.num_hidden_layers}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         run = run_to_save(RaddConfig(**sizes, num_attention_heads=12), Path(folder))
-        timed_save(run)  # the first of a process is slower
+        timed_save(run)  # the first save of a process is slower
         wholes, parts = [], []
         for _ in range(args.repeats):
             parts.append(timed_parts(run))

@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Scores texts of mixed lengths, as `radd score --input` does, beside full batches of equal lengths.
+"""Compares scoring texts of mixed lengths, by `radd score --input`, with full batches of equal lengths.
 
     python -m benchmarks.scoring [--rows 600] [--device cpu] [--batch_tokens 2048]
 
-The texts are passages of a novel; their lengths are uniform. The job reads them from a file, and writes a file. The
-batches hold texts of the mean length, with nothing else to do, half of the times before the job and half after it.
+The texts are passages of a novel, of uniform lengths. The job reads them from a file, and writes a file. The batches
+hold texts of the mean length, with nothing else to do. Half of them run before the job and half after it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def texts(tokenizer: Any, count: int, chance: random.Random) -> list[str]:
 
 
 def time_batches(model: Any, texts: int, length: int, rows: int) -> tuple[int, float]:
-    """Returns the tokens of texts of one length that were scored by batches of so many rows, and the seconds."""
+    """Returns the tokens of texts of one length, scored in batches of `rows` rows, and the seconds."""
     ids = torch.randint(model.config.vocab_size - 1, (texts, length), generator=torch.Generator().manual_seed(0))
     started = time.perf_counter()
     estimate_likelihood(model, list(ids), passes=PASSES, batch_size=rows)
@@ -48,16 +48,18 @@ def time_batches(model: Any, texts: int, length: int, rows: int) -> tuple[int, f
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rows", type=positive, default=600)
+    parser.add_argument("--rows", type=positive, default=600, help="number of texts")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch_tokens", type=positive, help="rows x length; default: what suits the device")
+    parser.add_argument(
+        "--batch_tokens", type=positive, help="rows x length of a batch; default: what suits the device"
+    )
     args = parser.parse_args(argv)
 
     model, tokenizer = load("checkpoints/radd-austen", device=args.device)
     scorer = RowScorer(model, tokenizer, batch_tokens=args.batch_tokens, passes=PASSES)
     lines = texts(tokenizer, args.rows, random.Random(0))
     length = round(statistics.mean(task.length for line in lines for task in scorer.encode({"text": line}, 0)))
-    round_rows = PASSES // 2  # so that rounds fill the batches exactly
+    round_rows = PASSES // 2  # rounds then fill the batches exactly
     rows = max(scorer.batch_tokens // length // round_rows, 1) * round_rows
     half = max(args.rows // 2, 1)
 

@@ -1,14 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Compares `radd serve` under concurrent clients with one offline batch of as many texts.
+"""Compares `radd serve` under concurrent clients with offline batches of as many texts.
 
     python -m benchmarks.serving
     python -m benchmarks.serving --model checkpoints/radd-austen --clients 32 --blank 32 --rounds 5
 
-In each round the model first fills batches of as many texts as there are clients, offline, by `pipeline.fill`. Then
-clients, each in a thread of its own, ask a server in another process for as many texts; each asks again as soon as it
-has an answer. The benchmark prints tokens a second of both, medians over the rounds, and their ratio; and the ratio by
-the processor time of the two processes that have the model, which other programs on the machine disturb less. It counts
-answers that are lost, and those that differ from the text that the same request has alone.
+In each round the model first fills batches offline, by `pipeline.fill`; a batch has a text for each client. Then the
+clients, each in its own thread, ask a server in another process for as many texts. Each asks again as soon as it has an
+answer. The benchmark prints the tokens per second of both, as medians over the rounds, and their ratio. It also prints
+the ratio by the CPU time of the two processes with the model, which other programs disturb less. It counts lost
+answers, and answers that differ from the text of the same request alone.
 """
 
 import argparse
@@ -39,12 +39,10 @@ SERVED = re.compile(r" is served at http://127\.0\.0\.1:(\d+)/")
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="checkpoints/radd-austen")
-    parser.add_argument("--clients", type=int, default=32, help="at once (default 32)")
-    parser.add_argument(
-        "--requests", type=int, default=4, help="of each client and round, one after the other (default 4)"
-    )
-    parser.add_argument("--blank", type=int, default=32, help="tokens that each request has written (default 32)")
-    parser.add_argument("--rounds", type=int, default=5, help="default 5")
+    parser.add_argument("--clients", type=int, default=32, help="clients that ask at the same time (default 32)")
+    parser.add_argument("--requests", type=int, default=4, help="requests of each client in a round (default 4)")
+    parser.add_argument("--blank", type=int, default=32, help="tokens that each request asks for (default 32)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to measure (default 5)")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(argv)
 
@@ -55,7 +53,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     fill = RaddInfillingPipeline(model=model, tokenizer=tokenizer, device=model.device)
     alone = EndpointHandler(pipeline=fill, limits=Limits(inputs=args.clients, tokens=2**24))
     tokens, offline, online = args.clients * args.blank * args.requests, list[float](), list[float]()
-    seconds, server_seconds = 0.0, 0.0  # of processors
+    seconds, server_seconds = 0.0, 0.0  # CPU time
     lost = different = 0
     expected = dict[int, str]()
     command = [sys.executable, "-m", "radd_hf", "serve", args.model, "--port", "0", "--device", args.device]
@@ -68,7 +66,7 @@ def main(argv: list[str]) -> dict[str, Any]:
                 started, before = time.perf_counter(), time.process_time()
                 for _ in range(args.requests):
                     fill.fill(batch)
-                if number:  # the first is a warm-up
+                if number:  # the first round is a warm-up
                     offline.append(tokens / (time.perf_counter() - started))
                     seconds += time.process_time() - before
                     started, before = time.perf_counter(), sum(watched.cpu_times()[:2])
@@ -107,7 +105,7 @@ def request_of(args: argparse.Namespace, seed: int, copies: int = 1) -> dict[str
 
 
 def run_clients(args: argparse.Namespace, port: int, number: int) -> dict[int, str | None]:
-    """Returns the text of each request by its seed, None for one that has no answer."""
+    """Returns the text of each request by its seed, or None for a request without an answer."""
     with ThreadPoolExecutor(args.clients) as clients:
         return {
             seed: text
@@ -132,7 +130,7 @@ def run_client(args: argparse.Namespace, port: int, number: int, client: int) ->
 
 
 def rows_of_a_batch(port: int) -> float:
-    """Returns the mean rows of all batches, with those of the warm-up."""
+    """Returns the mean number of rows of all batches, including those of the warm-up."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("GET", "/metrics")
     counts = re.findall(r"^radd_batch_rows_(sum|count) (\S+)$", connection.getresponse().read().decode(), re.MULTILINE)
@@ -141,12 +139,12 @@ def rows_of_a_batch(port: int) -> float:
 
 
 def port_of(server: subprocess.Popen) -> int:
-    """Reads the port that a server names on its standard error, once it serves."""
+    """Reads the port that a server prints on standard error when it is ready."""
     for line in server.stderr or []:
         if found := SERVED.search(line):
             return int(found[1])
         note(line.rstrip())
-    raise ValueError(f"the server ended before it served, with status {server.wait()}.")
+    raise ValueError(f"the server ended before it was ready, with status {server.wait()}.")
 
 
 if __name__ == "__main__":

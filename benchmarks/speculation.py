@@ -1,16 +1,16 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures what `generate(speculate=k)` saves and costs, on the shipped checkpoint.
+"""Measures the gain and the cost of `generate(speculate=k)`, on the shipped checkpoint.
 
     python -m benchmarks.speculation [--device cuda] [--dtype bfloat16] [--lengths 128 64 256] [--k 1 2 4 8 16]
     python -m benchmarks.speculation --device cuda --dtype bfloat16 --hidden_size 768 --layers 12 --heads 12
 
-The first prints a table: tokens that a round writes; evaluations one after the other, and sequences evaluated, for each
-token; seconds for a call, and how many times as fast that is as k = 1. The counts are those of one call with many rows
-(`--samples`). The seconds are those of calls with one row (`--rows`), in which every k takes its turn.
+The first command prints a table: the tokens generated in a round; for each token, the evaluations one after the other
+and the sequences evaluated; the seconds of a call, and its speed relative to k = 1. The counts come from one call with
+many rows (`--samples`). The seconds come from calls with one row (`--rows`), in which every k takes its turn.
 
-The second measures another size of network, too, with random weights: what an evaluation of k sequences takes, and what
-a call takes beside its evaluations. How many drafts are accepted depends on the weights. So the evaluations of a text
-are those of the checkpoint, and `times as fast` is computed from both.
+The second command also measures a network of another size, with random weights: the time of an evaluation of k
+sequences, and the time of a call without its evaluations. The number of accepted drafts depends on the weights. So the
+evaluations of a text are those of the checkpoint, and `times as fast` is computed from both.
 """
 
 import argparse
@@ -41,7 +41,7 @@ HEADER = (
 
 @dataclass
 class Cost:
-    """Counts what texts took: tokens of each row, its evaluations one after the other, and its sequences, all added."""
+    """Counts tokens, evaluations one after the other, and evaluated sequences, each summed over rows."""
 
     tokens: int
     evaluations: int
@@ -50,14 +50,14 @@ class Cost:
 
 @dataclass
 class Writer:
-    """Writes texts of one length in one order, by the same seeds with each k."""
+    """Generates texts of one length in one order, with the same seeds for each k."""
 
     model: RaddForMaskedLM
     order: str
     length: int
 
     def write(self, k: int, rows: int, seeds: int = 1) -> Cost:
-        """Calls `generate` once for each seed, and adds up what that took."""
+        """Calls `generate` once for each seed, and adds up the counts."""
         cost = Cost(0, 0, 0)
         for seed in range(seeds):
             out: Any = self.model.generate(
@@ -75,7 +75,7 @@ class Writer:
         return cost
 
     def fill_one(self, rows: int) -> None:
-        """Fills one mask, by one evaluation."""
+        """Fills one mask with one evaluation."""
         given = [[0] * (self.length - 1)] * rows
         self.model.generate(prefix=given, length=self.length, generation_config=EXACT, **ORDERS[self.order])
 
@@ -83,7 +83,7 @@ class Writer:
         """Returns the median seconds of a call with each k."""
         for k in ks:
             for _ in range(3 if self.model.device.type == "cuda" else 1):
-                self.write(k, rows)  # on a GPU a shape that comes once a call is called, then captured, then replayed
+                self.write(k, rows)  # on a GPU a new shape first runs, then is captured, then is replayed
         sides = {str(k): partial(seconds, partial(self.write, k, rows, seeds)) for k in ks}
         return {int(k): statistics.median(times) / seeds for k, times in alternate(sides, repeats).items()}
 
@@ -95,7 +95,7 @@ def format_row(order: str, length: int, k: int, cost: Cost, time: str, ratio: fl
 
 
 def print_best(ratios: dict[tuple[str, int, int], float]) -> None:
-    """Says where speculation pays."""
+    """Prints the k with the best speed for each order and length."""
     print()
     for order, length in dict.fromkeys((order, length) for order, length, _ in ratios):
         here = {k: ratio for (o, n, k), ratio in ratios.items() if (o, n) == (order, length)}
@@ -111,12 +111,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--orders", choices=ORDERS, nargs="+", default=[*ORDERS])
     parser.add_argument("--lengths", type=positive, nargs="+", default=[128])
-    parser.add_argument("--k", type=positive, nargs="+", default=[1, 2, 4, 8, 16], help="1 is always measured")
-    parser.add_argument("--samples", type=positive, default=16, help="rows that are counted")
-    parser.add_argument("--rows", type=positive, default=1, help="of a call that is timed")
-    parser.add_argument("--calls", type=positive, default=4, help="timed as one, with several seeds")
+    parser.add_argument(
+        "--k",
+        type=positive,
+        nargs="+",
+        default=[1, 2, 4, 8, 16],
+        help="numbers of sequences per evaluation; 1 is always measured",
+    )
+    parser.add_argument("--samples", type=positive, default=16, help="rows for the counts")
+    parser.add_argument("--rows", type=positive, default=1, help="rows of a timed call")
+    parser.add_argument("--calls", type=positive, default=4, help="calls timed together, with different seeds")
     parser.add_argument("--repeats", type=positive, default=3)
-    parser.add_argument("--hidden_size", type=positive, help="of a network with random weights, timed as well")
+    parser.add_argument("--hidden_size", type=positive, help="width of a network with random weights to time, too")
     parser.add_argument("--layers", type=positive, default=12)
     parser.add_argument("--heads", type=positive, default=12)
     parser.add_argument("--vocab_size", type=positive, default=50258)

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The training steps to compare: the baseline's, this library's, and this library's as its script takes them.
+"""The training steps to compare: those of the baseline, of this library, and of this library's script.
 
 Shapes: B rows, L length.
 """
@@ -26,15 +26,15 @@ EMA_DECAY = 0.9999
 
 
 class Trainer:
-    """Trains one model: every side takes the same steps on the same batch and masks.
+    """Trains one model. Every side takes the same steps on the same batch and masks.
 
-    The baseline's AdamW is torch's by default, ours the fused one of `train_accelerate.py`. Under float16 the
-    gradients are scaled, as autocast wants it.
+    The baseline uses torch's default AdamW, and ours the fused one of `train_accelerate.py`. Under float16 the
+    gradients are scaled, as autocast needs it.
 
     Args:
-        sides: names, the baseline first.
-        x0: (B, L) clean ids.
-        masks: on the CPU, (B, L).
+        sides: names of the sides; the baseline is first.
+        x0: (B, L), clean ids.
+        masks: (B, L), on the CPU.
     """
 
     def __init__(self, model: RaddForMaskedLM, sides: Sequence[str], x0: Tensor, masks: Masks):
@@ -45,7 +45,7 @@ class Trainer:
             side: torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=side != self.baseline or None)
             for side in sides
         }
-        # From 1 on, where no gradient of random weights overflows: a step that overflowed would not be a whole one.
+        # The scale begins at 1, where no gradient of random weights overflows. A step that overflowed would be skipped.
         self.scalers = {
             side: torch.amp.GradScaler(self.device.type, init_scale=1.0, enabled=DTYPES[side] == torch.float16)
             for side in sides
@@ -55,12 +55,12 @@ class Trainer:
         self.masks_there = Masks(*(each.to(self.device) for each in (masks.masked, masks.weight, masks.offset)))
 
     def compile(self, backend: str) -> None:
-        """Compiles both sides that are ours; the baseline is written on the layers and stays as it is."""
-        torch.compiler.reset()  # of what was compiled before, which counts against a limit
+        """Compiles both sides of this library. The baseline calls the layers itself, and is not compiled."""
+        torch.compiler.reset()  # earlier compilations count against a limit
         compile_trunk(self.model.model, backend)
 
     def inputs(self) -> dict[str, Any]:
-        """Returns the arguments of the model's forward."""
+        """Returns the arguments of the model's forward pass."""
         return self.masks.apply(self.x0, self.model.config.mask_token_id)
 
     def loss(self, side: str) -> Tensor:
@@ -70,12 +70,12 @@ class Trainer:
             return self.model(**self.inputs()).loss
 
     def backward(self, side: str) -> None:
-        """Gradients, added to those that are there, as with accumulation: they are memory at rest."""
+        """Adds the gradients to existing ones, as with accumulation. So their memory is not part of the peak."""
         self.loss(side).backward()
         self.optimizers[side].zero_grad(set_to_none=False)
 
     def step(self, side: str) -> Tensor:
-        """Returns the loss, which a GPU has yet to compute."""
+        """Takes a training step, and returns the loss. A GPU may still be computing it."""
         optimizer, scaler, loss = self.optimizers[side], self.scalers[side], self.loss(side)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -87,10 +87,9 @@ class Trainer:
 
 
 class ScriptTrainer(Trainer):
-    """Trains as `train_accelerate.py` does: ours prepares each batch beside the step before, updates the averages, and
-    reads a loss when the next step is under way.
+    """Trains like `train_accelerate.py`. The baseline uses the batch of the first step again and again.
 
-    The baseline keeps the batch of the first step.
+    Ours prepares each batch during the step before, updates the averages, and reads a loss during the next step.
     """
 
     def __init__(self, model: RaddForMaskedLM, sides: Sequence[str], preparation: Preparation, seed: int):

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Counts what a training costs in operations, memory and time, from its configuration and without measuring.
+"""Estimates the operations, memory and time of a training run from its configuration, without measuring.
 
     python -m benchmarks.training_cost [--config small medium] [--processes 8] [--memory 80]
 
@@ -36,7 +36,7 @@ ASSUMPTIONS = """
 
 
 def largest_micro_batch(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -> tuple[int, float]:
-    """Finds the rows of the largest micro-batch that fits, and the bytes in use with it.
+    """Finds the rows of the largest micro-batch that fits, and the bytes that it uses.
 
     Raises:
         ValueError: if the batch cannot be divided among the processes, or not even one row fits.
@@ -82,10 +82,13 @@ def figures(config: RaddConfig, args: argparse.Namespace, checkpointing: bool) -
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--config", nargs="+", default=list(CONFIGS), help="small, medium, or folders with a config.json"
+        "--config",
+        nargs="+",
+        default=list(CONFIGS),
+        help="configurations: small, medium, or folders with a config.json",
     )
-    parser.add_argument("--processes", type=positive, default=8, help="GPUs")
-    parser.add_argument("--memory", type=float, default=80, help="of a GPU, GB")
+    parser.add_argument("--processes", type=positive, default=8, help="number of GPUs, one for each process")
+    parser.add_argument("--memory", type=float, default=80, help="memory of a GPU, in GB")
     parser.add_argument("--reserve", type=float, default=0.1, help="fraction of the memory that stays free")
     parser.add_argument("--batch_size", type=positive, default=512, help="rows of an optimizer step")
     parser.add_argument("--steps", type=positive, default=400_000, help="optimizer steps")

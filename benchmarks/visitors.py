@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tries the web page with visitors who generate, score, stop, leave half-way and send garbage, and one with 300 runs.
+"""Tests the web page with visitors who generate, score, stop, leave or send garbage, and one who asks for 300 runs.
 
     make visitors
     .browser/bin/python -m benchmarks.visitors --visitors 50 --seconds 60
 
-Each visitor has its own address, 127.0.0.x, and speaks HTTP as the page in a browser does. The benchmark counts runs by
-how they ended. A run is lost if its visitor got neither an answer nor a reason. The benchmark needs Linux: only there
-can a visitor choose its address.
+Each visitor has its own address, 127.0.0.x, and speaks HTTP like the page in a browser. The benchmark counts how runs
+ended. A run is lost if its visitor got neither an answer nor a reason. The benchmark needs Linux, since only there a
+visitor can choose its address.
 """
 
 import argparse
@@ -34,14 +34,14 @@ GARBAGE = (
     b"\0" * 1000,
     b'{"data": [{"path": "/etc/passwd"}], "fn_index": 5, "session_hash": "x"}',
 )
-# Connections are given up before the server does, after 5 s, or a call could cross its end.
+# Clients close a connection before the server does, after 5 s. Otherwise a call could meet a closing connection.
 CONNECTIONS = httpx.Limits(max_connections=100, keepalive_expiry=1)
-# Longer than any run may wait: the queue in all, and the time of a run.
+# Longer than any run may wait: the whole queue, and the time of a run.
 PATIENCE = 300.0
 
 
 class Page:
-    """The page for a program: its address, and for each function its index and the values of its fields."""
+    """The page as a program sees it: its address, and for each function its index and the values of its fields."""
 
     def __init__(self, address: str):
         config = httpx.get(f"{address}/config").json()
@@ -62,7 +62,7 @@ class Page:
 async def ask(
     page: Page, client: httpx.AsyncClient, function: str, session: str, leave: bool = False, **fields: object
 ) -> str:
-    """Presses a button of an open page and waits; says how it ended: done, stopped, busy, refused, left, or lost."""
+    """Presses a button of an open page and waits. Returns how it ended: done, stopped, busy, refused, left or lost."""
     async with asyncio.timeout(PATIENCE), client.stream("GET", f"{API}/heartbeat/{session}") as heartbeat:
         if heartbeat.status_code != 200:
             return "busy" if heartbeat.status_code == 503 else "lost"
@@ -86,12 +86,12 @@ async def ask(
 
 
 async def visit(page: Page, number: int, until: float, ended: Counter[str], waits: list[float]) -> None:
-    """Acts as one visitor, who does one thing after another until the time is over."""
+    """Acts as a visitor who does one thing after another until the time is over."""
     chance = random.Random(number)
     transport = httpx.AsyncHTTPTransport(local_address=f"127.0.0.{number + 2}", limits=CONNECTIONS)
     async with httpx.AsyncClient(base_url=page.address, transport=transport, timeout=PATIENCE) as client:
         while time.monotonic() < until:
-            session = f"{number}-{chance.getrandbits(60):x}"  # a page that is loaded again
+            session = f"{number}-{chance.getrandbits(60):x}"  # the page is loaded again
             kind = chance.choice(["fill", "fill", "score", "stop", "leave", "garbage", "reload"])
             started = time.monotonic()
             how = "done"
@@ -119,8 +119,8 @@ async def visit(page: Page, number: int, until: float, ended: Counter[str], wait
 
 
 async def be_greedy(page: Page, runs: int, ended: Counter[str]) -> None:
-    """Acts as one visitor who asks for many runs, each in a session of its own, as many at once as connections."""
-    places = asyncio.Semaphore(40)  # of two connections each, and one for a call now and then
+    """Acts as a visitor who asks for many runs, each in its own session, as many at once as connections allow."""
+    places = asyncio.Semaphore(40)  # each run needs two connections, and sometimes one for a call
 
     async def ask_in(session: str) -> str:
         async with places:
@@ -134,7 +134,7 @@ async def be_greedy(page: Page, runs: int, ended: Counter[str]) -> None:
 
 
 def megabytes_of(process: int, field: str) -> int:
-    """Reads VmRSS, the memory of a process, or VmHWM, its peak."""
+    """Returns a field of a process in MB: VmRSS, its memory, or VmHWM, the peak."""
     lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) // 1024
 
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--visitors", type=int, choices=range(1, 201), metavar="N", default=50)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--greedy", type=int, default=300, help="runs that one more visitor asks for at once")
+    parser.add_argument("--greedy", type=int, default=300, help="runs that one further visitor asks for at once")
     args = parser.parse_args(argv)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

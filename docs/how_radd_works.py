@@ -3,8 +3,8 @@
 
     python docs/how_radd_works.py
 
-The page how_radd_works.md shows these lines and what they print. The network is the library's own with random weights:
-nothing holds because a model is well trained. Lines are short, because on the page they stand beside the equations.
+The page how_radd_works.md shows these lines and what they print. The network has the library's architecture and random
+weights, so no statement depends on good training. Lines are short, because the page shows them beside the equations.
 
 Shapes: C canvases, L length, V vocabulary with the mask, M ways to mask a text, N noise levels, R rows.
 """
@@ -27,7 +27,7 @@ TEXT = "cab"
 NOISES = {"loglinear": LogLinearNoise(), "geometric": GeometricNoise()}
 ORDERS = list(permutations(range(LENGTH)))  # forward first, backward last
 SAMPLES = 20_000
-NODES, SHARES = np.polynomial.legendre.leggauss(200)  # exact for the polynomials that these integrands mostly are
+NODES, SHARES = np.polynomial.legendre.leggauss(200)  # exact for polynomials, as most of these integrands are
 
 
 def ids(text):
@@ -56,7 +56,7 @@ def make_network():
 
 @torch.no_grad()
 def tabulate(model):
-    """Returns {canvas: distribution at each place, (L, V)}."""
+    """Returns {canvas: distributions at its places, (L, V)}."""
     canvases = ["".join(c) for c in product(LETTERS, repeat=LENGTH)]
     batch = torch.stack([ids(c) for c in canvases])  # (C, L)
     p = model(input_ids=batch).logits.softmax(-1)  # (C, L, V)
@@ -91,13 +91,13 @@ def show_noise():
 
 
 # ---------------------------------------------------------------------------------------------------------
-# 3. Four losses, one kernel
+# 3. Training: four losses with one mean
 # ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def kernel(model):
-    """Returns, for each way to mask, the number of masks (M,) and S (M,)."""
+def masked_nll(model):
+    """Returns the number of masks (M,) and S (M,)."""
     choices = [torch.tensor([True, False])] * LENGTH
     masked = torch.cartesian_prod(*choices)  # (M, L)
     x0 = ids(TEXT).expand(len(masked), -1)
@@ -108,8 +108,8 @@ def kernel(model):
     return masked.sum(dim=1), out.sequence_nll.double()
 
 
-def show_kernel(model):
-    _, s = kernel(model)
+def show_masked_nll(model):
+    _, s = masked_nll(model)
     print(f"canvas of {TEXT}       S")
     for mask, nats in zip(product((True, False), repeat=LENGTH), s.tolist(), strict=True):
         canvas = "".join("_" if hidden else letter for letter, hidden in zip(TEXT, mask, strict=True))
@@ -117,26 +117,26 @@ def show_kernel(model):
 
 
 def levels(low, high):
-    """Nodes of a mean over (low, high), (N, 1), and their weights in it."""
+    """Returns nodes for a mean over (low, high), (N, 1), and their weights."""
     node, share = torch.tensor(NODES), torch.tensor(SHARES) / 2
     level = (low + high) / 2 + (high - low) / 2 * node
     return level[:, None], share[:, None]
 
 
 def each_token(rate, n_masked):
-    """Returns (N, M) P(mask), if each token is masked at this rate."""
+    """Returns (N, M) P(mask) if all tokens have this rate."""
     return rate**n_masked * (1 - rate) ** (LENGTH - n_masked)
 
 
 def subset(k, n_masked):
-    """Returns (N, M) P(mask), if all subsets of k are equally likely."""
+    """Returns (N, M) P(mask) of a random subset of k."""
     subsets = [math.comb(LENGTH, n) for n in n_masked.tolist()]
     return (n_masked == k) / torch.tensor(subsets)
 
 
 def expected_loss(model, loss, noise):
-    """Returns the mean of w S and the mean of the offset."""
-    n_masked, s = kernel(model)
+    """Computes the mean of w S and the mean of the offset."""
+    n_masked, s = masked_nll(model)
     if loss == "k_DCE":
         level = torch.arange(1.0, LENGTH + 1).double()[:, None]
         share = torch.full_like(level, 1 / LENGTH)
@@ -155,7 +155,7 @@ def expected_loss(model, loss, noise):
 
 def left_out(model, noise):
     """Integrates over the lambda that no t reaches."""
-    n_masked, s = kernel(model)
+    n_masked, s = masked_nll(model)
     ends = torch.tensor([FIRST_TIME, 1], dtype=torch.float64)
     first, last = mask_probability(noise, ends).tolist()
     total = 0.0
@@ -193,7 +193,7 @@ def show_losses(model):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# 4. Sampling: when
+# 4. Sampling: when a token is revealed
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -224,12 +224,12 @@ def order_plans(orders):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# 5. Sampling: what
+# 5. Sampling: which token is revealed
 # ---------------------------------------------------------------------------------------------------------
 
 
 def text_distribution(table, plans, canvas="_" * LENGTH):
-    """Returns {text: probability}, over all plans and all draws."""
+    """Sums over all plans and draws: {text: probability}."""
     total = Counter()
     for plan, chance in plans.items():
         drafts = {canvas: chance}
@@ -240,7 +240,7 @@ def text_distribution(table, plans, canvas="_" * LENGTH):
 
 
 def reveal(table, drafts, plan, event):
-    """Runs one event: draws its positions, each given the draft."""
+    """Draws the tokens of one event, each given the draft."""
     after = Counter()
     for draft, chance in drafts.items():
         places = [place for place in range(LENGTH) if plan[place] == event]
@@ -264,7 +264,7 @@ def sample(model, rows=SAMPLES, **settings):
 
 
 def p_value(sequences, exact):
-    """Returns the probability that a correct sampler is as far off."""
+    """Returns the chance that a correct sampler is as far off."""
     rows = sequences.tolist()
     counts = Counter("".join(LETTERS[i] for i in row) for row in rows)
     possible = {text: p * len(rows) for text, p in exact.items() if p > 0}
@@ -325,7 +325,7 @@ def show_steps(model, table):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# 6. Evaluations
+# 6. Network evaluations
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +355,7 @@ def main():
     print()
     show_noise()
     print()
-    show_kernel(model)
+    show_masked_nll(model)
     print()
     show_losses(model)
     print()

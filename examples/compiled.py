@@ -4,13 +4,13 @@
     python examples/compiled.py
     python examples/compiled.py --device cuda --dtype bfloat16 --model JingyangOu/radd-t-dce
 
-Layers are compiled, not the whole model: they are all alike, so that one compilation serves them, and nothing in them
-depends on the data. The last layer, which computes only the positions that are wanted, is left as it is.
+It compiles the layers, not the whole model. All layers are alike, so one compilation serves them all, and their control
+flow does not depend on the data. The last layer is not compiled, since it computes only the requested positions.
 
-What it gives: the compiler joins norms, rotary embedding, activation and residual sums. Matrix products and attention,
-which take most of the time on a CPU or in a large model, are the kernels that they were. So expect next to nothing on a
-CPU, and something on a GPU, where the small steps are bound by memory; what is printed tells. The first calls take
-seconds to compile. Logits may round differently, which can change a sampled token.
+The compiler fuses norms, rotary embedding, activation and residual sums. Matrix products and attention keep their
+kernels, and take most of the time on a CPU or in a large model. So expect almost no gain on a CPU, and some on a GPU,
+where the small operations are bound by memory. The printed times show it. The first calls take seconds to compile.
+Logits may round differently, which can change a sampled token.
 """
 
 import argparse
@@ -29,13 +29,13 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default=str(CHECKPOINT))
+    parser.add_argument("--model", default=str(CHECKPOINT), help="folder or Hub repository of a RADD model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--length", type=int, help="default: the model's")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--backend", default="inductor", help="backend of torch.compile")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows")
+    parser.add_argument("--length", type=int, help="tokens of a row; default: the model's length")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls, of which the fastest counts")
     args = parser.parse_args(argv)
 
     model = load_model(args.model, dtype=args.dtype).to(args.device).eval()
@@ -65,16 +65,16 @@ def main(argv: list[str]) -> None:
     first = time.perf_counter() - started
     compiled = {function.__name__: seconds(function, args.repeats) for function in (evaluate, sample)}
 
-    print(f"{args.model} on {args.device}, {args.dtype}, {args.batch_size} rows of {length} tokens; seconds a call")
+    print(f"{args.model} on {args.device}, {args.dtype}, {args.batch_size} rows of {length} tokens; seconds per call")
     for name in plain:
         ratio = plain[name] / compiled[name]
         print(f"{name:<9} plain {plain[name]:.4f}  compiled {compiled[name]:.4f}  ratio {ratio:.2f}")
-    print(f"The first calls took {first:.1f} s. The likelihood differs by {difference:.1e} of itself at most,")
+    print(f"The first calls took {first:.1f} s. The likelihood differs by at most {difference:.1e} of its value,")
     print(f"and {same:.1%} of the sampled tokens are the same.")
 
 
 def seconds(function: Callable[[], Tensor], repeats: int) -> float:
-    """Times the best of a few calls; reading a number makes a GPU finish."""
+    """Returns the seconds of the fastest of a few calls. Reading a number makes a GPU finish."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

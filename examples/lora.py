@@ -1,13 +1,13 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Fine-tunes the shipped checkpoint with low-rank adapters (PEFT), and says what that does to unseen text.
+"""Fine-tunes the shipped checkpoint with low-rank adapters (PEFT), and scores unseen text before and after.
 
     pip install 'radd_hf[peft]'
     python examples/lora.py --output_dir runs/lora
     python examples/lora.py --output_dir runs/lora --text my.txt
 
-The text is by default Persuasion, the one of Jane Austen's novels that the checkpoint has not read: its first three
-quarters are trained on, passages of the last one are scored before and after. A minute or two on two cores. The output
-directory holds the adapters alone, in `merged/` the sum of them and the model, which needs no PEFT.
+The default text is Persuasion, the one novel of Jane Austen that the checkpoint has not read. Training uses its first
+three quarters, and scoring uses passages of the last quarter. It takes a minute or two on two cores. The output folder
+holds the adapters. `merged/` in it holds the model with the adapters added, which needs no PEFT.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 
 
 def nats_by_passage(model: nn.Module, passages: Sequence[Tensor]) -> Tensor:
-    """Estimates (S,) nats per token of each passage, with the same masks at every call, to compare models."""
+    """Estimates the nats per token (S,) of each passage. Every call uses the same masks, to compare models."""
     nats = torch.zeros(len(passages), dtype=torch.float64)
     for found in LikelihoodRounds(model, passages, passes=8, seed=0):
         nats[found.sequence] += found.nats / ROUNDS / len(passages[found.sequence])
@@ -45,13 +45,13 @@ def figure(values: Tensor) -> str:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--model", default=str(CHECKPOINT))
-    parser.add_argument("--text", help="a local text; default: Persuasion")
-    parser.add_argument("--max_steps", type=int, default=150)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write the adapters to")
+    parser.add_argument("--model", default=str(CHECKPOINT), help="folder or Hub repository of a RADD model")
+    parser.add_argument("--text", help="local text to fine-tune on; default: Persuasion")
+    parser.add_argument("--max_steps", type=int, default=150, help="optimizer steps")
+    parser.add_argument("--batch_size", type=int, default=16, help="blocks in a step")
     parser.add_argument("--passages", type=int, default=40, help="passages of 128 tokens to score")
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=8, help="rank of the adapters")
     args = parser.parse_args(argv)
 
     set_seed(0)
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     adapted.save_pretrained(args.output_dir)
     merged(adapted).save_pretrained(args.output_dir / "merged")
     tokenizer.save_pretrained(args.output_dir / "merged")
-    print(f"nats per token, mean of {len(held_out)} passages that were not trained on, and its error between passages:")
+    print(f"nats per token: mean of {len(held_out)} passages held out of training, and its standard error:")
     print(f"before      {figure(before)}")
     print(f"after       {figure(after)}")
     print(f"difference  {figure(after - before)}")

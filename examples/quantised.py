@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Loads a model in 8 or 4 bits by bitsandbytes and prints what that saves and what it costs in likelihood.
+"""Loads a model in 8 or 4 bits with bitsandbytes, and compares its memory and likelihood with the whole model.
 
     pip install 'radd_hf[quantised]'
     python examples/quantised.py --bits 4
     python examples/quantised.py --bits 8 --model me/my-radd --text my.txt
 
-bitsandbytes replaces the layers of the network, which are exactly nn.Linear; the output layer stays as it is. Adapters
-of PEFT can be trained on the result: `peft.prepare_model_for_kbit_training(model)`.
+bitsandbytes replaces the nn.Linear layers of the network, but not the output layer. PEFT can train adapters on the
+result: `peft.prepare_model_for_kbit_training(model)`.
 """
 
 import argparse
@@ -26,10 +26,10 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default=str(CHECKPOINT))
-    parser.add_argument("--bits", type=int, choices=[8, 4], default=8)
-    parser.add_argument("--text", default="austen", help="a data set as in eval_ppl.py; its held-out part is scored")
-    parser.add_argument("--blocks", type=int, default=16, help="blocks of the text that are scored")
+    parser.add_argument("--model", default=str(CHECKPOINT), help="folder or Hub repository of a RADD model")
+    parser.add_argument("--bits", type=int, choices=[8, 4], default=8, help="bits of a weight")
+    parser.add_argument("--text", default="austen", help="data set, as in eval_ppl.py; its held-out part is scored")
+    parser.add_argument("--blocks", type=int, default=16, help="number of blocks of the text to score")
     args = parser.parse_args(argv)
 
     settings: dict[str, Any] = {"load_in_8bit": True}

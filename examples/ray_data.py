@@ -6,10 +6,10 @@
     python examples/ray_data.py checkpoints/radd-austen prompts.parquet out/ --settings '{"temperature": 0.7}'
 
 The input is .jsonl or .parquet with a column "text" of texts with blanks ("It was [MASK:4] of spring."), or columns
-"prefix", "suffix" and "length". An actor takes a GPU where the cluster has some, else one thread of a
-processor. `out/` gets Parquet files with the results and the columns of the input; the column "row" tells the order.
+"prefix", "suffix" and "length". An actor uses a GPU if the cluster has one, or else one thread of a CPU. `out/` gets
+Parquet files with the results and the columns of the input. The column "row" gives the order of the rows.
 
-`Predictor` is all that another pipeline needs. It serves `datasets.map`, too, without Ray:
+Another pipeline needs only `Predictor`. It also works in `datasets.map`, without Ray:
 
     from datasets import load_dataset
     prompts = load_dataset("json", data_files="prompts.jsonl", split="train")
@@ -40,43 +40,44 @@ from radd_hf.settings_radd import plain
 
 
 class Predictor:
-    """Fills the blanks of batches of rows, with a model that is loaded once.
+    """Fills the blanks of batches of rows, with a model loaded once.
 
         rows.map_batches(Predictor, fn_constructor_args=["checkpoints/radd-austen"], batch_format="pyarrow", ...)
         dataset.map(Predictor("checkpoints/radd-austen"), batched=True, with_indices=True)
 
-    The random numbers of a row depend on `seed` and the row's number, or on a column "seed" of the row's own. So its
-    result is the same in any batch, on any actor, and after a restart. The number stands in a column "row"; without one
-    `datasets` passes it (`with_indices=True`).
+    The random numbers of a row depend on `seed` and the row's number, or on the row's own "seed" if there is such a
+    column. So its result is the same in any batch, on any actor, and after a restart. The number comes from a column
+    "row"; without one, `datasets` passes it (`with_indices=True`).
 
-    The results are columns, those of [`radd_hf.jobs.filling.RowFiller`]: text, fills, log_probabilities, ..., error. A
-    row that is refused has an error and does not stop the others. A column of the batch that has the name of a result
-    becomes "input_NAME".
+    The results are the columns of [`radd_hf.jobs.filling.RowFiller`]: text, fills, log_probabilities, ..., error. A
+    refused row gets an error and does not stop the others. If a column of the batch has the name of a result, it is
+    renamed "input_NAME".
 
     Args:
-        model: folder or repository of a RADD model. Each actor must see a folder under this name.
+        model: folder or Hub repository of a RADD model. Each actor must find a folder under this name.
         text_column: the column of texts with blanks. Default: "text", or "prefix", "suffix" and "length".
-        seed: of rows without a seed of their own.
-        settings: of `generate`, such as steps and temperature; `batch_tokens`, rows x length computed together.
+        seed: the seed of rows without their own seed.
+        settings: settings of `generate`, such as steps and temperature; `batch_tokens`, rows x length computed
+            together.
 
     Raises:
-        ValueError: for a model or a setting that does not fit.
+        ValueError: for a model that cannot be loaded, or a setting that is refused.
     """
 
     def __init__(self, model: str, *, text_column: str | None = None, seed: int = 0, **settings: Any):
         self.arguments = {"model": model, "text_column": text_column, "seed": seed, **settings}
         self.text_column = text_column
-        self.filler = RowFiller(*load(model, device=None), seed=seed, **settings)  # device: an accelerator, if any
+        self.filler = RowFiller(*load(model, device=None), seed=seed, **settings)  # device None: a GPU, if any
 
     def __call__(self, batch: pa.Table | Mapping[str, Any], indices: Sequence[int] | None = None) -> Any:
-        """Returns the batch with the columns of the results: a table, or a dictionary where columns were given.
+        """Returns the batch with the columns of the results: a table, or a dictionary if columns were given.
 
         Args:
             batch: a table, or columns by name.
-            indices: numbers of the rows, for a batch without a column "row".
+            indices: the numbers of the rows, for a batch without a column "row".
 
         Raises:
-            ValueError: for columns that are no requests, and rows without a number or a seed.
+            ValueError: if the columns needed to fill blanks are missing, or a row has neither number nor seed.
         """
         table = table_of(batch)
         self.filler.columns = columns_to_fill(table.column_names, self.text_column)
@@ -84,7 +85,7 @@ class Predictor:
         results = self.filler(table.to_pylist(), numbers)
 
         types = {name: kind for name, kind in self.filler.results.items() if name != "row"}
-        found = pa.Table.from_pylist(results, schema=pa.schema(types))  # so that a batch of errors has the same types
+        found = pa.Table.from_pylist(results, schema=pa.schema(types))  # a batch of errors has the same types, too
         place = {number: index for index, number in enumerate(numbers)}
         table = table.take([place[result["row"]] for result in results])
         names = input_names(table.column_names, types)
@@ -93,7 +94,7 @@ class Predictor:
             table = table.append_column(name, found[name])
         return table.to_pydict() if type(batch) is dict else table
 
-    # A copy is its arguments: another process loads the model anew. `datasets` names its cache by this state.
+    # Pickling keeps only the arguments, and another process loads the model again. `datasets` hashes this state.
     def __getstate__(self) -> dict[str, Any]:
         return {"arguments": self.arguments, "weights": weights_hash(self.filler.model)}
 
@@ -102,13 +103,13 @@ class Predictor:
 
 
 def table_of(batch: pa.Table | Mapping[str, Any]) -> pa.Table:
-    """Returns a batch as a table, with the types that its columns have in a data set."""
-    table = getattr(batch, "pa_table", batch)  # what `datasets` has in store behind the columns that it hands over
+    """Returns a batch as a table. Its columns keep the types of the data set."""
+    table = getattr(batch, "pa_table", batch)  # the table behind a batch of `datasets`
     return table if isinstance(table, pa.Table) else pa.table({name: plain(column) for name, column in table.items()})
 
 
 def numbers_of(table: pa.Table, indices: Sequence[int] | None = None) -> list[int]:
-    """Returns the number of each row, which decides its random numbers unless it has a seed."""
+    """Returns the number of each row. It determines the random numbers of a row without a seed."""
     if "row" in table.column_names:
         indices = table["row"].to_pylist()
         if not all(type(number) is int for number in indices) or len(set(indices)) < len(indices):
@@ -116,40 +117,44 @@ def numbers_of(table: pa.Table, indices: Sequence[int] | None = None) -> list[in
     elif indices is None:
         if "seed" not in table.column_names or table["seed"].null_count:
             raise ValueError(
-                f"the columns {table.column_names} have no 'row', and not every row has a 'seed': number the rows, so "
-                "that a result does not depend on the batch. With datasets pass with_indices=True; for Ray add the "
-                "column when the file is written, or as `numbered` does."
+                f"the columns {table.column_names} have no 'row', and not every row has a 'seed': number the rows, "
+                "because a result must not depend on the batch. With datasets pass with_indices=True; for Ray add the "
+                "column when you write the file, or like `numbered` does."
             )
         indices = range(len(table))
-    return pa.array(indices, pa.int64()).to_pylist()  # Arrow's numbers as Python's
+    return pa.array(indices, pa.int64()).to_pylist()  # turns Arrow's numbers into Python's
 
 
 def numbered(file: Path) -> pa.Table:
-    """Reads a file, and numbers its rows in the column "row" if there is none."""
+    """Reads a file. Numbers its rows in a column "row" if there is none."""
     table = pa.parquet.read_table(file) if file.suffix == ".parquet" else pa.json.read_json(file)
     return table if "row" in table.column_names else table.append_column("row", pa.array(range(len(table)), pa.int64()))
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", help="folder or repository; on a cluster, one that every machine sees")
-    parser.add_argument("input", type=Path, help=".jsonl or .parquet")
-    parser.add_argument("output", type=Path, help="folder of Parquet files to write")
-    parser.add_argument("--text_column", help="of texts with blanks; default: text, or prefix, suffix and length")
-    parser.add_argument("--actors", type=int, default=1, help="models that are loaded, and work at the same time")
+    parser.add_argument(
+        "model", help="folder or Hub repository of a RADD model; on a cluster every machine must find it"
+    )
+    parser.add_argument("input", type=Path, help=".jsonl or .parquet file with texts to fill")
+    parser.add_argument("output", type=Path, help="folder to write Parquet files to")
+    parser.add_argument(
+        "--text_column", help="column of texts with blanks; default: text, or prefix, suffix and length"
+    )
+    parser.add_argument("--actors", type=int, default=1, help="number of models that work at the same time")
     parser.add_argument("--batch_size", type=int, default=256, help="rows that an actor takes at a time")
     parser.add_argument("--batch_tokens", type=int, default=BATCH_TOKENS, help="rows x length computed together")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--settings", type=json.loads, default={}, help='of generate, such as {"temperature": 0.7}')
+    parser.add_argument("--seed", type=int, default=0, help="seed of rows without their own")
+    parser.add_argument("--settings", type=json.loads, default={}, help='settings of generate: {"temperature": 0.7}')
     args = parser.parse_args(argv)
 
-    # What would fail in every actor is refused here, before any of them starts.
+    # Refuses here, before any actor starts, what would fail in every one.
     if args.output.exists():
-        raise ValueError(f"output={str(args.output)!r} is there already: name another folder, or remove it.")
+        raise ValueError(f"output={str(args.output)!r} exists already: pass another folder, or remove it.")
     for name in ("actors", "batch_size"):
         check_count(name, getattr(args, name))
     settings = {"seed": args.seed, "batch_tokens": args.batch_tokens, **args.settings}
-    with torch.device("meta"):  # a network without weights
+    with torch.device("meta"):  # checks the settings on a network without weights
         RowFiller(RaddForMaskedLM(load_config(args.model)), None, **settings)
     table = numbered(args.input)
     if not len(table):
@@ -157,7 +162,7 @@ def main(argv: list[str]) -> None:
     columns_to_fill(table.column_names, args.text_column)
     numbers_of(table)
 
-    import ray  # here, since `datasets.map` works without it
+    import ray  # imported here, since `datasets.map` works without it
 
     if not ray.is_initialized():
         ray.init()
@@ -166,11 +171,11 @@ def main(argv: list[str]) -> None:
         Predictor,
         fn_constructor_args=[args.model],
         fn_constructor_kwargs={"text_column": args.text_column, **settings},
-        batch_format="pyarrow",  # in numpy's, integers with gaps would be floats
+        batch_format="pyarrow",  # in numpy's format, integers with nulls would be floats
         batch_size=args.batch_size,
         compute=ray.data.ActorPoolStrategy(size=args.actors),
         num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
-        num_cpus=0,  # if actors held every processor, the tasks that write files would wait for ever
+        num_cpus=0,  # if actors held every CPU, the tasks that write files would wait forever
     )
     results.write_parquet(str(args.output.absolute()), mode="error")
 

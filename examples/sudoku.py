@@ -5,12 +5,12 @@
     python examples/sudoku.py PUZZLE --order random
     python examples/sudoku.py --file examples/sudoku_puzzles.csv --orders random,confidence --entropy_bounds 0.01
 
-A puzzle is its 81 cells, row after row, 0 or . where a cell is empty. In a terminal the grid is shown as it fills. At
-the end, and where the output goes to a file or a pipe, it stands beside the event that filled each cell. --file prints
-a table: the share of puzzles solved and the network evaluations of a puzzle, for each order (one cell an evaluation)
-and each bound (several cells an evaluation).
+A puzzle is its 81 cells, row after row, with 0 or . for an empty cell. A terminal shows the grid as it fills. At the
+end, the grid is printed beside a second grid that numbers the network evaluation (the event) that filled each cell.
+--file prints a table: for each order (one cell per evaluation) and each bound (several cells per evaluation), the share
+of puzzles solved and the network evaluations of a puzzle.
 
-The network has learnt grids, not rules: nothing checks a digit before it is written, and none is ever taken back.
+The network has learnt grids, not rules. Nothing checks a digit before it fills a cell, and no digit is changed later.
 """
 
 import argparse
@@ -45,7 +45,7 @@ GIVEN, WRITTEN, NEWEST, WRONG = "bold", "cyan", "bold black on bright_yellow", "
 
 
 def board(cells: Sequence[str], style_of: Callable[[int], str], width: int) -> Text:
-    """Draws 81 cells, each `width` characters wide, in boxes."""
+    """Draws 81 cells in boxes. Each cell is `width` characters wide."""
     text = Text()
     for cell, value in enumerate(cells):
         row, column = divmod(cell, 9)
@@ -62,7 +62,7 @@ def shown(grid: str) -> str:
 
 
 class Watch:
-    """Draws the grid in the terminal after every event, as a streamer of `generate`."""
+    """A streamer of `generate` that draws the grid in the terminal after every network evaluation."""
 
     def __init__(self, solver: Solver, puzzle: str, live: Live, pause: float):
         self.solver, self.puzzle, self.live, self.pause = solver, puzzle, live, pause
@@ -89,7 +89,7 @@ def solve_and_show(solver: Solver, puzzle: str, settings: dict[str, Any], pause:
     console = Console(highlight=False)
     answers = solutions(puzzle)
     if len(answers) > 1:
-        note("This puzzle has more than one solution; any of them counts.")
+        note("This puzzle has more than one solution; each of them counts as solved.")
     started = time.perf_counter()
     if console.is_terminal and not console.is_dumb_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -116,15 +116,15 @@ def solve_and_show(solver: Solver, puzzle: str, settings: dict[str, Any], pause:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# A file of them
+# A file of puzzles
 # ---------------------------------------------------------------------------------------------------------
 
 
 def read_puzzles(path: Path) -> list[str]:
-    """Returns the column "puzzle" of a CSV file, or the first one of a file without such a header.
+    """Returns the column "puzzle" of a CSV file, or the first column of a file without that header.
 
     Raises:
-        ValueError: for a puzzle that is invalid or has no empty cell, naming its line; for a file without puzzles.
+        ValueError: if a puzzle is invalid or has no empty cell, naming its line; if the file has no puzzles.
     """
     lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     head = lines[0] if lines else []
@@ -135,15 +135,15 @@ def read_puzzles(path: Path) -> list[str]:
             name = f"file={str(path)!r}, line {number}: puzzle"
             puzzles.append(check_empty(check_puzzle(line[column] if column < len(line) else "", name), name))
     if not puzzles:
-        raise ValueError(f"file={str(path)!r} has no puzzle; it must have one a line, or in a column named puzzle.")
+        raise ValueError(f"file={str(path)!r} has no puzzle; it must have one on each line, or a column named puzzle.")
     several = sum(len(solutions(puzzle)) > 1 for puzzle in puzzles)
     if several:
-        note(f"{several} of the {len(puzzles)} puzzles have more than one solution; any of them counts.")
+        note(f"{several} of the {len(puzzles)} puzzles have more than one solution; each of them counts as solved.")
     return puzzles
 
 
 def measure(solver: Solver, puzzles: list[str], batch_size: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Solves all puzzles in batches; returns which are solved (a string of 0 and 1), and a puzzle's evaluations."""
+    """Solves all puzzles in batches. Returns which are solved (a string of 0 and 1), and the mean evaluations."""
     solved, evaluations = "", 0
     for first in range(0, len(puzzles), batch_size):
         output = solver.fill(puzzles[first : first + batch_size], **settings)
@@ -158,7 +158,7 @@ def header(clues: list[int]) -> str:
 
 
 def line(name: str, result: dict[str, Any], clues: list[int]) -> str:
-    """Formats a line of the table: shares of the puzzles solved, of all and by clues; mean evaluations of a puzzle."""
+    """Formats a line of the table: shares of puzzles solved, over all and by clues; mean evaluations of a puzzle."""
     text = f"{name:<28}{result['solved'].count('1') / len(clues):>8.1%}"
     for number in sorted({*clues}):
         group = [solved for solved, own in zip(result["solved"], clues, strict=True) if own == number]
@@ -167,7 +167,7 @@ def line(name: str, result: dict[str, Any], clues: list[int]) -> str:
 
 
 def compare(solver: Solver, puzzles: list[str], args: argparse.Namespace, rows: dict[str, dict]) -> None:
-    """Prints the table, and writes the results, a row as soon as it is there."""
+    """Prints the table, and writes the results. Each row is printed and written as soon as it is ready."""
     clues = [81 - puzzle.count("0") for puzzle in puzzles]
     print(
         f"{len(puzzles)} puzzles, temperature {args.temperature:g}, seed {args.seed}\n\n{header(clues)}{'seconds':>9}",
@@ -190,13 +190,13 @@ def compare(solver: Solver, puzzles: list[str], args: argparse.Namespace, rows: 
 
 
 def settings_of(args: argparse.Namespace, order: str, bound: float | None = None) -> dict[str, Any]:
-    """Returns arguments of `generate`."""
+    """Returns the arguments of `generate`."""
     settings = {"order": order, "temperature": args.temperature, "seed": args.seed}
     return settings if bound is None else settings | {"entropy_bound": bound}
 
 
 def rows_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Returns the lines of the table: a name, and arguments of `generate`."""
+    """Returns the rows of the table: from names to arguments of `generate`."""
     orders = [order.strip() for order in args.orders.split(",")] if args.orders else []
     for order in orders:
         if order not in ORDERS:
@@ -204,18 +204,21 @@ def rows_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     try:
         bounds = [float(bound) for bound in args.entropy_bounds.split(",")] if args.entropy_bounds else []
     except ValueError:
-        raise ValueError(f"entropy_bounds={args.entropy_bounds!r} must be numbers with commas between.") from None
+        raise ValueError(f"entropy_bounds={args.entropy_bounds!r} must be numbers, separated by commas.") from None
     for bound in bounds:
         TEXT_SETTINGS["entropy_bound"].check("entropy_bounds", bound)
     if not orders and not bounds:
-        raise ValueError("orders='' and entropy_bounds='' leave nothing to compare; name an order or a bound.")
+        raise ValueError("orders='' and entropy_bounds='' leave nothing to compare; pass an order or a bound.")
     rows = {order: settings_of(args, order) for order in orders}
     return rows | {f"entropy, entropy_bound {bound:g}": settings_of(args, "entropy", bound) for bound in bounds}
 
 
 def check_mode(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuses an argument that would do nothing: one of --file with a puzzle, or the other way round."""
-    of_one = {"order": "orders", "entropy_bound": "entropy_bounds"}  # and their names with --file
+    """Refuses an argument that would have no effect: one for --file without --file, or one for a puzzle with --file."""
+    of_one = {
+        "order": "orders",
+        "entropy_bound": "entropy_bounds",
+    }  # from the argument for one puzzle to that for --file
     of_many = {many: one for one, many in of_one.items()} | {"first": None, "output": None}
     for name, other in (of_many if args.file is None else of_one).items():
         if getattr(args, name) != parser.get_default(name):
@@ -225,29 +228,35 @@ def check_mode(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
 
 
 def main(argv: list[str]) -> bool | None:
-    """Returns whether the one puzzle is solved."""
+    """Returns whether the puzzle is solved; None with --file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("puzzle", nargs="?", help="81 characters, 0 or . for an empty cell")
-    parser.add_argument("--order", choices=ORDERS, help="default: confidence; with --entropy_bound, entropy")
-    parser.add_argument("--entropy_bound", type=float, help="nats; fills several cells an evaluation")
-    parser.add_argument("--pause", type=float, default=0.05, help="seconds between two events in a terminal")
-    parser.add_argument("--file", type=Path, help="puzzles to compare orders on, instead of PUZZLE")
-    parser.add_argument("--orders", default="random,forward,confidence,margin,entropy", help="of --file; '': none")
-    parser.add_argument("--entropy_bounds", default="0.001,0.01,0.1", help="of --file; '': none")
-    parser.add_argument("--first", type=int, help="only so many puzzles of the file")
-    parser.add_argument("--batch_size", type=int, default=50, help="puzzles of the file solved together")
-    parser.add_argument("--output", type=Path, help="write the results of --file as JSON")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest digit")
-    parser.add_argument("--seed", type=int, default=0, help="of random orders, and of digits above temperature 0")
-    parser.add_argument("--model", default=str(CHECKPOINT))
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--order", choices=ORDERS, help="order of filling cells; default: confidence, or entropy with --entropy_bound"
+    )
+    parser.add_argument("--entropy_bound", type=float, help="bound in nats, to fill several cells per evaluation")
+    parser.add_argument("--pause", type=float, default=0.05, help="seconds between two drawings in a terminal")
+    parser.add_argument("--file", type=Path, help="CSV file of puzzles to compare orders on, instead of PUZZLE")
+    parser.add_argument(
+        "--orders", default="random,forward,confidence,margin,entropy", help="orders to compare with --file; '': none"
+    )
+    parser.add_argument(
+        "--entropy_bounds", default="0.001,0.01,0.1", help="bounds to compare with --file, in nats; '': none"
+    )
+    parser.add_argument("--first", type=int, help="number of puzzles to read from the file; default: all")
+    parser.add_argument("--batch_size", type=int, default=50, help="puzzles of the file that are solved together")
+    parser.add_argument("--output", type=Path, help="JSON file to write the results of --file to")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest digit")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random orders, and of digits above temperature 0")
+    parser.add_argument("--model", default=str(CHECKPOINT), help="folder of a model of grids")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args(argv)
     ranges = {"pause": NOT_NEGATIVE, "first": COUNT, "batch_size": COUNT}
     check_fields({name: getattr(args, name) for name in ranges}, ranges)
     for name in ("entropy_bound", "temperature"):
         TEXT_SETTINGS[name].check(name, getattr(args, name))
     if (args.puzzle is None) == (args.file is None):
-        raise ValueError("pass one of the two: a puzzle of 81 characters, or --file with many.")
+        raise ValueError("pass either a puzzle of 81 characters, or --file with a file of puzzles.")
     check_mode(args, parser)
     check_output("output", args.output)
 

@@ -1,14 +1,15 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Makes Sudoku grids to train on and puzzles to solve, by exact search; there is no network here.
+"""Makes Sudoku grids to train on and puzzles to solve, by exact search and without a network.
 
     python examples/sudoku_data.py data/sudoku
     python examples/sudoku_data.py data/sudoku --grids 20000 --puzzles 10 --seed 1
 
-    train.jsonl        full grids, {"text": "8162..."} in a line: symmetries of random grids
-    validation.jsonl   symmetries of other random grids, none of which is a symmetry of a training one
-    puzzles.csv        clues, puzzle (0: empty), solution: grids of the validation's kind with cells emptied
+    train.jsonl        full grids, a line {"text": "8162..."} for each: symmetries of random grids
+    validation.jsonl   symmetries of other random grids; none is a symmetry of a training grid
+    puzzles.csv        clues, puzzle (0: empty), solution: grids like those of the validation, with cells emptied
 
-The default is a grid for every row that `configs/sudoku.yaml` trains on: two or three minutes, 170 MB.
+A symmetry of a grid renames its digits, moves its rows and columns, or transposes it, and keeps it valid. The default
+makes a grid for every row that `configs/sudoku.yaml` trains on. It takes two or three minutes and 170 MB.
 
 A grid is its 81 digits, row after row. The search is that of `radd_hf/app/sudoku.py`.
 """
@@ -25,7 +26,7 @@ from radd_hf.app.sudoku import DIGITS, EVERY, search, solutions
 from radd_hf.endings import run_program
 from radd_hf.ranges import COUNT, COUNT_OR_ZERO, check_fields
 
-# Orders of nine rows, or columns, that keep the bands together.
+# Orders of nine rows, or columns, that keep each band of three together.
 LINES = [
     [3 * band + line for band, lines in zip(bands, each, strict=True) for line in lines]
     for bands in permutations(range(3))
@@ -43,7 +44,7 @@ def random_grid(randomly: random.Random) -> str:
 
 
 def random_symmetry(grid: str, randomly: random.Random) -> str:
-    """Returns the grid with digits renamed, bands and stacks and the lines in them permuted, perhaps transposed."""
+    """Returns the grid with digits renamed, rows and columns permuted within the rules, and perhaps transposed."""
     rows, columns = randomly.choice(LINES), randomly.choice(LINES)
     if randomly.random() < 0.5:
         moved = [grid[9 * row + column] for row in rows for column in columns]
@@ -53,17 +54,18 @@ def random_symmetry(grid: str, randomly: random.Random) -> str:
 
 
 def invariant(grid: str) -> tuple:
-    """Returns what all symmetries of a grid share; two grids that differ in it are no symmetries of each other.
+    """Returns a value that all symmetries of a grid share. Grids with different values are not symmetric.
 
     Two lines of one band define a permutation of the digits. Renaming digits and moving columns keep the lengths of its
-    cycles; moving lines and bands changes the order in which they are listed here, and transposing swaps the halves.
+    cycles. Moving lines and bands changes the order of the cycles, and transposing swaps the halves; sorting removes
+    both differences.
     """
     transposed = "".join(grid[column::9] for column in range(9))
     return tuple(sorted(tuple(sorted(cycles_of_band(each, band) for band in range(3))) for each in (grid, transposed)))
 
 
 def cycles_of_band(grid: str, band: int) -> tuple:
-    """Returns the sorted cycle lengths of the three pairs of rows in a band, sorted."""
+    """Returns the sorted cycle lengths of each of the three pairs of rows in a band, in sorted order."""
     rows = [grid[9 * row : 9 * row + 9] for row in range(3 * band, 3 * band + 3)]
     lengths = []
     for one, other in ((0, 1), (0, 2), (1, 2)):
@@ -78,7 +80,7 @@ def cycles_of_band(grid: str, band: int) -> tuple:
 
 
 def random_puzzle(grid: str, clues: int, randomly: random.Random) -> str | None:
-    """Empties cells in random order, but none that allows a second solution, down to `clues`; else returns None."""
+    """Empties cells in random order down to `clues`, but keeps the solution unique. Returns None if that fails."""
     puzzle = list(grid)
     for cell in randomly.sample(range(81), 81):
         if sum(character != "0" for character in puzzle) == clues:
@@ -116,23 +118,27 @@ def write_puzzles(path: Path, bases: list[str], count: int, clues: list[int], ra
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, help="to make")
-    parser.add_argument("--grids", type=int, default=1_792_000, help="to train on; default: 1750 steps of 1024")
-    parser.add_argument("--bases", type=int, default=5000, help="random grids that those are symmetries of")
-    parser.add_argument("--validation", type=int, default=1000, help="grids held out, each of another random grid")
-    parser.add_argument("--puzzles", type=int, default=100, help="of each number of clues")
-    parser.add_argument("--clues", default="28,34,40", help="numbers of clues, 24 to 81; below 28 they take longer")
+    parser.add_argument("folder", type=Path, help="folder to write the files to")
+    parser.add_argument("--grids", type=int, default=1_792_000, help="grids to train on; default: 1750 steps of 1024")
+    parser.add_argument(
+        "--bases", type=int, default=5000, help="random grids that the training grids are symmetries of"
+    )
+    parser.add_argument("--validation", type=int, default=1000, help="held-out grids, each from another random grid")
+    parser.add_argument("--puzzles", type=int, default=100, help="puzzles for each number of clues")
+    parser.add_argument(
+        "--clues", default="28,34,40", help="numbers of clues, from 24 to 81; fewer than 28 take longer"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     counts = dict.fromkeys(("grids", "bases", "validation"), COUNT) | {"puzzles": COUNT_OR_ZERO}
     check_fields({name: getattr(args, name) for name in counts}, counts)
     numbers = args.clues.split(",")
     if not all(number.isdecimal() and 24 <= int(number) <= 81 for number in numbers):
-        raise ValueError(f"clues={args.clues!r} must be numbers from 24 to 81 with commas between, such as 28,34,40.")
+        raise ValueError(f"clues={args.clues!r} must be numbers from 24 to 81, separated by commas, such as 28,34,40.")
     names = "train.jsonl", "validation.jsonl", "puzzles.csv"
     present = [name for name in names if (args.folder / name).exists()]
     if present:
-        raise ValueError(f"folder={str(args.folder)!r} has {present[0]} already; name another folder.")
+        raise ValueError(f"folder={str(args.folder)!r} already has {present[0]}; pass another folder.")
 
     randomly = random.Random(args.seed)
     bases = [random_grid(randomly) for _ in range(args.bases)]

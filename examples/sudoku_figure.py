@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Draws one Sudoku puzzle as the shipped checkpoint fills it, in random order and most confident first.
+"""Draws a Sudoku puzzle as the shipped checkpoint fills it, in random order and most confident first.
 
     pip install 'radd_hf[viz]'
     python examples/sudoku_figure.py
     python examples/sudoku_figure.py --puzzle PUZZLE --output sudoku.png
 
-The colour of a cell is the event that filled it, cells without colour are given, and crossed ones are wrong. A second
-file, NAME-dark beside NAME, is for dark pages.
+The colour of a cell shows which network evaluation (event) filled it. Cells without colour are given, and crossed cells
+are wrong. A second file, NAME-dark beside NAME, is for dark pages.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PANELS = {"random": "random order", "confidence": "most confident first"}
 
 
 class Filled(NamedTuple):
-    """A grid that was filled: its 81 digits, the event that filled each (81,), 0 where given, and the wrong cells."""
+    """A filled grid: its 81 digits, the event that filled each cell (81,), 0 for a given one, and the wrong cells."""
 
     title: str
     grid: str
@@ -81,7 +81,7 @@ def cross_out(axes: Axes, row: int, column: int) -> None:
 
 
 def sudoku_figure(grids: list[Filled], theme: Theme) -> Figure:
-    """Draws the filled grids beside each other, with one scale of colours."""
+    """Draws the filled grids beside each other, with one colour scale."""
     figure = Figure(figsize=(WIDTH, 3.5))
     panels = figure.subplots(1, len(grids))
     images = [draw_grid(axes, filled, theme) for axes, filled in zip(panels, grids, strict=True)]
@@ -94,9 +94,9 @@ def sudoku_figure(grids: list[Filled], theme: Theme) -> Figure:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--puzzle", help="81 characters, 0 or . for an empty cell; default: the first shipped one")
-    parser.add_argument("--output", type=Path, default=FIGURE)
-    parser.add_argument("--seed", type=int, default=0, help="of the random order")
+    parser.add_argument("--puzzle", help="81 characters, 0 or . for an empty cell; default: the first shipped puzzle")
+    parser.add_argument("--output", type=Path, default=FIGURE, help="image file to write")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random order")
     args = parser.parse_args(argv)
     check_figure("output", args.output)
     puzzle = read_puzzles(PUZZLES)[0] if args.puzzle is None else check_empty(check_puzzle(args.puzzle))

@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Trains a small model with transformers' own Trainer: the collator draws the masks, the model computes the loss.
+"""Trains a small model with transformers' Trainer: the collator draws the masks, the model computes the loss.
 
     python examples/trainer.py --output_dir runs/trainer
     python examples/trainer.py --output_dir runs/trainer --dataset my.txt --max_steps 2000
 
-On the shipped novels by default, with the tokenizer of the shipped checkpoint; a few minutes on two cores. What is
-saved is a folder like any other: `python eval_ppl.py --model runs/trainer --dataset austen` says what it needs, and
-docs/training.md what `train_accelerate.py` does beyond this.
+The default text is the shipped novels, with the tokenizer of the shipped checkpoint. It takes a few minutes on two
+cores. The output folder is a checkpoint like any other: score it with `python eval_ppl.py --model runs/trainer
+--dataset austen`. docs/training.md says what `train_accelerate.py` does beyond this.
 """
 
 import argparse
@@ -26,11 +26,11 @@ CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "radd-austen"
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--dataset", default="austen", help="as in train_accelerate.py")
-    parser.add_argument("--max_steps", type=int, default=600)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--hidden_size", type=int, default=128)
+    parser.add_argument("--output_dir", required=True, help="folder to write the model to")
+    parser.add_argument("--dataset", default="austen", help="text to train on, as in train_accelerate.py")
+    parser.add_argument("--max_steps", type=int, default=600, help="optimizer steps")
+    parser.add_argument("--batch_size", type=int, default=32, help="blocks in a step")
+    parser.add_argument("--hidden_size", type=int, default=128, help="width of the network")
     args = parser.parse_args(argv)
 
     set_seed(0)
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=128,
-        embedding_std=0.1,  # this and the next help small models
+        embedding_std=0.1,  # this and the next setting help small models
         zero_init_residual=True,
     )
     settings = TrainingArguments(
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     )
     trainer.train()  # its "loss" is nats per sequence of 128 tokens
     trainer.save_model()
-    print(f"{args.output_dir} is a model with its tokenizer.")
+    print(f"The model and its tokenizer are in {args.output_dir}.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """RADD, masked diffusion without time input (arXiv:2406.03736), as a Hugging Face model.
 
-Importing this package registers the classes, so that `AutoModel.from_pretrained` needs no `trust_remote_code`.
+The import registers the classes with transformers. Then `AutoModel.from_pretrained` needs no `trust_remote_code`.
 """
 
 import importlib
@@ -31,7 +31,7 @@ AutoModelForCausalLM.register(RaddConfig, RaddForCausalLM, exist_ok=True)
 AutoModelForMaskedLM.register(RaddConfig, RaddForMaskedLM, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("radd-infilling", RaddInfillingPipeline, pt_model=AutoModelForMaskedLM)
 
-# Imported when they are first asked for, since accelerate, datasets and evaluate take seconds.
+# These are imported when they are first used: accelerate, datasets and evaluate take seconds to import.
 _LATER = {
     "DiffusionCollator": "data.collator",
     "DiffusionPerplexity": "evaluation.metric",

@@ -1,11 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Estimates the information profile: how uncertain the next token is, by the number of tokens that are visible.
 
-    h(v) = E[-log p(x_i | v visible tokens)]        nats, over texts, which tokens are visible, and the others i
+    h(v) = E[-log p(x_i | v visible tokens)]        in nats; the mean is over texts, visible tokens and other tokens i
 
-The mean over all masked tokens of one random mask is an unbiased estimate of h(v). The profile of a text distribution
-under its own conditionals never rises (arXiv:2510.25544), so that the estimate is a falling curve, too. `plan_radd.py`
-computes from it what drawing tokens together costs, and the best groups.
+A nat is the unit of natural logarithms. The mean over all masked tokens of one random mask is an unbiased estimate of
+h(v). The profile of a distribution of texts under its own conditionals never rises (arXiv:2510.25544). So the estimate
+is made a falling curve, too. From the profile, `plan_radd.py` computes the error of drawing tokens together, and the
+best sizes of groups.
 
 Shapes: S sequences, L length.
 """
@@ -25,15 +26,15 @@ from .likelihood import check_batch_size, check_integer_seed, check_texts, confi
 from .randomness_radd import stream_seed
 from .ranges import check_count
 
-# Rows of the network for each number of visible tokens, at least: two give an error.
+# Fewest rows of the network for each number of visible tokens: two rows give an error.
 ROWS_OF_A_COUNT = 2
-# Standard errors by which a point of the curve must lie below the one before it.
+# A point of the curve must lie below the one before it by this many standard errors.
 DISTINCT = 3.0
 
 
 @dataclass(frozen=True)
 class InformationProfile:
-    """Holds h(v) at v = 0 .. L - 1 visible tokens, in nats, and standard errors, of the choice of texts and masks."""
+    """Holds h(v) at v = 0 .. L - 1 visible tokens, in nats, and standard errors for the draw of texts and masks."""
 
     nats: list[float]
     standard_errors: list[float]
@@ -55,11 +56,13 @@ def information_profile(
     Args:
         sequences: ids (L,) of at least two texts of one length.
         passes: masks drawn for each text; with S texts there are S x passes / L rows for each number of visible tokens.
-        batch_size: rows of a forward pass. seed: of the masks.
+        batch_size: rows of a forward pass.
+        seed: the seed of the masks.
         report: called after each forward pass with the number of its rows.
 
     Raises:
-        ValueError: for what is no text, fewer than two, several lengths, fewer than two rows for a number of tokens.
+        ValueError: if a sequence is not a text, if there are fewer than two or their lengths differ, and if some number
+            of visible tokens would have fewer than two rows.
     """
     passes, seed = check_count("passes", passes), check_integer_seed(seed)
     check_batch_size(batch_size)
@@ -68,7 +71,7 @@ def information_profile(
     x0 = torch.stack(sequences)  # (S, L)
     count, length = x0.shape
     visible = torch.arange(passes * count).mul(length).div(passes * count, rounding_mode="floor")  # (passes S,)
-    visible = visible.view(passes, count)  # rising, so that each text has all levels
+    visible = visible.view(passes, count)  # rises from pass to pass, so each text gets all levels
     nats = torch.zeros(passes, count, dtype=torch.float64)
     with packed_weights(passes * math.ceil(count / batch_size)), evaluation_mode(model):
         for number in range(passes):
@@ -86,19 +89,19 @@ def information_profile(
 
 
 def check_lengths(sequences: Sequence[Tensor], passes: int) -> None:
-    """Raises a ValueError unless the texts are enough for a profile, and of one length."""
+    """Raises a ValueError unless there are enough texts for a profile, all of one length."""
     lengths = {len(sequence) for sequence in sequences}
     if len(lengths) > 1:
         raise ValueError(
-            f"sequences have {min(lengths)} to {max(lengths)} tokens; a profile is of texts of one length."
+            f"sequences have {min(lengths)} to {max(lengths)} tokens; a profile needs texts of one length."
         )
     (length,) = lengths
     if len(sequences) < 2:
-        raise ValueError("sequences must hold at least two texts, whose differences give the error; it has one.")
+        raise ValueError("sequences must hold at least two texts, since their differences give the error; it has one.")
     if passes * len(sequences) < ROWS_OF_A_COUNT * length:
         raise ValueError(
             f"passes={passes} of {len(sequences)} sequences are {passes * len(sequences)} rows for the {length} "
-            f"numbers of visible tokens; at least {ROWS_OF_A_COUNT} for each are needed: "
+            f"numbers of visible tokens, and each needs at least {ROWS_OF_A_COUNT}: pass "
             f"passes >= {math.ceil(ROWS_OF_A_COUNT * length / len(sequences))}."
         )
 
@@ -107,11 +110,11 @@ def falling_curve(visible: Tensor, nats: Tensor, length: int) -> tuple[list[floa
     """Fits a falling curve to means over masked tokens; returns it and its standard errors, L numbers each.
 
     Neighbouring numbers of visible tokens are pooled until each pool lies below the one before it by `DISTINCT`
-    standard errors of the difference: else the best groups would begin at steps of the noise. The curve joins the
-    centres of the pools by lines, and continues the first and the last of these.
+    standard errors of the difference. Otherwise the best groups would follow steps that are only noise. Lines join the
+    centres of the pools. The first and the last line continue to the ends.
 
     Args:
-        visible: (rows,) number of visible tokens of each row; each of 0 .. L - 1 occurs twice at least.
+        visible: (rows,) number of visible tokens of each row; each of 0 .. L - 1 must occur at least twice.
         nats: (rows,) float64, mean over the masked tokens of the row.
     """
     weight = (length - visible).double()  # (rows,) masked tokens
@@ -124,7 +127,7 @@ def falling_curve(visible: Tensor, nats: Tensor, length: int) -> tuple[list[floa
     off = weight * (nats - (total / mass)[visible])  # (rows,)
     variance = add_up(off.square()) * rows / (rows - 1)  # (L,) of `total`
     counts = torch.arange(length, dtype=torch.float64)
-    pools = list[Tensor]()  # of each: mass, mass x visible tokens, total, variance of the total
+    pools = list[Tensor]()  # each has: mass, mass x visible tokens, total, variance of the total
     for pool in torch.stack((mass, mass * counts, total, variance), dim=1):
         pools.append(pool)
         while len(pools) > 1 and not _lies_below(pools[-1], pools[-2]):
@@ -140,7 +143,7 @@ def falling_curve(visible: Tensor, nats: Tensor, length: int) -> tuple[list[floa
 
 
 def _lies_below(pool: Tensor, before: Tensor) -> bool:
-    """Tells whether the mean of a pool is below that of the one before it beyond doubt."""
+    """Tells whether the mean of a pool lies below that of the pool before it by more than noise."""
     (mass, _, total, variance), (mass_before, _, total_before, variance_before) = pool.tolist(), before.tolist()
     error = math.sqrt(variance / mass**2 + variance_before / mass_before**2)
     return total_before / mass_before - total / mass > DISTINCT * error

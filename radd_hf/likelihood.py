@@ -1,17 +1,22 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Computes the likelihood of text: exactly in one order of its tokens, or over all orders with a standard error.
 
-A network of p(x_i | visible tokens) gives -log p(x0) in any order of the tokens. The objectives of `losses.py` estimate
-its mean over all orders, which is an upper bound (arXiv:2406.03736, Theorem 2). With k tokens masked, a uniform subset,
-and S the sum of -log c over them, c being the probability of the true token,
+RADD's network gives p(x_i | visible tokens). By the chain rule this gives -log p(x0) of a text x0, for any order of its
+tokens. The objectives of `losses.py` estimate the mean of -log p over all orders, the any-order NLL (negative
+log-likelihood). It is an upper bound: -log of the mean probability is less (arXiv:2406.03736, Theorem 2). Mask a
+uniform subset of k tokens, and let S be the sum of -log p of the masked tokens, each given the visible ones. Then
 
-    any-order NLL = sum over k = 1 .. L of E[S] / k = L E[S / k]        nats per sequence, k uniform
+    any-order NLL = sum over k = 1 .. L of E[S] / k = L E[S / k]        nats per sequence, k uniform in 1 .. L
 
 A nat is the unit of natural logarithms. A *round* is a few masks of one sequence that together give one unbiased
-estimate. Rounds of a sequence are independent, so that their differences give the standard error of their mean. It is
-the error of drawing masks for this fixed text; how much sequences differ is another quantity, `spread`.
+estimate. The rounds of a sequence are independent, so their differences give the standard error of their mean. It is
+the error of drawing masks for this fixed text. How much sequences differ is another quantity, `spread`.
 
-Shapes: S sequences, L length, n scored tokens of a sequence, R rows (masks) of a round, N rows of several rounds.
+A canvas is a row of token ids, some of them masks. An event is one evaluation of the network and the tokens that it
+reveals.
+
+Shapes: S sequences, L length, n scored tokens of a sequence, R rows (masks) of a round, N rows of several rounds,
+        B sequences side by side, V vocabulary, K orders.
 """
 
 import math
@@ -39,23 +44,25 @@ from .randomness_radd import stream_seed
 from .ranges import check_count
 from .settings_radd import LARGEST_INTEGER, ORDERS, is_adaptive, is_integer, is_number, plain, shortened
 
-# An order of the tokens: a name, or the places of the tokens in it, or the function of a policy.
+# An order of the tokens: a name, the positions in the order, or a user's function that chooses them (`policy_radd.py`).
 Order = str | Tensor | Sequence[int] | PolicyFunction
 
-ORDER_OF = {f"ar_{order}": order for order in ORDERS}  # of the estimators that are exact in an order
+ORDER_OF = {f"ar_{order}": order for order in ORDERS}  # the estimators that are exact in one order
 ESTIMATORS = ("k_stratified", *LOSS_TYPES, *ORDER_OF)
 
-# Fewest rounds that give a standard error. A fixed number of passes makes no more, so that each has many strata.
+# The number of rounds for a fixed number of passes. It is the fewest that give a standard error, so each round has as
+# many strata as possible.
 ROUNDS = 2
-# Most masks or orders of a sequence; a row of each is drawn at once.
+# The most masks or orders of a sequence; those of a round are drawn at once.
 MOST_PASSES = 2**20
-# For k_stratified, when rounds are added until the error is small enough.
+# Rows of a round of k_stratified if rounds are added until the error is small enough.
 ROWS_OF_AN_ADDED_ROUND = 8
 
-# Forwards whose rows are gathered where several estimates are computed together; the last one may not be full.
+# If several estimates are computed together, the rows of this many forward passes are gathered. Only the last pass may
+# not be full.
 FORWARDS = 16
 
-# For k_stratified. It is unbiased for any values; benchmarks/estimators.py compares some.
+# Constants of k_stratified. It is unbiased for any values; benchmarks/estimators.py compares some.
 STRATA_EXPONENT = 1.5
 CONTROL = 0.9
 
@@ -64,8 +71,10 @@ CONTROL = 0.9
 class Round:
     """Holds the masks of one unbiased estimate of the nats of n tokens.
 
-    masked: (R, n) bool, the tokens that the network does not see. scored: (R, n) bool, some of these.
-    weight: (R,) float64. controlled: whether a control variate is used, see `estimate`.
+    masked: (R, n) bool, the tokens that the network does not see.
+    scored: (R, n) bool, the masked tokens that count.
+    weight: (R,) float64, the weight of each row.
+    controlled: whether a control variate is used, see `estimate`.
     """
 
     masked: Tensor
@@ -78,17 +87,18 @@ class Round:
         return len(self.weight)
 
     def estimate(self, nll: Tensor) -> float:
-        """Returns the sum over rows of weight x S, from -log c at the scored tokens, (R, n) float64, 0 elsewhere.
+        """Returns the sum over rows of weight x S. nll: (R, n) float64, -log p of the scored tokens, 0 elsewhere.
 
-        In a row of few masks S depends much on which tokens are masked. The rows of more masks, drawn independently of
-        this one, show how hard each token is. So in a controlled round a control variate is subtracted from S: the
-        excess that this choice of tokens makes expected. Its mean over all choices is zero.
+        In a row with few masks, S depends much on which tokens are masked. The rows with more masks were drawn
+        independently of this row, and show how hard each token is. So a controlled round subtracts a control variate
+        from S: the excess over the mean that is expected for this choice of tokens. Over all choices it is zero on
+        average, so the estimate stays unbiased.
         """
         total = nll.sum(dim=1)  # (R,) S
         if self.controlled:
-            k = self.masked.sum(dim=1, keepdim=True)  # (R, 1), which rises from row to row
+            k = self.masked.sum(dim=1, keepdim=True)  # (R, 1) rises from row to row
             above = (nll - total[:, None] / k) * self.masked  # (R, n) nats above the row's mean
-            harder = above.flip(0).cumsum(0).flip(0) - above  # summed over the rows of more masks
+            harder = above.flip(0).cumsum(0).flip(0) - above  # (R, n) summed over the rows with more masks
             times = self.masked.long().flip(0).cumsum(0).flip(0) - self.masked.long()
             difficulty = harder / times.clamp(min=1)  # (R, n)
             expected = (difficulty * self.masked).sum(dim=1) - k[:, 0] * difficulty.mean(dim=1)  # (R,)
@@ -98,9 +108,10 @@ class Round:
 
 @dataclass(frozen=True)
 class AdaptiveRound:
-    """Stands for the masks of one sequence in the order that a policy chooses; each depends on the evaluation before.
+    """Stands for the masks of one sequence in the order that a policy chooses.
 
-    It is one row of a batch, which is evaluated once for each event.
+    They cannot be drawn beforehand, since each depends on the evaluation before it. The round is one row of a batch,
+    and is evaluated once for each event.
     """
 
     policy: Policy
@@ -109,7 +120,7 @@ class AdaptiveRound:
 
 
 def draw_round(estimator: str, n: int, rows: int, noise: Noise, generator: torch.Generator) -> Round | AdaptiveRound:
-    """Draws a round of `rows` masks (n, for an order) over n tokens, for an estimator of [`estimate_likelihood`]."""
+    """Draws a round over n tokens for an estimator of [`estimate_likelihood`]: `rows` masks, or n for an order."""
     if is_adaptive(ORDER_OF.get(estimator)):
         return AdaptiveRound(Policy(ORDER_OF[estimator]))
     if estimator in ORDER_OF:
@@ -121,10 +132,11 @@ def draw_round(estimator: str, n: int, rows: int, noise: Noise, generator: torch
 
 
 def stratified_round(n: int, rows: int, generator: torch.Generator) -> Round:
-    """Draws rows with k masks, a uniform subset, where k is stratified over {1 .. n}; small k have narrow strata.
+    """Draws rows in which a uniform subset of k tokens is masked, where k is stratified over {1 .. n}.
 
-    Row j has u uniform between (j / R)^1.5 and ((j + 1) / R)^1.5 and k = floor(u n) + 1; its weight is proportional to
-    the width of its stratum. Small k get more rows, since a mean over few masked tokens varies most.
+    Row j has u uniform between (j / R)^1.5 and ((j + 1) / R)^1.5, and k = floor(u n) + 1. Its weight is the width of
+    its stratum times n / k. The strata of small k are narrow, so small k get more rows: a mean over few masked tokens
+    varies most.
     """
     edges = (torch.arange(rows + 1, dtype=torch.float64) / rows) ** STRATA_EXPONENT
     width = edges.diff()  # (R,)
@@ -136,7 +148,7 @@ def stratified_round(n: int, rows: int, generator: torch.Generator) -> Round:
 
 
 def order_of(order: Any, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Returns (n,) the places of the tokens in an order that is known beforehand."""
+    """Returns the positions of n tokens in an order that is known beforehand, (n,)."""
     if not isinstance(order, str):
         return as_permutation("order", order, n)
     if order not in ORDERS:
@@ -147,19 +159,19 @@ def order_of(order: Any, n: int, generator: torch.Generator | None = None) -> Te
 
 
 def order_round(order: Tensor, steps: int | None = None) -> Round:
-    """Makes the round of the chain rule: row i scores token order[i] given those before it in the order.
+    """Makes the round of the chain rule: row i scores token order[i], given the tokens before it in the order.
 
-    With fewer `steps` than tokens, row i scores the i-th of as many balanced groups given the groups before.
+    With fewer `steps` than tokens there are `steps` balanced groups. Row i scores group i, given the groups before it.
     """
     everywhere = torch.ones(1, len(order), dtype=torch.bool)
-    event = plan_sequence(everywhere, order.argsort()[None], steps)[0]  # (n,) when each token is filled
+    event = plan_sequence(everywhere, order.argsort()[None], steps)[0]  # (n,) the event that reveals each token
     events = int(event.max()) + 1
     turn = torch.arange(events)[:, None]
     return Round(event >= turn, event == turn, torch.ones(events, dtype=torch.float64))
 
 
 def perplexity_of(nats_per_token: float) -> float:
-    """Returns the exponential of nats per token, infinity for what a float cannot hold."""
+    """Returns the exponential of nats per token; infinity if a float cannot hold it."""
     try:
         return math.exp(nats_per_token)
     except OverflowError:
@@ -168,14 +180,14 @@ def perplexity_of(nats_per_token: float) -> float:
 
 @dataclass(frozen=True)
 class NatsPerToken:
-    """Holds a mean negative log-likelihood and its standard error, nats per token, and gives the perplexity."""
+    """Holds a mean negative log-likelihood and its standard error, in nats per token, and gives the perplexity."""
 
     nats_per_token: float
     standard_error: float
 
     @property
     def perplexity(self) -> float:
-        """Gives exp(nats per token), infinity beyond the largest number; files have null there."""
+        """Gives exp(nats per token); infinity if that is larger than any float. Files have null in its place."""
         return perplexity_of(self.nats_per_token)
 
     @property
@@ -185,19 +197,19 @@ class NatsPerToken:
 
 @dataclass(frozen=True)
 class Likelihood(NatsPerToken):
-    """Holds an estimate of the any-order bound, or the exact value in one order, whose standard error is 0."""
+    """Holds an estimate of the any-order bound, or the exact value in one order, which has standard error 0."""
 
     n_tokens: int  # number of scored tokens
     n_sequences: int
-    passes: int  # masks drawn for each sequence; for ar_random orders; 1 where an order is exact
+    passes: int  # masks drawn for each sequence; for ar_random the number of orders; 1 for an exact value
     estimator: str = "k_stratified"
     degrees_of_freedom: float = math.inf  # of the standard error
-    spread: float = math.nan  # standard deviation between sequences of their nats per token
+    spread: float = math.nan  # standard deviation of nats per token between sequences
     n_bytes: int | None = None
 
     @property
     def half_width(self) -> float:
-        """Gives half the width of `interval`, by Student's t, since the standard error is itself an estimate."""
+        """Gives half the width of `interval`. It uses Student's t, since the standard error is an estimate, too."""
         return student_quantile(self.degrees_of_freedom) * self.standard_error
 
     @property
@@ -241,7 +253,7 @@ class Likelihood(NatsPerToken):
 
 
 def student_quantile(degrees_of_freedom: float) -> float:
-    """Expands the 97.5 % quantile of Student's t around the normal quantile (Abramowitz and Stegun, 26.7.5)."""
+    """Returns the 97.5 % quantile of Student's t, expanded around the normal one (Abramowitz and Stegun, 26.7.5)."""
     z, nu = 1.959963984540054, max(degrees_of_freedom, 1.0)
     terms = (
         (z**3 + z) / 4,
@@ -258,23 +270,27 @@ def student_quantile(degrees_of_freedom: float) -> float:
 
 
 def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yields -log p of the scored tokens given the visible ones, 0 elsewhere: (rows, L) float64 on the CPU, per batch.
+    """Yields -log p of the scored tokens given the visible ones, batch by batch: (rows, L) float64 on the CPU.
+
+    It is 0 at all other tokens.
 
     Args:
-        x0: (N, L) clean ids. masked: (N, L) bool, the tokens that the network does not see. scored: (N, L) bool, some
-            of these. batch_size: rows of a forward pass.
+        x0: (N, L) clean ids.
+        masked: (N, L) bool, the tokens that the network does not see.
+        scored: (N, L) bool, the masked tokens to score.
+        batch_size: rows of a forward pass.
 
     Raises:
         ValueError: for clean ids that contain the mask.
     """
     mask_id = model.config.mask_token_id
     if (x0 == mask_id).any():
-        raise ValueError(f"sequences hold the mask, id {mask_id}, which is no token of a text.")
-    if bool((scored.sum(dim=1) == 1).all()):  # one token a row, as in an order
+        raise ValueError(f"sequences hold the mask, id {mask_id}, which is not a token of a text.")
+    if bool((scored.sum(dim=1) == 1).all()):  # one token a row, as in an order that is known beforehand
         position = scored.int().argmax(dim=1, keepdim=True)  # (N, 1)
         canvas, token = x0.masked_fill(masked, mask_id), x0.gather(1, position)
         batches = nats_of_one_token(model, canvas, position, token, batch_size)
-        for where, nll in zip(position.split(batch_size), batches, strict=True):  # (rows, 1) both; runs both to the end
+        for where, nll in zip(position.split(batch_size), batches, strict=True):  # (rows, 1) both; both run to the end
             nats = torch.zeros(len(where), x0.shape[1], dtype=torch.float64, device="cpu")
             yield nats.scatter_(1, where, nll.double().cpu())
         return
@@ -287,15 +303,18 @@ def nats_of_tokens(model: Any, x0: Tensor, masked: Tensor, scored: Tensor, batch
 
 
 def nats_of_one_token(model: Any, canvas: Tensor, position: Tensor, token: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yields -log p of one token a row, (rows, 1) float32 on the model's device, per batch.
+    """Yields -log p of one token a row, batch by batch: (rows, 1) float32 on the model's device.
 
-    On a GPU the evaluation of a batch is captured once and replayed (`programs_radd.py`), unless the model's
-    generation config has `cuda_graphs=False`. The graph is kept if all batches are asked for.
+    On a GPU the evaluation of a batch is captured once and replayed (`programs_radd.py`), unless the model's generation
+    config has `cuda_graphs=False`. The captured graph is kept if the caller reads all batches.
 
     Args:
-        canvas: (N, L) ids. position: (N, 1) of the token. token: (N, 1) its id. batch_size: rows of a batch.
+        canvas: (N, L) ids.
+        position: (N, 1) the position of the token.
+        token: (N, 1) its id.
+        batch_size: rows of a batch.
     """
-    capturing = isinstance(model, RaddGenerationMixin)  # no wrapper, which might do more than call the network
+    capturing = isinstance(model, RaddGenerationMixin)  # a wrapper might do more than call the network
     capturing = (
         capturing and model.model.can_prune() and getattr(model.generation_config, "cuda_graphs", None) is not False
     )
@@ -311,13 +330,13 @@ def nats_of_one_token(model: Any, canvas: Tensor, position: Tensor, token: Tenso
 
 @torch.no_grad()
 def _evaluate_one_token(model: Any, canvas: Tensor, position: Tensor, token: Tensor, nll: Tensor) -> None:
-    """Writes -log p of each row's token to `nll`: canvas (rows, L), all others (rows, 1)."""
+    """Writes -log p of each row's token to `nll`. canvas: (rows, L); all others: (rows, 1)."""
     logits = model(input_ids=canvas, output_positions=position).logits.squeeze(1).float()  # (rows, V)
     nll.copy_(logits.logsumexp(dim=-1, keepdim=True) - logits.gather(1, token))
 
 
 class RoundNats(NamedTuple):
-    """Holds the estimate of one round: the negative log-likelihood in nats of a sequence's scored tokens."""
+    """Holds the estimate of one round: the negative log-likelihood of a sequence's scored tokens, in nats."""
 
     sequence: int
     number: int
@@ -333,19 +352,20 @@ def compute_rounds(
     batch_size: int,
     gathered: int | None = None,
 ) -> Iterator[RoundNats]:
-    """Yields rounds as they are computed, several in one batch; between two of them the model is as it was before.
+    """Yields rounds as they are computed, several in one batch. Between two rounds the model has its former mode.
 
     Args:
-        scored: for each sequence, (L,) bool. draw: returns the round of (sequence, number).
+        scored: for each sequence, (L,) bool.
+        draw: returns the round of (sequence, number).
         todo: (sequence, number) of the rounds to compute.
-        gathered: rows that are computed before any round is yielded, unless a policy chooses their order; default:
-            batch_size. The more there are, the fewer forwards are not full.
+        gathered: the number of rows that are computed before their rounds are yielded; default: batch_size. With more
+            rows, fewer forward passes are not full. It is not used if a policy chooses the order.
     """
-    ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # so that equal lengths share a batch
-    waiting: list[tuple[int, int, Any]] = []  # sequence, number, round; the rounds are of one kind
+    ordered = sorted(todo, key=lambda each: len(scored[each[0]]))  # rows of equal length can share a batch
+    waiting: list[tuple[int, int, Any]] = []  # sequence, number, round; all rounds are of one kind
 
     def compute() -> list[RoundNats]:
-        with evaluation_mode(model):  # not while the caller has its turn
+        with evaluation_mode(model):  # it ends before the caller gets a round
             if isinstance(waiting[0][2], AdaptiveRound):
                 return list(_compute_adaptive(model, sequences, scored, waiting))
             return list(_compute(model, sequences, scored, waiting, batch_size))
@@ -366,10 +386,13 @@ def compute_rounds(
 def count_evaluations(
     scored: Sequence[Tensor], rounds: int, rows: int | None, batch_size: int, adaptive: bool = False
 ) -> int:
-    """Counts the forwards that so many rounds of every sequence take at most; only rows of equal length share one.
+    """Counts the forward passes that this number of rounds of every sequence takes at most.
 
-    rows: of a round; None in an order, where a round has as many as the sequence has scored tokens. adaptive: a round
-        has one row, which is evaluated once for each scored token.
+    Only rows of equal length share a pass.
+
+    Args:
+        rows: rows of a round; None for an order, whose rounds have a row for each scored token.
+        adaptive: whether a policy chooses the order. Then a round has one row, evaluated once for each scored token.
     """
     rows_of_length, evaluations_of_a_row = Counter[int](), Counter[int]()
     for where in scored:
@@ -389,7 +412,7 @@ def _compute(
     """Yields rounds of sequences of one length, computed in batches of rows."""
 
     def spread(index: int, chosen: Tensor) -> Tensor:
-        """Places (R, n) over the scored tokens into (R, L) over all tokens."""
+        """Turns a mask (R, n) over the scored tokens into a mask (R, L) over all tokens."""
         where = scored[index].expand(len(chosen), -1)
         return torch.zeros(where.shape, dtype=torch.bool).masked_scatter(where, chosen)
 
@@ -405,7 +428,7 @@ def _compute(
 def _compute_adaptive(
     model: Any, sequences: Sequence[Tensor], scored: Sequence[Tensor], rounds: list[tuple[int, int, AdaptiveRound]]
 ) -> Iterator[RoundNats]:
-    """Yields rounds under one policy of sequences of one length, computed side by side."""
+    """Yields rounds of sequences of one length under one policy, computed side by side."""
     x0 = torch.stack([sequences[index] for index, _, _ in rounds])  # (B, L)
     masked = torch.stack([scored[index] for index, _, _ in rounds])  # (B, L)
     *_, nats = nats_under_policy(model, x0, masked, rounds[0][2].policy, rounds[0][2].steps)  # (B, L)
@@ -422,7 +445,7 @@ class Texts(NamedTuple):
 
 
 def check_texts(config: Any, sequences: Sequence[Tensor], scored: Sequence[Tensor] | None = None) -> Texts:
-    """Returns the sequences and where they are scored; raises a ValueError for no sequences, and what is no text."""
+    """Checks sequences and their scored tokens; raises a ValueError if there are none, or one is not a text."""
     check_list("sequences", sequences)
     if len(sequences) == 0:
         raise ValueError("sequences must hold at least one sequence; got none.")
@@ -442,14 +465,14 @@ def check_texts(config: Any, sequences: Sequence[Tensor], scored: Sequence[Tenso
 
 
 def check_list(name: str, value: Any) -> None:
-    """Raises a ValueError for what is no list, tuple, tensor or the like."""
+    """Raises a ValueError unless the value is a list, tuple, tensor or the like."""
     listed = len(value.shape) > 0 if hasattr(value, "shape") else hasattr(value, "__len__")
     if not listed or isinstance(value, (str, bytes, Mapping, Set)):
         raise ValueError(f"{name}={shortened(value)} must be a list.")
 
 
 def check_ids(config: Any, name: str, value: Any) -> Tensor:
-    """Returns the ids of a text, (L,) int64 on the CPU; raises a ValueError for what is none."""
+    """Returns the ids of a text, (L,) int64 on the CPU; raises a ValueError if they are not ids of a text."""
     ids = as_tensor(name, value)
     integers = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     if ids.ndim != 1 or not (integers or ids.numel() == 0):  # an empty list makes floats
@@ -466,7 +489,7 @@ def check_ids(config: Any, name: str, value: Any) -> Tensor:
 
 
 def check_integer_seed(seed: Any) -> int:
-    """Returns a seed as an integer; unlike that of `generate` it may be negative, as only its digits are read."""
+    """Returns a seed as an integer. It may be negative, unlike a seed of `generate`."""
     seed = plain(seed)
     if not is_integer(seed):
         raise ValueError(f"seed={shortened(seed)} must be an integer.")
@@ -478,7 +501,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def _check_weights(weights: Tensor, sequences: Sequence[Tensor]) -> Tensor:
-    """Returns the weights (S,) in float64; raises a ValueError unless there is one a sequence and they add up to 1."""
+    """Returns the weights (S,) in float64; raises a ValueError unless each sequence has one and they add up to 1."""
     weights = as_tensor("weights", weights).cpu().double()
     least, total = float(weights.min()) if weights.numel() else 0.0, float(weights.sum())
     if weights.shape != (len(sequences),) or least < 0 or not abs(total - 1) < 1e-6:
@@ -499,7 +522,7 @@ def _generator(seed: int, index: int, number: int) -> torch.Generator:
 
 
 class LikelihoodRounds:
-    """Computes the rounds of an estimate, one for each turn of a loop, and summarises them.
+    """Computes the rounds of an estimate, one in each turn of a loop, and summarises them.
 
         rounds = LikelihoodRounds(model, sequences, passes=16)
         for found in rounds:                  # save it in a file, move a progress bar
@@ -508,9 +531,8 @@ class LikelihoodRounds:
 
     The arguments are those of [`estimate_likelihood`], and:
         known: nats by (sequence, round), for rounds that need not be computed again.
-        before_gathering: called in every process after its share; where it raises in all, nothing is put together.
 
-    Each of several processes iterates over its own share, and all must finish.
+    With several processes, each iterates over its own share, and all must finish.
     """
 
     def __init__(
@@ -536,7 +558,7 @@ class LikelihoodRounds:
         self.target_se, self.batch_size, self.seed = target_se, batch_size, check_integer_seed(seed)
         self.accelerator, self.known, self.before_gathering = accelerator, known or {}, before_gathering
         self.sequences, self.scored, self.n_scored = check_texts(config_of(model), sequences, scored)
-        # (S,) how much each sequence's nats per token count in the mean
+        # (S,) the weight of each sequence's nats per token in the mean
         self.share = self.n_scored / self.n_scored.sum() if weights is None else _check_weights(weights, sequences)
         self.rows, self.first_rounds, self.most_rounds = plan_rounds(estimator, passes, target_se)
         self.noise = get_noise(model.config)
@@ -551,7 +573,7 @@ class LikelihoodRounds:
         self.nats_per_token = nats
 
     def rounds_wanted(self, nats: Tensor) -> int:
-        """Returns how many rounds there must be, given those so far, (S, rounds) nats per token.
+        """Returns how many rounds there must be, given the rounds so far: (S, rounds) nats per token.
 
         Raises:
             ValueError: for a `target_se` that `passes` cannot reach.
@@ -566,13 +588,13 @@ class LikelihoodRounds:
         needed = math.ceil(min(rounds * ratio * ratio, LARGEST_INTEGER))
         if needed > self.most_rounds:
             raise ValueError(
-                f"target_se={self.target_se} would take about {needed * self.rows} passes, the error being "
+                f"target_se={self.target_se} would take about {needed * self.rows} passes, since the error is "
                 f"{error:.2g} after {rounds * self.rows}; passes={self.passes} are allowed."
             )
         return needed
 
     def _stage(self, rounds: range) -> Generator[RoundNats, None, Tensor]:
-        """Computes these rounds of this process's sequences; returns (S, rounds) nats per token, of all processes."""
+        """Computes these rounds of this process's sequences. Returns (S, rounds) nats per token, of all processes."""
         first, stride = 0, 1
         if self.accelerator is not None:
             first, stride = self.accelerator.process_index, self.accelerator.num_processes
@@ -587,8 +609,8 @@ class LikelihoodRounds:
         if self.before_gathering is not None:
             self.before_gathering()
         if self.accelerator is not None and stride > 1:
-            # Where this process has values the others have zeros, so the sum only collects. float32 rounds the values,
-            # no more than the network does.
+            # Each value is zero in all processes but one, so the sum only collects them. float32 rounds the values no
+            # more than the network does.
             nats = self.accelerator.reduce(nats.float().to(self.accelerator.device), "sum").double().cpu()
         return nats / self.n_scored[:, None]
 
@@ -598,9 +620,9 @@ class LikelihoodRounds:
         return draw_round(self.estimator, int(self.n_scored[index]), self.rows, self.noise, generator)
 
     def summary(self, n_bytes: int | None = None) -> "Likelihood":
-        """Returns the likelihood; raises a RuntimeError before all rounds have been computed."""
+        """Returns the likelihood; raises a RuntimeError if not all rounds have been computed yet."""
         if self.nats_per_token is None:
-            raise RuntimeError("the rounds have not all been computed: iterate over them first.")
+            raise RuntimeError("Not all rounds have been computed: iterate over them first.")
         error, degrees_of_freedom = _error(self.nats_per_token, self.share)
         means = self.nats_per_token.mean(dim=1)  # (S,)
         return Likelihood(
@@ -617,7 +639,7 @@ class LikelihoodRounds:
 
 
 def plan_rounds(estimator: str, passes: int, target_se: float | None) -> tuple[int, int, int]:
-    """Returns the passes of a round, the number of rounds to begin with, and the most rounds."""
+    """Returns the number of passes of a round, of first rounds, and of rounds at most."""
     if estimator in ORDER_OF and estimator != "ar_random":
         return 1, 1, 1
     if estimator != "k_stratified":
@@ -628,7 +650,10 @@ def plan_rounds(estimator: str, passes: int, target_se: float | None) -> tuple[i
 
 
 def _error(nats: Tensor, share: Tensor) -> tuple[float, float]:
-    """Returns the standard error of sum(share x mean over rounds), nats (S, rounds), and Welch's degrees of freedom."""
+    """Returns the standard error of sum(share x mean over rounds) of nats (S, rounds), and its degrees of freedom.
+
+    The degrees of freedom are Welch's, since the rounds of sequences have different variances.
+    """
     if nats.shape[1] == 1:
         return 0.0, math.inf
     variance = share**2 * nats.var(dim=1) / nats.shape[1]  # (S,)
@@ -654,31 +679,40 @@ def estimate_likelihood(
     before_gathering: Callable[[], None] | None = None,
     report: Callable[[int, float], object] | None = None,
 ) -> Likelihood:
-    """Estimates the negative log-likelihood of `sequences`, each (L,) ids of its own length: a tensor, array or list.
+    """Estimates the negative log-likelihood of sequences.
 
-    A round draws from its own generator, seeded by (seed, sequence, round), so that batches and processes do not change
-    its masks. They change the result by rounding alone (some 1e-6 of it in float32).
+    A round draws from its own generator, seeded by (seed, sequence, round). So batches and processes do not change its
+    masks. They change the result only by rounding (some 1e-6 of it in float32).
 
     Args:
-        estimator: "k_stratified", with the smallest error for its passes, see [`stratified_round`] and
-            [`Round.estimate`]; one of the objectives, "t_DSE", "t_DCE", "lambda_DCE", "k_DCE", with independent draws
-            (the offset of t_DCE is left out: it has mean zero and no information); "ar_forward" and "ar_backward",
-            exact in that order, with one row for each scored token; "ar_random", the same in `passes` random orders;
-            "ar_confidence", "ar_margin" and "ar_entropy", exact in the order that the model chooses, see
-            [`exact_likelihood`], with one evaluation after the other for each scored token.
-        passes: masks (orders, for "ar_random") drawn for each sequence, the most of them with `target_se`; even.
-        target_se: add rounds until the standard error, in nats per token, is at most this.
-        batch_size: rows of a forward pass. seed: for all draws.
+        sequences: for each sequence, (L,) ids in a tensor, array or list. Lengths may differ.
+        estimator: one of these.
+            "k_stratified": the estimator with the smallest error for its passes, see [`stratified_round`] and
+            [`Round.estimate`].
+            "t_DSE", "t_DCE", "lambda_DCE", "k_DCE": the objectives, with independent draws. The offset of t_DCE is left
+            out: its mean is zero, and it does not depend on the text.
+            "ar_forward", "ar_backward": exact in that order, with one row for each scored token.
+            "ar_random": the same in `passes` random orders.
+            "ar_confidence", "ar_margin", "ar_entropy": exact in the order that the model chooses, with one evaluation
+            after the other for each scored token, see [`exact_likelihood`].
+        passes: masks (for "ar_random", orders) drawn for each sequence, an even number. With `target_se` it is the
+            largest number.
+        target_se: if given, rounds are added until the standard error, in nats per token, is at most this.
+        batch_size: rows of a forward pass.
+        seed: the seed of all draws.
         n_bytes: number of bytes of the text, for bits per byte.
         scored: for each sequence, (L,) bool: the tokens whose likelihood is computed, given all others. Default: all.
-        weights: (S,) of each sequence's nats per token in the mean, adding up to 1. Default: each token counts once.
-        accelerator: its processes, all of which must call, share the sequences; each gets the same result.
-        before_gathering: called in every process after its share; where it raises in all, nothing is put together.
-        report: called after each round of this process with the number of the sequence and its nats, for a bar.
+        weights: (S,) the weight of each sequence's nats per token in the mean; they add up to 1. Default: every token
+            has the same weight.
+        accelerator: its processes share the sequences. All of them must call this, and each gets the same result.
+        before_gathering: called in every process after its share, before the results are put together. It may raise an
+            error to prevent that; then it must raise in all processes.
+        report: called after each round of this process with the number of the sequence and its nats, such as for a
+            progress bar.
 
     Raises:
-        ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, odd `passes`,
-            an unknown estimator, a `target_se` that `passes` cannot reach.
+        ValueError: if there are no sequences, if one holds anything but ids of tokens or has no scored token, for odd
+            `passes`, for an unknown estimator, and for a `target_se` that `passes` cannot reach.
     """
     if n_bytes is not None:
         check_count("n_bytes", n_bytes, most=2**63 - 1)
@@ -697,7 +731,7 @@ def estimate_likelihood(
     )
     rows = None if estimator in ORDER_OF else rounds.rows
     adaptive = is_adaptive(ORDER_OF.get(estimator))
-    # Packed from the first round to the last: no other code runs between two rounds that could change the weights.
+    # The weights stay packed from the first round to the last: between two rounds no code runs that could change them.
     with packed_weights(count_evaluations(rounds.scored, rounds.first_rounds, rows, batch_size, adaptive)):
         for found in rounds:
             if report is not None:
@@ -706,18 +740,18 @@ def estimate_likelihood(
 
 
 def compute_together(estimates: Sequence[LikelihoodRounds], batch_tokens: int) -> list[ValueError | None]:
-    """Computes several estimates by one model in shared batches; each has the rounds that it has alone.
+    """Computes several estimates of one model in shared batches. Each has the same rounds as alone.
 
-    Texts that are scored one by one fill no batch; together they do, where they are of equal length. Each estimate has
-    its own seed, so that its result depends on the others by rounding alone.
+    Single texts do not fill a batch. Several texts of equal length do. Each estimate has its own seed, so the others
+    change its result only by rounding.
 
     Args:
-        estimates: of one model, in one process.
-        batch_tokens: tokens of a forward, which so has batch_tokens // L rows.
+        estimates: estimates of one model, in one process.
+        batch_tokens: tokens of a forward pass, which then has batch_tokens // L rows.
 
     Returns:
-        For each estimate None, or the error of a `target_se` that it cannot reach; its `summary` then is of the rounds
-        that were computed to find out.
+        For each estimate None, or the error of a `target_se` that it cannot reach. After an error, `summary` is of the
+        rounds computed so far.
     """
     places = [(which, index) for which, estimate in enumerate(estimates) for index in range(len(estimate.sequences))]
     sequences = [estimates[which].sequences[index] for which, index in places]
@@ -771,27 +805,29 @@ def exact_likelihood(
 ) -> Tensor:
     """Computes -log p of each sequence (L,) when its tokens are filled in one order: (S,) float64, nats per sequence.
 
-    This p is the distribution that `generate(method="ordered")` samples with the same order, `steps` and bounds, at
-    temperature 1, top_k 0 and top_p 1. With "random" it is the distribution given the order drawn. Tokens of one
-    event are drawn independently, so that their nats given the tokens before the event add up.
+    Here p is the distribution that `generate(method="ordered")` samples with the same order, `steps` and bounds, at
+    temperature 1, top_k 0 and top_p 1. For "random" it is the distribution given the order that was drawn. Tokens of
+    one event are drawn independently, given the tokens before the event. So their nats add up.
 
-    An order known beforehand takes n rows a sequence, all independent, the head at one position of each. A policy takes
-    one row a sequence and n evaluations one after the other, fewer with `steps` or a bound, the head at all masked
-    positions (arXiv:2603.01367). Two positions that are almost a tie (`policy_radd.TIE`) may be ranked otherwise in a
-    batch of another shape, where the network rounds otherwise.
+    An order that is known beforehand takes n independent rows for each sequence, with the head at one position of each.
+    A policy takes one row for each sequence and n evaluations one after the other, fewer with `steps` or a bound, with
+    the head at all masked positions (arXiv:2603.01367). If two positions are almost a tie (`policy_radd.TIE`), a batch
+    of another shape may rank them differently, since the network rounds differently.
 
     Args:
-        order: "forward" (default), "backward", "random" (for each sequence another, from `seed`); (n,) the places of
-            the scored tokens, counted among them, in the order in which they are filled; or one that a policy chooses
-            from the masked sequence: "confidence", "margin", "entropy" or a function, see `policy_radd.Policy`.
-        steps: the number of events, if fewer than the scored tokens: balanced groups, as `generate` makes them.
-        entropy_bound, confidence_threshold: of a policy, one of them: how many tokens an event reveals, see
-            `policy_radd.Policy`. Default order then "entropy" and "confidence".
+        order: "forward" (default), "backward" or "random" (another order for each sequence, from `seed`). Or (n,) the
+            scored tokens in the order in which they are filled, by their index among the scored tokens. Or an order
+            that a policy chooses from the masked sequence: "confidence", "margin", "entropy" or a function, see
+            `policy_radd.Policy`.
+        steps: the number of events, if less than the number of scored tokens. The groups are balanced, as in
+            `generate`.
+        entropy_bound, confidence_threshold: one of them may say how many tokens an event of a policy reveals, see
+            `policy_radd.Policy`. The order is then "entropy" or "confidence" by default.
         scored: for each sequence, (L,) bool: the tokens whose likelihood is computed, given all others. Default: all.
 
     Raises:
-        ValueError: for no sequences, one that holds other than ids of tokens, one without a scored token, an unknown
-            order or one that is no permutation, `steps` or a bound that does not fit the order.
+        ValueError: if there are no sequences, if one holds anything but ids of tokens or has no scored token, for an
+            unknown order or one that is not a permutation, and for `steps` or a bound that does not fit the order.
     """
     settings = ordered_settings(
         order=order, steps=steps, entropy_bound=entropy_bound, confidence_threshold=confidence_threshold
@@ -810,8 +846,8 @@ def mixture_likelihood(
 ) -> Tensor:
     """Computes -log of the mean probability over K random orders: (S,) float64, nats per sequence.
 
-    Its expectation is above -log E[p], where E is over all orders, and falls as K grows. It is never above the mean
-    over the same orders (Jensen's inequality). One order gives `exact_likelihood`.
+    It is at most the mean of -log p over the same orders (Jensen's inequality). Its expectation is at least -log E[p],
+    where E is the mean over all orders, and falls as K grows. With one order it is [`exact_likelihood`].
     """
     check_count("orders", orders, most=MOST_PASSES)
     settings = ordered_settings(order="random")
@@ -819,7 +855,7 @@ def mixture_likelihood(
 
 
 def mixture(nats: Tensor) -> Tensor:
-    """Turns (S, K) nats of sequences in K orders into (S,) nats of the mean probability."""
+    """Turns the nats of sequences in K orders, (S, K), into the nats of the mean probability, (S,)."""
     return math.log(nats.shape[1]) - torch.logsumexp(-nats, dim=1)
 
 
@@ -832,14 +868,14 @@ def _in_orders(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """Computes the nats of each sequence in each of K orders, (S, K) float64; settings: of `generate`."""
+    """Computes the nats of each sequence in each of K orders, (S, K) float64. settings: the settings of `generate`."""
     orders, batch_size, seed = plain(orders), plain(batch_size), check_integer_seed(seed)
     check_batch_size(batch_size)
     sequences, scored, n_scored = check_texts(config_of(model), sequences, scored)
     policy = policy_of(settings)
     if policy is None:
         for n in set(n_scored.tolist()):
-            order_of(settings.order, int(n), torch.Generator())  # raises, before any work, if it does not fit
+            order_of(settings.order, int(n), torch.Generator())  # raises a ValueError before any work if it is wrong
 
     def draw(index: int, number: int) -> Round | AdaptiveRound:
         if policy is not None:
@@ -870,8 +906,8 @@ def conditional_likelihood(
 ) -> Tensor:
     """Computes -log p(target | prefix, suffix) in one order of the target's tokens: (S,) float64, nats per target.
 
-    A continuation has a prefix alone, an infill both; any of them may be empty, but not the target. The order and what
-    belongs to it are those of [`exact_likelihood`].
+    A target with only a prefix is a continuation; with both it is an infill. Prefixes and suffixes may be empty,
+    targets must not. The other arguments are those of [`exact_likelihood`].
     """
     check_list("targets", targets)
     nothing = [torch.empty(0, dtype=torch.int64)] * len(targets)
@@ -907,7 +943,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def config_of(model: Any) -> Any:
-    """Returns the configuration of a model; raises a TypeError for what is none, such as its name."""
+    """Returns the configuration of a model; raises a TypeError if it is not a model but, say, the name of one."""
     if not hasattr(model, "config"):
         raise TypeError(f"model={shortened(model)} must be a model, loaded by RaddForMaskedLM.from_pretrained.")
     return model.config
@@ -919,7 +955,7 @@ def check_estimator(estimator: str) -> None:
 
 
 def check_estimate(estimator: str, passes: int, target_se: float | None) -> None:
-    """Raises a ValueError for what an estimate cannot be made by."""
+    """Raises a ValueError for settings of an estimate that are unknown or out of range."""
     check_estimator(estimator)
     check_passes(passes)
     if target_se is not None and not (is_number(target_se) and 0 < target_se < math.inf):
@@ -929,6 +965,6 @@ def check_estimate(estimator: str, passes: int, target_se: float | None) -> None
 def check_passes(passes: int) -> None:
     if not is_integer(passes, ROUNDS, MOST_PASSES) or passes % ROUNDS:
         raise ValueError(
-            f"passes={shortened(passes)} must be a positive multiple of {ROUNDS}: that many rounds, compared, give the "
-            f"error. It must be at most {MOST_PASSES}."
+            f"passes={shortened(passes)} must be a positive multiple of {ROUNDS}, since the error comes from a "
+            f"comparison of {ROUNDS} rounds. It must be at most {MOST_PASSES}."
         )

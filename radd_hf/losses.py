@@ -1,22 +1,25 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The four training objectives: one kernel, four distributions of the mask, four weights.
+"""The four training objectives: one sum of cross-entropies, four ways to draw the mask, four weights.
 
-Every objective of RADD is a weighted cross-entropy at masked positions,
+Every objective of RADD is a weighted cross-entropy at the masked positions,
 
     loss = w S + offset,        S = sum over masked positions of -log p(x_i | visible tokens)     nats per sequence
 
-and they differ only in how the mask is drawn and in the weight w. arXiv:2406.03736 (v4), with sigma = sigma(t):
+They differ only in how the mask is drawn, in the weight w and in the offset. A nat is the unit of natural logarithms.
+The equations are those of arXiv:2406.03736 (v4), with sigma = sigma(t) of the noise schedule (`noise_radd.py`):
 
     t_DSE       t ~ U[1e-3, 1], a token masked with probability 1 - e^-sigma    w = sigma' / (e^sigma - 1)    eq. (2.11)
     t_DCE       same mask, same w, offset sigma' n_masked log(e^sigma - 1) / (e^sigma - 1)                  eq. (3.5)
     lambda_DCE  lambda ~ U(0, 1], a token masked with probability lambda        w = 1 / lambda                eq. (3.6)
     k_DCE       k ~ U{1..L}, a uniform subset of k tokens masked                w = L / k                     eq. (C.20)
 
-In expectation lambda_DCE and k_DCE are the any-order autoregressive negative log-likelihood (Theorem 2); the t losses
-are 1 / (1 - 1e-3) times its integral from t = 1e-3 on. The offset does not depend on the network. Its mean over the
-whole schedule is zero, but it adds noise to a logged value, so logs leave it out.
+The expectation of lambda_DCE and of k_DCE is the negative log-likelihood of the text, averaged over all orders in which
+its tokens can be generated (Theorem 2). The t losses are 1 / (1 - 1e-3) times its integral from t = 1e-3 on. The offset
+does not depend on the network. Its mean over the whole schedule is zero. It adds noise to a logged value, so logs leave
+it out.
 
-The kernel S is computed by the model (`RaddForMaskedLM.forward` with `labels` and `loss_weights`).
+The model computes S: `RaddForMaskedLM.forward` with `labels` and `loss_weights`. This file computes the rest.
+
 Shapes: B batch, L length.
 """
 
@@ -32,7 +35,7 @@ from .settings_radd import is_integer, shortened
 T_LOSSES = ("t_DSE", "t_DCE")
 LOSS_TYPES = (*T_LOSSES, "lambda_DCE", "k_DCE")
 
-# The t losses begin here, where e^sigma - 1 is still far from zero.
+# The t losses draw no time below this one: the weight divides by e^sigma - 1, which is zero at t = 0.
 FIRST_TIME = 1e-3
 
 
@@ -40,7 +43,9 @@ FIRST_TIME = 1e-3
 class Masks:
     """The masks of a batch and the weights of its loss.
 
-    masked: (B, L) bool. weight: (B,) float32, w. offset: (B,) float32, nats per sequence, zero but for t_DCE.
+    masked: (B, L) bool, True where a token is masked.
+    weight: (B,) float32, w.
+    offset: (B,) float32, nats per sequence; zero unless the loss is t_DCE.
     """
 
     masked: Tensor
@@ -48,7 +53,7 @@ class Masks:
     offset: Tensor
 
     def apply(self, x0: Tensor, mask_token_id: int) -> dict[str, Tensor]:
-        """Returns the arguments of the model's forward for clean ids x0 (B, L), on their device."""
+        """Returns the arguments of the model's forward for the clean ids x0 (B, L), on the device of x0."""
         masked = self.masked.to(x0.device)
         return {
             "input_ids": x0.masked_fill(masked, mask_token_id),  # (B, L) x_t
@@ -58,10 +63,13 @@ class Masks:
 
 
 def draw_masks(loss_type: str, batch_size: int, length: int, noise: Noise, generator: torch.Generator) -> Masks:
-    """Draws the masks of `loss_type` for B rows of L tokens, on the CPU. The levels are stratified over the batch.
+    """Draws the masks of `loss_type` for B rows of L tokens, on the CPU.
+
+    Each row has a level, which says how much of it is masked: t, lambda or k. The levels are [`stratified`] over the
+    batch.
 
     Raises:
-        ValueError: for an unknown loss, and for no rows or no tokens.
+        ValueError: for an unknown loss, or if there are no rows or no tokens.
     """
     for name, size in (("batch_size", batch_size), ("length", length)):
         if not is_integer(size, 1):
@@ -77,12 +85,12 @@ def draw_step_masks(
     """Draws the masks of some rows of one optimizer step.
 
     Every process draws the levels of all `n_rows` rows of the step as one stratified sample, and the uniform numbers of
-    all rows at once. A row's mask is therefore a function of (seed, step, index of the row in the step): the number of
+    all rows at once. So a row's mask is a function of (seed, step, index of the row in the step). The number of
     processes and gradient accumulation cannot change it.
 
     Args:
-        rows: the rows wanted, of 0 .. n_rows - 1.
-        lengths: (B,) tokens of each wanted row; the rest of its L places is padding.
+        rows: the rows to return, a range within 0 .. n_rows - 1.
+        lengths: (B,) tokens of each returned row; its other places, up to L, are padding.
     """
     levels = torch.Generator().manual_seed(stream_seed(seed, "levels", step))
     quantile = stratified(n_rows, levels)[rows.start : rows.stop]  # (B,)
@@ -92,9 +100,10 @@ def draw_step_masks(
 
 
 def stratified(n: int, generator: torch.Generator) -> Tensor:
-    """Draws n numbers in [0, 1), one in each of n equal intervals: (pi(i) + u_i) / n, pi a random permutation.
+    """Draws n numbers in [0, 1), one in each of n equal intervals.
 
-    Together they cover [0, 1) evenly. Each one alone is uniform.
+    Number i is (pi(i) + u_i) / n, where pi is a random permutation of 0 .. n - 1 and u_i is uniform. Together the
+    numbers cover [0, 1) evenly. Each one alone is uniform.
 
     Returns:
         (n,) float64.
@@ -108,9 +117,9 @@ def masks_at(loss_type: str, quantile: Tensor, uniform: Tensor, noise: Noise, le
     """Computes masks from uniform random numbers.
 
     Args:
-        quantile: (B,) in [0, 1), float64: the quantile of each row's level.
-        uniform: (B, L) in [0, 1), float64: decides which tokens of a row are masked at that level.
-        lengths: (B,) tokens of each row; places from there on are padding and stay unmasked. None: all L.
+        quantile: (B,) float64 in [0, 1): the level of each row, as a quantile of the level's distribution.
+        uniform: (B, L) float64 in [0, 1): decides which tokens of a row are masked at that level.
+        lengths: (B,) tokens of each row; the places after them are padding and stay unmasked. None: L tokens each.
     """
     check_loss_type(loss_type)
     length = torch.full_like(quantile, uniform.shape[1]) if lengths is None else lengths.to(quantile)  # (B,)
@@ -134,10 +143,10 @@ def masks_at(loss_type: str, quantile: Tensor, uniform: Tensor, noise: Noise, le
 def loss_weights(
     loss_type: str, level: Tensor, n_masked: Tensor, length: int | Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """Computes weight w and offset, (B,) each, of rows at `level` (B,) with `n_masked` (B,) masks.
+    """Computes the weight w and the offset, (B,) each, of rows at `level` (B,) with `n_masked` (B,) masks.
 
-    The level is t, lambda or k, by the loss. The dtype is that of `level`: pass float64 near t = 0, where the weight of
-    the t losses grows as 1 / t.
+    The level is t, lambda or k, depending on the loss. The result has the dtype of `level`. Pass float64 near t = 0,
+    where the weight of the t losses grows as 1 / t.
     """
     check_loss_type(loss_type)
     offset = torch.zeros_like(level)
@@ -151,6 +160,6 @@ def loss_weights(
 
 
 def check_loss_type(loss_type: str) -> None:
-    """Raises a ValueError for the name of no loss."""
+    """Raises a ValueError unless the name is that of a loss."""
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"loss_type={loss_type!r} must be one of {LOSS_TYPES}.")

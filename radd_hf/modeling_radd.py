@@ -3,17 +3,20 @@
 
     p(x_i | visible tokens),   with no time input                      arXiv:2406.03736
 
-A canvas is a row of token ids, some of them masks. A partial evaluation computes some of its positions only.
+    input_ids (B, L) -> embedding (B, L, D) -> layers (B, L, D) -> norm -> lm_head (B, L, V), mask column -inf
+
+A canvas is a row of token ids, some of them masks. Many diffusion models have the time as an input of their network.
+RADD's network does not need it: given the visible tokens, a masked token has the same distribution at all times
+(section 3.1).
+
+A sampler needs the distribution only where it draws a token, and a loss only where there is a label. So the head runs
+only at the `output_positions`, and the last layer computes all but its keys and values only there. A tensor (B, L, V)
+exists only if the logits of every position are asked for. A partial evaluation computes only some positions, in all
+layers. Matrix products, attention and loss come from `kernels_radd.py`, which computes the same as torch, faster on
+some CPUs and GPUs.
 
 Shapes: B batch, L length, V vocabulary (with the mask), D hidden size, H heads, d head width,
         K output positions per row, N output positions in the whole batch, C positions of a partial evaluation.
-
-    input_ids (B, L) -> embedding (B, L, D) -> layers (B, L, D) -> norm -> lm_head (B, L, V), mask column -inf
-
-A sampler needs the distribution only where it draws, a loss only where there is a label. So the head runs at the
-`output_positions` alone, and so does the last layer except for its keys and values. A tensor (B, L, V) exists only
-when somebody asks for the logits of every position. Matrix products, attention and loss come from `kernels_radd.py`,
-which computes the same as torch, faster on some CPUs and GPUs.
 """
 
 import math
@@ -69,8 +72,8 @@ logger = logging.get_logger(__name__)
 class RaddRotaryEmbedding(nn.Module):
     """Computes cosines and sines of the rotary embedding (arXiv:2104.09864), in float32 whatever the model's dtype.
 
-    It does so from the configuration at every call: `.to(bfloat16)` would round a buffer of frequencies, and a model
-    made on the meta device would have an empty one.
+    The frequencies come from the configuration at every call. In a buffer, `.to(bfloat16)` would round them, and a
+    model made on the meta device would not have them.
     """
 
     def __init__(self, config: RaddConfig):
@@ -89,7 +92,7 @@ class RaddRotaryEmbedding(nn.Module):
 def rotary_frequencies(config: RaddConfig, position_ids: Tensor) -> tuple[Tensor, float]:
     """Returns each pair's angle per position, (d / 2,) or (B or 1, 1, d / 2), and a factor for cosines and sines.
 
-    "dynamic" and "longrope" depend on the length of a row, which is its own: what pads the others changes nothing.
+    The types "dynamic" and "longrope" depend on the length of a row. Each row has its own length here, without padding.
 
     Args:
         position_ids: (B or 1, L).
@@ -105,7 +108,7 @@ def rotary_frequencies(config: RaddConfig, position_ids: Tensor) -> tuple[Tensor
         short, scaling = initialise(config, device, seq_len=most)
         long, _ = initialise(config, device, seq_len=most + 1)
         return torch.where(lengths > most, long, short), scaling
-    return initialise(config, device, seq_len=cast(int, lengths))  # tensors are taken as well
+    return initialise(config, device, seq_len=cast(int, lengths))  # it takes a tensor, too
 
 
 def default_frequencies(config: RaddConfig, device: torch.device | None = None) -> Tensor:
@@ -116,15 +119,15 @@ def default_frequencies(config: RaddConfig, device: torch.device | None = None) 
 
 
 def signed(sin: Tensor) -> Tensor:
-    """Negates the first half of the sines (..., d), once a forward pass, so that [`rotate`] only swaps halves."""
+    """Negates the first half of the sines (..., d), once for all layers. Then [`rotate`] only has to swap halves."""
     first, second = sin.chunk(2, dim=-1)
     return torch.cat((-first, second), dim=-1)
 
 
 def rotate(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Turns each pair (x_j, x_{j + d/2}) of states (B, L, H, d) by its angle; tables (B or 1, L, d).
+    """Turns each pair (x_j, x_{j + d/2}) of states (B, L, H, d) by its angle. cos, signed_sin: (B or 1, L, d).
 
-    It computes in float32, since a bfloat16 cosine is off by up to 0.4 %, which matters in a long row.
+    It computes in float32. A bfloat16 cosine is off by up to 0.4 %, which matters in a long row.
     """
     if is_faster_by_halves(states):
         return rotate_by_halves(states, cos, signed_sin)
@@ -137,22 +140,23 @@ def rotate(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 class CanvasCache:
     """Keeps the keys and values of every layer at all positions of a canvas, as they were last computed.
 
-    It serves approximate evaluations: after a whole one, `RaddModel.forward(..., partial=...)` recomputes some
-    positions, with the old keys and values of the others. An evaluation of fewer rows is one of the first rows.
+    It is for approximate evaluations. After an evaluation of all positions, `RaddModel.forward(..., partial=...)`
+    recomputes some of them, with the old keys and values of the others. An evaluation of fewer rows computes the first
+    rows.
 
     Args:
-        rows: the most rows of any evaluation; None: as many as the first has. The memory of each layer then stays where
-            it is.
+        rows: the most rows of any evaluation; None: those of the first. Memory for them is made once for each layer,
+            and keeps its place.
     """
 
     def __init__(self, rows: int | None = None):
         self.rows = rows
-        self.states: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, (rows, H, L, d) both
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values, (rows, H, L, d) both
 
     def update(self, layer_idx: int, key: Tensor, value: Tensor, partial: Positions | None) -> tuple[Tensor, Tensor]:
-        """Writes keys and values, of all positions or of the `partial` ones; returns those of all."""
+        """Writes keys and values of all positions, or of the `partial` ones; returns those of all positions."""
         if layer_idx not in self.states:
-            with torch.inference_mode(False):  # memory made in that mode could be written in it alone
+            with torch.inference_mode(False):  # memory made in inference mode could only be written in that mode
                 whole = (self.rows or len(key), *key.shape[1:])
                 self.states[layer_idx] = key.new_empty(whole), value.new_empty(whole)
         stored, stored_value = (states[: len(key)] for states in self.states[layer_idx])  # (B, H, L, d) both
@@ -179,7 +183,7 @@ def eager_attention_forward(
     scaling: float,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Computes softmax(q k^T / sqrt(d)) v plainly: the reference, which can also return the attention weights."""
+    """Computes softmax(q k^T / sqrt(d)) v in plain torch. It is the reference, and also returns the weights."""
     scores = query @ key.transpose(2, 3) * scaling  # (B, H, L, L)
     weights = masked_softmax(scores, attention_mask, dtype=torch.float32).to(query.dtype)
     output = zero_without_keys(weights @ value, attention_mask)
@@ -187,7 +191,7 @@ def eager_attention_forward(
 
 
 class RaddAttention(nn.Module):
-    """Lets every token attend to every token, masks included, on both sides."""
+    """Lets every token attend to all tokens on both sides, masks included."""
 
     def __init__(self, config: RaddConfig, layer_idx: int):
         super().__init__()
@@ -196,7 +200,7 @@ class RaddAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.is_causal = False  # scaled_dot_product_attention is causal where a module does not say so
+        self.is_causal = False  # without this, transformers would make scaled_dot_product_attention causal
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         mark_zero_init(self.o_proj, config.zero_init_residual)
@@ -213,17 +217,17 @@ class RaddAttention(nn.Module):
         norm: Callable[[Tensor], Tensor],
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns the attention's output, and its weights if the implementation has them.
+        """Returns the attention's output, and its weights if the implementation gives them.
 
         Args:
-            hidden_states: (B, L, D), or (B, C, D) at the positions of a `partial` evaluation, whose other positions
-                `cache` has.
-            positions: where queries are computed; everywhere when None.
+            hidden_states: (B, L, D). In a `partial` evaluation (B, C, D), and `cache` has the keys and values of the
+                other positions.
+            positions: the positions of the queries; None: all.
             norm: applied to the hidden states first.
         """
         batch, length = hidden_states.shape[:2]
-        # One product for all three, also where queries are pruned: slicing the weight would bypass adapters and
-        # offload hooks, for a saving of 1/12 of one layer.
+        # One product gives queries, keys and values, even if only some queries are needed. A slice of the weight would
+        # save 1/12 of one layer, but bypass adapters and the hooks of offloading.
         qkv = norm_linear(norm, self.qkv_proj, hidden_states)  # (B, L, D) -> (B, L, 3 D)
         qkv = qkv.view(batch, length, 3, self.num_heads, self.head_dim)  # (B, L, 3, H, d)
         cos, sin = position_embeddings
@@ -243,7 +247,7 @@ class RaddAttention(nn.Module):
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value, partial)
         if isinstance(attention_mask, Tensor) and attention_mask.is_floating_point():
-            attention_mask = attention_mask.to(query.dtype)  # which autocast may have chosen
+            attention_mask = attention_mask.to(query.dtype)  # autocast may have chosen the dtype
 
         output, weights = self._attention_function(query)(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
@@ -261,8 +265,8 @@ class RaddAttention(nn.Module):
 
 
 def mark_zero_init(linear: nn.Linear, zero: bool = True) -> None:
-    """Marks a layer that begins at zero, for `_init_weights`, which does not know what a layer is for."""
-    setattr(linear, "zero_init", zero)  # noqa: B010, a plain assignment is an error to the type checker
+    """Marks a layer that starts at zero, for `_init_weights`, which does not know what a layer is for."""
+    setattr(linear, "zero_init", zero)  # noqa: B010, the type checker takes a plain assignment for an error
 
 
 class RaddMLP(nn.Module):
@@ -282,7 +286,7 @@ class RaddMLP(nn.Module):
 
 
 class RaddLayer(GradientCheckpointingLayer):
-    """Runs a pre-norm transformer block. With `positions` it returns only these: (B, L, D) -> (B, K, D) or (N, D)."""
+    """Runs a pre-norm transformer block: (B, L, D) -> (B, L, D). With `positions` it returns (B, K, D) or (N, D)."""
 
     def __init__(self, config: RaddConfig, layer_idx: int):
         super().__init__()
@@ -322,11 +326,11 @@ class RaddPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": RaddLayer, "attentions": RaddAttention}
-    # The authors' checkpoints store the rotary frequencies, which are constants.
+    # The authors' checkpoints store the rotary frequencies. They are constants, so they are not loaded.
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialises as the authors' code does, oddities included; transformers would draw from N(0, 0.02)."""
+        """Initialises as the authors' code does, oddities included. transformers would draw from N(0, 0.02)."""
         if isinstance(module, nn.Embedding):
             if self.config.embedding_std is None:
                 init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -334,9 +338,9 @@ class RaddPreTrainedModel(PreTrainedModel):
                 init.normal_(module.weight, std=self.config.embedding_std)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-            init.ones_(module.bias)  # ones and not zeros, as in the authors' code
+            init.ones_(module.bias)  # ones, not zeros, as in the authors' code
         elif isinstance(module, nn.Linear):
-            # Either zeros (a mark set where the layer is made) or torch's own default.
+            # Zeros in layers that `mark_zero_init` marked, else torch's own default.
             bound = 0.0 if getattr(module, "zero_init", False) else 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
@@ -345,13 +349,16 @@ class RaddPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, *args, **kwargs):
         """Saves as transformers does, and completes the folder: our parameter names, all code files, the auto classes.
 
-        transformers alone would write a model loaded from the authors' weights under their names again
-        (`save_original_format`), register only the auto class of the class being saved, and empty the caller's
-        `state_dict`. After `fully_shard`, which needs a gathered `state_dict`, torch has replaced the model's class,
-        and transformers would ship torch's files as the code. So the model is saved under the class it had before.
+        transformers alone would do three things otherwise. It would write a model that was loaded from the authors'
+        weights under their names again (`save_original_format`). It would register only the auto class of the class
+        that is saved. And it would empty the caller's `state_dict`.
+
+        After `fully_shard`, which needs a gathered `state_dict`, the model has a class made by torch, and transformers
+        would ship torch's files as the model's code. So the model is saved under the class that it had before.
         """
         kwargs.setdefault("save_original_format", False)
-        # A relative import ships the file. It stands here, so that only saving imports transformers' pipelines.
+        # A relative import makes transformers ship the file. It stands here, since only saving needs the pipelines of
+        # transformers.
         from .pipeline_radd import CUSTOM_PIPELINES
 
         self.config.auto_map = dict(AUTO_MAP)
@@ -380,20 +387,20 @@ class RaddModel(RaddPreTrainedModel):
         self.post_init()
 
     def __call__(self, *args, **kwargs):
-        """Uses what is compiled in steps of training only. Whatever records, selects or evaluates runs uncompiled."""
+        """Runs the compiled trunk in training steps only. Calls that record, select or evaluate run uncompiled."""
         backend = compile_backend(self)
         if backend is None:
             return super().__call__(*args, **kwargs)
         others = ("output_positions", "cache", "partial", "output_hidden_states", "output_attentions")
         recording = self.config.output_hidden_states or self.config.output_attentions
         other_shapes = recording or any(kwargs.get(name) is not None for name in others)
-        # torch does not see hooks that are added to what it has compiled. Those of the embedding are outside of it.
+        # torch does not see hooks that are added after compilation. The embedding is not compiled, so its hooks run.
         if other_shapes or has_hooks_inside(self.layers) or has_hooks_inside(self.norm):
             return super().__call__(*args, **kwargs)
         if not args:
-            check_inputs(self.config, **kwargs)  # here, since a compiler sees no values
-            # A compiler would compute the tables anew in every kernel that reads them, and add up the gradient of the
-            # embedding in an order that changes from run to run.
+            check_inputs(self.config, **kwargs)  # here, since compiled code cannot check values
+            # Compiled code would compute the tables again in every kernel that reads them, and add up the gradient of
+            # the embedding in an order that changes from run to run. So both are computed here.
             ids, embedded = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
             embedded = self.embed_tokens(ids) if embedded is None else embedded  # (B, L, D)
             mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
@@ -423,44 +430,45 @@ class RaddModel(RaddPreTrainedModel):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> BaseModelOutput:
-        """Returns the hidden states, at all positions or some.
+        """Returns the hidden states, at all positions or at some.
 
         Args:
-            input_ids: (B, L) token ids, masks among them; or `inputs_embeds` (B, L, D) in their place.
-            attention_mask: (B, L), 1 at text and 0 at padding, on either side, in any dtype. Or, with eager or sdpa
-                attention, (B, 1, L, L): which keys each query attends to, in booleans or as the integers 1 and 0; or,
-                in a floating-point dtype, what is added to the scores, where -inf and the dtype's lowest number exclude
-                a key. 1 row, H heads and 1 query are taken, too. A query that attends to nothing gets zeros. Flex
-                attention takes its own BlockMask in place of (B, 1, L, L).
+            input_ids: (B, L) token ids, some of them masks. Or pass `inputs_embeds` (B, L, D) in their place.
+            attention_mask: (B, L), 1 at text and 0 at padding, on either side, in any dtype. Eager and sdpa attention
+                also take (B, 1, L, L): as booleans or the integers 1 and 0, the keys that each query attends to; in a
+                floating-point dtype, numbers to add to the scores, where -inf and the dtype's lowest number exclude a
+                key. In its place there may be 1 row, H heads or 1 query. A query that attends to nothing gets zeros.
+                Flex attention takes its own BlockMask in place of (B, 1, L, L).
             position_ids: (B or 1, L); by default each row counts from its first token that is not padding.
             output_positions: the positions to return, as a boolean mask (B, L), as indices (B, K) or as [`Positions`];
-                all when None.
-            cache: keeps keys and values; an evaluation that is not `partial` fills it.
-            partial: C positions of each row, the `output_positions` among them: only these are computed, with the
-                keys and values that the `cache` has of all others. It is approximate if others have changed.
-            position_embeddings: those of the method of this name, which are computed where they are not given.
+                None: all.
+            cache: keeps keys and values. An evaluation that is not `partial` fills it.
+            partial: C positions of each row, the `output_positions` among them. Only these are computed, with the keys
+                and values of all others in `cache`. It is approximate if the others have changed.
+            position_embeddings: what the method of this name returns; computed if not given.
             kwargs: `output_hidden_states`, `output_attentions` and `return_dict`, as in transformers; with flash
-                attention those of packed rows (`cu_seq_lens_q` and so on). `use_cache`, `past_key_values`,
-                `cache_position` and `is_causal` may be None or False, `token_type_ids` zero.
+                attention also those of packed rows (`cu_seq_lens_q` and so on). `use_cache`, `past_key_values`,
+                `cache_position` and `is_causal` may be None or False, and `token_type_ids` may be zero.
 
         Returns:
-            `last_hidden_state` (B, L, D). At `output_positions` it is (N, D), row after row, for a mask or the
-            [`Positions`] of one, and (B, K, D) for indices. Recorded `hidden_states` and `attentions` always have every
-            position.
+            `last_hidden_state` (B, L, D). With `output_positions` it is (N, D), row after row, for a mask or the
+            [`Positions`] of a mask, and (B, K, D) for indices. Recorded `hidden_states` and `attentions` always have
+            every position.
 
         Raises:
-            ValueError: for both or none of `input_ids` and `inputs_embeds`, for arguments of another shape or dtype,
-                and for a `partial` evaluation without `cache` or `output_positions`. Values are checked on a CPU only.
+            ValueError: for both or neither of `input_ids` and `inputs_embeds`, for an argument of a wrong shape or
+                dtype, and for a `partial` evaluation without `cache` or `output_positions`. Values are checked on a CPU
+                only.
             TypeError: for an unknown keyword.
         """
         kwargs = check_keywords(self.config, RaddModel.forward, kwargs)
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, output_positions)
-        if not torch.compiler.is_compiling():  # which would make a graph for each side of the condition
+        if not torch.compiler.is_compiling():  # a compiler would make a graph for each side of the condition
             length = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             if length > self.config.max_position_embeddings:
                 logger.warning_once(
                     f"Some rows have more than max_position_embeddings={self.config.max_position_embeddings} tokens, "
-                    "the length that the model was trained at; expect worse predictions. This is said once."
+                    "the length that the model was trained at: expect worse predictions. This warning comes once."
                 )
         positions = output_positions
         if isinstance(positions, Tensor):
@@ -500,14 +508,14 @@ class RaddModel(RaddPreTrainedModel):
         position_embeddings: tuple[Tensor, Tensor] | None,
         **kwargs,
     ) -> BaseModelOutput:
-        """Runs embedding, layers and norm; with `positions` the last layer returns only these."""
+        """Runs embedding, layers and norm. With `positions` the last layer returns only these."""
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, L) -> (B, L, D)
         if position_embeddings is None:
             position_embeddings = self.position_embeddings(inputs_embeds, attention_mask, position_ids)
         mask = None
-        # transformers makes a mask even of None under a compiler, or while a stream is captured. torch's fastest
-        # attention takes none.
+        # torch's fastest attention takes no mask. Under a compiler, or during a capture, transformers would make a mask
+        # even from None.
         if attention_mask is not None:
             mask = self.prepare_mask(attention_mask, inputs_embeds)
         hidden_states = inputs_embeds
@@ -534,25 +542,27 @@ class RaddModel(RaddPreTrainedModel):
     def prepare_mask(self, attention_mask: Any, inputs_embeds: Tensor) -> Any:
         """Returns the mask of `forward` in the form that attention takes, for embeddings (B, L, D).
 
-        For eager and sdpa that is (B or 1, 1 or H, L or 1, L), True where a query attends, or in a floating-point dtype
-        what is added to the scores, with -inf where it does not. It is None where nothing is excluded.
+        For eager and sdpa attention the form is (B or 1, 1 or H, L or 1, L). It is True where a query attends. In a
+        floating-point dtype it holds numbers to add to the scores, with -inf where a query does not attend. It is None
+        if nothing is excluded.
         """
         if getattr(attention_mask, "ndim", None) == 4:
             mask = attention_mask.to(inputs_embeds.device)
             if not mask.is_floating_point():
                 return mask.bool()
-            # The lowest number, which transformers writes for -inf, excludes nothing where a query has no other.
+            # transformers writes the lowest number in place of -inf. In a row of nothing but that number, softmax would
+            # exclude nothing.
             return mask.masked_fill(mask <= torch.finfo(mask.dtype).min, -torch.inf)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         if mask is None or self.config._attn_implementation != "eager":
             return mask
-        return mask == 0  # for eager transformers writes the lowest number, too
+        return mask == 0  # for eager attention, too, transformers writes the lowest number
 
     def fixed_inputs(self, canvas: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
-        """Returns those arguments of `forward` that stay the same while a canvas is filled.
+        """Returns the arguments of `forward` that stay the same while a canvas is filled.
 
-        Rotary tables and the mask of attention are then made once, and not at every evaluation. Where nothing is padded
-        there is no mask: torch's fastest attention takes none.
+        So rotary tables and the attention mask are made once, not at every evaluation. If nothing is padded there is no
+        mask: torch's fastest attention takes none.
 
         Args:
             canvas: (B, L) ids. attention_mask: (B, L), 0 at padding; or None.
@@ -565,24 +575,24 @@ class RaddModel(RaddPreTrainedModel):
         return {"attention_mask": mask, "position_embeddings": tables}
 
     def make_cache(self, rows: int | None = None) -> CanvasCache:
-        """Makes an empty cache for this number of rows, for `generate`'s `refresh_interval`.
+        """Makes an empty cache for this number of rows, for the setting `refresh_interval` of `generate`.
 
         Raises:
-            ValueError: for an attention that cannot take fewer queries than keys, or if hidden states or attentions are
+            ValueError: if the attention cannot take fewer queries than keys, or if hidden states or attentions are
                 recorded.
         """
         if not self.can_prune():
             raise ValueError(
-                f"refresh_interval needs attn_implementation 'sdpa' or 'eager'; it is "
-                f"{self.config._attn_implementation!r}, or hidden states or attentions are recorded."
+                f"refresh_interval needs attn_implementation='sdpa' or 'eager', and no recorded hidden states or "
+                f"attentions; here attn_implementation={self.config._attn_implementation!r}."
             )
         return CanvasCache(rows)
 
     def can_prune(self, output_hidden_states: bool | None = None, output_attentions: bool | None = None, **_) -> bool:
         """Tells whether the last layer may take queries for the output positions only.
 
-        Flash attention takes fewer queries than keys for the last of a row. The mask of flex attention is built for L
-        queries. Recorded hidden states and attentions need every position.
+        Flash attention takes fewer queries than keys to be the last queries of a row. The mask of flex attention is
+        built for L queries. Recorded hidden states and attentions need every position.
         """
         recorded = output_hidden_states or output_attentions
         recorded = recorded or self.config.output_hidden_states or self.config.output_attentions
@@ -590,7 +600,7 @@ class RaddModel(RaddPreTrainedModel):
 
 
 def default_position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Counts positions from each row's first token, (B or 1, L), so that left padding does not change the angles."""
+    """Counts positions from each row's first token, (B or 1, L). So padding on the left does not change the angles."""
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     return torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
@@ -598,14 +608,14 @@ def default_position_ids(inputs_embeds: Tensor, attention_mask: Tensor | None) -
 
 @dataclass
 class RaddMaskedLMOutput(ModelOutput):
-    """Holds what the network returns. c is the probability of a label, and a nat is the unit of natural logarithms.
+    """Holds what the network returns. A nat is the unit of natural logarithms.
 
-    loss: () the mean to minimise, when `labels` are given.
+    loss: () the mean to minimise, if `labels` are given.
     logits: (B, L, V), or (N, V) / (B, K, V) at the `output_positions`, mask column -inf; None with `labels`, unless
         `output_logits=True` asks for them.
-    sequence_nll: (B,) S, the sum of -log c over the labelled positions of each row, nats per sequence, float32.
-    token_nll: (B, L) -log c at each labelled position, nats, 0 elsewhere, float32.
-    hidden_states, attentions: one entry a layer, on request.
+    sequence_nll: (B,) float32, S: the sum of -log p of the labels of each row, nats per sequence.
+    token_nll: (B, L) float32, -log p of each label in nats, 0 where there is no label.
+    hidden_states, attentions: one entry for each layer, on request.
     """
 
     loss: Tensor | None = None
@@ -617,12 +627,12 @@ class RaddMaskedLMOutput(ModelOutput):
 
 
 class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
-    """Gives p(x_i | visible tokens) at every position, and writes text with it by the reverse process."""
+    """Gives p(x_i | visible tokens) at every position, and generates text by the reverse process."""
 
     generation_config_class = RaddGenerationConfig
     output_modalities = ("text",)  # pipelines read it
-    # Both losses below are means over this call. False makes transformers' Trainer divide them by the number of
-    # accumulation steps, which is right for the diffusion objectives.
+    # False makes transformers' Trainer divide the loss by the number of accumulation steps. That is right for the
+    # diffusion objectives, since each loss is a mean over one call.
     accepts_loss_kwargs = False
 
     def __init__(self, config: RaddConfig):
@@ -639,9 +649,9 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         self.lm_head = new_embeddings
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """Resizes as transformers does; the mask keeps its id, which must stay in the vocabulary.
+        """Resizes as transformers does. The mask keeps its id, which must stay in the vocabulary.
 
-        Rows that `pad_to_multiple_of` adds stand for no token: `config.num_tokens` is set to where they begin.
+        Rows that `pad_to_multiple_of` adds do not stand for tokens. `config.num_tokens` is set to the first of them.
         """
         if new_num_tokens is not None and new_num_tokens <= self.config.mask_token_id:
             raise ValueError(
@@ -654,24 +664,25 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         return embeddings
 
     def _apply(self, *args, **kwargs):
-        """Moves or casts as torch does, and frees captured events, which use the weights where they were."""
+        """Moves or casts as torch does, and frees captured CUDA graphs, which use the weights at their old place."""
         self.free_cuda_graphs()
         return super()._apply(*args, **kwargs)
 
     def compute_logits(self, hidden_states: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Returns logits that rule out the mask and ids without a token: (..., D) -> (..., V), their columns -inf.
+        """Computes logits, with -inf for the mask and for ids that are not tokens: (..., D) -> (..., V).
 
-        No other place rules them out. It is done on the head's output, since slicing the head's weight would break
-        resizing, offloading and adapters.
+        This is the only place that rules them out. It changes the output of the head: a slice of the head's weight
+        would break resizing, offloading and adapters.
         """
         logits = linear(self.lm_head, hidden_states) if head is None else head(hidden_states)
         logits = logits.to(hidden_states.device)
         mask, tokens = cast(int, self.config.mask_token_id), self.config.num_tokens
-        if has_backward_hooks(self.lm_head):  # which make a view of the logits, to which nothing may be written
+        if has_backward_hooks(self.lm_head):  # such hooks make the logits a view, which must not be written to
             ids = torch.arange(logits.shape[-1], device=logits.device)  # (V,)
             ruled_out = ids == mask if tokens is None else (ids == mask) | (ids >= tokens)
             return logits.masked_fill(ruled_out, -torch.inf)
-        # Detached, or the backward pass would copy a gradient of this size for nothing: at -inf it is zero.
+        # Detached: otherwise the backward pass would copy a gradient of this size for nothing, since it is zero at
+        # -inf.
         logits.detach().select(-1, mask).fill_(-torch.inf)
         if tokens is not None:
             logits.detach()[..., tokens:].fill_(-torch.inf)
@@ -696,29 +707,27 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
 
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds: see [`RaddModel`].
-            labels: (B, L) clean ids where a loss is wanted, -100 elsewhere; never the mask, which has probability 0.
-                With labels, the head runs at the labelled positions only, in chunks, with the softmax in float32, and
-                `logits` is None.
+            labels: (B, L) clean ids at the positions of the loss, -100 elsewhere. A label must not be the mask, which
+                has probability 0. With labels, the head runs at the labelled positions only, in chunks, with the
+                softmax in float32, and `logits` is None.
             loss_weights: (B,) w of the diffusion objectives, which are all mean(w S); see `losses.py`.
-            output_positions: where logits are wanted, boolean (B, L), indices (B, K) or [`Positions`]; everywhere when
-                None.
-            max_targets: at least the number of labels in the batch, where the caller knows it: the host then need not
-                wait for a GPU to count them. With too small a number the loss is nan on a GPU; a compiler ignores the
-                number.
-            output_logits: with labels, return the logits of every position, too. They take B L V numbers of memory, and
-                the head is run once more.
-            num_items_in_batch: what the sum over labelled tokens is divided by, as in transformers; their number when
-                None.
+            output_positions: the positions of the logits, boolean (B, L), indices (B, K) or [`Positions`]; None: all.
+            max_targets: a number that is at least the number of labels in the batch. With it the host need not wait for
+                a GPU to count the labels. If it is too small, the loss is nan on a GPU. A compiler ignores it.
+            output_logits: with labels, whether to return the logits of every position, too. They take B L V numbers of
+                memory, and the head runs once more.
+            num_items_in_batch: the divisor of the sum over labelled tokens, as in transformers; None: the number of
+                labelled tokens.
             kwargs: those of [`RaddModel`].
 
         Returns:
-            [`RaddMaskedLMOutput`]. `loss` is `mean(loss_weights * S)` in nats per sequence with `loss_weights`,
-            else the mean over the labelled tokens in nats per token, the ordinary masked-LM loss.
+            [`RaddMaskedLMOutput`]. With `loss_weights`, `loss` is `mean(loss_weights * S)` in nats per sequence.
+            Without them it is the mean over the labelled tokens in nats per token, the ordinary masked-LM loss.
 
         Raises:
-            ValueError: for `loss_weights` without `labels`, for `labels` with `output_positions`, and for arguments of
-                another shape, dtype or device. On a CPU also for labels that are the mask or no ids, and for too small
-                a `max_targets`: on a GPU the host would have to wait for their values.
+            ValueError: for `loss_weights` without `labels`, for `labels` with `output_positions`, and for an argument
+                of a wrong shape, dtype or device. On a CPU also for labels that are the mask or not ids, and for a
+                `max_targets` that is too small. On a GPU the host would have to wait for these values.
             TypeError: for an unknown keyword.
         """
         kwargs = check_keywords(self.config, RaddForMaskedLM.forward, kwargs)
@@ -732,7 +741,7 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             )
         if loss_weights is not None and num_items_in_batch is not None:
             raise ValueError(
-                "num_items_in_batch divides a sum over tokens, loss_weights are for a mean over rows: pass one."
+                "num_items_in_batch divides a sum over tokens, and loss_weights are for a mean over rows: pass one."
             )
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, output_positions)
         if labels is not None:
@@ -756,14 +765,14 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
         labelled, vocab_size = labels != -100, self.config.vocab_size  # (B, L)
         hidden = outputs.last_hidden_state
         logits = self.compute_logits(hidden) if output_logits else None  # (B, L, V)
-        # (N,) both; in a fixed shape unlabelled places stand behind
+        # (N,); in a fixed shape, unlabelled places follow the labelled ones
         places = label_places(labels, max_targets, vocab_size) if fixed else labelled.flatten().nonzero().squeeze(1)
         if everywhere:
             hidden = hidden.flatten(0, 1).index_select(0, places)  # (B, L, D) -> (N, D)
         targets, backend = labels.flatten().index_select(0, places), compile_backend(self.model)
         nll = token_nll(self.compute_logits, self.lm_head, hidden, targets, vocab_size, backend)  # (N,)
         of_each_token = nll.new_zeros(labels.numel()).scatter(0, places, nll).view(labels.shape)  # (B, L)
-        # A compiler uses all positions, and must not look at this number, which differs from batch to batch.
+        # Compiled code uses all positions. It must not look at max_targets, which differs from batch to batch.
         if not torch.compiler.is_compiling() and max_targets is not None:
             of_each_token = of_each_token + torch.where(labelled.sum() > max_targets, torch.nan, 0.0)
         sequence_nll = of_each_token.sum(dim=1)  # (B,)
@@ -771,14 +780,14 @@ class RaddForMaskedLM(RaddPreTrainedModel, RaddGenerationMixin):
             loss = (loss_weights * sequence_nll).mean()
         else:
             number = labelled.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            loss = (sequence_nll.sum() / number).reshape(())  # of one number in a list, too
+            loss = (sequence_nll.sum() / number).reshape(())  # the number may be a tensor of one element
         return RaddMaskedLMOutput(
             loss=loss, logits=logits, sequence_nll=sequence_nll, token_nll=of_each_token, **recorded
         )
 
 
 class RaddForCausalLM(RaddPreTrainedModel):
-    """Says what to load instead: RADD does not predict a token from those before it alone."""
+    """Says what to load instead of a causal language model, which predicts a token from those before it."""
 
     INSTEAD = (
         "RADD fills masks and is not a causal language model; load AutoModelForMaskedLM, and continue a text with "
@@ -792,14 +801,14 @@ class RaddForCausalLM(RaddPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Raises a LookupError before any weight is read.
 
-        transformers' pipeline raises one, too, for a task that it does not know. A ValueError would be caught there and
-        come out below two tracebacks.
+        transformers' pipeline also raises a LookupError for a task that it does not know. It would catch a ValueError,
+        and show it below two tracebacks.
         """
         raise LookupError(f"{pretrained_model_name_or_path}: {cls.INSTEAD}")
 
 
-# The authors' parameter names, so that `from_pretrained` reads their repositories as they are. The anchor ^ keeps the
-# patterns from matching names of ours.
+# The authors' parameter names: with them `from_pretrained` reads the authors' repositories as they are. The anchor ^
+# keeps the patterns from matching our names.
 register_checkpoint_conversion_mapping(
     "radd",
     [

@@ -1,9 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Fills the blanks of texts: a pipeline of transformers around `generate`.
 
-    "It was [MASK:4] of spring."  ->  a canvas of ids, masks in the blank  ->  "It was a very cold day of spring."
+    "It was [MASK:4] of spring."  ->  ids, with four masks in the blank  ->  "It was a very cold day of spring."
 
-Shapes: B texts, R samples for each, L length of the longest text, K blanks of the text that has most.
+A canvas is a row of token ids, some of them masks. An event is one evaluation of the network and the tokens that it
+reveals.
+
+Shapes: B texts, R samples for each, L length of the longest text, K the largest number of blanks in a text.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +21,7 @@ from .randomness_radd import check_seed, sample_generators, text_seed
 from .settings_radd import LENGTHS, SETTINGS, SYNONYMS, own_arguments
 from .text_radd import BlankedText, check_tokenizer
 
-# What a saved model's config.json says, so that `pipeline("radd-infilling", ...)` finds the class below.
+# An entry of a saved model's config.json, by which `pipeline("radd-infilling", ...)` finds the class below.
 CUSTOM_PIPELINES = {
     "radd-infilling": {"impl": "pipeline_radd.RaddInfillingPipeline", "pt": ["AutoModelForMaskedLM"]},
 }
@@ -27,31 +30,32 @@ CUSTOM_PIPELINES = {
 class RaddInfillingPipeline(Pipeline):
     """Fills the blanks of texts: `pipeline("radd-infilling", model=..., trust_remote_code=True)("It was [MASK:4].")`.
 
-    The blanks are those of [`encode_blanks`]. Instead of a text with blanks there may be a dictionary of its `prefix`,
-    `suffix`, and `length` or `max_new_tokens` ([`encode_request`]). A dictionary may also hold a `seed` of its own. A
-    call takes one text, a list of texts, or a data set or generator of texts, which is streamed. It returns for one
-    text a list of `num_return_sequences` dictionaries, for several a list or an iterator of such lists:
+    A text has blanks as in [`encode_blanks`]. In place of a text there may be a dictionary with a `prefix`, a `suffix`,
+    and `length` or `max_new_tokens` ([`encode_request`]). A dictionary may also have a `seed` of its own.
+
+    A call takes one text, a list of texts, or a data set or generator of texts, which is streamed. For one text it
+    returns a list of `num_return_sequences` dictionaries. For several texts it returns a list or an iterator of such
+    lists. A dictionary has these entries:
 
         text: the text with its blanks filled.
         fills: the text in each blank, with the space before it if it begins with a word.
-        fill_scores: for each blank, the sum of the log-probabilities of its tokens, in nats, each when it was drawn
-            and before temperature, top-k and top-p. Tokens revealed together are scored as independent; with one token
-            an event (method "ordered" without steps, or "first_hitting") the sum over all blanks is the
-            log-probability of the filling in the order in which it was written.
+        fill_scores: for each blank, the sum of the log-probabilities of its tokens, in nats (the unit of natural
+            logarithms). Each is that of the draw, before temperature, top-k and top-p. Tokens revealed together are
+            scored as independent. With one token an event (method "ordered" without steps, or "first_hitting") the sum
+            over all blanks is the log-probability of the filling in the order in which it was drawn.
         score: the sum of `fill_scores`.
-        num_function_evaluations: how often the network was evaluated for this text.
+        num_function_evaluations: the number of network evaluations for this text.
 
-    `batch_size` texts are computed together, padded to one length. Every sample has a generator of its own, so that the
-    texts beside it do not matter, but for the rounding of the network's logits (see `generate`).
+    `batch_size` texts are computed together, padded to one length. Every sample has a generator of its own. So the
+    other texts of a batch do not change it, except by the rounding of the network's logits (see `generate`).
 
-    With `pipeline`, or with the call:
+    Settings of `pipeline` and of a call:
         num_return_sequences, method, steps, order, entropy_bound, temperature, top_k, top_p, max_time,
-        logits_processor, progress, generation_config and every other setting of `generate` that says how to draw, see
-        there.
+        logits_processor, progress, generation_config, and every other setting of `generate` that says how to draw.
         batch_size, num_workers: as in every pipeline of transformers.
 
     Raises:
-        ValueError: for a text without blanks or with malformed ones, an unknown setting, and as `generate`.
+        ValueError: for a text without blanks or with malformed ones, for an unknown setting, and as `generate`.
     """
 
     _load_tokenizer: Any = True
@@ -63,17 +67,17 @@ class RaddInfillingPipeline(Pipeline):
     model: Any
     tokenizer: Any
 
-    # Settings of `generate` that change what it returns, not how it draws.
+    # Settings of `generate` that say what it returns. The pipeline needs these values.
     FIXED = {"stop_on_eos": False, "output_history": False, "return_dict_in_generate": True}
     SETTINGS = {*SETTINGS, "generation_config", "logits_processor", "progress"} - {*LENGTHS, *FIXED}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.tokenizer is None:
-            raise ValueError("tokenizer=None: the pipeline reads and writes text, pass the model's tokenizer.")
+            raise ValueError("tokenizer=None: the pipeline reads and writes text. Pass the model's tokenizer.")
         check_tokenizer(self.tokenizer)
         if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token  # any token will do: padding is not attended to
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # any token will do: no token attends to padding
 
     def __call__(
         self,
@@ -89,17 +93,17 @@ class RaddInfillingPipeline(Pipeline):
 
         Args:
             inputs: one text with blanks, or several, or dictionaries, see the class.
-            seed: the same seed and settings give the same samples of the n-th text, whatever `batch_size` is; for
-                one text those that `generate(seed=)` and the command line write. A text that brings a seed has the
-                samples that it has alone.
-            generator: instead of `seed`, a source that is advanced by the call. Default: torch's own.
+            seed: the same seed and settings give the same samples of the n-th text, whatever `batch_size` is. For one
+                text they are those of `generate(seed=)` and of the command line. A text with a seed of its own gets the
+                same samples as alone.
+            generator: instead of `seed`, a source of randomness, which the call advances. Default: torch's own.
         """
         if seed is not None:
             if generator is not None:
                 raise ValueError(f"seed={seed} and generator both say where randomness comes from; pass one of them.")
             seed = check_seed(seed)
         if not isinstance(generator, (torch.Generator, type(None))):
-            raise ValueError(f"generator={generator!r} must be one torch.Generator; every sample gets its own from it.")
+            raise ValueError(f"generator={generator!r} must be one torch.Generator; it seeds one for every sample.")
         if isinstance(inputs, bytes) or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")):
             raise ValueError(f"inputs={inputs!r} must be a text with blanks, or a list, data set or stream of texts.")
         device = None if generator is None else generator.device
@@ -127,7 +131,7 @@ class RaddInfillingPipeline(Pipeline):
                     "[MASK:12]."
                 )
         settings = own_arguments(settings, self.SETTINGS, "a setting of this pipeline")
-        if "generation_config" in settings:  # whose lengths are for other texts than those with blanks
+        if "generation_config" in settings:  # its lengths are for texts without blanks
             chosen = own_settings(settings["generation_config"])
             settings["generation_config"] = {name: chosen[name] for name in chosen if name not in LENGTHS}
         return {}, settings, {}
@@ -136,21 +140,21 @@ class RaddInfillingPipeline(Pipeline):
         return self.encode(input_["request"], input_["seed"])
 
     def encode(self, request: str | Mapping[str, Any], seed_of_text: int | None = None) -> dict[str, Any]:
-        """Encodes a request: ids and attention mask (1, L), spans (1, K, 2), seed (1,), text around blanks.
+        """Encodes a request: ids and attention mask (1, L), spans (1, K, 2), seed (1,), text around the blanks.
 
         Args:
             request: a text with blanks or a dictionary, see the class.
-            seed_of_text: what `randomness_radd.text_seed` returned; the request's own seed comes first.
+            seed_of_text: what `randomness_radd.text_seed` returned. A seed of the request takes its place.
 
         Raises:
-            ValueError: for a request that is refused ([`encode_request`]), and without any seed.
+            ValueError: for a request that [`encode_request`] refuses, and for one without any seed.
         """
         if isinstance(request, Mapping):
             request = dict(request)
             own = request.pop("seed", None)
             seed_of_text = seed_of_text if own is None else text_seed(check_seed(own))
         if seed_of_text is None:
-            raise ValueError("seed_of_text=None: pass a seed, or a request that has one.")
+            raise ValueError("seed_of_text=None: pass a seed, or a request with a seed.")
         ids, spans, pieces = encode_request(request, self.model.config, self.tokenizer)
         input_ids = torch.tensor([ids])
         return {
@@ -164,15 +168,16 @@ class RaddInfillingPipeline(Pipeline):
     def fill(
         self, rows: Sequence[dict[str, Any]], *, streamer: Any = None, **settings: Any
     ) -> list[list[dict[str, Any]]]:
-        """Fills rows of one length, from [`encode`], together; returns the samples of each, see the class.
+        """Fills several rows of one length together; returns the samples of each row, see the class.
 
         Args:
-            streamer: as in `generate`; its canvases are (rows x num_return_sequences, L).
+            rows: what `encode` returned.
+            streamer: as in `generate`; it gets canvases (rows x num_return_sequences, L).
             settings: as in a call of the pipeline.
         """
         lengths = sorted({row["input_ids"].shape[1] for row in rows})
         if len(lengths) != 1:
-            raise ValueError(f"rows have lengths {lengths}; those that are filled together have one.")
+            raise ValueError(f"rows have lengths {lengths}; rows that are filled together must have one length.")
         settings = self._sanitize_parameters(**settings)[1]
         together = {
             "input_ids": torch.cat([row["input_ids"] for row in rows]),  # (B, L)
@@ -231,7 +236,7 @@ class RaddInfillingPipeline(Pipeline):
     def _samples(
         self, sequences: Any, logprobs: Any, evaluations: list[int], spans: Sequence, pieces: list[str]
     ) -> list[dict[str, Any]]:
-        """Returns the samples of one text: sequences and logprobs (R, L), without padding."""
+        """Returns the samples of one text. sequences and logprobs: (R, L), without padding."""
         given, samples = BlankedText([], [(begin, end) for begin, end in spans], pieces), []
         for ids, nats, count in zip(sequences, logprobs.double(), evaluations, strict=True):
             fills = given.fills(ids.tolist(), self.tokenizer)

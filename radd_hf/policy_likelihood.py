@@ -1,12 +1,16 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Computes the likelihood of texts in the order that a policy chooses (`policy_radd.py`).
 
-A policy chooses the next positions from the masked sequence alone. So exactly one sequence of choices leads to a given
-text, and the text has the probability of its tokens along them: evaluate, let the policy choose, add -log p of the
-text's tokens there, make them visible (arXiv:2603.01367, which calls this DUEL). Tokens that one event reveals are
-drawn independently, so that their nats add up. The probabilities of all texts sum to one.
+A policy chooses the next positions from the masked sequence alone. So exactly one series of choices leads to a given
+text. The probability of the text is the product of the probabilities of its tokens along this series. The computation
+repeats four steps: evaluate the network, let the policy choose positions, add -log p of the text's tokens there, make
+these tokens visible (arXiv:2603.01367, which calls this DUEL). The probabilities of all texts sum to one.
 
-Shapes: B texts, L length, V vocabulary; A rows that still have masks, K masks of a row at most, N of all rows.
+An event is one evaluation of the network and the tokens that it reveals. It draws its tokens independently, so their
+nats (-log p, the unit of natural logarithms) add up.
+
+Shapes: B texts, L length, V vocabulary; A rows that still have masks, K the largest number of masks in a row, N the
+        masks of all rows, n masks of a chunk.
 """
 
 from collections.abc import Iterator
@@ -25,19 +29,20 @@ from .policy_radd import Beliefs, Policy
 def nats_under_policy(
     model: Any, x0: Tensor, masked: Tensor, policy: Policy, steps: int | None = None
 ) -> Iterator[Tensor]:
-    """Yields -log p of each token given what was visible when it was revealed, after every event: (B, L) float64, CPU.
+    """Yields after every event -log p of each token, given the tokens visible before: (B, L) float64 on the CPU.
 
     It is nan where a token is still masked, and 0 where it was visible from the beginning. The rows of a batch advance
-    together, each by its own events; those that have no mask left are no longer evaluated.
+    together, each by its own events. Rows without masks are no longer evaluated.
 
     Args:
-        x0: (B, L) clean ids. masked: (B, L) bool, the tokens that are revealed.
-        steps: the most events, in balanced groups; for a policy that does not decide how many positions it reveals.
+        x0: (B, L) clean ids.
+        masked: (B, L) bool, the tokens to reveal.
+        steps: the most events, in balanced groups; used by a policy that does not decide how many positions it reveals.
     """
-    network = model.compute_logits.__self__  # of a wrapper, such as PEFT's, the network inside
+    network = model.compute_logits.__self__  # the network inside a wrapper, such as PEFT's
     device = network.model.device
     x0, masked = x0.to(device), masked.to(device)
-    planned = plan_sequence(masked, torch.zeros_like(x0), steps)  # (B, L) it tells the sizes of groups, not the places
+    planned = plan_sequence(masked, torch.zeros_like(x0), steps)  # (B, L) only the sizes of its groups are used
     nats = torch.zeros(x0.shape).masked_fill(masked.cpu(), torch.nan).double()
     event = 0
     while bool(masked.any()):
@@ -60,10 +65,12 @@ def _look(
 ) -> tuple[Beliefs, Tensor]:
     """Evaluates masked sequences (A, L); returns the beliefs and -log p of the true tokens at the masks, (A, K) each.
 
-    The head runs on a chunk of the masks at a time, or of one row's for a policy that is a function of the user's.
+    The head runs on a chunk of masks at a time. If the policy is a user's function, a chunk has the masks of one row.
 
     Args:
-        indices: (A, K) positions of the masks. real: (A, K) bool, False where a row has fewer. tokens: (A, K) ids.
+        indices: (A, K) positions of the masks.
+        real: (A, K) bool, False where a row has fewer masks.
+        tokens: (A, K) ids of the true tokens.
     """
     positions = Positions(indices, real.flatten().nonzero().squeeze(1))
     hidden = network.model(input_ids=sequences, output_positions=positions).last_hidden_state  # (N, D)

@@ -1,18 +1,19 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Captures work on a GPU as CUDA graphs and replays it, so that the host need not launch every kernel again.
+"""Captures work on a GPU as CUDA graphs and replays it. Then the host need not launch every kernel again.
 
-For one short row a GPU computes an evaluation of the network in less time than the host takes to launch its kernels.
+For one short row, a GPU computes an evaluation of the network in less time than the host takes to launch the kernels.
 CUDA can capture the kernels as a graph, and launch all of them by one call: a replay. A graph repeats the same
-operations on the same memory. So the captured function must read what changes from tensors that stay where they are.
-It must not ask for a value on the device, and its shapes must not depend on values. Such a function is a *program*
-here.
+operations on the same memory. So a function that is captured must keep three rules. It reads all that changes from
+tensors that keep their place in memory. It does not ask for a value on the device. Its shapes do not depend on values.
+Such a function is called a *program* here.
 
-    StaticTensors  tensors that stay where they are
+    StaticTensors  tensors that keep their place in memory
     CudaGraphs     captures a program on a CUDA GPU
     Programs       runs programs: calls, captures or replays them
     programs_of    a context that lends the programs of a model, which are kept from call to call
 
-Nothing here is about RADD. `generation_radd.py` makes a program of each shape of an event.
+Nothing here is about RADD. `generation_radd.py` has a program for each shape of an event (an evaluation of the network
+that reveals tokens).
 """
 
 import warnings
@@ -30,13 +31,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .kernels_radd import is_hooked, is_transformed
 
-# A model keeps the programs of so many layouts (sizes of batch and text), and of each layout so many graphs. The least
-# recently used are dropped first.
+# A model keeps the programs of this many layouts (sizes of batch and text), and this many graphs of each layout. The
+# least recently used are dropped first.
 LAYOUTS_KEPT = 4
 GRAPHS_KEPT = 64
-# Calls of a program by a thread before the thread captures it. The first call makes what must not be made during a
-# capture: handles of libraries, which belong to a thread, workspaces, compiled code. And most programs of a short task
-# run only once.
+# A thread calls a program this many times before it captures it. The first call makes what must not be made during a
+# capture: handles of libraries, which belong to a thread, workspaces, compiled code. Besides, most programs of a short
+# task run only once.
 CALLS_BEFORE_CAPTURE = 1
 
 CAPTURE_LOCK = Lock()  # torch captures one graph at a time
@@ -49,29 +50,30 @@ KEPT_LOCK = Lock()  # several threads may run one model
 
 
 class StaticTensors:
-    """Holds named tensors of a device, each of which stays where it was made first."""
+    """Holds named tensors on a device. Each keeps the place in memory where it was first made."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.tensors: dict[str, Tensor] = {}
 
     def put(self, name: str, value: Tensor) -> Tensor:
-        """Copies the value to the tensor of that name and returns this tensor; the first value makes it.
+        """Copies the value to the tensor of that name, and returns this tensor. The first value makes it.
 
-        A later value must have the same shape, or fewer rows: then it goes to the first rows, which are returned.
+        A later value must have the same shape, or fewer rows. With fewer rows it goes to the first rows, which are then
+        returned.
         """
         if name not in self.tensors:
-            with torch.inference_mode(False):  # a tensor made in that mode could be written in it alone
+            with torch.inference_mode(False):  # a tensor made in inference mode could only be written in that mode
                 self.tensors[name] = torch.empty(value.shape, dtype=value.dtype, device=self.device)
         return self.tensors[name][: len(value)].copy_(value)
 
 
-# Captures a function without running it, and returns what replays it.
+# A capturer captures a function without running it, and returns a function that replays it.
 Capturer = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 class CudaGraphs:
-    """Captures CUDA graphs on one device. The graphs share the memory of their intermediate results."""
+    """Captures CUDA graphs on one device. The graphs share the memory for their intermediate results."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -90,28 +92,29 @@ class CudaGraphs:
         return graph.replay
 
 
-# What captures on a type of device. On others every program is called.
+# The capturer for each type of device. On other devices every program is called.
 CAPTURERS: dict[str, Callable[[torch.device], Capturer]] = {"cuda": CudaGraphs}
 
 
 class Programs:
-    """Runs programs on one set of tensors. Without a capturer it calls them.
+    """Runs programs on one set of tensors.
 
-    With one, a program is called the first time, captured and replayed the second time, and replayed from then on.
+    Without a capturer it calls them. With a capturer it calls a program the first time, captures and replays it the
+    second time, and replays it from then on.
     """
 
     def __init__(self, device: torch.device, capturer: Capturer | None = None):
         self.device, self.capturer = device, capturer
         self.tensors = StaticTensors(device)
         self.objects: dict[str, Any] = {}  # what programs use besides `tensors`
-        self.calls: OrderedDict[Hashable, int] = OrderedDict()  # by each thread of each program, before it is captured
+        self.calls: OrderedDict[Hashable, int] = OrderedDict()  # by thread and program, before the program is captured
         self.replays: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
 
     def run(self, key: Hashable, function: Callable[[], None]) -> None:
         """Calls the function, or replays the capture of an earlier function of the same key.
 
         Args:
-            key: all that the function depends on, other than the tensors and the model.
+            key: all that the function depends on, apart from the tensors and the model.
         """
         if self.capturer is None:
             return function()
@@ -127,7 +130,7 @@ class Programs:
                 with casting_anew(self.device):
                     self.replays[key] = self.capturer(function)
             except Exception as error:  # for example a module that waits for the GPU
-                cause: BaseException = error  # torch raises another error on the way out
+                cause: BaseException = error  # the first error; torch raises another one when it ends the capture
                 while cause.__context__ is not None:
                     cause = cause.__context__
                 warnings.warn(f"CUDA graphs are off for this model, since a capture failed: {cause!r}", stacklevel=2)
@@ -141,7 +144,10 @@ class Programs:
 
 @contextmanager
 def casting_anew(device: torch.device) -> Iterator[None]:
-    """Makes autocast cast weights at every use. A graph would otherwise read casts that autocast frees at its end."""
+    """Makes autocast cast weights at every use.
+
+    Otherwise a graph would read the cast weights that autocast caches, and autocast frees those when it ends.
+    """
     kind = device.type
     casts = torch.is_autocast_enabled(kind)
     with torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False) if casts else nullcontext():
@@ -155,9 +161,9 @@ def casting_anew(device: torch.device) -> Iterator[None]:
 
 @dataclass
 class KeptPrograms:
-    """Holds a model's programs by layout, and the fingerprint of the model that they were captured of.
+    """Holds a model's programs by layout, and the fingerprint that the model had when they were captured.
 
-    failed: whether a capture failed. Another one would fail, too, and might harm what torch knows of its memory.
+    failed: whether a capture failed. Another one would fail, too, and might damage torch's records of its memory.
     """
 
     fingerprint: list
@@ -165,20 +171,22 @@ class KeptPrograms:
     layouts: OrderedDict[Hashable, Programs] = field(default_factory=OrderedDict)
 
 
-# They are kept beside the model, so that a copy of the model has none.
+# They are kept beside the model: a copy of the model has none.
 KEPT: WeakKeyDictionary[Any, KeptPrograms] = WeakKeyDictionary()
 
 
 @contextmanager
 def programs_of(model: Any, layout: Hashable, device: torch.device, wanted: bool = True) -> Iterator[Programs]:
-    """Lends the model's programs for a layout, to one borrower at a time; another one meanwhile gets new programs.
+    """Lends the model's programs for a layout to one caller at a time. Meanwhile another caller gets new programs.
 
-    Programs are kept from call to call while the [`fingerprint`] of the model stays the same. Changing weights in place
-    does not change it, since a replay reads them. Where nothing is captured, nothing is kept; nor is it after an error
-    or a generator that was left early, which may have stopped in the middle of a program.
+    Programs are kept from call to call as long as the [`fingerprint`] of the model stays the same. A change of weights
+    in place does not change it, since a replay reads the new weights. Nothing is kept if nothing is captured. After an
+    error nothing is kept either, nor if a Python generator that runs programs was left early: a program may have
+    stopped in the middle.
 
     Args:
-        layout: shapes and dtypes of all tensors of the programs. wanted: whether to capture at all.
+        layout: shapes and dtypes of all tensors of the programs.
+        wanted: whether to capture at all.
     """
     make = CAPTURERS.get(device.type)
     if not wanted or make is None or not is_capturable(model):
@@ -208,14 +216,14 @@ def free_programs(model: Any) -> None:
 
 
 def is_capturable(model: Any) -> bool:
-    """Tells whether calling the model runs plain kernels alone: no hooks (of offloading, say), no special tensors."""
+    """Tells whether a call of the model only runs plain kernels: no hooks (for offloading, say), no special tensors."""
     if torch.compiler.is_compiling() or is_transformed():
         return False
     for module in model.modules():
         if not isinstance(module, nn.Module):
             continue
         tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        # A parametrization may keep what it computed.
+        # A parametrized module is special, too: it may keep what it computed.
         plain = all(type(each) in (nn.Parameter, Tensor) and each.layout == torch.strided for each in tensors)
         special = not plain or is_parametrized(module)
         if special or is_hooked(module):
@@ -223,15 +231,15 @@ def is_capturable(model: Any) -> bool:
     return True
 
 
-# Attributes of every module that do not decide what it computes: tables of hooks, empty if `is_capturable`.
+# Attributes of every module that do not decide what it computes: tables of hooks, which are empty if `is_capturable`.
 BOOKKEEPING = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules", "training"}
 
 
 def fingerprint(model: Any) -> list:
-    """Returns a list that compares unequal once a module is replaced or set otherwise, or a tensor is moved or cast.
+    """Returns a list that differs once a module is replaced or its settings change, or a tensor is moved or cast.
 
-    It covers what a capture has fixed: addresses of tensors, and Python values, such as the scale of an adapter or
-    whether it is on. It does not look into objects other than lists, tuples, sets and dictionaries.
+    It covers what a capture fixes: addresses of tensors, and Python values, such as the scale of an adapter or whether
+    the adapter is on. It looks into lists, tuples, sets and dictionaries, and not into other objects.
     """
     found: list = []
     for module in (*model.modules(), model.config):
@@ -241,7 +249,7 @@ def fingerprint(model: Any) -> list:
 
 
 def _comparable(value: Any, depth: int = 8) -> Any:
-    """Returns what to compare: numbers and words as they are, tensors by address, all else by identity."""
+    """Returns a value to compare: numbers and words as they are, tensors by address, other objects by identity."""
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return value
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested:
@@ -254,12 +262,12 @@ def _comparable(value: Any, depth: int = 8) -> Any:
 
 
 class Same:
-    """Compares objects by identity, without keeping them: an address would be given to another one."""
+    """Compares objects by identity, without keeping them. An address would not do: a later object could get it."""
 
     def __init__(self, value: Any):
         try:
             self.get: Callable[[], Any] = ref(value)
-        except TypeError:  # has no weak references
+        except TypeError:  # the value has no weak references
             self.get = lambda: value
 
     def __eq__(self, other: object) -> bool:
@@ -270,9 +278,9 @@ class Same:
 
 
 def modes_of_torch(kind: str) -> Hashable:
-    """Returns what chooses the kernels on a type of device: autocast, precision, determinism, kinds of attention."""
+    """Returns the settings that choose kernels on a type of device: autocast, precision, determinism, attention."""
     attention, products = torch.backends.cuda, torch.backends.cuda.matmul
-    # torch refuses to tell its older setting of the precision once somebody has used the newer one.
+    # torch refuses to read its older setting of the precision once the newer one has been used.
     precision = getattr(products, "fp32_precision", None) or torch.get_float32_matmul_precision()
     return (
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,

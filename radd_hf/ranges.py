@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Says which numbers an argument may be, and refuses the others before any work is done.
+"""Checks that numbers lie in their range, before any work is done.
 
-A script has a table of its fields: `check_fields({"seed": 0, "passes": 3}, {"passes": COUNT})`.
+A script checks its fields by a table: `check_fields({"seed": 0, "passes": 3}, {"passes": COUNT})`.
 """
 
 import math
@@ -11,12 +11,12 @@ from typing import Any
 
 from .settings_radd import is_integer, plain, shortened
 
-LARGEST = 2**31 - 1  # of a count: sizes and indices in libraries below have 32 bits
+LARGEST = 2**31 - 1  # the largest count: sizes and indices in other libraries have 32 bits
 
 
 @dataclass(frozen=True)
 class Range:
-    """Holds the ends of an interval, each of which may be left out of it (`open_low`, `open_high`)."""
+    """Holds the ends of an interval. With `open_low` or `open_high` that end is not part of it."""
 
     low: float
     high: float = math.inf
@@ -43,13 +43,13 @@ FRACTION_BELOW_ONE = Range(0, 1, open_high=True)
 
 
 def check_fields(fields: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
-    """Raises a ValueError that names a field which is empty text, no finite number, or out of its range.
+    """Raises a ValueError for a field that is empty text, infinite, nan or out of its range; the message names it.
 
-    None is a field that was left out. A field without a range may be any finite number.
+    None stands for a field that was left out. A field without a range may be any finite number.
     """
     for name, value in fields.items():
         if value == "":
-            raise ValueError(f"{name}='' must not be empty: leave it out, or name one.")
+            raise ValueError(f"{name}='' must not be empty: leave it out, or give it a value.")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}={value} must be a finite number.")
         if name in ranges and value is not None and value not in ranges[name]:

@@ -1,21 +1,22 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Writes several tokens by one evaluation of the network, in exactly the distribution of one token an evaluation.
+"""Reveals several tokens by one evaluation of the network, with exactly the distribution of one token at a time.
 
-    draft   a token that is likely to come next, drawn from a distribution that lacks the last token written
-    round   one evaluation of all sequences that the drafts make, the first with none of them, the last with all;
-            drafts are accepted in their order up to the first rejection, which is replaced
+    draft   a guess of one of the next tokens, drawn from a distribution that does not know the token revealed last
+    round   one evaluation, which checks all drafts of a row at once: it accepts them in their order up to the first
+            rejection, replaces the rejected one, and gives the drafts for the next round
 
-RADD gives the distribution of any token given any others, so it drafts for itself: the evaluation that writes a token
-also gives the distributions of the positions that come after it in the order. Only that token is missing in them. Each
-round therefore takes one evaluation. Drafting from an evaluation of its own, with nothing missing, would take two.
+RADD gives the distribution of any token given any others, so it drafts for itself. The evaluation that reveals a token
+also gives the distributions of the positions that come after it in the order. They only lack that token. So a round
+takes one evaluation. Drafting by an evaluation of its own, which lacks nothing, would take two.
 
-A draft x, drawn from q, is accepted with probability min(1, p(x) / q(x)), where p is the distribution that the round
-finds. A rejected one is replaced by a draw from the normalised (p - q)+, so that the token has distribution p whatever
-q is (arXiv:2211.17192, 2302.01318; for any orders arXiv:2504.20456). A sequence that contains a rejected draft is
-not used. Where all drafts are accepted, the last sequence gives another token.
+A round with c - 1 drafts evaluates c sequences for each row. The first has no draft, each of the others has one more.
+A draft x was drawn from a distribution q, and the round finds the true distribution p of its position. The draft is
+accepted with probability min(1, p(x) / q(x)). If it is rejected, a draw from the normalised (p - q)+ replaces it. Then
+the token has distribution p, whatever q is (arXiv:2211.17192, 2302.01318; for any order arXiv:2504.20456). Sequences
+with a rejected draft are not used. If all drafts are accepted, the last sequence gives one more token.
 
-Shapes: A rows that still have masks, L length, V vocabulary, D features of a state; c sequences of each row in a round,
-        hence c - 1 drafts that it checks; k - 1 drafts for the next one; n positions of any rows.
+Shapes: R rows, A rows that still have masks, L length, V vocabulary, D features of a state; c sequences of each row in
+        a round, which checks c - 1 drafts; k - 1 drafts for the next round; n positions of any rows.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ from .settings_radd import is_adaptive
 
 
 def speculation_of(settings: Any) -> int:
-    """Returns k of the settings of `generate`; 1 where the method does not reveal one position after the other."""
+    """Returns the setting `speculate`, k; 1 if the method does not reveal one position after the other."""
     one_by_one = settings.method == "ordered" and settings.steps is None and not is_adaptive(settings.order)
     possible = (settings.method == "first_hitting" or one_by_one) and settings.refresh_interval == 1
     return settings.speculate if possible else 1
@@ -39,7 +40,9 @@ def with_drafts(canvas: Tensor, positions: Tensor, drafts: Tensor) -> Tensor:
     """Returns the sequences of a round: the first has no draft, each of the others one more.
 
     Args:
-        canvas: (A, L). positions, drafts: (A, c - 1) where each draft goes, L for nowhere, and its token.
+        canvas: (A, L) ids, some of them masks.
+        positions: (A, c - 1) the position of each draft; L: nowhere.
+        drafts: (A, c - 1) the token of each draft.
 
     Returns:
         (A, c, L).
@@ -64,9 +67,9 @@ def count_leading(accepted: Tensor) -> Tensor:
 
 
 def residual(target: Tensor, draft: Tensor) -> Tensor:
-    """Returns scores of the normalised (p - q)+, from which a rejected draft is replaced.
+    """Returns the scores of the normalised (p - q)+, the distribution of the token that replaces a rejected draft.
 
-    Where rounding leaves nothing of p - q, they are those of p: then p and q are the same.
+    If rounding leaves nothing of p - q, p and q are the same, and the scores are those of p.
 
     Args:
         target, draft: (n, V) log p and log q.
@@ -76,15 +79,17 @@ def residual(target: Tensor, draft: Tensor) -> Tensor:
 
 
 class Drafts:
-    """Holds each row's drafts between two rounds, in tensors that stay where they are.
+    """Holds each row's drafts between two rounds, in tensors that keep their place in memory (`programs_radd.py`).
 
-    number: k - 1. tokens, logprobs: (R, k - 1) each draft x, and log q(x). states: (R, k - 1, D) the hidden states that
-    q was computed from; q itself would take V numbers for each draft. missing: (R, 1) the last position written, which
-    was still masked when they were computed.
+    number: k - 1.
+    tokens, logprobs: (R, k - 1) each draft x, and log q(x).
+    states: (R, k - 1, D) the hidden states that q was computed from. The distribution q itself would take V numbers for
+        each draft.
+    missing: (R, 1) the position written last, which was still masked when the states were computed.
 
     Args:
-        draw, accept: (R, L) float64 uniforms. One number for each position draws its draft, another one decides whether
-            that is accepted. What replaces a draft is drawn as any token of the canvas is.
+        draw, accept: (R, L) float64 uniform numbers. For each position, the first draws its draft, and the second
+            decides whether that is accepted. A token that replaces a draft is drawn like any other token.
     """
 
     STATES = "draft states"
@@ -100,7 +105,7 @@ class Drafts:
 
     @property
     def states(self) -> Tensor | None:
-        """Gives the states; None before the first round of all, which tells their width and dtype."""
+        """Gives the states; None before the very first round, which tells their width and dtype."""
         return self.kept.tensors.get(self.STATES)
 
     def keep(self, tokens: Tensor, logprobs: Tensor, states: Tensor, missing: Tensor) -> None:
@@ -112,7 +117,7 @@ class Drafts:
             kept[: len(value)].copy_(value)
 
     def arrange(self, before: Tensor) -> None:
-        """Follows rows that were put in another order: `before` (R,) tells where each lay."""
+        """Puts the rows in another order: `before` (R,) says where each of them lay."""
         length = (len(self.draw) - 1) // len(before)
         flat = (each[:-1].unflatten(0, (-1, length)) for each in (self.draw, self.accept))
         for each in (*flat, self.tokens, self.logprobs, self.missing, self.states):

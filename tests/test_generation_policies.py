@@ -285,7 +285,7 @@ def test_the_entropy_of_scores_is_a_number_and_gives_the_order_of_that_name(mode
 def test_a_function_is_shown_by_a_configuration_and_not_saved(tmp_path):
     config = RaddGenerationConfig(method="ordered", order=max)
     assert "built-in function max" in repr(config)
-    with pytest.raises(ValueError, match=r"order=<built-in function max> is a function, which no file holds"):
+    with pytest.raises(ValueError, match=r"order=<built-in function max> is a function, which cannot be saved"):
         config.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 

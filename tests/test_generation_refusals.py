@@ -58,7 +58,7 @@ BAD = {
     "an array of floats": ({"input_ids": np.ones((1, 4))}, r"input_ids has shape \(1, 4\) and dtype float64"),
     "an EOS without stop_on_eos": ({"eos_token_id": 1}, "eos_token_id=1 ends a text only with stop_on_eos=True"),
     "beams": ({"num_beams": 4}, "num_beams=4 is not an argument of RADD's generate: there is no beam search"),
-    "no sampling": ({"do_sample": False}, "do_sample=False .* temperature=0 for the likeliest token"),
+    "no sampling": ({"do_sample": False}, "do_sample=False .* temperature=0 to take the likeliest token"),
     "a slip": ({"num_return_sequence": 2}, "num_return_sequence=2 is not .*; did you mean num_return_sequences?"),
     "an unknown name": ({"zzz": 1}, "zzz=1 is not an argument of RADD's generate; those are attention_mask, "),
     "another model's generation config": (
@@ -107,7 +107,7 @@ BAD = {
     "steps zero": ({"steps": 0}, "steps=0 must be an integer of at least 1"),
     "steps negative": ({"steps": -1}, "steps=-1"),
     "steps fractional": ({"steps": 2.5}, "steps=2.5"),
-    "steps of first_hitting": ({"steps": 4, "method": "first_hitting"}, "steps=4: method='first_hitting'"),
+    "steps of first_hitting": ({"steps": 4, "method": "first_hitting"}, "steps=4 does not fit method='first_hitting'"),
     "num_return_sequences zero": ({"num_return_sequences": 0}, "num_return_sequences=0"),
     "num_return_sequences fractional": ({"num_return_sequences": 1.5}, "num_return_sequences=1.5"),
     "temperature negative": ({"temperature": -0.1}, "temperature=-0.1 must be a number >= 1e-6 and <= 1e30, or 0"),
@@ -224,7 +224,7 @@ BAD = {
     ),
     "order with a position that is none": (
         {"method": "ordered", "order": [*range(L - 1), L]},
-        "names position 12, which is none; it must name each position 0 .. 11",
+        "names position 12, which the row does not have; it must name each position 0 .. 11",
     ),
     "order with a negative position": ({"method": "ordered", "order": range(-1, L - 1)}, "names position -1"),
     "order with True for one": ({"method": "ordered", "order": [0, True, *range(2, L)]}, "holds True or False beside"),

@@ -308,7 +308,7 @@ def test_the_errors_of_a_curve_are_those_of_its_noise():
     ("texts", "settings", "message"),
     [
         ([[1, 2, 0]], {}, "at least two texts"),
-        ([[1, 2, 0], [1, 2]], {}, "2 to 3 tokens; a profile is of texts of one length"),
+        ([[1, 2, 0], [1, 2]], {}, "2 to 3 tokens; a profile needs texts of one length"),
         ([[1, 2, 0]] * 2, {"passes": 2}, "passes=2 of 2 sequences are 4 rows .* passes >= 3"),
         ([[1, 2, 0]] * 2, {"passes": 0}, "passes=0 must be"),
         ([[1, 2, 0]] * 2, {"batch_size": 0}, "batch_size=0 must be"),

@@ -313,7 +313,7 @@ def test_a_bias_is_added_to_the_scores():
         (torch.ones(B, 1, L, L), "attention_mask holds 0 and 1 as floating-point numbers"),
         (
             torch.full((B, 1, L, L), torch.nan),
-            "attention_mask holds nan or inf; what is added to the scores must be fi",
+            "attention_mask holds nan or inf; numbers that are added to the scores must be fi",
         ),
         (torch.full((B, 1, L, L), torch.inf), "attention_mask holds nan or inf"),
     ],

@@ -243,7 +243,7 @@ def test_settings_that_make_no_sense_are_refused(network, settings, message):
 def test_an_attention_that_cannot_take_fewer_queries_than_keys_is_refused(network, monkeypatch):
     monkeypatch.setattr(network.config, "_attn_implementation_internal", "flex_attention")
     generator = seeded(0)
-    with pytest.raises(ValueError, match="refresh_interval needs attn_implementation 'sdpa' or 'eager'"):
+    with pytest.raises(ValueError, match="refresh_interval needs attn_implementation='sdpa' or 'eager'"):
         network.generate(refresh_interval=2, generator=generator)
     assert torch.equal(generator.get_state(), seeded(0).get_state()), "refused before anything is drawn"
 

@@ -108,10 +108,10 @@ def test_text_that_is_empty_is_refused_by_name(script):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--judge", "gpt2", "--n_samples", "0"], "judge='gpt2' has nothing to judge with n_samples=0"),
+        (["--judge", "gpt2", "--n_samples", "0"], "judge='gpt2' has nothing to score with n_samples=0"),
         (["--lr_schedule", "reduce_lr_on_plateau"], "lr_schedule='reduce_lr_on_plateau' must be one of"),
         (["--held_out", "2.5"], r"held_out=2\.5 must be a fraction in \[0, 1\) or a whole number"),
-        (["--log_with", "paper"], "log_with='paper' must be one of"),
+        (["--log_with", "paper"], "log_with='paper' must be an installed tracker"),
         (["--mixed_precision", "fp8"], "mixed_precision='fp8' must be one of"),
     ],
 )

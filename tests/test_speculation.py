@@ -330,19 +330,19 @@ def test_time_that_runs_out_fills_what_is_masked_in_one_evaluation(model, monkey
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"method": "tweedie"}, "here method='tweedie'"),
-        ({"method": "euler"}, "here method='euler'"),
-        ({}, "here method='tweedie'"),
-        ({"method": "ordered", "steps": 3}, "here steps=3"),
-        ({"method": "ordered", "order": "confidence"}, "here order='confidence'"),
-        ({"method": "ordered", "entropy_bound": 0.1}, "here order='entropy'"),
-        ({"method": "first_hitting", "refresh_interval": 4}, "here refresh_interval=4"),
+        ({"method": "tweedie"}, "does not fit method='tweedie'"),
+        ({"method": "euler"}, "does not fit method='euler'"),
+        ({}, "does not fit method='tweedie'"),
+        ({"method": "ordered", "steps": 3}, "does not fit steps=3"),
+        ({"method": "ordered", "order": "confidence"}, "does not fit order='confidence'"),
+        ({"method": "ordered", "entropy_bound": 0.1}, "does not fit order='entropy'"),
+        ({"method": "first_hitting", "refresh_interval": 4}, "does not fit refresh_interval=4"),
     ],
     ids=str,
 )
 def test_speculation_names_what_it_does_not_go_together_with(settings, named):
     net = FlatNetwork(5, 6)
-    with pytest.raises(ValueError, match=f"speculate=4 drafts .*{named}"):
+    with pytest.raises(ValueError, match=f"speculate=4 {named}"):
         net.generate(speculate=4, **settings)
     assert not net.rows_evaluated
 

@@ -13,8 +13,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .settings_radd import is_number
 
-# One entry per auto class. AutoModel, too, gives the model with a head: a diffusion model is used by `.generate`.
-# AutoModelForCausalLM, and `pipeline("text-generation")` by it, gives an error that says what to use.
+# The class that each auto class of transformers gives. AutoModel also gives the model with a head, since a diffusion
+# model is used by `.generate`. RaddForCausalLM is no model: it raises an error that says what to load instead, and
+# `pipeline("text-generation")` shows it.
 AUTO_MAP = {
     "AutoConfig": "configuration_radd.RaddConfig",
     "AutoModel": "modeling_radd.RaddForMaskedLM",
@@ -24,15 +25,15 @@ AUTO_MAP = {
 
 NOISE_TYPES = ("loglinear", "geometric")
 
-# Language models by diffusion that are easily taken for RADD, by their `model_type`.
+# Other diffusion language models that could be taken for RADD, by their `model_type`.
 OTHER_DIFFUSION = {
-    "mdlm": "MDLM, whose layers have the time as an input",
-    "bd3lm": "BD3-LM, block diffusion with the time as an input",
-    "llada": "LLaDA, a Llama that sees both sides",
-    "Dream": "Dream, a Qwen2 that sees both sides",
+    "mdlm": "MDLM, whose layers have time as an input",
+    "bd3lm": "BD3-LM, block diffusion with time as an input",
+    "llada": "LLaDA, a Llama with attention to both sides",
+    "Dream": "Dream, a Qwen2 with attention to both sides",
 }
 
-# What each type of `rope_parameters` needs beside "rope_theta".
+# The fields that each type of `rope_parameters` needs besides "rope_theta".
 ROPE_NEEDS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "dynamic": ("factor",),
@@ -41,7 +42,7 @@ ROPE_NEEDS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 ROPE_LISTS = ("short_factor", "long_factor")
-# Numbers for which transformers has a default where they are None.
+# Fields that may be None: transformers has a default for them.
 ROPE_OPTIONAL = (
     "factor",
     "partial_rotary_factor",
@@ -59,25 +60,26 @@ class RaddConfig(PreTrainedConfig):
 
     Args:
         vocab_size: V, the number of tokens *including* the mask token (GPT-2's 50257 and the mask).
-        mask_token_id: M, the absorbing token; `vocab_size - 1` when None, as in the authors' code.
-        num_tokens: ids from here on pad the vocabulary: they stand for no token and have no probability. None: no
-            padding. `resize_token_embeddings(pad_to_multiple_of=64)` sets it.
+        mask_token_id: the id of the mask, the absorbing token; `vocab_size - 1` when None, as in the authors' code.
+        num_tokens: the number of ids that stand for tokens. Ids from here on pad the vocabulary and have no
+            probability. None: all ids stand for tokens. `resize_token_embeddings(pad_to_multiple_of=64)` sets it.
         hidden_size, num_hidden_layers, num_attention_heads: width, depth and heads of the transformer.
         intermediate_size: width inside the MLP; `4 * hidden_size` when None.
-        max_position_embeddings: L, the length the model was trained at and `generate` defaults to.
-        hidden_dropout: dropout on both residual branches while training.
+        max_position_embeddings: L, the length that the model was trained at, and the default length of `generate`.
+        hidden_dropout: dropout on both residual branches in training.
         layer_norm_eps: epsilon of every LayerNorm.
-        rope_parameters: rotary settings in transformers' form, e.g. `{"rope_type": "default", "rope_theta": 10000.0}`;
-            all types of transformers. `partial_rotary_factor` is for "proportional" only: others turn whole heads.
+        rope_parameters: settings of the rotary embedding in transformers' form, such as
+            `{"rope_type": "default", "rope_theta": 10000.0}`. All types of transformers are taken. Only the type
+            "proportional" takes a `partial_rotary_factor`; the others turn whole heads.
         noise_type: "loglinear" or "geometric", the schedule of `noise_radd.py`.
         noise_eps: eps of the log-linear schedule; the mask probability at t = 1 is `1 - noise_eps`.
         sigma_min, sigma_max: total noise of the geometric schedule at t = 0 and t = 1.
-        embedding_std: standard deviation of a normal initialisation of the token embedding; None is the
+        embedding_std: standard deviation of a normal initialisation of the token embedding; None: the
             paper's `kaiming_uniform(a=sqrt(5))`.
-        zero_init_residual: start both residual branches of every layer at zero; False is the paper's choice.
+        zero_init_residual: whether both residual branches of every layer start at zero; in the paper they do not.
 
     Raises:
-        ValueError: for values that do not fit together, naming the argument.
+        ValueError: for values that do not fit together. The message names the argument.
     """
 
     model_type = "radd"
@@ -116,8 +118,8 @@ class RaddConfig(PreTrainedConfig):
         self.check()
 
     def check(self) -> None:
-        """Raises a ValueError for values that do not fit. A model calls it, too, since fields may be set afterwards."""
-        # Not one of `@strict`'s `validate_*` methods: those turn a ValueError into an error of another class.
+        """Raises a ValueError for values that do not fit. The model calls it again, since fields may have been set."""
+        # It is not one of `@strict`'s `validate_*` methods: those turn a ValueError into an error of another class.
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -126,7 +128,7 @@ class RaddConfig(PreTrainedConfig):
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
                 f"hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} must give heads "
-                "of an even whole width, since rotary embeddings turn pairs."
+                "of an even whole width, since rotary embeddings turn pairs of features."
             )
         if self.mask_token_id is None or not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(f"mask_token_id={self.mask_token_id} must lie in [0, vocab_size={self.vocab_size}).")
@@ -148,7 +150,7 @@ class RaddConfig(PreTrainedConfig):
         self._check_rope()
 
     def _check_rope(self) -> None:
-        self.convert_rope_params_to_dict()  # completes what has been set since the configuration was made
+        self.convert_rope_params_to_dict()  # completes rope_parameters that were set after the configuration was made
         rope: dict[str, Any] = self.rope_parameters or {}
         kind, types = rope["rope_type"], ("default", *ROPE_INIT_FUNCTIONS)
         if kind not in types:
@@ -179,17 +181,17 @@ class RaddConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Makes a configuration of a dictionary, also of the nested config.json of the authors' repositories.
+        """Makes a configuration from a dictionary. The nested config.json of the authors' repositories is read, too.
 
         Raises:
-            ValueError: for the configuration of another model, of which transformers only warns.
+            ValueError: for the configuration of another model. transformers would only warn.
         """
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
             known = f" ({OTHER_DIFFUSION[kind]})" if kind in OTHER_DIFFUSION else ""
             raise ValueError(
-                f"it is a model of type {kind!r}{known}, not {cls.model_type!r}: its network is "
-                "another, which radd_hf cannot read. Load it with its own code, or name a RADD model."
+                f"it is a model of type {kind!r}{known}, not {cls.model_type!r}: radd_hf does not have its network. "
+                "Load it with its own code, or name a RADD model."
             )
         if isinstance(config_dict.get("model"), dict) and "tokens" in config_dict:
             config_dict = _from_authors(config_dict)
@@ -199,7 +201,7 @@ class RaddConfig(PreTrainedConfig):
 def _from_authors(nested: dict[str, Any]) -> dict[str, Any]:
     """Translates the authors' `{"model": {...}, "tokens": V - 1, "noise": {...}}` to the fields of [`RaddConfig`].
 
-    Their MLP ratio (4), rotary base and LayerNorm epsilon are constants of their code, and our defaults.
+    The MLP ratio (4), rotary base and LayerNorm epsilon are constants in their code, and the defaults here.
     """
     model, noise = nested["model"], nested.get("noise", {})
     if model.get("type", "ddit_wot") != "ddit_wot":
@@ -217,7 +219,7 @@ def _from_authors(nested: dict[str, Any]) -> dict[str, Any]:
     }
     names = {"type": "noise_type", "sigma_min": "sigma_min", "sigma_max": "sigma_max"}
     flat |= {ours: noise[theirs] for theirs, ours in names.items() if theirs in noise}
-    # What `from_pretrained` itself adds to the dictionary (commit hash, attention implementation) stays.
+    # The entries that `from_pretrained` adds to the dictionary (commit hash, attention implementation) stay.
     return flat | {
         key: value for key, value in nested.items() if key in ("_commit_hash", "attn_implementation", "dtype")
     }

@@ -1,12 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Draws tokens from the network's distribution: the reverse process, what.
+"""Draws tokens from the network's distribution.
 
     logits  ->  the caller's logits processors  ->  temperature, top-k, top-p  ->  a token, by inversion
 
-It also finds where a row ends ([`Ending`]).
+The plan says where tokens are revealed and when (`plan_radd.py`); this file says which tokens. It also finds where a
+row ends ([`Ending`]). An event is one evaluation of the network and the tokens that it reveals. A canvas is a row of
+token ids, some of them masks.
 
-Shapes: A rows that still have events, L length, V vocabulary, N positions revealed in one event; W tokens of a part of
-        the vocabulary.
+Shapes: A rows that still have events, L length, V vocabulary, N positions revealed in one event, n of them in a chunk;
+        W tokens of a part of the vocabulary.
 """
 
 from collections.abc import Callable, Hashable
@@ -19,18 +21,20 @@ from transformers.generation import LogitsProcessorList
 
 from .policy_radd import Policy
 
-# Its product with a sum is below the sum also when rounded, so that a token of probability zero is never drawn.
+# The product of this number and a sum is below the sum, even when rounded. So no token of probability zero is drawn.
 BELOW_ONE = 1 - 2.0**-52
 
 
 def draw_tokens(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draws a token from softmax(scores) for each row, by inversion of the distribution function.
 
-    Uniforms and sums are float64: the 24-bit uniforms of a float32 Gumbel or exponential race never reach the tail,
-    which acts like a lower temperature (arXiv:2409.02908, section 5). A part of the vocabulary is drawn first, by the
-    sums of the parts, then a token of the part. One running sum over the whole vocabulary takes a GPU longer.
+    Uniform numbers and sums are float64. A Gumbel or exponential race in float32 has uniform numbers of 24 bits, which
+    never reach the tail of the distribution. That acts like a lower temperature (arXiv:2409.02908, section 5).
 
-    Each token takes one uniform, so that the draw depends on the position and not on the event or the batch.
+    A draw has two stages: first a part of the vocabulary, by the sums of the parts, then a token of this part. One
+    running sum over the whole vocabulary would take a GPU longer.
+
+    Each token takes one uniform number. So a draw depends on the position, and not on the event or the batch.
 
     Args:
         scores: (N, V). uniform: (N,) float64 in [0, 1).
@@ -50,7 +54,7 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     total = distribution[:, -1:]  # (N, 1)
     target = uniform[:, None] * BELOW_ONE * total  # (N, 1)
     part = torch.searchsorted(distribution, target, right=True)  # (N, 1)
-    part.clamp_(max=sums.shape[1] - 1)  # where scores are NaN, which `generate` refuses at its end
+    part.clamp_(max=sums.shape[1] - 1)  # if scores are nan; then `generate` raises an error at its end
     weight_of_part = sums.gather(1, part)  # (N, 1)
     within = (target - distribution.gather(1, part) + weight_of_part) / weight_of_part  # (N, 1) uniform in the part
 
@@ -63,7 +67,7 @@ def draw_tokens(scores: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Ending:
-    """Finds the rows that have ended, for `stop_on_eos`."""
+    """Finds the rows that have ended, for `stop_on_eos`. EOS is the end-of-text token."""
 
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
@@ -72,7 +76,7 @@ class Ending:
     def find(self, canvas: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
         """Returns which rows have ended (A,), and their generated positions after the end (A, L).
 
-        A row ends at its first generated EOS that has no mask before it, since all before it is then final.
+        A row ends at its first generated EOS that has no mask before it: then all that stands before it is final.
 
         Args:
             canvas: (A, L) ids. generated: (A, L) bool, False where the caller gave a token.
@@ -86,10 +90,11 @@ class Ending:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Holds how tokens are drawn, and when a row ends.
+    """Holds the settings by which tokens are drawn and rows end.
 
-    processors: the caller's logits processors. warpers: transformers' temperature, top-k and top-p, applied after the
-    processors. policy: of an adaptive order; it sees the scores after the processors and before the warpers.
+    processors: the caller's logits processors.
+    warpers: transformers' temperature, top-k and top-p, applied after the processors.
+    policy: the policy of an adaptive order. It sees the scores after the processors and before the warpers.
     """
 
     temperature: float
@@ -102,11 +107,11 @@ class Sampling:
 
     @property
     def key(self) -> Hashable:
-        """Gives what a capture depends on. With logits processors of the caller nothing is captured."""
+        """Gives what a captured CUDA graph depends on. With logits processors of the caller nothing is captured."""
         return self.temperature, self.top_k, self.top_p, self.ending, self.policy and self.policy.key
 
     def process(self, logits: Tensor, canvases: Callable[[], Tensor]) -> Tensor:
-        """Applies the caller's logits processors to logits (n, V). They see the `canvases()` (n, L), too."""
+        """Applies the caller's logits processors to logits (n, V). They also see the `canvases()` (n, L)."""
         if not self.processors:
             return logits
         # Logits processors get a copy, since they may work in place.
@@ -120,7 +125,7 @@ class Sampling:
                 f"logits_processor returned {found}; it must return scores {tuple(logits.shape)} in a "
                 f"floating-point dtype on the device {str(logits.device)!r}."
             )
-        return scores.masked_fill(logits.isneginf(), -torch.inf)  # the mask has no probability, whatever they do
+        return scores.masked_fill(logits.isneginf(), -torch.inf)  # no processor can give the mask a probability
 
     def warp(self, scores: Tensor) -> Tensor:
         """Applies temperature, top-k and top-p to scores (n, V)."""

@@ -1,25 +1,25 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Computes products, rotation, attention, dropout and loss of a network as torch does, but faster on a CPU or a GPU.
 
-Nothing here is about RADD. The docstring of a function gives the line of plain torch that it stands for, and the
+Nothing here is about RADD. The docstring of each function gives the line of plain torch that computes the same. The
 network in `modeling_radd.py` calls the function in place of that line:
 
-    linear                  an unchanged nn.Linear by oneDNN, on an AMD CPU twice as fast as by MKL
+    linear                  nn.Linear by oneDNN, which is twice as fast as MKL on an AMD CPU
     norm_linear             norm and layer; the backward pass recomputes the norm
-    feed_forward            norm, layer, activation, layer; the backward pass recomputes what is cheap
+    feed_forward            norm, layer, activation, layer; the backward pass recomputes the cheap parts
     rotate_by_halves        the rotary embedding in 16 bits on a GPU, without gradients
     attention_by_products   attention in bfloat16 on a CPU
-    masked_softmax          weights of attention; `zero_without_keys` is for queries that have none
+    masked_softmax          the weights of attention, also for queries that attend to nothing (`zero_without_keys`)
     Dropout                 dropout
     token_nll               the loss of each token, without the logits of all tokens at once
     evaluation_mode         a context for many evaluations: no dropout, and weights packed if that is faster
 
-A layer that a tool has changed (quantised, adapted, offloaded, sharded, hooked) is called as it is.
-`torch.backends.mkldnn.flags(enabled=False)` turns oneDNN's layers off. A private name of torch is looked up with a
-default, and where it is missing the plain line of torch runs.
+If a tool has changed a layer (quantised, adapted, offloaded, sharded, hooked), the layer is called as it is.
+`torch.backends.mkldnn.flags(enabled=False)` turns oneDNN's layers off. Private names of torch are looked up with a
+default. If one is missing, the plain line of torch runs.
 
 Shapes: M rows of a product, N labelled positions, V vocabulary, D_in and D_out widths of a layer, B rows, H heads,
-        L length, d head width.
+        L length, K queries, D hidden size, d head width.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,20 +36,20 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# oneDNN's product fused with bias and activation, which torch has for its compiler; None in a build without oneDNN.
+# oneDNN's product, fused with bias and activation. torch has it for its compiler. None in a build without oneDNN.
 ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-# Packs a weight: stores it in oneDNN's own layout, which oneDNN otherwise makes at every product.
+# Packs a weight: stores it in oneDNN's own layout. Otherwise oneDNN makes this layout at every product.
 ONEDNN_PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
-# Fewest evaluations that save the time of packing the weights, page faults of the new memory included.
+# From this many evaluations on, packing the weights saves time. Page faults of the new memory are included.
 EVALUATIONS_TO_PACK = 32
-# Queries of a row at once where attention is written as products, so that their scores stay in the CPU's cache.
+# `attention_by_products` takes this many queries of a row at once: their scores stay in the CPU's cache.
 QUERIES_AT_ONCE = 256
 # At most this many logits (128 MB in float32) exist at once while a loss is computed, and as many gradients.
 MAX_LOGITS_ELEMENTS = 2**25
-# As many for a GPU (512 MB in bfloat16), where few large chunks are faster.
+# The same for a GPU (512 MB in bfloat16), where a few large chunks are faster.
 MAX_LOGITS_ELEMENTS_OF_A_CARD = 2**28
 
-# Outputs of a layer whose number is a multiple of this begin at 16 bytes in every row, in 16 bits.
+# With a multiple of this many outputs in 16 bits, every row of a layer's output begins at a multiple of 16 bytes.
 ALIGNED_OUTPUTS = 8
 
 unsafe_view = getattr(torch.ops.aten, "_unsafe_view", torch.reshape)
@@ -57,7 +57,7 @@ in_function_transform = getattr(getattr(torch, "_C", None), "_are_functorch_tran
 number_of_modes = getattr(getattr(torch, "_C", None), "_len_torch_dispatch_stack", lambda: 0)
 # Attributes that hold the hooks of a module, and those of all modules.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-LINEAR_FORWARD, MODULE_CALL = nn.Linear.forward, nn.Module.__call__  # somebody may patch the classes
+LINEAR_FORWARD, MODULE_CALL = nn.Linear.forward, nn.Module.__call__  # a tool may patch the classes
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
@@ -66,29 +66,26 @@ GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 # ---------------------------------------------------------------------------------------------------------
 
 
-# How many evaluate a module now, and whether it was in training mode before the first of them.
+# The number of contexts that evaluate a module now, and whether it was in training mode before the first of them.
 EVALUATING: WeakKeyDictionary[Any, tuple[int, bool]] = WeakKeyDictionary()
 LOCK = Lock()  # several threads may evaluate one model
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module, evaluations: int = 1) -> Iterator[None]:
-    """Puts a model in evaluation mode; afterwards, also after an error, each module is in the mode it was in before.
+    """Puts a model in evaluation mode. Afterwards each module has its former mode again, even after an error.
 
-    Where several evaluate a module at a time, in threads or by turns, the last to leave brings its mode back. They may
-    have got it from different models: a wrapper, the whole, or a part. Meanwhile the model must not be trained, nor
-    its modes changed.
+    Several contexts may evaluate a module at a time, in threads or in turns, through a wrapper, the whole model or a
+    part of it. The last one to end restores the mode. Meanwhile the model must not be trained, and its modes must not
+    be changed.
 
     Args:
-        evaluations: expected number of evaluations. Packing the weights pays off for many, see [`packed_weights`].
+        evaluations: expected number of evaluations. With many, packing the weights saves time, see [`packed_weights`].
     """
     with LOCK:
         modules = [(module, *EVALUATING.get(module, (0, module.training))) for module in model.modules()]
-        for (
-            module,
-            users,
-            training,
-        ) in modules:  # all are known first, since a wrapper may have the mode of what it wraps
+        # All modes are read before one is changed: a wrapper may have the mode of the module that it wraps.
+        for module, users, training in modules:
             EVALUATING[module] = users + 1, training
             module.training = False
     try:
@@ -105,9 +102,9 @@ def evaluation_mode(model: nn.Module, evaluations: int = 1) -> Iterator[None]:
 
 
 class PackedWeight(NamedTuple):
-    """Holds a weight in oneDNN's layout, and the tensor and version that it was made of.
+    """Holds a weight in oneDNN's layout, and the tensor and version that it was made from.
 
-    It keeps the tensor, since another weight could otherwise get the same memory and be taken for it.
+    It keeps the tensor. Otherwise another weight could get the same memory, and be mistaken for it.
     """
 
     weight: Tensor
@@ -115,7 +112,7 @@ class PackedWeight(NamedTuple):
     version: int
 
 
-# The packed weights of this context, by layer; None outside of `packed_weights`. Other threads do not see them.
+# The packed weights of this context, by layer; None outside `packed_weights`. Other threads do not see them.
 PACKED: ContextVar[dict[nn.Linear, PackedWeight] | None] = ContextVar("PACKED", default=None)
 
 
@@ -123,12 +120,14 @@ PACKED: ContextVar[dict[nn.Linear, PackedWeight] | None] = ContextVar("PACKED", 
 def packed_weights(evaluations: int = EVALUATIONS_TO_PACK) -> Iterator[None]:
     """Keeps a copy of weights in oneDNN's layout, from the first evaluation without gradients to the context's end.
 
-    oneDNN otherwise packs a weight at every product: a twentieth of the time of an evaluation of 256 tokens, up to a
-    third of that of a few (`python -m benchmarks.layers`). The copy takes as much memory as the weights. A weight that
-    changes meanwhile is used unpacked. A change through `.data` goes unnoticed: then the old copy is used.
+    Otherwise oneDNN packs a weight at every product. That takes a twentieth of the time of an evaluation of 256 tokens,
+    and up to a third with few tokens (`python -m benchmarks.layers`). The copy takes as much memory as the weights. If
+    a weight changes meanwhile, the changed weight is used, unpacked. A change through `.data` is not noticed: then the
+    old copy is used.
 
     Args:
-        evaluations: number of evaluations to come; fewer than [`EVALUATIONS_TO_PACK`] pack nothing, to save time.
+        evaluations: number of evaluations to come. With fewer than `EVALUATIONS_TO_PACK` nothing is packed, since it
+            would not save time.
     """
     if evaluations < EVALUATIONS_TO_PACK or ONEDNN_PACK is None or PACKED.get() is not None:
         yield
@@ -143,7 +142,7 @@ def packed_weights(evaluations: int = EVALUATIONS_TO_PACK) -> Iterator[None]:
 def weight_for(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     """Returns the layer's weight for a product in `dtype`, packed within [`packed_weights`]."""
     weight, packs = layer.weight, PACKED.get()
-    # A weight made in inference mode has no version, so a change could not be noticed.
+    # A weight made in inference mode has no version, so a change of it would not be noticed.
     if packs is None or weight.is_inference() or not hasattr(weight, "_version"):
         return weight
     packed = packs.get(layer)
@@ -163,7 +162,7 @@ def weight_for(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
 def linear(layer: nn.Module, hidden: Tensor, activation: nn.Module | None = None) -> Tensor:
     """Computes activation(layer(hidden)): (..., D_in) -> (..., D_out).
 
-    For float32 torch uses MKL, which is made for Intel's CPUs: on AMD's oneDNN is twice as fast
+    For float32 torch uses MKL, which is made for Intel's CPUs. On AMD's CPUs oneDNN is twice as fast
     (`python -m benchmarks.layers`). Without gradients, a tanh GELU is fused with the product.
     """
     dtype = onednn_dtype(layer, hidden)
@@ -204,7 +203,7 @@ def onednn_dtype(layer: nn.Module, hidden: Tensor) -> torch.dtype | None:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Tells whether calling the module runs more than its class's code: hooks, or a `forward` that was replaced."""
+    """Tells whether a call of the module runs other code than its class's: hooks, or a `forward` that was replaced."""
     hooked = any(getattr(module, name, True) for name in HOOKS)
     patched = nn.Linear.forward is not LINEAR_FORWARD or nn.Module.__call__ is not MODULE_CALL
     if hooked or patched or "forward" in vars(module):
@@ -221,19 +220,19 @@ def has_backward_hooks(module: nn.Module) -> bool:
 
 
 def is_transformed() -> bool:
-    """Tells whether torch follows what is computed, for a transform of functions or for forward-mode derivatives."""
+    """Tells whether torch records the computation, for a function transform or for forward-mode derivatives."""
     return in_function_transform() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
 def is_followed() -> bool:
-    """Tells whether a compiler, a tracer or a transform follows what is computed."""
+    """Tells whether a compiler, a tracer or a transform records the computation."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Tells whether the host can read the values without waiting for a GPU, and nothing records or compiles the code.
+    """Tells whether the host can read the values without a wait for a GPU, and nothing records or compiles the code.
 
-    A check of values is made only where this holds.
+    Values are checked only if this holds.
     """
     return type(tensor) is Tensor and tensor.device.type == "cpu" and not is_followed() and number_of_modes() == 0
 
@@ -242,29 +241,30 @@ def onednn_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, ge
     """Multiplies without gradients, in the dtype of `hidden`: (..., D_in), (D_out, D_in), (D_out,) -> (..., D_out)."""
     weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
     if hidden.dtype != torch.float32 and not hidden.is_contiguous() and not (gelu or weight.is_mkldnn):
-        return F.linear(hidden, weight, bias)  # also oneDNN, and it does not copy the left factor
+        return F.linear(hidden, weight, bias)  # this is oneDNN, too, and does not copy the left factor
     activation, algorithm = ("gelu", "tanh") if gelu else ("none", "")
     return cast(Callable, ONEDNN_LINEAR)(hidden, weight, bias, activation, [], algorithm)
 
 
 def differentiable_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiplies with gradients. It saves the weight itself, where autocast would save a rounded copy."""
+    """Multiplies with gradients. It saves the weight itself; autocast would save a rounded copy."""
     rows = hidden.reshape(-1, hidden.shape[-1])  # (..., D_in) -> (M, D_in)
     gradients = LinearGradients.apply(rows, weight, bias)  # (M, D_out)
     detached = (each if each is None else each.detach() for each in (rows, weight, bias))
     output = LinearValue.apply(gradients, *detached)  # (M, D_out)
-    # Not a view for autograd, like torch's own: `compute_logits` writes to it, and a view would lose its hooks.
+    # For autograd it is not a view, as torch's own product: `compute_logits` writes to it, and a view would lose its
+    # hooks.
     return unsafe_view(output, (*hidden.shape[:-1], len(weight)))
 
 
 class LinearGradients(torch.autograd.Function):
-    """Has the gradients of a product, and a placeholder without memory for its value: (M, D_in) -> (M, D_out).
+    """Gives the gradients of a product, and a placeholder without memory for its value: (M, D_in) -> (M, D_out).
 
-    [`LinearValue`] computes the value. The two are apart so that `recomputed` can stop here, where the arguments are
+    [`LinearValue`] computes the value. Since the two are separate, `recomputed` can stop here, where the arguments are
     saved, and need not recompute the product.
     """
 
-    OUTPUTS = 1024  # of the weight's gradient at once, since oneDNN copies a transposed left factor
+    OUTPUTS = 1024  # rows of the weight's gradient at once: oneDNN copies the transposed left factor of a product
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -291,7 +291,7 @@ class LinearGradients(torch.autograd.Function):
 
 
 class LinearValue(torch.autograd.Function):
-    """Computes the product whose gradients are in [`LinearGradients`]: (M, D_in) -> (M, D_out)."""
+    """Computes the value of a product whose gradients come from [`LinearGradients`]: (M, D_in) -> (M, D_out)."""
 
     @staticmethod
     def forward(ctx: Any, gradients: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -303,7 +303,7 @@ class LinearValue(torch.autograd.Function):
 
 
 def product(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Computes hidden weight^T, differentiable where gradients of gradients are asked for."""
+    """Computes hidden weight^T. The result is differentiable if gradients of gradients are asked for."""
     return differentiable_linear(hidden, weight) if torch.is_grad_enabled() else onednn_linear(hidden, weight)
 
 
@@ -315,24 +315,24 @@ def product(hidden: Tensor, weight: Tensor) -> Tensor:
 def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     """Computes function(*arguments), which ends in a product, and keeps only the arguments for the backward pass.
 
-    The backward pass recomputes what comes before the product (a norm, an activation, a softmax). It need not recompute
-    the product, whose gradient needs its factors and not its value. On a GPU and under a compiler it is a plain call;
+    The backward pass recomputes what comes before the product (a norm, an activation, a softmax). It does not recompute
+    the product: the gradient needs its factors, and not its value. On a GPU and under a compiler this is a plain call;
     see [`product_after`] for the latter.
     """
-    on_card = arguments[0].device.type != "cpu"  # where computing again costs the host more time than it saves
-    if on_card or not torch.is_grad_enabled() or torch.compiler.is_compiling() or in_function_transform():
+    on_gpu = arguments[0].device.type != "cpu"  # there, recomputing costs the host more time than it saves
+    if on_gpu or not torch.is_grad_enabled() or torch.compiler.is_compiling() or in_function_transform():
         return function(*arguments)
     return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False))
 
 
 def product_after(step: Callable[[Tensor], Tensor], layer: nn.Module, hidden: Tensor) -> Tensor:
-    """Computes layer(step(hidden)); the backward pass recomputes the step, a norm or an activation, where that pays.
+    """Computes layer(step(hidden)). The backward pass recomputes the step, a norm or an activation, if that pays off.
 
-    Under a compiler it always does, in the kernels that read its input anyway. The paper's small model then takes a
-    fifth less memory.
+    Under a compiler it always does: the kernels that recompute read the same input anyway. The paper's small model then
+    takes a fifth less memory.
     """
     if torch.compiler.is_compiling() and torch.is_grad_enabled() and not in_function_transform():
-        dtype = autocast_dtype(hidden)  # to round is part of the step, or its rounded value would be kept
+        dtype = autocast_dtype(hidden)  # rounding is part of the step; otherwise its rounded value would be kept
 
         def rounded(hidden: Tensor) -> Tensor:
             return step(hidden) if dtype is None else step(hidden).to(dtype)
@@ -344,13 +344,13 @@ def product_after(step: Callable[[Tensor], Tensor], layer: nn.Module, hidden: Te
 
 
 def autocast_dtype(hidden: Tensor) -> torch.dtype | None:
-    """Returns the dtype in which autocast multiplies where the tensor is; None without autocast."""
-    device = hidden.device.type  # autocast knows no device "meta", and refuses to be asked
+    """Returns the dtype in which autocast multiplies on the device of the tensor; None without autocast."""
+    device = hidden.device.type  # autocast does not know the device "meta", and raises an error if asked
     return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
 
 
 def keeps_steps(hidden: Tensor) -> bool:
-    """Tells whether to keep what norms and activations give: on a CPU in bfloat16, where recomputing them is slow."""
+    """Tells whether to keep the results of norms and activations: on a CPU in bfloat16, recomputing them is slow."""
     return hidden.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or hidden.dtype == torch.bfloat16)
 
 
@@ -375,15 +375,16 @@ def feed_forward(
 
 def is_faster_by_halves(states: Tensor) -> bool:
     """Tells whether [`rotate_by_halves`] is faster here than the plain line, and no gradient is wanted."""
-    on_card = states.device.type == "cuda" and states.dtype in (torch.bfloat16, torch.float16)
-    return on_card and type(states) is Tensor and not torch.is_grad_enabled() and not is_followed()
+    on_gpu = states.device.type == "cuda" and states.dtype in (torch.bfloat16, torch.float16)
+    return on_gpu and type(states) is Tensor and not torch.is_grad_enabled() and not is_followed()
 
 
 def rotate_by_halves(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Computes (x * cos + swapped * signed_sin).to(states.dtype), x = states.float(), `swapped` its halves in turn.
+    """Computes (x * cos + swapped * signed_sin).to(states.dtype) for x = states.float().
 
-    The bits are the same, but neither x nor `swapped` takes memory. A CPU would take longer, since torch casts before
-    it multiplies there. With gradients torch does not write to given memory.
+    Here `swapped` is x with its two halves swapped. The bits are the same as in plain torch, but neither x nor
+    `swapped` takes memory. A CPU would take longer: there torch casts before it multiplies. It is for states without
+    gradients, since torch does not write results with gradients to given memory.
 
     Args:
         states: (B, L, H, d). cos, signed_sin: (B or 1, L, d) float32.
@@ -405,21 +406,22 @@ def is_faster_by_products(implementation: str | None, query: Tensor) -> bool:
 def masked_softmax(scores: Tensor, mask: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
     """Computes softmax(scores + mask) over keys: (B, H, K, L) -> (B, H, K, L), in `dtype` if one is given.
 
-    It is finite where a query attends to nothing, too; see [`zero_without_keys`].
+    It is also finite if a query attends to nothing; see [`zero_without_keys`].
 
     Args:
-        mask: (B or 1, H or 1, K or 1, L), True where a query attends; or what is added, -inf where it does not.
+        mask: (B or 1, H or 1, K or 1, L), True where a query attends. Or, in a floating-point dtype, numbers to add,
+            with -inf where a query does not attend.
     """
     if mask is None:
         return scores.softmax(dim=-1, dtype=dtype)
-    if mask.dtype == torch.bool:  # to add takes a fraction of the time of masked_fill on all heads
+    if mask.dtype == torch.bool:  # adding takes a fraction of the time that masked_fill on all heads takes
         mask = scores.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    lowest = torch.finfo(scores.dtype).min / 2  # half, since a score is added
+    lowest = torch.finfo(scores.dtype).min / 2  # half of the lowest number, since a score is added
     return (scores + mask.clamp(min=lowest)).softmax(dim=-1, dtype=dtype)
 
 
 def zero_without_keys(output: Tensor, mask: Tensor | None) -> Tensor:
-    """Gives zeros to a query that attends to nothing, as scaled_dot_product_attention does: output (B, H, K, d)."""
+    """Sets the output of queries that attend to nothing to zero, like scaled_dot_product_attention: (B, H, K, d)."""
     if mask is None:
         return output
     excluded = ~mask if mask.dtype == torch.bool else mask.isneginf()
@@ -437,20 +439,21 @@ def attention_by_products(
 ) -> tuple[Tensor, None]:
     """Computes softmax(q k^T / sqrt(d)) v for some queries at a time: (B, H, L, d) each -> (B, L, H, d).
 
-    It is for bfloat16 on a CPU, where torch's kernel does not use the CPU's bfloat16 products and takes more than twice
-    as long (`python -m benchmarks.attention`).
+    It is for bfloat16 on a CPU. There torch's kernel does not use the CPU's bfloat16 products, and takes more than
+    twice as long (`python -m benchmarks.attention`).
     """
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         scores = (query * scaling) @ key.transpose(2, 3)  # (B, H, 256, L)
         return masked_softmax(scores, mask) @ value  # softmax computes in float32 and rounds once
 
-    key, value = key.contiguous(), value.contiguous()  # or every product would copy them
+    key, value = key.contiguous(), value.contiguous()  # otherwise every product would copy them
     queries = query.split(QUERIES_AT_ONCE, dim=2)
     masks: Any = [None] * len(queries)
     if attention_mask is not None:  # (B, 1, L or 1, L)
         masks = attention_mask.expand(-1, -1, query.shape[2], -1).split(QUERIES_AT_ONCE, dim=2)
-    # The scores of a row that short are no larger than what its MLP keeps; those of a longer row grow with L^2.
+    # The scores of a row of up to 256 tokens take no more memory than its MLP keeps. Those of a longer row grow with
+    # L^2.
     keep = len(queries) == 1 and keeps_steps(query)
     run = attend if keep else partial(recomputed, attend)
     parts = [run(part, key, value, mask) for part, mask in zip(queries, masks, strict=True)]
@@ -464,14 +467,17 @@ def attention_by_products(
 
 
 class Dropout(nn.Dropout):
-    """Drops out as torch does, on a CPU in a third of the time (`python -m benchmarks.layers`), with p in 16 bits."""
+    """Drops out as torch does, with p rounded to 16 bits. On a CPU it takes a third of the time.
+
+    `python -m benchmarks.layers` measures it.
+    """
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return hidden
         if hidden.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(hidden, self.p)
-        dropped = round(self.p * 2**16)  # of the 2^16 values of a 16-bit number; one draw of 64 bits gives four
+        dropped = round(self.p * 2**16)  # of the 2^16 values of a 16-bit number; one draw of 64 bits gives four numbers
         bits = torch.empty(-(-hidden.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         value = bits.view(torch.int16)[: hidden.numel()].view(hidden.shape)  # -2^15 .. 2^15 - 1
         keep = value.int() >= dropped - 2**15
@@ -483,36 +489,37 @@ class Dropout(nn.Dropout):
 # ---------------------------------------------------------------------------------------------------------
 
 
-# The backend that compiles a trunk. It is kept beside the trunk, so that a copy of the trunk is not compiled.
+# The backend that compiles a trunk. It is kept beside the trunk: a copy of the trunk is not compiled.
 BACKENDS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 def compile_trunk(trunk: nn.Module, backend: str = "inductor") -> None:
-    """Compiles the trunk and the loss in fixed shapes, for steps of training; a copy of the model is not compiled.
+    """Compiles the trunk and the loss in fixed shapes, for training steps. A copy of the model is not compiled.
 
-    The trunk then computes all positions in its last layer, too, so that one compilation serves every mask: another one
-    is made only for another shape of the batch, or for one with padding. Beyond eight shapes (torch's limit) the others
-    run uncompiled. So does all that is not a step of training, and a trunk with hooks inside; see `RaddModel.__call__`.
+    The compiled trunk computes all positions, also in its last layer. So one compilation serves every mask. Another one
+    is made only for another shape of the batch, or for a batch with padding. After eight shapes (torch's limit) other
+    shapes run uncompiled. Evaluations always run uncompiled, and so does a trunk with hooks inside; see
+    `RaddModel.__call__`.
     """
     BACKENDS[trunk] = backend
 
 
 def compile_backend(trunk: nn.Module) -> Any | None:
-    """Returns the backend that compiles the trunk while it trains; None where nothing does, or a compiler sees all."""
+    """Returns the backend that compiles the trunk in training; None without one, or under another compiler."""
     if torch.compiler.is_compiling() or not trunk.training or not torch.is_grad_enabled():
         return None
     return BACKENDS.get(trunk)
 
 
 def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Calls the module, with its hooks: the function that is compiled for every trunk."""
+    """Calls the module with its hooks. This is the function that is compiled, once for all trunks."""
     return nn.Module.__call__(module, *args, **kwargs)
 
 
 def compiled(function: Callable, backend: Any | None) -> Callable:
-    """Returns the function compiled by the backend; the function itself without one.
+    """Returns the function compiled by the backend; without a backend, the function itself.
 
-    Callers choose between the two. torch's own switch, `torch.compiler.set_stance`, would act on all threads.
+    So the caller chooses. torch's own switch, `torch.compiler.set_stance`, would act on all threads.
     """
     return function if backend is None else compiled_once(function, backend)
 
@@ -530,8 +537,8 @@ def compiled_once(function: Callable, backend: Any) -> Callable:
 def has_fixed_shapes(trunk: nn.Module, device: torch.device) -> bool:
     """Tells whether a loss is computed in shapes that do not depend on the labels.
 
-    On a GPU the host would have to wait to learn how many labels there are, and a compiler would start anew for every
-    number. On a CPU there is no wait, and work at positions without a label is saved.
+    On a GPU the host would otherwise have to wait for the number of labels, and a compiler would compile again for
+    every number. On a CPU there is no wait, and shapes that depend on the labels save work at positions without one.
     """
     return device.type != "cpu" or torch.compiler.is_compiling() or compile_backend(trunk) is not None
 
@@ -540,8 +547,8 @@ def label_places(labels: Tensor, max_targets: int | None, vocab_size: int) -> Te
     """Returns indices (N,) into the flattened batch (B L,): labelled positions first, then others, as padding.
 
     Args:
-        max_targets: at least the number of labels. N is the next number of whole chunks, and at most B L. None: the
-            host waits for the device and counts. Under a compiler N is B L whatever is given.
+        max_targets: at least the number of labels. N is this number rounded up to whole chunks, and at most B L. None:
+            the host waits for the device and counts the labels. Under a compiler N is always B L.
     """
     labelled = (labels != -100).flatten()
     if torch.compiler.is_compiling():
@@ -554,7 +561,7 @@ def label_places(labels: Tensor, max_targets: int | None, vocab_size: int) -> Te
 
 
 def chunk_size(vocab_size: int, device: torch.device) -> int:
-    """Returns the number of positions of a call of the head; on a GPU a power of two, which divides most batches."""
+    """Returns how many positions one call of the head takes; on a GPU a power of two, which divides most batches."""
     if device.type == "cpu":
         return max(MAX_LOGITS_ELEMENTS // vocab_size, 1)
     return 1 << max((MAX_LOGITS_ELEMENTS_OF_A_CARD // vocab_size).bit_length() - 1, 0)
@@ -570,21 +577,21 @@ def token_nll(
 ) -> Tensor:
     """Computes -log softmax(compute_logits(hidden))[targets] in float32, chunk by chunk: (N, D), (N,) -> (N,).
 
-    It is 0 where the target is -100. On a CPU the backward pass recomputes the logits of more than one chunk. On a GPU
-    they are kept, in the dtype that they have, and the head runs once. At least one chunk runs, so that a batch without
-    labels still has a gradient (zero).
+    It is 0 where the target is -100. If there are several chunks on a CPU, the backward pass recomputes their logits.
+    On a GPU the logits are kept, in their own dtype, and the head runs once. At least one chunk runs: a batch without
+    labels then still has a gradient (zero).
 
     Args:
-        compute_logits: (M, D) -> (M, V); a second argument is called in place of its head.
-        layer: the head that it calls otherwise.
-        backend: compiles the loss of a chunk; None: nothing does.
+        compute_logits: (M, D) -> (M, V). If it gets a second argument, it calls that in place of its head.
+        layer: the head of `compute_logits`.
+        backend: compiles the loss of a chunk; None: the loss is not compiled.
     """
     size = chunk_size(vocab_size, hidden.device)
     keep = hidden.device.type != "cpu" or torch.compiler.is_compiling()
 
     def chunk_nll(hidden: Tensor, target: Tensor, *head: Callable) -> Tensor:
         logits = compute_logits(hidden, *head)
-        if in_function_transform():  # which wants plain operations
+        if in_function_transform():  # a transform needs plain operations
             return F.cross_entropy(logits.float(), target, reduction="none")
         return cast(Tensor, TokenNLL.apply(logits, target, backend))
 
@@ -596,17 +603,17 @@ def token_nll(
         return torch.cat([checkpoint(chunk_nll, *chunk, *head, use_reentrant=False) for chunk in chunks])
 
     if isinstance(layer, FSDPModule) and len(hidden) > size:
-        # `fully_shard` communicates at every call of a unit. Processes differ in their number of chunks, so one call
-        # is made for all.
+        # `fully_shard` communicates at every call of a unit. Processes may have different numbers of chunks, so all
+        # chunks are computed within one call.
         return call_around(layer, nll, hidden)
     return nll(hidden)
 
 
 def aligned(layer: nn.Module, hidden: Tensor) -> tuple[Callable[[Tensor], Tensor], ...]:
-    """Returns the layer [`padded`] to a multiple of 8 outputs, where that is faster; nothing where it is not.
+    """Returns the layer [`padded`] to a multiple of 8 outputs if that is faster, else an empty tuple.
 
-    GPT-2's vocabulary with a mask has 50258 tokens. Rows that do not begin at 16 bytes take the slow half of a GPU's
-    kernels: the head and its loss took twice as long on an H100.
+    GPT-2's vocabulary with a mask has 50258 tokens. Then not every row of logits begins at a multiple of 16 bytes, and
+    a GPU uses slower kernels. On an H100 the head and its loss took twice as long.
     """
     if hidden.device.type == "cpu" or torch.compiler.is_compiling() or is_transformed():
         return ()
@@ -617,7 +624,7 @@ def aligned(layer: nn.Module, hidden: Tensor) -> tuple[Callable[[Tensor], Tensor
 
 
 def padded(layer: nn.Linear, extra: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Gives the layer so many more outputs, all -inf, whose gradients are zero: (..., D_in) -> (..., D_out + extra)."""
+    """Gives the layer `extra` more outputs, -inf with gradients of zero: (..., D_in) -> (..., D_out + extra)."""
     weight = F.pad(layer.weight.to(dtype), (0, 0, 0, extra))  # (D_out + extra, D_in)
     bias: Tensor | None = layer.bias
     bias = layer.weight.new_zeros(layer.out_features) if bias is None else bias
@@ -629,10 +636,10 @@ class TokenNLL(torch.autograd.Function):
     """Computes -log softmax(logits)[target] in float32, 0 where the target is -100: (N, V), (N,) -> (N,).
 
     It keeps the logits, and its backward pass makes their gradient, both in the dtype of the logits. torch's
-    cross-entropy keeps a log-softmax in float32 beside them, and its backward pass makes two more such tensors.
+    cross-entropy also keeps a log-softmax in float32, and its backward pass makes two more tensors of that size.
     """
 
-    ROWS = 32  # at a time, whose softmax fits the CPU's cache
+    ROWS = 32  # at a time: their softmax fits the CPU's cache
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, backend: str | None = None) -> Tensor:
@@ -649,7 +656,7 @@ class TokenNLL(torch.autograd.Function):
         ignored = target == -100  # (N,)
         scale, place = grad_nll.masked_fill(ignored, 0.0), target.masked_fill(ignored, 0)  # (N,) both
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Gradients of gradients: by operations that have them.
+            # Gradients of gradients are asked for: these operations have them.
             one_hot = F.one_hot(place, logits.shape[-1])
             return ((logits.float().softmax(dim=-1) - one_hot) * scale[:, None]).to(logits.dtype), None, None
         fill = compiled(fill_scaled_softmax, ctx.backend)
@@ -662,7 +669,7 @@ class TokenNLL(torch.autograd.Function):
 
 
 def rows_at_once(logits: Tensor) -> int:
-    """Returns how many rows to compute at once: few on a CPU, so that its cache holds them; else all."""
+    """Returns how many rows to compute at once: on a CPU few, which fit its cache; else all."""
     small = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     return TokenNLL.ROWS if small else max(len(logits), 1)
 
@@ -672,12 +679,12 @@ def log_sum_exp(logits: Tensor) -> Tensor:
 
 
 def fill_scaled_softmax(gradient: Tensor, logits: Tensor, log_sum: Tensor, scale: Tensor) -> None:
-    """Writes softmax(logits) * scale into `gradient`, in whose dtype a compiler rounds it on the way: (N, V) both."""
+    """Writes softmax(logits) * scale to `gradient`, (N, V) both. A compiler rounds to its dtype on the way."""
     gradient.copy_((logits.float() - log_sum[:, None]).exp_().mul_(scale[:, None]))
 
 
 def call_around(module: nn.Module, function: Callable[[Tensor, Callable], Tensor], argument: Tensor) -> Tensor:
-    """Calls the module, with its hooks, but runs `function(argument, forward)` in place of its `forward`."""
+    """Calls the module with its hooks, but runs `function(argument, forward)` in place of its `forward`."""
     forward, own = module.forward, vars(module).pop("forward", None)
     vars(module)["forward"] = lambda argument: function(argument, forward)
     try:

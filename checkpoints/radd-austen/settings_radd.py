@@ -1,10 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Lists the settings of `generate`, each once: its default, the values it takes and a line of help.
+"""Lists the settings of `generate`. Each stands here once, with its default, the values it takes and a line of help.
 
 `RaddGenerationConfig` checks values by this table. The command line, the web page, the lm-evaluation-harness and
-`eval_generation.py` take names, choices and help from it. A second table knows the arguments of other libraries'
-`generate`: what they are called here, or what to use instead. The file imports only the standard library, so that
+`eval_generation.py` take names, choices and help from it. A second table lists the arguments of other libraries'
+`generate`: their name here, or what to use instead. The file only imports the standard library, so
 `radd generate --help` need not wait for torch.
+
+An event is one evaluation of the network and the tokens that it reveals. A nat is the unit of natural logarithms.
 """
 
 import difflib
@@ -27,7 +29,7 @@ FIXED_ORDERS = get_args(FixedOrder)  # known before the first evaluation
 ADAPTIVE_ORDERS = get_args(AdaptiveOrder)  # chosen from the network's distributions, see `policy_radd.py`
 ORDERS = FIXED_ORDERS + ADAPTIVE_ORDERS
 GROUP_SCHEDULES = get_args(GroupSchedule)
-# The settings by which an adaptive order decides how many positions an event reveals, and the order of each by default.
+# The settings with which an adaptive order decides how many positions an event reveals, each with its default order.
 BOUNDS = {"entropy_bound": "entropy", "confidence_threshold": "confidence"}
 # The settings that say how many tokens a text has.
 LENGTHS = "length", "max_new_tokens"
@@ -36,8 +38,12 @@ LENGTHS = "length", "max_new_tokens"
 class Setting(NamedTuple):
     """Describes one setting of `generate`.
 
-    kind: type of the value. default: the value where none is given. accepts: tells whether a value is valid.
-    values: the valid values, in words. help: what the setting does. choices: all values, where they are names.
+    kind: the type of the value.
+    default: the value if none is given.
+    accepts: tells whether a value is valid.
+    values: the valid values, in words.
+    help: what the setting does.
+    choices: all values, if they are names.
     """
 
     kind: type
@@ -48,29 +54,29 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raises a ValueError unless the value is valid, or None, which leaves the setting unset."""
+        """Raises a ValueError unless the value is valid or None; None means that the setting is not set."""
         if value is not None and not self.accepts(value):
             raise ValueError(f"{name}={shortened(value)} must be {self.values}.")
 
 
 def plain(value: Any) -> Any:
-    """Returns Python's numbers and lists in place of those of NumPy and torch, also of those within lists."""
-    if hasattr(value, "tolist"):  # a tensor, an array, or a number of NumPy
+    """Turns numbers and arrays of NumPy and torch into Python's numbers and lists, also within lists."""
+    if hasattr(value, "tolist"):  # a tensor, an array, or a NumPy number
         return value.tolist()
     return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-# The probabilities of steps take memory, and so fine a grid is continuous time for any text.
+# Most steps of a grid: their probabilities take memory. A grid this fine is as good as continuous time for any text.
 MOST_STEPS = 10**6
-# Tokens of one call of `generate`, all rows together: what is planned for each takes hundreds of bytes.
+# Most tokens of one call of `generate`, all rows together: the plan of each token takes hundreds of bytes.
 MOST_TOKENS = 2**24
-# Sequences that an evaluation computes for each row. Far fewer drafts than these are accepted.
+# Most sequences that an evaluation computes for each row. Far fewer drafts than this are accepted.
 MOST_SPECULATION = 64
-LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, sys.float_info.max  # of torch
+LARGEST_INTEGER, LARGEST_NUMBER = 2**63 - 1, sys.float_info.max  # the largest of torch
 
 
 def is_integer(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Tells whether a value is an integer in least .. most, of NumPy, too."""
+    """Tells whether a value is an integer in least .. most. NumPy's integers count, too."""
     return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
 
 
@@ -80,7 +86,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_adaptive(order: Any) -> bool:
-    """Tells whether an order is chosen from the network's distributions, by a policy or a user's function."""
+    """Tells whether an order is chosen from the network's distributions, by a name or by a user's function."""
     return callable(order) or (isinstance(order, str) and order in ADAPTIVE_ORDERS)
 
 
@@ -205,7 +211,7 @@ TEXT_SETTINGS: dict[str, Setting] = {
     ),
 }
 
-# All settings: also how a text is computed, how many texts, and what is returned.
+# All settings. The others say how a text is computed, how many texts there are, and what is returned.
 SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
     "max_new_tokens": integer_setting(
         None, 1, "instead of length: tokens to generate, in addition to the given ones", most=MOST_TOKENS
@@ -226,9 +232,9 @@ SETTINGS: dict[str, Setting] = TEXT_SETTINGS | {
     "return_dict_in_generate": boolean_setting(False, "return a RaddGenerateOutput"),
 }
 
-# The settings that change the distribution which tokens are drawn from: `exact` excludes them.
+# The settings that change the distribution that tokens are drawn from. `exact` excludes them.
 INEXACT = "temperature", "top_k", "top_p", "refresh_interval", "max_time"
-# The settings that `exact` sets aside where a checkpoint has saved them.
+# The settings that `exact` sets aside if a checkpoint has saved them.
 SET_ASIDE = tuple(name for name in SETTINGS if name not in (*LENGTHS, "exact", "information_profile", "cuda_graphs"))
 
 
@@ -236,14 +242,16 @@ SET_ASIDE = tuple(name for name in SETTINGS if name not in (*LENGTHS, "exact", "
 # Arguments of other libraries
 # ---------------------------------------------------------------------------------------------------------
 
-# Other names of arguments of `generate`, with exactly their meaning.
+# Names of other libraries for arguments of `generate` that mean exactly the same.
 SYNONYMS = {"inputs": "input_ids", "max_length": "length", "num_inference_steps": "steps"}
 
 
 class Foreign(NamedTuple):
-    """Describes arguments of transformers' `generate` that RADD's does not have.
+    """Describes arguments of transformers' `generate` that RADD's `generate` does not have.
 
-    names: the arguments. instead: what to do here. harmless: values that ask for nothing; None is always one.
+    names: the arguments.
+    instead: what to do here.
+    harmless: values that ask for nothing. None is always one of them.
     """
 
     names: str
@@ -330,23 +338,26 @@ FOREIGN: dict[str, Foreign] = {name: foreign for foreign in _FOREIGN for name in
 
 
 def shortened(value: Any) -> str:
-    """Shows a value in a message: the beginning of what would fill a screen, such as a tensor or a model."""
-    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write out the largest
+    """Shows a value in a message. Of a long one, such as a tensor or a model, it shows the beginning."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to write out the largest integers
         return f"an integer of {value.bit_length()} bits"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
 def own_arguments(given: Mapping[str, Any], known: Collection[str], what: str, advice: bool = True) -> dict[str, Any]:
-    """Returns the arguments that are given, under the names that they have here; those that are None are left out.
+    """Returns the given arguments under the names that they have here. Arguments that are None are left out.
 
     Args:
-        given: values by name, of this library or of another. known: the names to return.
-        what: what the known names are, for messages: "an argument of ...".
-        advice: say what a program can do instead of an argument of another library; a client over HTTP cannot.
+        given: values by name; a name may be that of another library.
+        known: the names to return.
+        what: what messages call the known names: "an argument of ...".
+        advice: whether messages say what to use instead of an argument of another library. The advice is for programs;
+            a client over HTTP cannot follow it.
 
     Raises:
-        ValueError: for an argument under two names, and for one that is not known, with what to use instead.
+        ValueError: for an argument that is given under two names, and for an unknown one. The message says what to use
+            instead.
     """
     own = {}
     for name, value in given.items():

@@ -1,8 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Holds what the events of a generation read and write, and what is returned in the end.
+"""Holds the tensors that the events of a generation read and write, and what `generate` returns.
 
-Shapes: R rows (batch x num_return_sequences), A rows that still have events, L length, N positions revealed in one
-        event, at most K in any row; C positions of a partial evaluation of a row; E events.
+An event is one evaluation of the network and the tokens that it reveals. A canvas is a row of token ids, some of them
+masks. The schedule says which positions each event reveals (`plan_radd.py`).
+
+Shapes: R rows (batch x num_return_sequences), A rows that still have events, L length, V vocabulary, E events;
+        N positions revealed in one event, at most K of them in a row; C positions that a partial evaluation computes in
+        a row; n positions of any rows.
 """
 
 from collections.abc import Callable, Hashable
@@ -29,15 +33,15 @@ class RaddGenerateOutput(ModelOutput):
     """Holds what `generate` returns with `return_dict_in_generate`; a notebook shows it with a slider over the steps.
 
     sequences: (R, L) ids, without a mask.
-    num_function_evaluations: (R,) network evaluations that each row took, one after the other (NFE); with
-        `refresh_interval` m > 1 all but one in m of them were partial, with `speculate` k > 1 each was a round.
-    num_sequences_evaluated: (R,) sequences that were computed for each row in these evaluations: one in each;
-        with `speculate` k > 1 up to k in each.
-    reveal_step: (R, L) the step of the grid (empty ones counted), or the event of a method without a grid, that
-        revealed each position; -1 at positions that were given, or padded after EOS. With `speculate`, as without, the
-        place of each position in the order in which its row was written.
-    token_logprobs: (R, L) natural log-probability of each token when it was drawn, before logits processors,
-        temperature, top-k and top-p; 0 at positions that were given or padded. float32.
+    num_function_evaluations: (R,) network evaluations (NFE) that each row took, one after the other. With
+        `refresh_interval` m > 1 all but one in m of them were partial. With `speculate` k > 1 each was a round.
+    num_sequences_evaluated: (R,) sequences computed for each row in these evaluations: one in each, with `speculate`
+        k > 1 up to k in each.
+    reveal_step: (R, L) when each position was revealed: the step of the grid, counted with the steps that reveal
+        nothing, or in a method without a grid the event. With `speculate` k > 1, as with k = 1, it is the place of the
+        position in the order of its row. -1 at positions that were given, or padded after EOS.
+    token_logprobs: (R, L) float32, the natural log-probability of each token when it was drawn, before logits
+        processors, temperature, top-k and top-p; 0 at positions that were given or padded.
     history: the canvas (R, L) at the start and after every event, with `output_history`.
     tokenizer: the one that `generate` got, by which the texts are shown. It is no field, and copies and files of the
         output leave it out.
@@ -79,16 +83,20 @@ def _summary(value: Any) -> str:
 
 
 class SamplerState:
-    """Holds what events read and write, in tensors that stay where they are. Rows lie as the schedule orders them.
+    """Holds what events read and write, in tensors that keep their place in memory (`programs_radd.py`).
 
-    Where an event of a rounded shape has nothing to write, it writes to a spare last element that is never read.
+    The rows are in the order of the schedule. Tensors over the flattened canvas have one spare element at the end. An
+    event of a rounded shape has more places than tokens; what is left over is written there, and never read.
 
     Args:
-        tensors: where tensors are kept from call to call.
-        schedule: says what each event reveals. canvas: (R, L) ids. places: (R, L) positions, counted without padding.
-        uniform: (R, L) float64, draws each token.
-        inputs: what stays the same at every evaluation, see `RaddModel.fixed_inputs`. cache: keys and values, or None.
-        drafts: of speculation, with rows as the schedule orders them, or None.
+        tensors: keeps the tensors from call to call.
+        schedule: says what each event reveals.
+        canvas: (R, L) ids.
+        places: (R, L) positions, counted without padding.
+        uniform: (R, L) float64 uniform numbers, one to draw each token.
+        inputs: the inputs that stay the same at every evaluation, see `RaddModel.fixed_inputs`.
+        cache: keys and values of earlier evaluations, or None.
+        drafts: the drafts of speculation, with rows in the order of the schedule, or None.
     """
 
     NEVER = torch.iinfo(torch.int64).max
@@ -113,12 +121,12 @@ class SamplerState:
         self.uniform = put("uniform", pad(uniform[rows].flatten(), (0, 1)))  # (R L + 1,)
         no_draws = canvas.new_zeros(self.spare + 1, 3, dtype=torch.float32)
         self.draws = put("draws", no_draws)  # (R L + 1, 3) see `RaddGenerationMixin._draw`
-        self.now = put("now", rows.new_tensor([0, 1]))  # indices of this event and the next
-        self.order = put("order", pad(schedule.order, (0, length)))  # (R, 2 L), of which L are in use
+        self.now = put("now", rows.new_tensor([0, 1]))  # indices of this event and of the next
+        self.order = put("order", pad(schedule.order, (0, length)))  # (R, 2 L), the first L are in use
         self.first = put("first", schedule.first)  # (R, E + 1)
         self.event_of = put("event_of", schedule.event_of)  # (R, L)
         self.generated = put("generated", schedule.event_of != GIVEN)  # (R, L)
-        self.ended_after = put("ended_after", torch.full_like(rows, self.NEVER))  # (R,) events of a row that has ended
+        self.ended_after = put("ended_after", torch.full_like(rows, self.NEVER))  # (R,) events until the row ended
         self.slots = put("slots", torch.arange(length, device=self.device))  # (L,)
         self.events = put("events", torch.arange(self.first.shape[1], device=self.device))  # (E + 1,)
         self.row_begins = put("row_begins", torch.arange(len(rows), device=self.device)[:, None] * length)  # (R, 1)
@@ -131,16 +139,16 @@ class SamplerState:
 
     @staticmethod
     def layout(canvas: Tensor, inputs: dict[str, Any], events: int, speculate: int) -> Hashable:
-        """Returns what must be the same for two calls of `generate` to use the same tensors."""
+        """Returns a key. Two calls of `generate` can use the same tensors if their keys are equal."""
         forms = {name: _each(value, lambda part, _: (part.shape, part.dtype)) for name, value in inputs.items()}
         return canvas.shape, tuple(forms.items()), events, speculate
 
     # What an event does.
 
     def evaluated(self, shape: Shape) -> tuple[Positions, Tensor]:
-        """Returns the positions that this event draws at, and the same N on the flattened canvas (N,), row after row.
+        """Returns the positions that this event draws at, and the same on the flattened canvas (N,), row after row.
 
-        They are those that it reveals, or under an adaptive order all that are still masked.
+        It draws at the positions that it reveals, or under an adaptive order at all positions that are still masked.
         """
         _, real, indices, flat_index = self._slots(shape)  # (A, K) each
         indices, flat_index = indices.where(real, indices[:, :1]), flat_index.flatten()  # repeats a row's first
@@ -150,7 +158,7 @@ class SamplerState:
         return Positions(indices, kept), torch.where(real, flat_index[kept], self.spare)
 
     def _slots(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the places in `order` that this event draws at, which of them are real, and their positions.
+        """Finds the places in `order` that this event draws at. A row with fewer than K has some that are not real.
 
         Returns:
             (A, K) each: the place in `order`; whether it is real; its position; its position on the flattened canvas.
@@ -163,13 +171,14 @@ class SamplerState:
         return slot, real, indices, torch.where(real, indices + self.row_begins[: shape.rows], self.spare)
 
     def choose(self, shape: Shape, policy: Policy, flat_index: Tensor, beliefs: Beliefs) -> Tensor:
-        """Lets the policy choose what this event reveals, and moves that to the front of what is still masked.
+        """Lets the policy choose the positions that this event reveals, and moves them before the others in `order`.
 
         Args:
-            flat_index: (N,) the masked positions on the flattened canvas. beliefs: of each.
+            flat_index: (N,) the masked positions on the flattened canvas.
+            beliefs: (N,) each, the beliefs about these positions.
 
         Returns:
-            (N,) the same index where a position was chosen, that of the spare element elsewhere.
+            (N,) the index of each chosen position, and the index of the spare element in place of the others.
         """
         slot, real, indices, rectangle = self._slots(shape)  # (A, K) each
         believed = torch.stack(beliefs, dim=1)  # (N, 3)
@@ -177,9 +186,9 @@ class SamplerState:
         begin, end = self.first[: shape.rows].index_select(1, self.now).split(1, dim=1)  # (A, 1) both
         chosen = policy.choose(Beliefs(*board[rectangle].unbind(dim=2)), real, end - begin)  # (A, K)
 
-        # Chosen positions come first, then the others, each from left to right. So ties go to the left.
+        # Chosen positions come first, then the others, both from left to right. So the left one of tied positions wins.
         key = indices + self.length * ~chosen
-        key = key.where(slot < self.length, 2 * self.length)  # beyond the row
+        key = key.where(slot < self.length, 2 * self.length)  # places beyond the row come last
         self.order[: shape.rows].scatter_(1, slot, indices.gather(1, key.argsort(dim=1, stable=True)))
         if policy.decides_how_many:
             self.plan_from(begin + chosen.sum(dim=1, keepdim=True))
@@ -188,16 +197,17 @@ class SamplerState:
         return torch.where(is_chosen[flat_index], flat_index, self.spare)
 
     def plan_from(self, slot: Tensor) -> None:
-        """Lets the next event of the first rows begin at this place (A, 1) of `order`; one at a time from then on."""
+        """Lets the next event of the first rows begin at this place (A, 1) of `order`; later events reveal one each."""
         first = self.first[: len(slot)]  # (A, E + 1)
         later = self.events - self.now[1]  # (E + 1,) 0 for the next event
         first.copy_(torch.where(later < 0, first, (slot + later).clamp(max=self.length)))
 
     def upcoming(self, rows: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the places in `order` that come next, their positions, and these on the flattened canvas.
+        """Finds the places in `order` that come next, for the first `rows` rows.
 
         Returns:
-            (A, number) each; past the end of a row, or if it has ended, the last is that of the spare element.
+            (A, number) each: the place in `order`; its position; its position on the flattened canvas. The latter is
+            the spare element past the end of a row, or if the row has ended.
         """
         begin = self.first[:rows].index_select(1, self.now[:1])  # (A, 1)
         slot = begin + torch.arange(number, device=self.device)  # (A, number)
@@ -206,14 +216,14 @@ class SamplerState:
         return slot, indices, torch.where(real, indices + self.row_begins[:rows], self.spare)
 
     def recomputed(self, shape: Shape, window: int) -> Positions | None:
-        """Returns the positions that this event computes; None for all."""
+        """Returns the positions that this event computes; None: all."""
         if not shape.recomputed:
             return None
         chosen = recomputed_in(self.event_of[: shape.rows], self.now[0], window)  # (A, L)
         return Positions(padded_nonzero(chosen, shape.recomputed)[0])
 
     def inputs_of(self, rows: int, sequences: int = 1) -> dict[str, Any]:
-        """Returns the fixed inputs of the first rows, each for so many sequences."""
+        """Returns the fixed inputs of the first rows, each row repeated for its number of sequences."""
 
         def of_sequences(part: Tensor, index: int) -> Tensor:
             part = part[:rows]
@@ -226,7 +236,7 @@ class SamplerState:
         return self.canvas[flat_index // self.length]
 
     def write(self, flat_index: Tensor, tokens: Tensor, draws: Tensor) -> None:
-        """Writes tokens (N,), and what is known of their draws (N, 3)."""
+        """Writes tokens (N,), and the three numbers of each draw (N, 3), to positions of the flattened canvas."""
         self.ids.index_copy_(0, flat_index, tokens)
         self.draws.index_copy_(0, flat_index, draws)
 
@@ -244,7 +254,7 @@ class SamplerState:
         self.now[0].item()
 
     def arrange(self, before: Tensor, schedule: Schedule) -> None:
-        """Follows the schedule, which has put rows in another order: `before` (R,) tells where each lay."""
+        """Puts the rows in the new order of the schedule: `before` (R,) says where each of them lay."""
         before = before.to(self.device)
         flat = (each[:-1].unflatten(0, (-1, self.length)) for each in (self.ids, self.uniform, self.draws))
         for states in (*flat, self.generated, self.places, self.ended_after):
@@ -261,11 +271,11 @@ class SamplerState:
         self.place_of_row = schedule.rows.argsort().to(self.device)
 
     def progress(self) -> tuple[Tensor, Tensor]:
-        """Returns `order` (R, L) and `first` (R, E + 1), which adaptive events change; see `Schedule.follow`."""
+        """Returns `order` (R, L) and `first` (R, E + 1), which some events change; see `Schedule.follow`."""
         return self.order[:, : self.length], self.first
 
     def sequences(self) -> Tensor:
-        """Returns the ids (R, L), a copy, in the caller's order of rows."""
+        """Returns a copy of the ids (R, L), with rows in the caller's order."""
         return self.canvas[self.place_of_row]
 
     def output(self, schedule: Schedule, ending: Ending | None) -> RaddGenerateOutput:
@@ -284,7 +294,7 @@ class SamplerState:
             reveal_step=reveal_step[self.place_of_row],
             token_logprobs=logprobs[self.place_of_row],
         )
-        # The host waits for the device here. Nothing reads the state after that, so that another call may write to it.
+        # The host waits for the device here. Nothing reads the state afterwards, so another call may write to it.
         if not bool(processed.isfinite().all()):
             culprit = "logits_processor" if bool(of_network.isfinite().all()) else "the network"
             raise ValueError(f"{culprit} left a position without a finite score, or with one that is nan or +inf.")
@@ -292,14 +302,14 @@ class SamplerState:
 
 
 def _each(value: Any, function: Callable[[Tensor, int], Any]) -> Any:
-    """Applies the function to a tensor, or to each of a tuple, with its index; None stays None."""
+    """Applies the function to a tensor, or to each tensor of a tuple, with its index; None stays None."""
     if isinstance(value, tuple):
         return tuple(function(part, index) for index, part in enumerate(value))
     return None if value is None else function(value, 0)
 
 
 def _of_rows(value: Tensor, rows: Tensor) -> Tensor:
-    """Returns the rows (R,) of a tensor (R, ...); a tensor (1, ...) serves all rows as it is."""
+    """Returns the rows (R,) of a tensor (R, ...); a tensor (1, ...) serves all rows and stays as it is."""
     return value[rows] if len(value) > 1 else value
 
 

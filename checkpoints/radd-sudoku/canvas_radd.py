@@ -1,12 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""A canvas: token ids with masks in the place of those that are to be written.
+"""The canvas: a row of token ids, with a mask at each position that the model is to fill.
 
     prefix, suffix and length, or input_ids  ->  ids and an attention mask  (make_canvas)
     a request of text, from a file or a client  ->  ids, blanks and the text around them  (encode_request)
 
-It also selects positions of a canvas ([`Positions`]): those that need logits, or those that one evaluation computes.
+A blank is a run of masks, written `[MASK:n]` in a text (`text_radd.py`). This file also selects positions of a canvas
+([`Positions`]): the positions that need logits, or those that one evaluation of the network computes.
 
-Shapes: B rows, L length, K most selected positions of any row, N selected positions of all rows, D features.
+Shapes: B rows, L length, K the largest number of selected positions in a row, N the selected positions of all rows,
+        D features.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +30,7 @@ from .text_radd import (
     encode_with_blanks,
 )
 
-# Text, several texts, ids of one row, or rows of ids, in lists, tensors or arrays of NumPy; text needs a tokenizer.
+# A text, several texts, the ids of one row, or rows of ids, in lists, tensors or NumPy arrays. Text needs a tokenizer.
 TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
@@ -40,12 +42,12 @@ TextOrIds = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tens
 class Positions(NamedTuple):
     """Selects some positions of each row by a rectangle of indices.
 
-    indices: (B, K) int64; a row that has fewer than K positions repeats its first, so that no row's computation depends
-        on the others.
-    kept: (N,) int64, the places in the flattened rectangle that are no repetitions; None keeps all of it. A caller who
-        needs a fixed number may repeat the first at the end.
+    indices: (B, K) int64. A row with fewer than K positions repeats its first one. So what is computed for a row does
+        not depend on the other rows.
+    kept: (N,) int64, the places in the flattened rectangle that are not repetitions; None keeps all places. A caller
+        who needs a fixed number of places may repeat the first one at the end.
 
-    It is a tuple, so that accelerate moves it along with the other inputs of a layer on another device.
+    It is a tuple: accelerate moves a tuple to another device together with the other inputs of a layer.
     """
 
     indices: Tensor
@@ -53,7 +55,7 @@ class Positions(NamedTuple):
 
     @classmethod
     def of(cls, chosen: Tensor) -> "Positions":
-        """Takes indices (B, K) as they are, or a boolean mask (B, L), for which the host waits for the device."""
+        """Makes positions from indices (B, K), or from a boolean mask (B, L); then the host waits for the device."""
         if chosen.dtype != torch.bool:
             return cls(chosen)
         indices, real = padded_nonzero(chosen, max(int(chosen.sum(dim=1).max()), 1))  # (B, K) both
@@ -61,7 +63,7 @@ class Positions(NamedTuple):
 
     def select(self, states: Tensor) -> Tensor:
         """Returns the states at these positions: (B or 1, L, ...) -> (B, K, ...)."""
-        # Indexing, since gather keeps its argument and an index as large as its result for the backward pass.
+        # By indexing: gather would keep its argument, and an index as large as its result, for the backward pass.
         row = torch.arange(len(self.indices), device=states.device)[:, None]
         return states.expand(len(self.indices), *states.shape[1:])[row, self.indices]
 
@@ -70,11 +72,11 @@ class Positions(NamedTuple):
         return self.select(table.transpose(1, 2)).transpose(1, 2)
 
     def flatten(self, states: Tensor) -> Tensor:
-        """Leaves out the repetitions, (B, K, D) -> (N, D); without `kept` returns the states as they are."""
+        """Leaves out the repetitions: (B, K, D) -> (N, D). Without `kept` it returns the states as they are."""
         return states if self.kept is None else states.flatten(0, 1)[self.kept]
 
     def within(self, others: "Positions") -> "Positions":
-        """Returns the same positions as places in the rectangle of `others`, which holds all of them."""
+        """Returns the same positions as indices into the rectangle of `others`, which must hold all of them."""
         found = others.indices[:, None, :] == self.indices[:, :, None]  # (B, K, C)
         return Positions(found.int().argmax(dim=-1), self.kept)
 
@@ -85,12 +87,12 @@ class Positions(NamedTuple):
 def padded_nonzero(chosen: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Returns the positions of True in each row, ascending, and which of them are real: (B, L) -> (B, size) both.
 
-    A row with fewer repeats its first, one with none has zeros, and one with more loses the last. It is `nonzero` in a
-    shape that does not depend on values, so that the host need not wait for the device.
+    It is `nonzero` in a shape that does not depend on values, so the host need not wait for the device. A row with
+    fewer positions repeats its first one. A row with none has zeros. A row with more loses the last ones.
     """
     position = torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)  # (B, L)
     rank = chosen.cumsum(dim=1) - 1  # (B, L)
-    rank = torch.where(chosen & (rank < size), rank, size)  # the others go to a last column, which is cut off
+    rank = torch.where(chosen & (rank < size), rank, size)  # all others go to a last column, which is cut off
     found = position.new_zeros(len(chosen), size + 1).scatter_(1, rank, position)[:, :size]  # (B, size)
     real = torch.arange(size, device=chosen.device) < chosen.sum(dim=1, keepdim=True)
     return found.where(real, found[:, :1]), real
@@ -119,14 +121,14 @@ def make_canvas(
     tokenizer: Any = None,
     pad_token_id: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns the canvas (B, L), a copy, and the attention mask (B, L) or None, both on the CPU.
+    """Makes the canvas (B, L), a copy, and the attention mask (B, L) or None, both on the CPU.
 
-    The arguments are those of `generate`; with neither `length` nor `max_new_tokens` a text is as long as the model's
-    longest.
+    The arguments are those of `generate`. Without `length` and `max_new_tokens` a text has the length that the model
+    was trained at.
 
     Raises:
-        ValueError, TypeError: for arguments that contradict each other, ids outside the vocabulary, and a prefix and a
-            suffix that leave no room; for a tokenizer whose mask is not the model's.
+        ValueError, TypeError: for arguments that contradict each other, for ids outside the vocabulary, for a prefix
+            and a suffix that leave no room, and for a tokenizer whose mask is not the model's.
     """
     check_tokenizer_mask(tokenizer, config.mask_token_id)
     if input_ids is None:
@@ -162,16 +164,15 @@ def rows_between(
     max_new_tokens: int | None,
     tokenizer: Any = None,
 ) -> list[list[int]]:
-    """Returns rows of ids: each prefix, masks, and the suffix at the end; a single one of either serves all rows.
+    """Returns rows of ids: a prefix, masks and a suffix. A single prefix or suffix serves all rows.
 
-    The masks are `max_new_tokens`, or as many as make the row `length` tokens long. The text that is read back is
-    prefix + what is written + suffix.
+    There are `max_new_tokens` masks, or as many as make the row `length` tokens long.
     """
     before = [[]] if prefix is None else id_rows("prefix", prefix, tokenizer, config.vocab_size)
     after = [[]] if suffix is None else id_rows("suffix", suffix, tokenizer, config.vocab_size, encode_after_text)
     if len(before) != len(after) and 1 not in (len(before), len(after)):
         raise ValueError(
-            f"prefix has {len(before)} rows and suffix {len(after)}: they must agree, or one of them be single."
+            f"prefix has {len(before)} rows and suffix {len(after)}: they must agree, or one of them must have one row."
         )
     batch, rows = max(len(before), len(after)), []
     for head, tail in zip(before * (batch // len(before)), after * (batch // len(after)), strict=True):
@@ -187,7 +188,7 @@ def rows_between(
 
 
 def pad_left(rows: list[list[int]], pad_token_id: int | None, config: Any) -> tuple[Tensor, Tensor | None]:
-    """Returns rows of ids as (B, L), and the attention mask (B, L), which is None where no row needs padding."""
+    """Returns rows of ids as (B, L), and the attention mask (B, L); the mask is None if no row needs padding."""
     lengths = sorted({len(row) for row in rows})
     if len(lengths) == 1:
         return torch.tensor(rows, device="cpu"), None
@@ -229,7 +230,7 @@ def id_rows(
     vocab_size: int,
     encode: Callable[[Sequence[str], Any, str], list[list[int]]] = encode_text,
 ) -> list[list[int]]:
-    """Returns rows of valid token ids for ids or text in any form that `generate` takes; `encode` reads the text."""
+    """Returns rows of valid token ids, from ids or text in any form that `generate` takes. `encode` encodes text."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):  # a tensor, or an array of NumPy
         kind = str(value.dtype)
         if "float" in kind or "bool" in kind or len(value.shape) not in (1, 2):
@@ -238,7 +239,7 @@ def id_rows(
             )
         if len(value.shape) == 2 and value.shape[0] == 0:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have at least one row.")
-    if isinstance(value, Mapping) and "input_ids" in value:  # what a tokenizer returns
+    if isinstance(value, Mapping) and "input_ids" in value:  # a tokenizer returned it
         raise TypeError(
             f"{name}={shortened(dict(value))} must be ids or text: pass its input_ids, and attention_mask with them."
         )
@@ -258,7 +259,7 @@ def id_rows(
         rows = [list(row) if isinstance(row, (list, tuple)) else [row] for row in texts]
     for row in rows:
         if set(map(type, row)) == {int} and min(row) >= 0 and max(row) < vocab_size:
-            continue  # three passes in C take a tenth of the time of a look at each id
+            continue  # these three passes in C take a tenth of the time of the loop below
         for token in row:
             if not is_integer(token):
                 raise TypeError(f"{name} holds {shortened(token)}; it must be token ids, all text, or all rows of ids.")
@@ -269,7 +270,7 @@ def id_rows(
     return rows
 
 
-# What a request may hold.
+# The keys that a request may have.
 ENDS = "prefix", "suffix"
 REQUEST = "text", *ENDS, *LENGTHS
 
@@ -286,14 +287,15 @@ def encode_request(
     """Returns the canvas of one request: a text with blanks, or one blank between a prefix and a suffix.
 
     Args:
-        request: a text with blanks, as in [`encode_blanks`], or a mapping with it as "text". Or a mapping with some of
-            "prefix", "suffix", and "length" or "max_new_tokens", each as in `generate`. None is as if left out.
-        length, max_new_tokens: for a request without blanks that has neither. Default: the model's length.
-        name: what the text is, for messages.
+        request: a text with blanks, as in [`encode_blanks`], or a mapping with such a text as "text". Or a mapping with
+            some of "prefix", "suffix", and "length" or "max_new_tokens", each as in `generate`. A value of None counts
+            as left out.
+        length, max_new_tokens: used for a request without blanks that has neither. Default: the model's length.
+        name: what messages call the text.
 
     Raises:
-        ValueError: for a text without blanks, and for values that are of another type, contradict each other, are
-            unknown or leave no room.
+        ValueError: for a text without blanks, for unknown keys, and for values that have another type, contradict each
+            other or leave no room.
     """
     given = {"text": request} if isinstance(request, str) else request
     if not isinstance(given, Mapping):
@@ -316,7 +318,7 @@ def encode_request(
         if not blanked.spans:
             raise ValueError(
                 f"{name}={shortened(given['text'])} has no blank: write [MASK:12] where twelve tokens are wanted, or "
-                "pass it as prefix to have it continued."
+                "pass it as prefix to continue it."
             )
         return blanked
     if not given:

@@ -1,11 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Checks what a forward is given, before the network misreads it.
+"""Checks the arguments of a forward pass, before the network misreads them.
 
-An argument of another name, shape, dtype or device is named with what would be right. Values are looked at on a CPU
-only: the host would have to wait for a GPU. There ids and positions lie in their range, masks of attention hold 0 and
-1, and numbers are finite. A network is not run on nothing: B, L and K are at least 1.
+If an argument has a wrong name, shape, dtype or device, the message names it and says what would be right. The network
+is not run on empty tensors: B, L and K are at least 1. On a CPU the values are checked, too: ids and positions lie in
+their range, attention masks hold 0 and 1, and numbers are finite. On a GPU they are not, since the host would have to
+wait for them.
 
-Shapes: B rows, L length, K most selected positions of any row, D features, H heads.
+Shapes: B rows, L length, K the largest number of selected positions in a row, D features, H heads.
 """
 
 import inspect
@@ -20,13 +21,13 @@ from torch import Tensor
 from .kernels_radd import has_values
 from .settings_radd import LARGEST_INTEGER, is_integer, is_number, plain, shortened
 
-# Keywords of transformers that every forward takes, and ours that the trunk takes from the model with a head.
+# Keywords of transformers that every forward takes, with their values, and our own keywords of the trunk.
 RECORDING = ("output_hidden_states", "output_attentions", "return_dict")
 SWITCHES = (True, False, None)
 INNER = ("cache", "partial", "position_embeddings")
-# Keywords of packed rows, which flash attention alone reads.
+# Keywords of packed rows, which only flash attention reads.
 PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# Keywords that some tools always pass, and why they may only ask for nothing: None or False.
+# Keywords that some tools always pass. They must be None or False; the text says why.
 NOTHING = {
     "use_cache": "nothing is kept from one evaluation to the next",
     "past_key_values": "nothing is kept from one evaluation to the next",
@@ -37,11 +38,11 @@ NOTHING = {
 
 
 def check_keywords(config: Any, forward: Callable, given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the keywords that the layers take, of those that are no parameters of `forward`.
+    """Returns the keywords that the layers take. `given` are those that are not parameters of `forward`.
 
     Raises:
-        TypeError: for a name that the network does not know; the message has the nearest that it does.
-        ValueError: for a value that asks for what the network does not have.
+        TypeError: for a name that the network does not know; the message suggests the nearest name.
+        ValueError: for a value that asks for something the network does not have.
     """
     kept = {}
     for name, value in given.items():
@@ -52,10 +53,10 @@ def check_keywords(config: Any, forward: Callable, given: dict[str, Any]) -> dic
         elif name in NOTHING:
             if value is not None and value is not False:
                 raise ValueError(f"{name}={repr(value)[:60]} must be None or False: {NOTHING[name]}.")
-        elif name == "token_type_ids":  # which tokenizers like BERT's return
+        elif name == "token_type_ids":  # tokenizers like BERT's return them
             if isinstance(value, Tensor) and has_values(value) and bool(value.any()):
                 raise ValueError(
-                    f"token_type_ids holds {int(value.max())}; it must be 0, as the network has no segments."
+                    f"token_type_ids holds {int(value.max())}; it must be 0, since the network has no segments."
                 )
         else:
             known = [*inspect.signature(forward).parameters, *RECORDING, *NOTHING]
@@ -76,7 +77,7 @@ def check_inputs(
 ) -> None:
     """Raises a ValueError for ids or embeddings, a mask and positions that do not fit together.
 
-    Values are looked at on a CPU only, since the host would have to wait for a GPU.
+    Values are checked on a CPU only.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("pass exactly one of input_ids and inputs_embeds.")
@@ -105,7 +106,7 @@ def check_inputs(
         )
     if position_ids is not None:
         check_finite("position_ids", position_ids)
-    if output_positions is not None and not hasattr(output_positions, "select_queries"):  # which Positions has
+    if output_positions is not None and not hasattr(output_positions, "select_queries"):  # it is not a Positions
         kind = getattr(output_positions, "dtype", None)
         shape = tuple(getattr(output_positions, "shape", ()))
         mask = kind == torch.bool and shape == (batch, length)
@@ -120,7 +121,7 @@ def check_inputs(
 
 
 def check_mask(config: Any, mask: Any, batch: int, length: int) -> None:
-    """Raises a ValueError for a mask of attention that is none, see `RaddModel.forward`."""
+    """Raises a ValueError for an attention mask that `RaddModel.forward` does not take."""
     heads, implementation = config.num_attention_heads, config._attn_implementation
     if not isinstance(mask, Tensor) and hasattr(mask, "mask_mod") and implementation == "flex_attention":
         return  # a BlockMask
@@ -143,12 +144,13 @@ def check_mask(config: Any, mask: Any, batch: int, length: int) -> None:
     if whole and mask.is_floating_point():
         if not float(mask.max()) < math.inf:
             raise ValueError(
-                "attention_mask holds nan or inf; what is added to the scores must be finite, or -inf to exclude a key."
+                "attention_mask holds nan or inf; numbers that are added to the scores must be finite, or -inf to "
+                "exclude a key."
             )
         if bool(mask.any()) and not bool(other.any()):
             raise ValueError(
-                "attention_mask holds 0 and 1 as floating-point numbers, which four dimensions add to the scores: pass "
-                "it as booleans or integers."
+                "attention_mask holds 0 and 1 as floating-point numbers; with four dimensions they are added to the "
+                "scores. Pass it as booleans or integers."
             )
     elif bool(other.any()):
         place = tuple(other.nonzero()[0].tolist())
@@ -179,14 +181,14 @@ def check_labels(
     items = num_items_in_batch
     if isinstance(items, Tensor) and has_values(items) and items.numel() == 1:
         items = items.item()
-    single = isinstance(items, Tensor) and items.numel() == 1  # one on a GPU is not looked at
+    single = isinstance(items, Tensor) and items.numel() == 1  # a number on a GPU is not checked
     if not (items is None or single or (is_number(items) and 0 < items <= LARGEST_INTEGER)):
-        raise ValueError(f"num_items_in_batch={shortened(items)} must be a positive number, of labelled tokens.")
+        raise ValueError(f"num_items_in_batch={shortened(items)} must be a positive number of labelled tokens.")
     if not torch.compiler.is_compiling() and not (max_targets is None or is_integer(max_targets, 0, LARGEST_INTEGER)):
         raise ValueError(f"max_targets={shortened(max_targets)} must be an integer, at least the number of labels.")
     if loss_weights is not None:
         check_finite("loss_weights", loss_weights)
-    if not has_values(labels):  # under a compiler nor at max_targets, which differs from batch to batch
+    if not has_values(labels):  # a compiler must not see max_targets either, which differs from batch to batch
         return
     labelled = labels != -100
     wrong = labelled & ((labels < 0) | (labels >= vocab_size) | (labels == mask_token_id))
@@ -204,7 +206,7 @@ def check_labels(
 
 
 def check_range(name: str, values: Tensor, end: int, what: str) -> None:
-    """Raises a ValueError for an integer outside 0 .. end - 1 in (B, n), on a CPU; `what` names those within."""
+    """Raises a ValueError for an integer outside 0 .. end - 1 in (B, n), on a CPU. `what` describes the range."""
     if not has_values(values):
         return
     least, most = (int(each) for each in values.aminmax())
@@ -215,7 +217,7 @@ def check_range(name: str, values: Tensor, end: int, what: str) -> None:
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Raises a ValueError for a nan or an infinity among numbers on a CPU."""
+    """Raises a ValueError if numbers on a CPU hold nan or infinity."""
     if values.is_floating_point() and has_values(values) and not bool(values.isfinite().all()):
         place = tuple((~values.isfinite()).nonzero()[0].tolist())
         raise ValueError(f"{name} holds {float(values[place])} at {place}; it must hold finite numbers.")
@@ -226,14 +228,14 @@ def is_real(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Says what an argument is, to stand behind its name."""
+    """Describes an argument in a message, right after its name."""
     if isinstance(value, Tensor):
         return f" has shape {tuple(value.shape)} and dtype {value.dtype}"
     return f"={' '.join(repr(value).split())[:60]} is no tensor"
 
 
 def as_tensor(name: str, value: Any, device: torch.device | None = None) -> Tensor:
-    """Returns a tensor of lists, arrays or tensors of numbers; raises a ValueError that names the argument."""
+    """Makes a tensor from lists, arrays or tensors of numbers, or raises a ValueError that names the argument."""
     if not isinstance(value, Tensor):
         value = plain(value)
     try:
@@ -258,10 +260,11 @@ def as_permutation(name: str, value: Any, length: int, rows: int | None = None) 
     """Returns the positions 0 .. L - 1 of a row in an order, (L,) int64 on the CPU.
 
     Args:
-        value: list, tuple, array or tensor of integers. rows: R; then (R, L) is taken, and returned, too.
+        value: a list, tuple, array or tensor of integers.
+        rows: R; with it a value of shape (R, L) is also taken, and returned in that shape.
 
     Raises:
-        ValueError: for what is no permutation, with the first position that is wrong.
+        ValueError: if it is not a permutation. The message names the first wrong position.
     """
     order = as_tensor(name, value)
     integers = not (order.is_floating_point() or order.is_complex() or order.dtype == torch.bool)
@@ -273,7 +276,7 @@ def as_permutation(name: str, value: Any, length: int, rows: int | None = None) 
         seen = set[int]()
         for position in positions:
             if position in seen or not 0 <= position < length:
-                how = "twice" if position in seen else "which is none"
+                how = "twice" if position in seen else "which the row does not have"
                 raise ValueError(
                     f"{name}={shortened(order.tolist())} names position {position}, {how}; it must name each position "
                     f"0 .. {length - 1} exactly once."

@@ -1,11 +1,14 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The forward process: how much is masked at time t, and how much a step of the reverse process reveals.
+"""The noise schedules: how much is masked at time t, and how much one step of the reverse process reveals.
+
+The forward process masks the tokens of a text, each at a random time of its own. The reverse process starts from masks
+and reveals tokens, step by step.
 
     t        time in [0, 1]; 0 is clean text, 1 is (nearly) all masks
     sigma    total noise sigma(t); a token is masked at time t with probability 1 - exp(-sigma)
-    dsigma   its rate sigma'(t)
+    dsigma   the rate of the noise, sigma'(t)
 
-All functions are pure and compute in the dtype of `t`.
+All functions are pure. The methods `sigma` and `dsigma` compute in the dtype of `t`.
 Source: arXiv:2406.03736 (version 4), section 2.1. The log-linear schedule is in section D.4, the geometric one in the
 authors' code.
 """
@@ -56,22 +59,22 @@ def get_noise(config) -> Noise:
     raise ValueError(f"noise_type={config.noise_type!r} must be 'loglinear' or 'geometric'.")
 
 
-# The grid of the reverse process ends just above t = 0, where the geometric schedule still has sigma_min.
+# The grid of the reverse process ends here, just above t = 0, as in the authors' code.
 FINAL_TIME = 1e-5
 
 
 def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
-    """Computes, for each step of the reverse process, the probability that a token still masked is revealed.
+    """Computes, for each step of the reverse process, the probability that it reveals a token that is still masked.
 
-    On the grid t_0 = 1 > ... > t_n = 1e-5, with s = t - dt the end of the step:
+    The grid is t_0 = 1 > ... > t_n = 1e-5. A step goes from t down to s = t - dt:
 
         tweedie   (exp(-sigma(s)) - exp(-sigma(t))) / (1 - exp(-sigma(t)))         arXiv:2406.03736, eq. (D.14)
         euler     min(1, dt sigma'(t) exp(-sigma(t)) / (1 - exp(-sigma(t))))       eq. (D.15), first order in dt
 
-    and 1 in the last step, which leaves no mask. Log-linear noise makes both equal to dt / t, eq. (D.16).
+    The last step has probability 1, so it leaves no mask. With log-linear noise both formulas give dt / t, eq. (D.16).
 
-    The computation is in float64 and writes the difference of exponentials as an `expm1`: in float32 the subtraction
-    loses half of the digits where sigma(t) and sigma(s) are close.
+    The computation is in float64, and the difference of exponentials is written as an `expm1`. In float32 the
+    subtraction would lose half of the digits where sigma(t) and sigma(s) are close.
 
     Returns:
         (steps,) float64 on the CPU.
@@ -95,8 +98,9 @@ def reveal_probabilities(noise: Noise, method: str, steps: int) -> Tensor:
 def expected_evaluations(noise: Noise, method: str, steps: int, n_masked: int) -> float:
     """Computes the mean number of network evaluations of a row with `n_masked` masks on a grid of `steps`.
 
-    sum_i 1 - (1 - q_i)^m, with q_i = r_i prod_{j<i} (1 - r_j) the distribution of a position's reveal step
-    (arXiv:2406.03736, eq. (D.30)); for log-linear noise n (1 - (1 - 1/n)^m), eq. (3.4).
+    With n steps and m masks it is sum_i 1 - (1 - q_i)^m (arXiv:2406.03736, eq. (D.30)). Here r_i is the probability of
+    [`reveal_probabilities`], and q_i = r_i prod_{j<i} (1 - r_j) the probability that step i reveals a given position.
+    For log-linear noise the sum is n (1 - (1 - 1/n)^m), eq. (3.4).
     """
     reveal = reveal_probabilities(noise, method, steps)  # (n,) r
     revealed_before = 1 - (1 - reveal).cumprod(dim=0)  # (n,) P(reveal step <= i)

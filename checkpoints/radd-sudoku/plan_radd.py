@@ -1,21 +1,21 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Plans when each position of a canvas is revealed, and what each evaluation of the network has to do.
 
-    plan      for each masked position, the step or event that reveals it           plan_grid, plan_sequence
-    groups    how many positions each event reveals, and what drawing them          group_sizes, expected_kl
-              together costs
-    schedule  for each event, its shape: rows, revealed positions, computed ones    Schedule
+    canvas    a row of token ids, some of them masks
+    event     one evaluation of the network, and the tokens that it reveals at some positions of each row
+    plan      for each masked position, the step or event that reveals it                  plan_grid, plan_sequence
+    group     the positions that one event reveals: how many, and what error that brings   group_sizes, expected_kl
+    schedule  for each event, its shape: rows, revealed positions, computed positions      Schedule
 
-An event is one evaluation of the network, which reveals tokens at some positions of each row. A plan is made before the
-first one, since the time at which a token is revealed depends neither on the network nor on the text
-(arXiv:2406.03736, section 3.1). Equations are numbered as in version 4 of the paper.
+The time at which a token is revealed depends neither on the network nor on the text (arXiv:2406.03736, section 3.1). So
+a plan is made before the first event. Equations are numbered as in version 4 of the paper.
 
-Under an adaptive order (`policy_radd.py`) the plan only says how many positions each event reveals. The events choose
-which, or also how many, and the schedule follows them. With speculation (`speculation_radd.py`) the plan is the order
-of the positions, and the events find how many of them they reveal.
+Two ways to generate change the plan on the way. Under an adaptive order (`policy_radd.py`) the plan only says how many
+positions each event reveals. The events choose which ones, or also how many, and the schedule follows them. With
+speculation (`speculation_radd.py`) the plan is the order of the positions, and the events find how many they reveal.
 
-Shapes: R rows, L length, n steps of the grid, E events to come, A rows that still have events, N positions revealed in
-        one event, at most K in any row; C positions of a partial evaluation of a row; w window; m masks of a row.
+Shapes: R rows, L length, m masks of a row, n steps, E events to come, A rows that still have events, N positions
+        revealed in one event, at most K of them in a row, C positions that a partial evaluation computes in a row.
 """
 
 import math
@@ -32,11 +32,11 @@ from torch.nn.utils.rnn import pad_sequence
 from .canvas_radd import widen
 from .settings_radd import is_number, shortened
 
-# Value of a plan at positions that no event reveals. `without_empty_steps` counts up from it.
+# The value of a plan at positions that no event reveals. `without_empty_steps` counts up from it.
 GIVEN = -1
-# Operations that the best sizes of groups may take; these are ten seconds.
+# The search for the best sizes of groups may take this many operations, about ten seconds.
 MOST_WORK = 2**33
-# A shape that fewer events have is replaced by a larger one: capturing it would take longer than it saves.
+# A shape of fewer events than this is replaced by a larger shape: capturing it would take longer than it saves.
 FEW_EVENTS = 4
 
 
@@ -48,13 +48,14 @@ FEW_EVENTS = 4
 def plan_grid(masked: Tensor, reveal: Tensor, uniform: Tensor) -> Tensor:
     """Draws the step of the grid in which Tweedie or Euler reveals each masked position.
 
-    A position still masked is revealed in step i with probability r_i (eq. (D.14) and (D.15)). So its reveal step is i
-    with probability q_i = r_i prod_{j<i} (1 - r_j), independently of all else, and is drawn once, by inversion of the
-    distribution function. A row with m masks then takes sum_i 1 - (1 - q_i)^m evaluations in expectation (eq. (D.30)),
-    which is n (1 - (1 - 1/n)^m) for log-linear noise (eq. (3.4)).
+    Step i reveals a position that is still masked with probability r_i (eq. (D.14) and (D.15)). So a position is
+    revealed in step i with probability q_i = r_i prod_{j<i} (1 - r_j), independently of all other positions. The step
+    is drawn directly, by inversion of the distribution function. A row with m masks then takes sum_i 1 - (1 - q_i)^m
+    evaluations in expectation (eq. (D.30)). For log-linear noise that is n (1 - (1 - 1/n)^m) (eq. (3.4)).
 
     Args:
-        masked: (R, L) bool. reveal: (n,) float64, r, with r_n = 1 in the last step. uniform: (R, L) float64 in [0, 1).
+        masked: (R, L) bool. uniform: (R, L) float64 in [0, 1).
+        reveal: (n,) float64, r of each step, with r_n = 1 in the last one.
     """
     distribution = 1 - (1 - reveal).cumprod(dim=0)  # (n,) P(reveal step <= i); 1 at the end, since r_n = 1
     step = torch.searchsorted(distribution, uniform, right=True)  # (R, L)
@@ -66,11 +67,12 @@ def plan_sequence(
 ) -> Tensor:
     """Plans one position an event, in ascending `priority` (R, L); with fewer `steps` than masks, balanced groups.
 
-    First-hitting is this with uniform priorities: the hitting times of the continuous-time process are
-    independent and identically distributed, so their order is a uniform permutation (arXiv:2409.02908, section 4.2).
+    First-hitting sampling is this plan with uniform priorities. The times at which the continuous-time process reveals
+    the positions are independent and identically distributed, so their order is a uniform permutation
+    (arXiv:2409.02908, section 4.2).
 
     Args:
-        sizes: instead of `steps`, for each row the numbers of positions that its events reveal; they add up to m.
+        sizes: instead of `steps`. For each row the numbers of positions that its events reveal; they add up to m.
     """
     priority = priority.double().masked_fill(~masked, torch.inf)
     rank = priority.argsort(dim=1, stable=True).argsort(dim=1)  # (R, L) 0, 1, ... over the masked positions
@@ -87,20 +89,24 @@ def plan_sequence(
 def without_empty_steps(plan: Tensor) -> Tensor:
     """Numbers each row's events 0, 1, 2, ... in the order of the plan: (R, L) -> (R, L)."""
     step, position = plan.sort(dim=1)
-    begins = step.diff(dim=1, prepend=torch.full_like(step[:, :1], GIVEN)) > 0  # a step larger than the one before
-    return torch.empty_like(plan).scatter_(1, position, begins.cumsum(dim=1) - 1)  # GIVEN, where none has begun
+    begins = step.diff(dim=1, prepend=torch.full_like(step[:, :1], GIVEN)) > 0  # a step larger than the one before it
+    return torch.empty_like(plan).scatter_(1, position, begins.cumsum(dim=1) - 1)  # GIVEN before the first step
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Groups: how many positions does each event reveal?
 #
-# Let h(v) be the mean nats of the next token in a uniformly random order when v tokens are visible: the information
-# profile. Tokens that are drawn together do not see one another, so the i-th of a group costs h(v), v being visible
-# before the group, where one by one it would cost h(v + i). The expected Kullback-Leibler divergence of a text grows by
-# the difference; over all groups it is the area between the profile and the staircase that begins a step at each event
-# (arXiv:2510.25544). It is exact for any network: the divergence from the distribution of the texts whose profile it
-# is, less that of one token an event. For a network whose conditionals are those of one distribution, and that
-# distribution's profile, it is the divergence between drawing one by one and in groups.
+# Let h(v) be the mean of -log p, in nats, of the next token in a uniformly random order when v tokens are visible. This
+# function is the information profile. A nat is the unit of natural logarithms.
+#
+# Tokens that are drawn together do not see one another. Number i of a group (from 0) costs h(v) nats, where v tokens
+# are visible before the group. Drawn one by one, it would cost h(v + i). The expected Kullback-Leibler divergence of a
+# text grows by the difference. The sum over all groups is the area between the profile and a staircase that has a step
+# at each event (arXiv:2510.25544).
+#
+# The sum has an exact meaning for any network. It is the divergence of drawing in groups minus that of drawing one by
+# one, both from the distribution of the texts that gave the profile. If all conditionals of the network belong to that
+# distribution, the latter is zero, and the sum is the whole divergence.
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -120,34 +126,35 @@ def check_profile(profile: Sequence[float]) -> None:
 def profile_of_length(profile: Sequence[float], length: int) -> list[float]:
     """Returns the profile for a text of another length, read at the same fractions of visible tokens.
 
-    It is linear between its points, and constant beyond the last one, which a longer text reaches.
+    It is linear between its points, and constant after the last one.
     """
     if len(profile) == length:
         return list(profile)
     given = torch.tensor(profile, dtype=torch.float64)
-    place = torch.arange(length, dtype=torch.float64) * len(profile) / max(length, 1)  # (L,) on the axis of the profile
+    place = torch.arange(length, dtype=torch.float64) * len(profile) / max(length, 1)  # (L,) index into the profile
     before = place.long()
     after = (before + 1).clamp(max=len(profile) - 1)
     return torch.lerp(given[before], given[after], place - before).tolist()
 
 
 def balanced_sizes(masked: int, steps: int) -> list[int]:
-    """Returns the numbers of positions that the events of [`plan_sequence`] reveal with so many `steps`."""
+    """Returns how many positions each event of [`plan_sequence`] reveals with this number of `steps`."""
     steps = min(steps, masked)
     return [-(-(step + 1) * masked // steps) + -step * masked // steps for step in range(steps)]
 
 
 def group_sizes(profile: Sequence[float], masked: int, steps: int) -> list[int]:
-    """Returns how many positions each of n events reveals, such that the expected divergence is least.
+    """Returns how many positions each of n events reveals: the sizes with the least expected divergence.
 
-    It runs a dynamic programme over the numbers of events and of revealed positions, with n m^2 / 2 operations.
+    It is a dynamic programme over the numbers of events and of revealed positions, with n m^2 / 2 operations.
 
     Args:
-        profile: (L,) the information profile at the length of the row. masked: m <= L, the masks of the row; the other
-            tokens are visible from the start. steps: n; with n >= m each event reveals one.
+        profile: (L,) the information profile at the length of the row.
+        masked: m <= L, the masks of the row; the other tokens are visible from the start.
+        steps: n, the number of events; with n >= m each event reveals one position.
 
     Raises:
-        ValueError: for so many masks and steps that it would take minutes.
+        ValueError: if there are so many masks and steps that the search would take minutes.
     """
     if steps >= masked:
         return [1] * masked
@@ -156,27 +163,28 @@ def group_sizes(profile: Sequence[float], masked: int, steps: int) -> list[int]:
 
 
 def check_work(masked: int, steps: int) -> None:
-    """Raises a ValueError for masks and steps whose best sizes of groups would take minutes."""
+    """Raises a ValueError if the search for the best sizes of groups would take minutes."""
     if steps < masked and steps * masked**2 > MOST_WORK:
         most = max(int(MOST_WORK / masked**2), 1)
         enough = f"steps <= {most}" if most * masked**2 <= MOST_WORK else f"at most {int(MOST_WORK**0.5)} masks"
         raise ValueError(
-            f"steps={steps} for {masked} masks: schedule='profile' would look for the sizes of groups for minutes; "
+            f"steps={steps} for {masked} masks: schedule='profile' would search minutes for the sizes of groups; "
             f"pass {enough}, or leave schedule out."
         )
 
 
 @lru_cache(maxsize=256)
 def _group_sizes(nats: tuple[float, ...], steps: int) -> tuple[int, ...]:
-    """Returns the sizes; nats: (m,) of the next token before the first mask is revealed, the second, and so on."""
+    """Returns the sizes. nats: (m,) the profile where no mask of the row is revealed, one is, and so on."""
     h = torch.tensor(nats, dtype=torch.float64, device="cpu")
     revealed = torch.arange(len(nats), device="cpu")
-    # Least nats, and where the last group of them begins, by the number of events (rows) and of revealed positions.
+    # Row: number of events. Column: number of revealed positions. `least` holds the least nats, and `begins` where the
+    # last group begins.
     least = torch.full((steps + 1, len(nats) + 1), torch.inf, dtype=torch.float64, device="cpu")
     begins = torch.zeros(steps + 1, len(nats) + 1, dtype=torch.long, device="cpu")
     least[0, 0] = 0
     for end in range(1, len(nats) + 1):
-        last_group = (end - revealed[:end]) * h[:end]  # (end,) its nats, by where it begins
+        last_group = (end - revealed[:end]) * h[:end]  # (end,) nats of the last group, by where it begins
         least[1:, end], begins[1:, end] = (least[:-1, :end] + last_group).min(dim=1)
     sizes, end = [], len(nats)
     for event in range(steps, 0, -1):
@@ -187,10 +195,11 @@ def _group_sizes(nats: tuple[float, ...], steps: int) -> tuple[int, ...]:
 
 
 def expected_kl(profile: Sequence[float], sizes: Sequence[int]) -> float:
-    """Returns the expected divergence, in nats a row, of events that reveal so many positions in random order.
+    """Returns the expected divergence, in nats a row, of events that reveal groups of these sizes in random order.
 
     Args:
-        profile: (L,) the information profile at the length of the row. sizes: of the events, m <= L together.
+        profile: (L,) the information profile at the length of the row.
+        sizes: the number of positions that each event reveals, m <= L together.
     """
     left, together = sum(sizes), 0.0  # masks; nats
     for size in sizes:
@@ -202,18 +211,20 @@ def expected_kl(profile: Sequence[float], sizes: Sequence[int]) -> float:
 def expected_kl_of_grid(profile: Sequence[float], masked: int, reveal: Tensor) -> float:
     """Returns the expected divergence of a grid of times, whose groups have random sizes (see [`plan_grid`]).
 
-    Before a step the number of revealed positions is binomial, and each other one is revealed with probability r.
+    The number of positions revealed before a step has a binomial distribution. The step reveals each other position
+    with probability r.
 
     Args:
-        masked: m <= L. reveal: (n,) float64, r, as `noise_radd.reveal_probabilities` returns.
+        masked: m <= L, the masks of the row.
+        reveal: (n,) float64, r of each step, as `noise_radd.reveal_probabilities` returns it.
     """
     h = torch.tensor(profile[len(profile) - masked :], dtype=torch.float64)  # (m,)
     hidden = pad((1 - reveal).cumprod(dim=0)[:-1], (1, 0), value=1.0)[:, None]  # (n, 1) P(masked) before each step
-    revealed = torch.arange(masked, dtype=torch.float64)  # (m,) all but m, after which nothing is left to reveal
+    revealed = torch.arange(masked, dtype=torch.float64)  # (m,) 0 .. m - 1; at m nothing is left to reveal
     left = masked - revealed  # (m,)
     log_choices = math.lgamma(masked + 1) - torch.lgamma(revealed + 1) - torch.lgamma(left + 1)  # (m,)
     log_probability = log_choices + torch.xlogy(revealed, 1 - hidden) + torch.xlogy(left, hidden)  # (n, m)
-    together = log_probability.exp() * left * reveal[:, None] * h  # (n, m) nats of what a step reveals
+    together = log_probability.exp() * left * reveal[:, None] * h  # (n, m) nats of the tokens that a step reveals
     return float(together.sum() - h.sum())
 
 
@@ -223,13 +234,15 @@ def expected_kl_of_grid(profile: Sequence[float], masked: int, reveal: Tensor) -
 
 
 class Shape(NamedTuple):
-    """Gives the sizes of an event.
+    """Gives the sizes of an event, as upper bounds: an event that needs less can run in the same shape.
 
-    rows: A, rows that still have events; they are the first. per_row: K, at least the positions revealed in any row.
-    total: N, at least the positions revealed in all rows. recomputed: C, at least the positions that a partial
-    evaluation computes in any row; 0 for a whole evaluation. adaptive: whether a policy chooses what is revealed; then
-    K and N count all positions that are still masked. sequences: c, those evaluated for each row in a round of
-    speculation, which reveals 1 to c positions whatever K and N are; 0 for an event without.
+    rows: A, the rows that still have events; they are the first rows.
+    per_row: K, the positions revealed in a row.
+    total: N, the positions revealed in all rows together.
+    recomputed: C, the positions that a partial evaluation computes in a row; 0 for an evaluation of all positions.
+    adaptive: whether a policy chooses the positions. Then K and N count all positions that are still masked.
+    sequences: c, the sequences that a round of speculation evaluates for each row. The round reveals 1 to c positions,
+        whatever K and N are. 0 for an event without speculation.
     """
 
     rows: int
@@ -240,14 +253,14 @@ class Shape(NamedTuple):
     sequences: int = 0
 
     def rounded(self, most_rows: int, length: int) -> "Shape":
-        """Rounds up to powers of two, at most to the size of the batch, so that many events have one shape."""
+        """Rounds up to powers of two, but not beyond the size of the batch. Then many events have the same shape."""
         rows, per_row = min(_power_of_two(self.rows), most_rows), min(_power_of_two(self.per_row), length)
         recomputed = min(_power_of_two(self.recomputed), length) if self.recomputed else 0
         total = min(_power_of_two(self.total), rows * per_row)
         return Shape(rows, per_row, total, recomputed, self.adaptive, self.sequences)
 
     def covers(self, other: "Shape") -> bool:
-        """Tells whether an event of the other shape can be run in this one."""
+        """Tells whether an event of the other shape can run in this one."""
         same_kind = bool(self.recomputed) == bool(other.recomputed) and self[4:] == other[4:]
         return same_kind and all(size >= needed for size, needed in zip(self, other, strict=True))
 
@@ -257,7 +270,7 @@ def _power_of_two(number: int) -> int:
 
 
 def merge_rare(shapes: list[Shape]) -> list[Shape]:
-    """Replaces each rare shape by a frequent one that covers it, the one with fewest rows, if there is any."""
+    """Replaces each rare shape by a frequent shape that covers it, the one with the fewest rows, if there is one."""
     counts = Counter(shapes)
     frequent = [shape for shape, count in counts.items() if count >= FEW_EVENTS]
     instead = {}
@@ -267,14 +280,15 @@ def merge_rare(shapes: list[Shape]) -> list[Shape]:
 
 
 def events_at_most(plan: Tensor, steps: Tensor | None) -> int:
-    """Returns a number of events that no plan of this shape (R, L) exceeds, whatever is drawn."""
+    """Returns the most events that any plan of this shape (R, L) can have, whatever is drawn."""
     return plan.shape[1] if steps is None else max(plan.shape[1], int(steps.max()))
 
 
 def recomputed_in(event_of: Tensor, event: Tensor | int, window: int) -> Tensor:
-    """Chooses what a partial event computes: what the one before wrote, its neighbours, and what is revealed now.
+    """Chooses the positions that a partial evaluation computes.
 
-    The neighbours' keys and values change most.
+    They are those that the event before revealed, their neighbours within `window`, and those that this event reveals.
+    The keys and values of the neighbours change most.
 
     Args:
         event_of: (A, L) index of the event that reveals each position. event: index of this event.
@@ -286,32 +300,34 @@ def recomputed_in(event_of: Tensor, event: Tensor | int, window: int) -> Tensor:
 
 
 def count_events(event_of: Tensor, events: int, amount: Tensor) -> Tensor:
-    """Adds up amounts (R, n) by their event, 0 .. E - 1, in each row, and leaves out others: (R, n) -> (R, E)."""
+    """Adds up amounts (R, L) by event, 0 .. E - 1, in each row, and leaves out other events: (R, L) -> (R, E)."""
     counted = (event_of >= 0) & (event_of < events)
     counts = event_of.new_zeros(len(event_of), events + 1)
     return counts.scatter_add_(1, event_of.where(counted, events), amount)[:, :events]
 
 
 class Schedule:
-    """Holds the shapes of the events to come; changes them when time has run out or rows have ended.
+    """Holds the shapes of the events to come, and changes them when time has run out or rows have ended.
 
-    All is known before the first evaluation, so that the loop need not wait for the device to learn what comes next.
-    Rows lie in descending order of their number of evaluations. So the rows that still have events are the first.
-    Everything here is on the CPU.
+    All is known before the first evaluation, so the loop need not wait for the device to learn what comes next.
+    Everything here is on the CPU. Rows lie in descending order of their number of evaluations. So the rows that still
+    have events are the first ones.
 
-    shapes: of each event to come. plan, event_of: (R, L) step and index of the event that reveal each position.
-    evaluations: (R,) of each row. sequences: (R,) evaluated for each row so far; more with speculation. rows: (R,) the
-    caller's row that lies at each place. In each row, event e reveals `order[first[e] : first[e + 1]]`; order: (R, L),
-    first: (R, capacity + 1).
+    shapes: the shape of each event to come.
+    plan, event_of: (R, L) the step, and the index of the event, that reveals each position.
+    evaluations: (R,) how many evaluations each row takes.
+    sequences: (R,) how many sequences were evaluated for each row so far; with speculation, several an evaluation.
+    rows: (R,) the index that each row has for the caller.
+    order, first: (R, L) and (R, capacity + 1). In each row, event e reveals `order[first[e] : first[e + 1]]`.
 
     Args:
         plan: (R, L) the step that reveals each position, GIVEN where there is none.
-        all_steps: (R,) number of steps of each row, all of which are evaluated; None: only those that reveal something.
+        all_steps: (R,) number of steps of each row, if all are evaluated. None: only steps that reveal tokens are.
         refresh_interval, refresh_window: see `generate`.
-        captured: whether events are captured as graphs: then few shapes are better than small ones.
+        captured: whether events are captured as CUDA graphs. Then few shapes are better than small ones.
         adaptive: whether events choose which positions they reveal, as many as the plan says.
-        open_ended: whether events find how many positions they reveal. Then only the next event is known, or those that
-            there will be in any case, and `follow` must be called after them.
+        open_ended: whether events find how many positions they reveal. Then only the next event is known, or the events
+            that will come in any case, and `follow` must be called after them.
         speculate: the most sequences that an event evaluates for each row, see `speculation_radd.py`.
     """
 
@@ -348,9 +364,9 @@ class Schedule:
         return shape
 
     def follow(self, order: Tensor, first: Tensor) -> None:
-        """Takes over what events have chosen or found: `order` (R, L) and `first` (R, capacity + 1) of the device.
+        """Takes over what events have chosen: `order` (R, L) and `first` (R, capacity + 1) from the device.
 
-        It leaves the rows where they are. `arrange` comes next. Speculation does not change the plan.
+        The rows stay where they are, so call `arrange` next. Speculation does not change the plan.
         """
         slot = torch.arange(order.shape[1], device="cpu").expand(order.shape).contiguous()
         event = torch.searchsorted(first.cpu(), slot, right=True) - 1  # (R, L) the event that reveals order[slot]
@@ -360,7 +376,7 @@ class Schedule:
         self.evaluations = self.event_of.amax(dim=1) + 1  # (R,)
 
     def reveal_all(self) -> Tensor:
-        """Replaces all events to come by one, a whole evaluation. Returns what `arrange` does."""
+        """Replaces all events to come by one evaluation of all positions. Returns what `arrange` does."""
         late = self.event_of >= self.current  # (R, L)
         never = torch.iinfo(self.plan.dtype).max
         soonest = self.plan.masked_fill(~late, never).amin(dim=1, keepdim=True)  # (R, 1) the step when time ran out
@@ -372,13 +388,13 @@ class Schedule:
         return self.arrange()
 
     def end_rows(self, evaluations: Tensor) -> Tensor:
-        """Removes the events of each row beyond this number (R,). Returns what `arrange` does."""
+        """Removes each row's events after the first `evaluations` (R,) ones. Returns what `arrange` does."""
         self.evaluations = torch.minimum(self.evaluations, evaluations)
         self.event_of = self.event_of.masked_fill(self.event_of >= self.evaluations[:, None], GIVEN)
         return self.arrange()
 
     def arrange(self) -> Tensor:
-        """Orders the rows, and makes the shapes of the events to come. Returns (R,), where each row lay before."""
+        """Sorts the rows, and makes the shapes of the events to come. Returns (R,), where each row lay before."""
         before = self.evaluations.argsort(descending=True, stable=True)
         self.rows, self.evaluations, self.sequences = (
             each[before] for each in (self.rows, self.evaluations, self.sequences)
@@ -388,7 +404,7 @@ class Schedule:
         every = torch.arange(self.capacity + 1, device="cpu").expand(len(before), -1).contiguous()
         self.first = torch.searchsorted(ascending, every)  # (R, capacity + 1)
 
-        # (E,) of each event to come; none, where all rows have ended some events ago
+        # The events to come, (E,). There is none if all rows ended some events ago.
         end = max(self.current, int(self.evaluations.max()))
         if self.open_ended:
             end = min(end, self.current + self._sure_events())
@@ -419,30 +435,31 @@ class Schedule:
         return self.order.shape[1] - int(self.first[:, min(self.current, self.capacity)].min())
 
     def _sure_events(self) -> int:
-        """Returns how many events there will be in any case. One, where many shapes are better than few."""
+        """Returns how many events will come in any case: 1, or more for speculation whose events are captured."""
         if self.speculate == 1 or not self.captured:
             return 1
         without_drafts = int(self.current == 0)
         return without_drafts + math.ceil((self._most_masks() - without_drafts) / self.speculate)
 
     def _sequences_of(self, event: int) -> int:
-        """Returns how many sequences a round evaluates for each row; no more than it needs, if shapes may be many."""
+        """Returns how many sequences a round evaluates for each row; if shapes may be many, only those it needs."""
         if event == 0:  # there are no drafts yet
             return 1
         return self.speculate if self.captured else min(self.speculate, max(self._most_masks(), 1))
 
     def _count_recomputed(self, ascending: Tensor, events: int) -> Tensor:
-        """Counts what [`recomputed_in`] chooses for each event to come, all of them at once: (R, E).
+        """Counts the positions that [`recomputed_in`] chooses, for all events to come at once: (R, E).
 
         ascending: (R, L) the event of each position in `order`.
         """
         length, window, position = ascending.shape[1], min(self.refresh_window, ascending.shape[1]), self.order
-        # What the event before wrote, and its neighbours: each token adds those that the one to its left does not.
+        # Positions that the event before revealed, and their neighbours. Each position adds itself and those of its
+        # neighbours that the position to its left has not added.
         begin, end = (position - window).clamp(min=0), (position + window).clamp(max=length - 1)  # (R, L) both
         left = pad(end[:, :-1], (1, 0), value=-1)  # (R, L)
         left = left.where(ascending == pad(ascending[:, :-1], (1, 0), value=GIVEN - 1), -1)
         added = end - torch.maximum(begin, left + 1) + 1  # (R, L)
-        # What is revealed now, unless it is such a neighbour. `place` ascends with event and position.
+        # Positions that the event itself reveals, without those counted above. `place` ascends with event and position.
         place = (ascending * length + position).contiguous()  # (R, L)
         wanted = place - length  # (R, L) the same position in the event before
         after = torch.searchsorted(place, wanted)  # (R, L)

@@ -1,8 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Makes independent streams of random numbers from one seed.
 
-A stream depends on the seed and on what it is for (a step, a row, a sample), not on the order of computation. So
-neither batches nor processes nor restarts change it.
+A stream is a sequence of random numbers for one purpose: the masks of a step, say, or the tokens of a sample. It
+depends on the seed and the purpose, not on the order of computation. So batches, processes and restarts do not change
+it.
 
 Shapes: R rows, L length.
 """
@@ -19,28 +20,28 @@ from .settings_radd import LARGEST_INTEGER, is_integer, plain, shortened
 def stream_seed(seed: int, *stream: str | int) -> int:
     """Returns the 63-bit seed of the stream of that name, e.g. `stream_seed(0, "masks", step)`.
 
-    It is a hash and not a sum: two generators of the same sum, one for masks and one for dropout, say, would give the
+    It is a hash. With a sum of seed and step, the generators of two purposes could get the same sum, and then give the
     same numbers.
     """
-    # Numbers of NumPy, whose repr is another, give the same stream as Python's.
+    # NumPy's numbers have another repr; as Python's numbers they give the same stream.
     digest = hashlib.sha256(repr((plain(seed), *map(plain, stream))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def text_seed(seed: int, text: int = 0) -> int:
-    """Returns the seed of text number `text`, from 0, of those that are filled in one call."""
+    """Returns the seed of one of the texts that a call fills; they are numbered from 0."""
     return stream_seed(seed, "text", text)
 
 
-# Each takes five kilobytes.
+# Generators of one call, at most; each takes five kilobytes.
 MOST_GENERATORS = 2**16
 
 
 def sample_generators(seed_of_text: int, samples: Sequence[int]) -> list[torch.Generator]:
     """Makes a generator for each of these samples of a text; `seed_of_text` is what [`text_seed`] returned.
 
-    Every writer of text calls this: `generate(seed=)`, the pipeline, the command line, the web page and
-    `eval_generation.py`. So the same seed, settings and number of the sample give the same text in each.
+    All that generates text calls this: `generate(seed=)`, the pipeline, the command line, the web page and
+    `eval_generation.py`. So the same seed, settings and sample number give the same text in each of them.
 
     Raises:
         ValueError: for more than `MOST_GENERATORS` samples.
@@ -64,14 +65,15 @@ def check_seed(seed: int) -> int:
 class Uniforms:
     """Draws uniform numbers in [0, 1) with 53 bits, (R, L) at each call.
 
-    Padding takes none, so that a row that has its own generator has the same numbers in any batch.
+    Padding takes no number. So a row with its own generator has the same numbers in any batch.
 
     Args:
         generator: one for all rows, a list with one for each row, or None for torch's default generator of `device`.
-        not_padding: (R, L) bool, False at padding. The numbers are on its device.
+        not_padding: (R, L) bool, False at padding. The numbers are on the device of this tensor.
 
     Raises:
-        ValueError: for a list that has not one generator for each row. TypeError: for an object of another type.
+        ValueError: if a list does not have one generator for each row.
+        TypeError: for an object of another type.
     """
 
     def __init__(

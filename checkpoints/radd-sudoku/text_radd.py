@@ -1,10 +1,13 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Encodes text with blanks as token ids, and decodes them.
 
-    "It was [MASK:4] of spring."  ->  ids, masks in the blank  (encode_blanks)
+    "It was [MASK:4] of spring."  ->  ids, with four masks in the blank  (encode_blanks)
 
-Text is text: where it spells a special token, its characters are encoded ([`encode_text`]). Text behind other text has
-the ids that it would have there, whatever the tokenizer does at the beginning of a text ([`encode_after_text`]).
+Such a row of ids, some of them masks, is a canvas.
+
+A text may spell a special token, such as "<|endoftext|>". Then its characters are encoded, not the special token
+([`encode_text`]). Many tokenizers encode a text in one way at the beginning, and in another way after other text. A
+piece of text after a blank gets the ids that it has after other text ([`encode_after_text`]).
 
 Shapes: L tokens, K blanks.
 """
@@ -17,17 +20,17 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-# Stand before a text that continues another; several, since the text's first token must not swallow them, and a small
-# vocabulary has few characters.
+# A text that continues another is encoded after one of these. There are several: one token may cover this character and
+# the beginning of the text, and a small vocabulary may lack the character.
 BEFORE = ("a", "0", ".", "1")
-# Characters of a text that is read at once; a tokenizer takes some 200 bytes for each.
+# Most characters of a text that is read at once; a tokenizer takes some 200 bytes for each.
 MAX_CHARACTERS = 2**20
-# Special tokens whose spelling in a text was reported.
+# Special tokens that a warning has already named.
 REPORTED: set[str] = set()
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raises a TypeError for what is no tokenizer, such as the name of one."""
+    """Raises a TypeError unless it is a tokenizer; the name of one is not."""
     if not callable(tokenizer):
         raise TypeError(f"tokenizer={tokenizer!r} must be a tokenizer of transformers, loaded.")
 
@@ -35,15 +38,16 @@ def check_tokenizer(tokenizer: Any) -> None:
 def encode_text(
     texts: Sequence[str], tokenizer: Any, name: str = "text", *, special_tokens_in_text: bool = False
 ) -> list[list[int]]:
-    """Returns the ids of each text: nothing is added, and what spells a special token is encoded as its characters.
+    """Returns the ids of each text. Nothing is added, and the spelling of a special token is encoded as characters.
 
     Args:
-        name: what a text is, for messages.
-        special_tokens_in_text: whether the spelling of a special token stands for that token. The mask's never does.
+        name: what messages call a text.
+        special_tokens_in_text: whether the spelling of a special token stands for that token. With True a text must not
+            spell the mask.
 
     Raises:
-        ValueError: for a text with a lone surrogate; for one that spells a special token whose characters the tokenizer
-            cannot encode, and for one that a tokenizer without an unknown token cannot.
+        ValueError: for a text with a lone surrogate, for one that spells a special token whose characters the tokenizer
+            cannot encode, and for one with unknown characters if the tokenizer has no unknown token.
     """
     for text in texts:
         check_unicode(text, name)
@@ -53,19 +57,19 @@ def encode_text(
         rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     special = special_ids(tokenizer)
     return [
-        # Most texts spell none, and are encoded once.
+        # Most texts spell no special token, and are encoded only once.
         ids if special.isdisjoint(ids) else _encode_spelled(text, ids, tokenizer, name, special_tokens_in_text)
         for text, ids in zip(texts, rows, strict=True)
     ]
 
 
 def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, special_tokens_in_text: bool) -> list[int]:
-    """Returns the ids of a text whose `ids` hold special tokens, which it spells or which stand for unknown text."""
+    """Returns the ids of a text whose `ids` hold special tokens: it spells them, or they stand for unknown text."""
     unknown, special = tokenizer.unk_token_id, special_ids(tokenizer)
     if special_tokens_in_text:
         if tokenizer.mask_token_id in ids:
             raise ValueError(
-                f"{name}={quoted(text)} spells the mask, {_place(text, tokenizer.mask_token)}; and "
+                f"{name}={quoted(text)} spells the mask, {_place(text, tokenizer.mask_token)}, and "
                 "special_tokens_in_text=True would mask the text there: take the mask or the option out."
             )
         return ids
@@ -73,9 +77,9 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
         split = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     if special.isdisjoint({*ids} - {unknown}) and split.count(unknown) >= ids.count(unknown):
         _report_unknown(text, ids.count(unknown), tokenizer, name)
-        return ids  # it spells none, or the unknown token, whose characters are as unknown
+        return ids  # it spells no special token, or only the unknown one, whose characters are unknown, too
     spelled = {token: tokenizer.convert_ids_to_tokens(token) for token in special.intersection(ids)}
-    read = _without_spaces(_decode(split, tokenizer))  # as WordPiece puts spaces between characters
+    read = _without_spaces(_decode(split, tokenizer))  # WordPiece puts spaces between characters
     lost = special.intersection(split) | {each for each, word in spelled.items() if _without_spaces(word) not in read}
     if lost - {unknown}:
         word = tokenizer.convert_ids_to_tokens(min(lost - {unknown}))
@@ -88,8 +92,8 @@ def _encode_spelled(text: str, ids: list[int], tokenizer: Any, name: str, specia
         REPORTED.update(new)
         logger.warning(
             f"{name}={quoted(text)} spells {', '.join(_place(text, word) for word in sorted(new, key=text.find))}. "
-            "Text is text: these characters are read as they stand, not as the special token, here and elsewhere. "
-            "(Scripts that read data take --special_tokens_in_text true.)"
+            "These characters are read as plain text, not as the special token, here and in other texts. "
+            "(Scripts that read data have the option --special_tokens_in_text true.)"
         )
     return split
 
@@ -106,24 +110,24 @@ def _unknown_named(name: str, text: str) -> Iterator[None]:
 
 
 def _report_unknown(text: str, count: int, tokenizer: Any, name: str) -> None:
-    """Says once that the tokenizer does not know characters of texts."""
+    """Warns once that the tokenizer does not know some characters of texts."""
     word = tokenizer.unk_token
     if count and f"unknown {word}" not in REPORTED:
         REPORTED.add(f"unknown {word}")
         logger.warning(
-            f"{name}={quoted(text)} has text that the tokenizer does not know, and reads as {count} {word}. The model "
-            "does not see what stands there, here and in other texts, and a likelihood is not that of the text."
+            f"{name}={quoted(text)} has text that the tokenizer does not know and replaces by {count} {word}. The "
+            "model does not see such text, here and in other texts, and a likelihood is not that of the whole text."
         )
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Returns the ids that stand for no characters of a text."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})  # has reserved tokens, which have no role
+    """Returns the ids of special tokens, which do not stand for characters of a text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})  # it also has reserved tokens, which have no role
     return {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
 
 
 def check_unicode(text: str, name: str) -> None:
-    """Raises a ValueError for a text with a lone surrogate, which Python makes of bytes that are not UTF-8."""
+    """Raises a ValueError for a text with a lone surrogate. Python makes one from a byte that is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -154,44 +158,44 @@ def _without_spaces(text: str) -> str:
 
 
 def encode_after_text(texts: Sequence[str], tokenizer: Any, name: str = "text") -> list[list[int]]:
-    """Returns the ids of each text as they are where other text stands before it.
+    """Returns the ids that each text has after other text.
 
-    Alone, a text begins with a space for a tokenizer of SentencePiece's habit, and with a word for WordPiece. Where it
-    would read so, it is encoded behind a character whose tokens are then cut off.
+    Tokenizers treat the beginning of a text in a special way: SentencePiece puts a space before it, and WordPiece
+    begins a new word. If that changes the text, it is encoded after a character whose tokens are then cut off.
 
     Raises:
-        ValueError: as [`encode_text`], and for a text that the tokenizer cannot continue another with.
+        ValueError: as [`encode_text`], and for a text that the tokenizer cannot encode directly after other text.
     """
     rows = encode_text(texts, tokenizer, name)
     return [_encode_after_text(text, ids, tokenizer, name) for text, ids in zip(texts, rows, strict=True)]
 
 
 def _encode_after_text(text: str, alone: list[int], tokenizer: Any, name: str) -> list[int]:
-    """Returns the ids of a text that follows other text; `alone` are its ids by itself."""
+    """Returns the ids that a text has after other text; `alone` are its ids by itself."""
     heads, wholes = list[list[int]](), list[list[int]]()
     for before in BEFORE:
-        with suppress(ValueError):  # of a tokenizer that has no unknown token
+        with suppress(ValueError):  # a tokenizer without an unknown token may not know this character
             (head,), (whole,) = encode_text([before], tokenizer), encode_text([before + text], tokenizer, name)
             heads.append(head)
             wholes.append(whole)
     if not heads:
-        raise ValueError(f"{name}={quoted(text)} cannot stand directly behind other text. Begin it with a space.")
+        raise ValueError(f"{name}={quoted(text)} cannot stand directly after other text: begin it with a space.")
     rests = [whole[len(head) :] for head, whole in zip(heads, wholes, strict=True) if whole[: len(head)] == head]
     wanted = _decode(wholes[0], tokenizer)
     for ids in (alone, *rests):
         if _decode(heads[0] + ids, tokenizer) == wanted:
             return ids
     raise ValueError(
-        f"{name}={quoted(text)} cannot stand directly behind other text: behind {BEFORE[0]!r} the tokenizer reads "
+        f"{name}={quoted(text)} cannot stand directly after other text: after {BEFORE[0]!r} the tokenizer reads "
         f"{quoted(_decode(heads[0] + alone, tokenizer))}. Begin it with a space."
     )
 
 
 def decode_after_text(rows: Sequence[Sequence[int]], tokenizer: Any, **settings: Any) -> list[str]:
-    """Returns the text of each row of ids as it is where other text stands before it: a word keeps its space.
+    """Returns the text that each row of ids stands for after other text: a word keeps the space before it.
 
     Args:
-        settings: for `tokenizer.decode`.
+        settings: arguments of `tokenizer.decode`.
     """
     head = next((ids for before in BEFORE if (ids := _head(tokenizer, before))), [])
     before = _decode(head, tokenizer)
@@ -199,14 +203,14 @@ def decode_after_text(rows: Sequence[Sequence[int]], tokenizer: Any, **settings:
 
 
 def _head(tokenizer: Any, before: str) -> list[int]:
-    """Returns the ids of a text; none where the tokenizer has none."""
+    """Returns the ids of a text; an empty list if the tokenizer cannot encode it."""
     with suppress(ValueError):
         return encode_text([before], tokenizer)[0]
     return []
 
 
 def decode_span(ids: Sequence[int], begin: int, end: int, tokenizer: Any, **settings: Any) -> str:
-    """Returns what the ids from `begin` to `end` (exclusive) add to the text of all ids."""
+    """Returns the part of the text of all ids that the ids from `begin` to `end` (exclusive) stand for."""
     if begin == 0:
         return _decode(ids[:end], tokenizer, **settings)
     return decode_after_text([ids[begin:end]], tokenizer, **settings)[0]
@@ -217,7 +221,7 @@ def _decode(ids: Sequence[int], tokenizer: Any, **settings: Any) -> str:
 
 
 def check_tokenizer_mask(tokenizer: Any, mask_token_id: int) -> None:
-    """Raises a ValueError for a tokenizer that has its mask at another id than the model; it may have none."""
+    """Raises a ValueError if the tokenizer's mask has another id than the model's. A tokenizer may have no mask."""
     theirs = getattr(tokenizer, "mask_token_id", None)
     if theirs is not None and theirs != mask_token_id:
         raise ValueError(
@@ -230,25 +234,26 @@ def check_tokenizer_mask(tokenizer: Any, mask_token_id: int) -> None:
 # From text with blanks
 # ---------------------------------------------------------------------------------------------------------
 
-# Finds the beginning of a blank in any spelling, so that a slip is an error and not text.
+# Matches the beginning of a blank, in small or large letters. So a misspelled blank is an error, and not read as text.
 BLANK_BEGINS = r"\[(?i:MASK)"
 BLANK = re.compile(r"\[MASK(?::([0-9]{1,9}))?\]")
-# Longer than any model's text: a typing error must not fill the memory. Tokens of all blanks of a text together.
+# Most tokens of all blanks of a text together. That is longer than any model's text, but a typing error cannot fill the
+# memory.
 MAX_BLANKS = 2**16
 
 
 def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
-    """Returns the canvas of a text with blanks: its token ids, with `mask_token_id` where text is wanted.
+    """Returns the canvas of a text with blanks: its token ids, with `mask_token_id` at each position to fill.
 
-    `[MASK]`, or the tokenizer's own mask token, is a blank of one token, `[MASK:n]` one of n tokens. The text between
-    is tokenised without special tokens: what spells one is encoded as its characters.
+    `[MASK]`, or the tokenizer's own mask token, is a blank of one token. `[MASK:n]` is a blank of n tokens. The text
+    around the blanks is encoded without special tokens: the spelling of one is encoded as characters.
 
-    A backslash before a blank makes it text: "\\[Mask of Zorro]" is the text "[Mask of Zorro]". Two are a backslash and
-    a blank. Before anything else a backslash is text.
+    A backslash before a blank makes it text: "\\[Mask of Zorro]" is the text "[Mask of Zorro]". Two backslashes are one
+    backslash and a blank. Before anything else a backslash is text.
 
     One space before a blank belongs to the blank, since a token begins with the space before its word: "It was [MASK]
-    of" is the canvas of "It was cold of" with " cold" masked. Other white space stays text. A piece of text that
-    continues another is encoded so, also by tokenizers that put a space before all that they are given.
+    of" is the canvas of "It was cold of" with " cold" masked. Other white space stays text. A piece of text after a
+    blank is encoded as a continuation, even if the tokenizer puts a space before every text.
 
     Args:
         text: with any number of blanks, or none.
@@ -259,18 +264,19 @@ def encode_blanks(text: str, tokenizer: Any, mask_token_id: int) -> list[int]:
         L ids.
 
     Raises:
-        ValueError: for a blank that is malformed or empty, blanks of more than `MAX_BLANKS` tokens together, more than
-            `MAX_CHARACTERS` characters, and for text that the tokenizer cannot encode as it stands (see [`encode_text`]
+        ValueError: for a blank that is malformed or empty, for blanks of more than `MAX_BLANKS` tokens together, for
+            more than `MAX_CHARACTERS` characters, and for text that the tokenizer cannot encode (see [`encode_text`]
             and [`encode_after_text`]).
     """
     return encode_with_blanks(text, tokenizer, mask_token_id).ids
 
 
 class BlankedText(NamedTuple):
-    """Holds a text with K blanks as a canvas, and as the text that is given.
+    """Holds a text with K blanks: its canvas, and the pieces of text around the blanks.
 
-    ids: (L,) the canvas. spans: where in it each blank begins and ends (exclusive). pieces: the K + 1 pieces of text
-    around the blanks, each without the space that belongs to the blank after it.
+    ids: (L,) the canvas.
+    spans: where each blank begins and ends (exclusive) in the canvas.
+    pieces: the K + 1 pieces of text around the blanks, each without the space that belongs to the blank after it.
     """
 
     ids: list[int]
@@ -278,19 +284,19 @@ class BlankedText(NamedTuple):
     pieces: list[str]
 
     def fills(self, ids: Sequence[int], tokenizer: Any, **settings: Any) -> list[str]:
-        """Returns the text in each blank of a filled canvas, with the space before it if it begins with a word."""
+        """Returns the text in each blank of the filled canvas `ids`; a first word keeps the space before it."""
         return [decode_span(ids, *span, tokenizer, **settings) for span in self.spans]
 
     def filled(self, fills: Sequence[str]) -> str:
         """Returns the given text with its blanks filled.
 
-        It is not decoded: a tokenizer may write a text in another way than it was given, in small letters say.
+        The given pieces are not decoded from ids: a tokenizer may change a text, to small letters, say.
         """
         return self.pieces[0] + "".join(fill + piece for fill, piece in zip(fills, self.pieces[1:], strict=True))
 
 
 def encode_with_blanks(text: str, tokenizer: Any, mask_token_id: int, name: str = "text") -> BlankedText:
-    """Returns what [`encode_blanks`] does, with the places of the blanks and the text around them."""
+    """Encodes as [`encode_blanks`] does, and returns the places of the blanks and the text around them, too."""
     if not isinstance(text, str):
         raise ValueError(f"{name}={text!r} must be a string, with blanks such as [MASK] or [MASK:12].")
     check_tokenizer_mask(tokenizer, mask_token_id)
@@ -311,18 +317,18 @@ def encode_with_blanks(text: str, tokenizer: Any, mask_token_id: int, name: str 
 
 
 def split_at_blanks(text: str, mask_token: str | None, name: str = "text") -> tuple[list[str], list[int]]:
-    """Returns the K + 1 pieces of text around the K blanks, and the tokens of each blank."""
+    """Returns the K + 1 pieces of text around the K blanks, and the number of tokens of each blank."""
     spellings = BLANK_BEGINS + (f"|{re.escape(mask_token)}" if mask_token else "")
-    # A run of backslashes is looked at once, from its beginning: it may be long.
+    # A run of backslashes is read only once, from its beginning: it may be long.
     blank_begins = re.compile(rf"(?<!\\)(\\*+)(?:{spellings})")
     pieces, sizes = list[str](), list[int]()
-    parts = list[str]()  # of the present piece; adding to a string would copy it each time
-    total = end = 0  # of what has been read of the text
+    parts = list[str]()  # of the current piece; adding to a string would copy it each time
+    total = end = 0  # tokens of the blanks read so far, and where the part of the text that was read ends
     for found in blank_begins.finditer(text):
         begin, escapes = found.end(1), len(found[1])
         parts += [text[end : found.start()], "\\" * (escapes // 2)]
         end = begin
-        if escapes % 2:  # what looks like a blank is text
+        if escapes % 2:  # a backslash makes the blank text
             continue
         if mask_token and text.startswith(mask_token, begin):
             size, end = 1, begin + len(mask_token)

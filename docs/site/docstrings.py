@@ -22,7 +22,8 @@ class Docstrings(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
         objects = {obj.path: obj for obj in walk(pkg)}
         for obj in objects.values():
-            if obj.docstring is None and obj.is_public and (obj.is_function or "property" in obj.labels):
+            called = not obj.name.startswith("__") or obj.name in ("__init__", "__call__")  # by users, by its name
+            if obj.docstring is None and obj.is_public and called and (obj.is_function or "property" in obj.labels):
                 obj.docstring = griffe.Docstring("", parent=obj)  # objects without a docstring are listed, too
         for obj in objects.values():
             if obj.docstring is None:
@@ -30,7 +31,7 @@ class Docstrings(griffe.Extension):
             text = link_names(obj.docstring.value, obj, objects)
             text = re.sub(r"^Shapes: ", "**Shapes:** ", text, flags=re.MULTILINE)  # else it becomes a box
             if obj.is_class:
-                text = "\n\n".join(with_heading(part, obj) for part in text.split("\n\n"))
+                text = "\n\n".join(with_types(with_heading(part, obj), obj) for part in text.split("\n\n"))
             elif obj.is_function:
                 check_arguments(text, obj)
             obj.docstring.value = text
@@ -77,3 +78,19 @@ def check_arguments(text: str, function: griffe.Function) -> None:
             for name in match[1].replace("*", "").split(", "):
                 if name not in known:
                     logger.warning(f"{function.path} has no argument {name}, which its docstring describes")
+
+
+def with_types(paragraph: str, cls: griffe.Class) -> str:
+    """Writes the type of the first name behind an entry of several, which the parser would take for a name and a type.
+
+    The names are then joined by no-break spaces, since a name ends at a space.
+    """
+
+    def entry(match: re.Match) -> str:
+        first = cls.members.get(match[1].partition(",")[0])
+        annotation = getattr(first, "annotation", None)
+        names = match[1].replace(", ", ",\u00a0")
+        return f"    {names} ({annotation}): " if annotation is not None else f"    {names}: "
+
+    several = re.compile(r"^    (\w+(?:, \w+)+): ", flags=re.MULTILINE)
+    return several.sub(entry, paragraph) if paragraph.startswith("Attributes:\n") else paragraph

@@ -1,21 +1,22 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """The texts of zero-shot perplexity: a name -> rows of the Hub -> detokenised documents -> the blocks that are scored.
 
-What a perplexity means depends on how the text was cut, so each way to cut is a protocol with a name.
+A perplexity depends on how the text was cut. So each way to cut it is a protocol with a name.
 
-    clean   Documents as their source has them, EOS at the end of each, laid end to end and cut every L tokens, the last
-            block at its true length: every token counts once. Of WikiText a document is an article, of the Penn
-            Treebank, whose sentences stand in the order of the newspaper, the whole split, of the other sets a row.
-    radd    What the authors' code scores, flaws included, to be held against their table (github ML-GSAI/RADD at
-            60b772d, `data.py` and `evaluation_modeling.py`). EOS after every row, which in WikiText is a line, an empty
-            one too. Rows are shared among 8 workers, contiguously, and cut by batches of 1000; what fills no block at
-            the end of a batch is dropped. The blocks are shuffled by seed 0 and dealt to 4 processes, some of them
-            twice so that all get as many, and scored by 4 in each; the mean over batches is reported, so that a block
-            in an incomplete batch weighs more. WikiText-2 is scored on its training split, the others on their test
-            split. Their table has the first five sets below.
+    clean   Every token counts once. Documents are taken whole, EOS ends each, and they are laid end to end and cut
+            every L tokens; the last block keeps its true length. A document of WikiText is an article. A document of
+            the Penn Treebank is the whole split, since its sentences follow the newspaper. In the other sets a
+            document is a row.
+    radd    What the authors' code scores, flaws included, for comparison with their table (github ML-GSAI/RADD at
+            60b772d, `data.py` and `evaluation_modeling.py`). EOS follows every row; in WikiText a row is a line, which
+            may be empty. 8 workers get contiguous rows and cut them in batches of 1000; they drop the rest of a batch
+            that fills no block. The blocks are shuffled by seed 0 and dealt to 4 processes. Some are dealt twice, so
+            all processes get equally many. A process scores 4 blocks at once. The mean over batches is reported, so a
+            block in an incomplete batch weighs more. WikiText-2 is scored on its training split, the others on their
+            test split. The authors' table has the first five sets below.
 
-Both detokenise each row by itself. Bytes are counted of the detokenised text, which the model sees: bits per byte of
-a set with a detokenizer are not those of the file that was published.
+Both protocols detokenise each row by itself. Bytes are counted in the detokenised text, which the model sees. So the
+bits per byte of a set with a detokenizer are not those of the published file.
 
 Shapes: S blocks, L length.
 """
@@ -40,22 +41,23 @@ from .documents import load_documents, readable, tokenize
 
 PROTOCOLS = ("clean", "radd")
 
-# Of the authors' protocol: `data.py` 119 and 196 (workers; rows is the default of `map`), `evaluation_modeling.py` 127
-# and 132 (blocks scored together, by all processes), `data.py` 255 (blocks of one process).
+# The constants of the authors' protocol: `data.py` 119 and 196 (workers; rows is the default of `map`),
+# `evaluation_modeling.py` 127 and 132 (blocks scored together, by all processes), `data.py` 255 (blocks of a process).
 RADD_WORKERS = 8
 RADD_ROWS = 1000
 RADD_PROCESSES = 4
 RADD_BATCH_SIZE = 16
 
-# A row that may begin an article: its title between single equals signs, "= = ... = =" being a section.
+# A row that may begin an article: its title stands between single equals signs. "= = ... = =" is a section.
 TITLE = re.compile(r"= [^=].* =")
 
 
 def articles(rows: list[str]) -> list[str]:
     """Returns the articles of WikiText from its detokenised lines, line breaks restored.
 
-    A title stands between empty lines; lines of formulas that look like one do not. So counted, the test and validation
-    splits have 60 articles each, as the paper says (arXiv:1609.07843, Table 1); without the empty lines, 62 and 60.
+    A title stands between empty lines. Lines of formulas that look like a title do not. By this rule the test and
+    validation splits have 60 articles each, as the paper says (arXiv:1609.07843, Table 1). Without the rule of the
+    empty lines they would have 62 and 60.
     """
     lines = ["", *(row.strip() for row in rows), ""]
     inner = range(1, len(lines) - 1)
@@ -65,7 +67,7 @@ def articles(rows: list[str]) -> list[str]:
 
 
 def running_text(rows: list[str]) -> list[str]:
-    """Joins all rows to one document, a line each."""
+    """Joins all rows into one document, a line for each."""
     return ["\n".join(row.strip() for row in rows)]
 
 
@@ -73,13 +75,17 @@ def running_text(rows: list[str]) -> list[str]:
 class EvaluationSet:
     """A data set: where it is, and what its rows are.
 
-    source: a data set of the Hub that `load_dataset` reads without code of its own; with `files`, the folder that they
-        are in; without `splits`, what `load_documents` reads.
-    splits: name to what `load_dataset` calls it, which may be a part of another; None: those of `load_documents`.
-    files: where the parquet files of a {split} are. For repositories whose main branch has a loading script, which
-        `datasets` does not run since version 4: the Hub converted them, and keeps the result on a branch.
-    split, radd_split: which one is scored when none is named; radd_split None: the same.
-    document: what ends in EOS under "clean"; rows are joined to it by `join`, None where it is a row.
+    Attributes:
+        source: a data set of the Hub that `load_dataset` reads without code from the Hub; with `files`, the folder that
+            holds them; without `splits`, a source for `load_documents`.
+        splits: from the name of a split to the name that `load_dataset` takes, which may be a part of another split.
+            None: the splits of `load_documents`.
+        files: the path of a split's parquet files, with {split} in it. It is for repositories whose main branch has a
+            loading script. `datasets` runs no scripts since version 4, but the Hub keeps the converted files on a
+            branch.
+        split, radd_split: the split that is scored if none is named, under each protocol. radd_split None: the same.
+        document: what ends in EOS under "clean".
+        join: joins rows to documents. None: a row is a document.
     """
 
     source: str
@@ -97,7 +103,7 @@ class EvaluationSet:
 _THREE = {"train": "train", "validation": "validation", "test": "test"}
 _CONVERTED = "@refs%2Fconvert%2Fparquet"
 
-# The addresses are where files, splits and columns were seen.
+# The addresses show the files, splits and columns.
 EVALUATION_SETS: dict[str, EvaluationSet] = {
     # https://huggingface.co/datasets/Salesforce/wikitext/tree/main/wikitext-2-raw-v1 (files) and
     # https://huggingface.co/datasets/Salesforce/wikitext/commit/227f367c93579cf446b5ce6dcecb73661beb15c6 (column, rows:
@@ -122,7 +128,7 @@ EVALUATION_SETS: dict[str, EvaluationSet] = {
         join=articles,
     ),
     # https://tensorflow.org/datasets/community_catalog/huggingface/ptb_text_only?hl=ar
-    # (column, rows: train 42068, test 3761, validation 3370); the converted files are read from there by public code
+    # (column, rows: train 42068, test 3761, validation 3370); other public code reads the converted files, too
     "ptb": EvaluationSet(
         source=f"hf://datasets/ptb-text-only/ptb_text_only{_CONVERTED}",
         files="penn_treebank/{split}/*.parquet",
@@ -154,7 +160,7 @@ EVALUATION_SETS: dict[str, EvaluationSet] = {
     "text8": EvaluationSet(source="afmck/text8", config="default", splits=_THREE),
     # https://huggingface.co/datasets/reedie01/openwebtext/discussions (a duplicate of it, in parquet) and
     # https://www.tensorflow.org/datasets/community_catalog/huggingface/openwebtext (column, 8013769 rows, all "train").
-    # Its last 100000 documents are what MDLM validates on (kuleshov-group/mdlm, dataloader.py 350).
+    # MDLM validates on its last 100000 documents (kuleshov-group/mdlm, dataloader.py 350).
     "openwebtext": EvaluationSet(
         source="Skylion007/openwebtext",
         splits={"train": "train[:-100000]", "validation": "train[-100000:]"},
@@ -168,12 +174,14 @@ EVALUATION_SETS: dict[str, EvaluationSet] = {
 class EvaluationText:
     """The text to score, and how its scores are averaged.
 
-    blocks: S tensors of int64 ids, (L,) or, the last one under "clean", shorter.
-    batches: of the protocol "radd", the indices of the blocks that are averaged together: the batches of process 0,
-        then those of the next, which has as many, in the order in which the authors' code scores them (their lambda_DCE
-        gives each place of a batch its own range of lambda). A block can be in two. None: every token weighs the same.
-    n_bytes: of the detokenised text, UTF-8, EOS not counted; None where the tokens do not hold all of it.
-    description: for the result file.
+    Attributes:
+        blocks: S tensors (L,) of int64 ids. Under "clean" the last one may be shorter.
+        batches: under "radd", the indices of the blocks that are averaged together: the batches of process 0, then
+            equally many of the next process, in the order in which the authors' code scores them. (Their lambda_DCE
+            gives each row of a batch its own range of lambda.) A block can be in two batches. None: every token weighs
+            the same.
+        n_bytes: the bytes of the detokenised text in UTF-8, without EOS. None if the tokens do not hold the whole text.
+        description: facts for the result file.
     """
 
     blocks: Sequence[Tensor]
@@ -183,9 +191,9 @@ class EvaluationText:
 
     @property
     def weights(self) -> Tensor | None:
-        """Gives (S,) float64, sum 1: the reported nats per token are the sum of w times each block's nats per token.
+        """Returns weights (S,) float64 of sum 1. The reported figure is the weighted sum of the blocks' nats per token.
 
-        None: blocks weigh by their tokens.
+        None: blocks weigh by their number of tokens.
         """
         if self.batches is None:
             return None
@@ -212,19 +220,19 @@ def load_evaluation_text(
     """Loads a data set and cuts it into blocks, by a protocol.
 
     Args:
-        dataset: a name in `EVALUATION_SETS`, or whatever `load_documents` reads: a local file, folder or pattern, or a
-            data set of the Hub. Such a one is not detokenised, and each of its rows (or text files) is a document.
+        dataset: a name in `EVALUATION_SETS`, or a source for `load_documents`: a local file, folder or pattern, or a
+            data set of the Hub. Such a source is not detokenised, and each row (or text file) is a document.
         length: L, tokens in a block.
-        protocol: "clean" or "radd", as told above.
-        split: None: the one that `EVALUATION_SETS` names; of another data set "all" (every split that it has) under
-            "clean" and "test" under "radd", as in the authors' code.
-        config, text_column: of a data set that is not in `EVALUATION_SETS`, as in `load_documents`.
-        workers: processes that tokenise, as in `tokenize`; the blocks are the same.
-        special_tokens_in_text: as in `encode`.
+        protocol: "clean" or "radd", see the head of this file.
+        split: the split to score. None: the one that `EVALUATION_SETS` names; for another data set "all" (every split)
+            under "clean", and "test" under "radd", as in the authors' code.
+        config, text_column: see `load_documents`; only for a data set that is not in `EVALUATION_SETS`.
+        workers: processes that tokenise, see `tokenize`. They do not change the blocks.
+        special_tokens_in_text: see `encode`.
 
     Raises:
-        ValueError: for an unknown protocol, split or data set; a `config` or `text_column` of a set that has its own;
-            no text, or, under "radd", none that fills a block.
+        ValueError: for an unknown protocol, split or data set; for a `config` or `text_column` given for a set of
+            `EVALUATION_SETS`; for a data set without text; under "radd", for text that fills no block.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} must be one of {PROTOCOLS}.")
@@ -238,7 +246,7 @@ def load_evaluation_text(
         )
     elif config is not None or text_column is not None:
         given = text_column if config is None else config
-        raise ValueError(f"dataset={dataset!r} has a configuration and a column of its own: leave out {given!r}.")
+        raise ValueError(f"dataset={dataset!r} has its own configuration and column: leave out {given!r}.")
     radd = protocol == "radd"
     split = split or (radd and known.radd_split) or known.split
     rows = _load(dataset, known, split)
@@ -264,10 +272,10 @@ def load_evaluation_text(
     cut = _cut_by_batches_of_rows(tokens, length)
     if len(cut) == 0:
         raise ValueError(
-            f"length={length} leaves no block of dataset={dataset!r}: protocol='radd' drops what fills none of every "
-            f"{RADD_ROWS} rows."
+            f"length={length} leaves no block of dataset={dataset!r}: protocol='radd' cuts {RADD_ROWS} rows at a "
+            "time and drops the rest that fills no block."
         )
-    blocks = Blocks(cut, length)  # whose block i is row i, every row being L tokens long
+    blocks = Blocks(cut, length)  # block i is row i, since every row has L tokens
     description["batches"] = f"{RADD_PROCESSES} processes of {RADD_BATCH_SIZE // RADD_PROCESSES} blocks, equal weights"
     return EvaluationText(blocks, _deal(len(blocks)), None, description | {"ids": blocks.fingerprint()})
 
@@ -280,7 +288,7 @@ def _load(dataset: str, known: EvaluationSet, split: str) -> Dataset:
         except ValueError as error:
             error.add_note(f"The data sets known by name are {sorted(EVALUATION_SETS)}.")
             raise
-        assert isinstance(rows, Dataset)  # a stream is another kind, and not asked for
+        assert isinstance(rows, Dataset)  # a stream is another type, and none was asked for
         return rows
     if split not in known.splits:
         raise ValueError(f"split={split!r} must be one of {sorted(known.splits)} for dataset={dataset!r}.")
@@ -298,24 +306,26 @@ def _load(dataset: str, known: EvaluationSet, split: str) -> Dataset:
 def _to_documents(
     rows: Dataset, detokenizer: Callable[[str], str] | None, join: Callable[[list[str]], list[str]] | None
 ) -> Dataset:
-    """Detokenises each row and joins rows to documents."""
+    """Detokenises each row, and joins rows to documents."""
     if detokenizer is None and join is None:
         return rows
 
     def convert(batch: dict) -> dict:
         texts = batch["text"]
         if None in texts:
-            raise ValueError("a document is null: leave such rows out of the data set.")
+            raise ValueError("a document is null: remove such rows from the data set.")
         if detokenizer is not None:
             texts = [detokenizer(text) for text in texts]
         return {"text": texts if join is None else join(texts)}
 
-    # Given by hand: `datasets` tells functions of a module by their names, and would not see that their rules changed.
+    # An explicit fingerprint: `datasets` identifies functions of a module by name, and would not see changed rules.
     parts = [(part.__name__, inspect.getsource(sys.modules[part.__module__])) for part in (detokenizer, join) if part]
     return rows.map(
         convert,
         batched=True,
-        batch_size=1000 if join is None else None,  # None: all rows at once, since a document may have any number
+        batch_size=1000
+        if join is None
+        else None,  # None: all rows at once, since a document may have any number of rows
         features=Features({"text": Value("string")}),
         new_fingerprint=Hasher.hash((rows._fingerprint, parts)),
         desc="detokenising",
@@ -325,8 +335,8 @@ def _to_documents(
 def _cut_by_batches_of_rows(tokens: Dataset, length: int) -> Dataset:
     """Cuts every batch of rows into blocks of L tokens and drops the rest of each batch.
 
-    Equal to `map(..., batch_size=RADD_ROWS, num_proc=RADD_WORKERS)`, which shares rows out by `shard` as well, but
-    starts no processes.
+    The result is that of `map(..., batch_size=RADD_ROWS, num_proc=RADD_WORKERS)`, which also divides rows by `shard`,
+    but no processes are started.
     """
 
     def cut(batch: dict) -> dict:
@@ -342,7 +352,7 @@ def _cut_by_batches_of_rows(tokens: Dataset, length: int) -> Dataset:
 
 
 def _deal(n_blocks: int) -> tuple[tuple[int, ...], ...]:
-    """Deals shuffled blocks to batches of all processes; the last batch of a process may be smaller."""
+    """Deals shuffled blocks to the batches of all processes. The last batch of a process may be smaller."""
     places, batches = TensorDataset(torch.arange(n_blocks)), list[tuple[int, ...]]()
     for rank in range(RADD_PROCESSES):
         sampler: DistributedSampler = DistributedSampler(places, num_replicas=RADD_PROCESSES, rank=rank)

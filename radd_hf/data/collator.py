@@ -1,15 +1,15 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Turns clean blocks into the arguments of one forward: masks, labels, weights, and what may attend to what.
+"""Turns clean blocks into the arguments of one forward pass: masks, labels, weights, and the attention mask.
 
-`train_accelerate.py` asks for the rows of a numbered step; transformers' own `Trainer` calls it with lists of examples:
+`train_accelerate.py` asks for the rows of a numbered step. transformers' `Trainer` calls it with lists of examples:
 
     collator = DiffusionCollator(model.config, loss_type="lambda_DCE", seed=0)
     trainer = Trainer(model, TrainingArguments("runs/mine", ...), train_dataset=blocks, data_collator=collator)
 
-Both get the same draws for the same seed, step and rows. Under the Trainer a step is a batch of an epoch, which the
-loaders of Accelerate number: a resumed run draws what it would have drawn, and evaluating in between changes nothing.
+Both get the same draws for the same seed, step and rows. Under the Trainer a step is a batch of an epoch, numbered by
+Accelerate's data loaders. So a resumed run draws what it would have drawn, and evaluations in between change nothing.
 
-Shapes: B rows of a step, b rows of them in one forward, L length.
+Shapes: B rows of a step, b rows of them in one forward pass, L length.
 """
 
 import os
@@ -33,10 +33,13 @@ from ..randomness_radd import stream_seed
 
 @dataclass
 class LoaderPass:
-    """Counts the batches that one loader of Accelerate's, and so of the Trainer's, has asked for.
+    """Counts the batches that one data loader of Accelerate has asked for. The Trainer uses such loaders.
 
-    epoch: of its present pass over the data. skipped: batches that a resumed run leaves out at the beginning.
-    batches: of a pass, the skipped ones left out; None where that is unknown. calls: so far, in this process.
+    Attributes:
+        epoch: the present pass over the data.
+        skipped: batches that a resumed run skips at the start of the pass.
+        batches: batches of a pass without the skipped ones, or None if unknown.
+        calls: batches so far in this process.
     """
 
     epoch: int
@@ -48,36 +51,37 @@ class LoaderPass:
     def of(cls, loader: Any) -> "LoaderPass":
         sampler = loader.batch_sampler
         skipped = sampler.skip_batches if isinstance(sampler, SkipBatchSampler) else 0
-        # One that deals out batches to processes is shorter than the loader in it, which asks for all of them.
+        # A loader that deals batches to processes is shorter than its base_dataloader, which asks for all batches.
         batches = None if isinstance(loader.dataset, IterableDataset) else len(loader.base_dataloader)
         return cls(loader.iteration, skipped, batches)
 
     def next(self) -> tuple[int, int]:
-        """Returns the epoch of the next batch, and its number in the epoch."""
+        """Returns the epoch of the next batch and its number in that epoch."""
         worker, calls, epoch = get_worker_info(), self.calls, self.epoch
         self.calls += 1
         first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)  # a loader's workers take turns
         if worker is not None and self.batches is not None:
-            # One that is kept for several epochs is not told where they begin.
+            # A worker that is kept for several epochs is not told where they begin.
             later, calls = divmod(calls, len(range(first, self.batches, workers)))
             epoch += later
         return epoch, self.skipped + first + calls * workers
 
 
 class DiffusionCollator:
-    """Draws the masks of one of the four objectives; the model's own forward computes the loss.
+    """Draws the masks of one of the four training losses. The model's forward computes the loss.
 
     Args:
-        config: of the model: its mask token and its noise.
+        config: the model's configuration, for its mask token and its noise.
         loss_type: t_DSE, t_DCE, lambda_DCE or k_DCE.
-        seed: of all draws.
-        random_length_fraction: of rows are cut to a length uniform in 1 .. L and padded, so that short texts are seen.
-        separate_documents: a token attends to those of its own document alone; a document ends with its EOS, which
-            `config.eos_token_id` names, or any of them if it is a list. Needs eager or sdpa attention.
+        seed: the seed of all draws.
+        random_length_fraction: this fraction of rows is cut to a length uniform in 1 .. L and padded, so the model sees
+            short texts, too.
+        separate_documents: whether a token attends to the tokens of its own document only. A document ends with its
+            EOS: `config.eos_token_id`, or any id of it if it is a list. Needs eager or sdpa attention.
 
     Raises:
-        ValueError: for an unknown loss, a fraction outside [0, 1], or documents to be separated without an EOS; in a
-            call for blocks of several lengths, or with ids that are the mask or outside the vocabulary.
+        ValueError: for an unknown loss, a fraction outside [0, 1], or `separate_documents` without an EOS. A call
+            raises it for blocks of several lengths, and for ids that are the mask or outside the vocabulary.
     """
 
     def __init__(
@@ -95,18 +99,18 @@ class DiffusionCollator:
         self.eos_token_ids = list(eos) if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]
         if separate_documents and not self.eos_token_ids:
             raise ValueError(
-                f"separate_documents needs config.eos_token_id, with which every document ends; it is {eos!r}."
+                f"separate_documents=True needs config.eos_token_id, which ends every document; it is {eos!r}."
             )
         self.noise = get_noise(config)
         self.mask_token_id, self.vocab_size = cast(int, config.mask_token_id), config.vocab_size
         self.loss_type, self.seed = loss_type, seed
         self.random_length_fraction, self.separate_documents = random_length_fraction, separate_documents
-        self.calls = 0  # of loops without a loader of Accelerate's
+        self.calls = 0  # calls without a data loader of Accelerate
         self.passes: WeakKeyDictionary[Any, LoaderPass] = WeakKeyDictionary()
-        self.inherited: LoaderPass | None = None  # of a worker to which the collator was sent
+        self.inherited: LoaderPass | None = None  # in a worker process to which the collator was sent
 
     def __getstate__(self) -> dict:
-        """Sends along which loader asks: a worker that is not forked knows of none."""
+        """Adds the loader that asks to the pickled state. A worker that is not forked would not know it."""
         state = self.__dict__ | {"inherited": self._loader_pass()}
         del state["passes"]
         return state
@@ -124,7 +128,13 @@ class DiffusionCollator:
         return self.passes[loader]
 
     def rows(self, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
-        """Returns the arguments of a forward on `rows` of a step's `n_rows` with clean ids x0 (b, L), on the CPU."""
+        """Returns the arguments of a forward pass, on the CPU.
+
+        Args:
+            x0: (b, L), clean ids.
+            rows: which rows of the step they are.
+            n_rows: the number of rows of the step.
+        """
         return self._rows(self.seed, x0, step, rows, n_rows)
 
     def _rows(self, seed: int, x0: Tensor, step: int, rows: range, n_rows: int) -> dict[str, Tensor]:
@@ -136,15 +146,17 @@ class DiffusionCollator:
         visible = torch.arange(length) < lengths[:, None]  # (b, L)
         if self.separate_documents:
             ends = torch.isin(x0, torch.tensor(self.eos_token_ids)).long()
-            document = (ends.cumsum(dim=1) - ends).masked_fill(~visible, -1)  # (b, L); an EOS is of what it ends
-            # In booleans, which serve a model of any dtype: (b, 1, L, L).
+            document = (ends.cumsum(dim=1) - ends).masked_fill(
+                ~visible, -1
+            )  # (b, L); an EOS belongs to the document it ends
+            # (b, 1, L, L) in booleans, which suit a model of any dtype.
             inputs["attention_mask"] = document[:, None, :, None] == document[:, None, None, :]
-        elif self.random_length_fraction > 0:  # also where no row is short: one shape of inputs for a compiler
+        elif self.random_length_fraction > 0:  # also if no row is short, so a compiler sees one shape
             inputs["attention_mask"] = visible.long()
         return inputs
 
     def _check(self, x0: Tensor) -> None:
-        """Raises a ValueError for clean ids (b, L) that are none. A model on a GPU cannot look without waiting."""
+        """Raises a ValueError if x0 (b, L) has invalid ids. The check is on the CPU, since a GPU would have to wait."""
         if x0.is_floating_point() or x0.is_complex() or x0.dtype == torch.bool or x0.ndim != 2 or x0.numel() == 0:
             raise ValueError(f"input_ids{shown(x0)}; it must hold clean ids, (B, L) integers, at least one.")
         wrong = (x0 < 0) | (x0 >= self.vocab_size) | (x0 == self.mask_token_id)
@@ -156,11 +168,11 @@ class DiffusionCollator:
             )
 
     def n_tokens(self, step: int, length: int, n_rows: int) -> int:
-        """Counts the tokens of all rows of a step, without padding: the divisor of a loss per token."""
+        """Counts the tokens of all rows of a step, without padding. A loss per token divides by it."""
         return int(self._lengths(self.seed, step, length, n_rows).sum())
 
     def _lengths(self, seed: int, step: int, length: int, n_rows: int) -> Tensor:
-        """Returns (B,) tokens of each row of a step."""
+        """Returns the numbers of tokens (B,) of the rows of a step."""
         lengths = torch.full((n_rows,), length)
         if self.random_length_fraction > 0:
             generator = torch.Generator().manual_seed(stream_seed(seed, "lengths", step))
@@ -169,11 +181,11 @@ class DiffusionCollator:
         return lengths
 
     def __call__(self, features: list) -> dict[str, Tensor]:
-        """Makes a batch of blocks, or of examples with "input_ids", of one length; each process passes its own rows.
+        """Makes a batch of blocks, or of examples with "input_ids", of one length. Each process passes its own rows.
 
-        Draws belong to (seed, epoch, batch of the epoch, row) under a loader of Accelerate's, which the Trainer's are.
-        The first epoch's are those of the script's steps. In a loop without one they belong to the number of the call,
-        and a worker of a DataLoader draws from a stream of its own, anew each time it is started.
+        Under a data loader of Accelerate, such as the Trainer's, draws are a function of (seed, epoch, batch of the
+        epoch, row). In the first epoch they are those of the script's steps. Without such a loader they are a function
+        of the number of the call. A worker of a DataLoader then draws from its own stream, a new one at each start.
         """
         blocks = []
         for row, each in enumerate(features):
@@ -193,7 +205,7 @@ class DiffusionCollator:
         else:
             step, self.calls = self.calls, self.calls + 1
             if worker is not None:
-                # worker.seed differs between processes too, which then do not share a stratified sample.
+                # worker.seed differs between processes, too, so they do not share a stratified sample.
                 seed, rank, processes = stream_seed(seed, "worker", worker.seed), 0, 1
         first = rank * len(blocks)
         rows = range(first, first + len(blocks))

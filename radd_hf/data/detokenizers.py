@@ -1,28 +1,33 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Turns the spaced-out words of old benchmarks into text as people write it, one function a data set.
+"""Turns the spaced-out words of old benchmarks into ordinary text, with one function for each data set.
 
-WikiText, Penn Treebank and One Billion Words come as words with spaces between them; a model that learned from ordinary
-text is asked about ordinary text. What each function undoes is the convention under which zero-shot perplexities of
-masked diffusion models are published: the rules, and their order, are those of `data.py` in the code of SEDD, MDLM and
-RADD alike (github: louaaron/Score-Entropy-Discrete-Diffusion, kuleshov-group/mdlm, ML-GSAI/RADD), WikiText's going back
-to Megatron-LM's zero-shot evaluation. They guess, and guess wrong here and there; what counts is that all guess alike.
+WikiText, Penn Treebank and One Billion Words put spaces between all words and marks. A model that learned from ordinary
+text should be scored on ordinary text. Published zero-shot perplexities of masked diffusion models use the rules below,
+in this order: SEDD, MDLM and RADD share them in their `data.py` (github: louaaron/Score-Entropy-Discrete-Diffusion,
+kuleshov-group/mdlm, ML-GSAI/RADD). The rules for WikiText come from Megatron-LM's zero-shot evaluation. The rules are
+heuristics and sometimes wrong, but figures compare only under the same rules.
 
-Left out is one rule of theirs for WikiText that no text meets: it wants an apostrophe and a digit between two slashes.
+One of their rules for WikiText is left out, since it matches no text: an apostrophe and a digit between two slashes.
 """
 
 import re
 
-# What is looked for, as it stands or as a pattern, and what is put in its place; the order matters.
+# Pairs of a text or pattern to find and its replacement. The order matters.
 Rules = tuple[tuple[str | re.Pattern[str], str], ...]
 
 
 def _space_before(marks: str) -> Rules:
-    """Takes the space before a mark that another space follows."""
+    """Makes rules that remove the space before a mark if another space follows it."""
     return tuple((f" {mark} ", f"{mark} ") for mark in marks)
 
 
 def _spaces_within(pairs: tuple[str, ...], inside: str) -> Rules:
-    """Takes the spaces on the inner side of brackets or quotation marks; `inside` is the pattern of what they hold."""
+    """Makes rules that remove the spaces just inside brackets or quotation marks.
+
+    Args:
+        pairs: the opening and the closing mark, as a string of two characters.
+        inside: the pattern of the text between them.
+    """
     rules = []
     for pair in pairs:
         start, end = re.escape(pair[0]), re.escape(pair[1])
@@ -33,7 +38,7 @@ def _spaces_within(pairs: tuple[str, ...], inside: str) -> Rules:
 
 WIKITEXT: Rules = (
     ("s '", "s'"),
-    (" @-@ ", "-"),  # marks inside of numbers and compounds
+    (" @-@ ", "-"),  # marks inside numbers and compounds
     (" @,@ ", ","),
     (" @.@ ", "."),
     *_space_before(":;.!?,"),
@@ -54,7 +59,7 @@ PTB: Rules = (
     (" n't", "n't"),
     (" \n ", "\n"),
     ("\\/", "/"),
-    (re.compile("(?<= )N(?= )"), "1"),  # the treebank's sign for a number, several in a row included
+    (re.compile("(?<= )N(?= )"), "1"),  # N stands for a number in the treebank, also several in a row
     ("$ 1", "$1"),
     ("# 1", "#1"),
     ("<unk>", "?"),
@@ -91,7 +96,7 @@ def detokenize_wikitext(line: str) -> str:
 
 
 def detokenize_ptb(sentence: str) -> str:
-    """Replaces unknown words, <unk> in the corpus, by question marks."""
+    """Detokenises a sentence. It replaces unknown words, <unk> in the corpus, by question marks."""
     return _apply(PTB, sentence)
 
 
@@ -100,5 +105,5 @@ def detokenize_lm1b(sentence: str) -> str:
 
 
 def detokenize_lambada(passage: str) -> str:
-    """Begins a passage with a line break and straightens its quotation marks."""
+    """Puts a line break before a passage, and straightens its quotation marks."""
     return "\n" + _apply(LAMBADA, passage).strip()

@@ -1,8 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Turns text into token ids: a data set of documents -> tokenizer -> the ids of each document, EOS at its end.
 
-Everything is a data set of the `datasets` library: read once, tokenised once, kept in its cache under a name made of
-the documents and the tokenizer, and mapped into memory from there. `blocks.py` cuts the ids into blocks.
+Text and ids are data sets of the `datasets` library. They are read once, tokenised once, and kept in its cache under a
+name made from the documents and the tokenizer. From there they are mapped into memory. `blocks.py` cuts the ids into
+blocks.
 """
 
 import gzip
@@ -50,30 +51,30 @@ from .long_documents import encode_documents
 
 EOS_TOKEN = "<|endoftext|>"
 MASK_TOKEN = "<|mask|>"
-# lstrip: it takes the space before it, which a token that fills it brings along.
+# lstrip: the mask includes the space before it, since the token that fills it brings that space.
 MASK = AddedToken(MASK_TOKEN, lstrip=True, normalized=False, special=True)
 # Tokens of the smallest byte-level BPE: 256 bytes, EOS and the mask.
 LEAST_VOCABULARY = 258
 
-# Jane Austen's six novels in the order of the shipped file; each begins at the line that is its title.
+# Jane Austen's six novels in the order of the shipped file. Each begins at the line with its title.
 NOVELS = ("EMMA", "MANSFIELD PARK", "NORTHANGER ABBEY", "Persuasion", "PRIDE AND PREJUDICE", "SENSE AND SENSIBILITY")
 HELD_OUT_NOVEL = "Persuasion"
 
-# How `load_dataset` is told to read the files at an address, by their kind.
+# The builder of `load_dataset` and its settings for each kind of file at an address.
 BUILDERS: dict[str, tuple[str, dict]] = {
     "text": ("text", {"sample_by": "document"}),
     "json": ("json", {}),
     "parquet": ("parquet", {}),
 }
 
-# Documents tokenised together: enough for the tokenizer's threads, few enough to be held even if they are books.
+# Documents tokenised together: enough for the tokenizer's threads, and few enough to hold in memory, even books.
 DOCUMENTS_AT_ONCE = 128
-# Fewer if they are longer than half a megabyte: bytes of so many documents of mean length.
+# Fewer documents if they are longer than half a megabyte on average: at most about this many bytes together.
 TEXT_AT_ONCE = 2**26
 
 
 def check_held_out(held_out: float) -> None:
-    """Raises a ValueError for what is neither a fraction in [0, 1) nor a whole number of documents."""
+    """Raises a ValueError if `held_out` is neither a fraction in [0, 1) nor a whole number of documents."""
     if not (0 <= held_out < 1 or (1 <= held_out < math.inf and held_out == int(held_out))):
         raise ValueError(f"held_out={held_out} must be a fraction in [0, 1) or a whole number of documents.")
 
@@ -91,22 +92,24 @@ def load_documents(
     """Loads the documents of a data set, in the column "text".
 
     Args:
-        source: "austen", Jane Austen's novels (shipped, public domain, their lines joined to paragraphs); or a local
-            file, folder or pattern of .txt (a document a file), .jsonl, .json or .parquet (a document a row), which
-            may be compressed, see `data/files.py`; or a folder that `save_to_disk` of `datasets` wrote; or a data set
-            of the Hub; or the address of such files, `hf://datasets/...` say.
-        split: "train", "validation", "all" (of whatever splits there are), or another split that the data set has.
-        config: of the data set of the Hub, as in `load_dataset`; of a local folder, a folder in it.
-        text_column: what holds the text.
-        held_out: of a data set without a validation split, what is held out from "train": a fraction of the documents,
-            the last ones, or from 1 on their number. A single document gives its last part. A stream, whose end is
-            far, gives its first documents and needs their number. 0: nothing.
-        streaming: read while training, without a copy on the disk; an `IterableDataset`.
-        argument: how the caller calls `source`, for messages.
+        source: one of
+            "austen": Jane Austen's novels (shipped, public domain, with the lines of a paragraph joined);
+            a local file, folder or pattern of .txt (a document for each file), .jsonl, .json or .parquet (a document
+            for each row), which may be compressed, see `data/files.py`;
+            a folder written by `save_to_disk` of `datasets`;
+            a data set of the Hub, or an address of such files, such as `hf://datasets/...`.
+        split: "train", "validation", "all" (every split together), or another split of the data set.
+        config: configuration of a data set of the Hub, as in `load_dataset`; for a local folder, a subfolder.
+        text_column: the column that holds the text.
+        held_out: the part to hold out from "train" if there is no validation split: a fraction of the documents, or
+            from 1 on a number of documents. They are the last ones; a single document gives its last part. A stream
+            gives its first documents, since its end is far, and needs a number. 0: nothing.
+        streaming: read while training, without a copy on disk. The result is an `IterableDataset`.
+        argument: the name of the caller's argument for `source`, for messages.
 
     Raises:
-        ValueError: for a source that cannot be read, with the file, the place in it and the reason; a split or column
-            that it does not have; a `held_out` that leaves nothing; documents that are all empty.
+        ValueError: if the source cannot be read, with the file, the place in it and the reason; if it does not have
+            the split or the column; if `held_out` leaves nothing; if all documents are empty.
     """
     check_held_out(held_out)
     splits = open_splits(source, config=config, text_column=text_column, streaming=streaming, argument=argument)
@@ -116,7 +119,7 @@ def load_documents(
         documents = concatenate_datasets([read() for read in splits.values()])
     elif split == "validation" and split not in splits and held_out == 0:
         raise ValueError(
-            f"{name} has no split 'validation', and held_out=0 makes none: name another data set to score."
+            f"{name} has no split 'validation', and held_out=0 makes none: pass a data set to validate on."
         )
     elif split in ("train", "validation") and "train" in splits and "validation" not in splits and held_out > 0:
         documents = _hold_out(name, splits["train"](), held_out)[split]
@@ -128,7 +131,7 @@ def load_documents(
 
 
 def stream_fingerprint(source: str, config: str | None) -> str:
-    """Names the text of a stream, which is not read for that: local files by their names, sizes and ends."""
+    """Returns a name for the text of a stream without reading it: local files by their names, sizes and ends."""
     path = Path(source).expanduser() / (config or "")
     found = None if source == "austen" or "://" in source else find_files(path, source)
     if found is None:
@@ -137,7 +140,7 @@ def stream_fingerprint(source: str, config: str | None) -> str:
 
 
 def load_validation(source: str, *, config: str | None = None, text_column: str = "text", argument: str) -> Dataset:
-    """Loads the documents to score of a data set named for that: its split "validation", else "test", else all."""
+    """Loads the documents of a data set to validate on: its split "validation", else "test", else all."""
     splits = open_splits(source, config=config, text_column=text_column, streaming=False, argument=argument)
     read = splits.get("validation") or splits.get("test")
     documents = read() if read else concatenate_datasets([read() for read in splits.values()])
@@ -147,7 +150,7 @@ def load_validation(source: str, *, config: str | None = None, text_column: str 
 def open_splits(
     source: str, *, config: str | None, text_column: str, streaming: bool, argument: str
 ) -> dict[str, Callable[[], Any]]:
-    """Returns, for every split, a function that reads its documents; a split that is not asked for is not read."""
+    """Returns a function for each split that reads its documents. Nothing is read before it is called."""
     name = f"{argument}={source!r}"
     if source.startswith("file://"):
         source = url2pathname(urlparse(source).path)
@@ -168,7 +171,7 @@ def open_splits(
                 documents = read()
                 if streaming and isinstance(documents, Dataset):
                     documents = documents.to_iterable_dataset()
-                if documents.column_names is None:  # a stream says what it has when it is looked at
+                if documents.column_names is None:  # a stream finds its columns by reading its start
                     documents = documents._resolve_features()
             return _text(name, documents, column)
 
@@ -180,16 +183,16 @@ def open_splits(
 def _local_splits(
     name: str, source: str, config: str | None, text_column: str, streaming: bool
 ) -> tuple[dict[str, Callable[[], Any]] | None, str]:
-    """Returns what reads each split of local files, None if there are none of this name, and the column of the text."""
+    """Returns a reader for each split of local files, or None if no file has this name; and the column of the text."""
     path = Path(source).expanduser()
     if not source:
         raise Refused(f"{name} must name a data set.")
     if path.is_dir() and config is not None:
         folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
         if config not in folders:
-            raise Refused(f"{name} has no configuration {config!r}: it would be a folder in it, of {folders}.")
+            raise Refused(f"{name} has no configuration {config!r}: it must be a subfolder, one of {folders}.")
         path, name = path / config, f"{name} with the configuration {config!r}"
-    if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):  # by `save_to_disk`
+    if any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):  # written by `save_to_disk`
         saved = load_from_disk(str(path))
         splits = (
             {str(split): data for split, data in saved.items()} if isinstance(saved, DatasetDict) else {"train": saved}
@@ -209,12 +212,12 @@ def _local_splits(
 
 
 def _splits_of_the_hub(name: str, source: str, config: str | None, streaming: bool) -> dict[str, Callable[[], Any]]:
-    """Returns what reads each split of a data set of the Hub, or of files at an address."""
+    """Returns a reader for each split of a data set of the Hub, or of files at an address."""
     path, settings = source, dict[str, Any]()
     if "://" in source:
         kind = KINDS.get(ending_of(Path(source)))
         if kind is None:
-            raise Refused(f"{name} must be the address of files that end in {ENDINGS}.")
+            raise Refused(f"{name} must be the address of a file that ends in {ENDINGS}.")
         path, settings = BUILDERS[kind]
         settings = settings | {"data_files": source}
     splits = load_dataset(path, config, streaming=streaming, **settings)
@@ -223,7 +226,9 @@ def _splits_of_the_hub(name: str, source: str, config: str | None, streaming: bo
 
 def _refuse_config(name: str, config: str | None) -> None:
     if config is not None:
-        raise Refused(f"{name} has no configurations, such as {config!r}: a folder or a data set of the Hub may.")
+        raise Refused(
+            f"{name} has no configuration {config!r}: only a folder or a data set of the Hub has configurations."
+        )
 
 
 def _shipped(split: str) -> Dataset:
@@ -239,7 +244,7 @@ def readable(source: str, argument: str = "dataset") -> Iterator[None]:
         yield
     except Refused:
         raise
-    except Exception as error:  # foreign readers and damaged files can end in any
+    except Exception as error:  # other libraries and damaged files can raise anything
         reason: BaseException = error
         while not isinstance(reason, Unreadable) and (inner := reason.__cause__ or reason.__context__) is not None:
             reason = inner
@@ -252,7 +257,7 @@ def readable(source: str, argument: str = "dataset") -> Iterator[None]:
 
 
 def _text(name: str, documents: Any, column: str) -> Any:
-    """Returns the data set with its text alone, as "text"."""
+    """Returns the data set with only its text, in the column "text"."""
     if column not in documents.column_names:
         raise ValueError(f"text_column={column!r} must be one of {documents.column_names} for {name}.")
     feature = documents.features[column]
@@ -263,12 +268,12 @@ def _text(name: str, documents: Any, column: str) -> Any:
 
 
 def check_text(documents: Any, name: str) -> Any:
-    """Returns the documents if none is null and one is not empty. A stream is not read for this check."""
+    """Returns the documents. Raises a ValueError if one is null or all are empty. A stream is not checked."""
     if isinstance(documents, IterableDataset):
         return documents
     column = documents.data.column("text")
     if column.null_count and (null := next((row for row, text in enumerate(documents["text"]) if text is None), None)):
-        raise ValueError(f"row {null + 1} of {name} is null: leave such rows out.")
+        raise ValueError(f"row {null + 1} of {name} is null: remove such rows.")
     if not any(text.strip() for text in documents["text"]):
         raise ValueError(f"{name} has no text: {len(documents)} documents, all empty.")
     return documents
@@ -279,7 +284,7 @@ def _hold_out(name: str, documents: Any, held_out: float) -> dict:
         if held_out < 1:
             raise ValueError(
                 f"held_out={held_out}: a stream without a validation split needs a whole number of documents, or a "
-                "validation set of its own."
+                "data set to validate on."
             )
         return {"train": documents.skip(int(held_out)), "validation": documents.take(int(held_out))}
     if len(documents) == 1 and held_out < 1:
@@ -308,21 +313,21 @@ def _novels() -> dict[str, str]:
 
 
 def unwrap(text: str) -> str:
-    """Joins the lines of each paragraph: single line breaks become spaces, as many bytes as before.
+    """Joins the lines of each paragraph. Single line breaks become spaces, so the number of bytes stays the same.
 
-    The e-text of the novels breaks its lines near column 70, which is no part of what the author wrote.
+    The e-text of the novels breaks lines near column 70. The author did not write these breaks.
     """
     return re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, exact: bool = True) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE of `vocab_size` tokens in all; the last id is the mask, the first EOS.
+    """Trains a byte-level BPE of `vocab_size` tokens, including EOS, the first id, and the mask, the last one.
 
     Args:
-        exact: whether a text that gives fewer tokens is refused.
+        exact: whether to refuse a text that gives fewer tokens.
 
     Raises:
-        ValueError: for fewer tokens than `LEAST_VOCABULARY`, and more than the text can fill.
+        ValueError: if `vocab_size` is below `LEAST_VOCABULARY`; with `exact`, if the text gives fewer tokens.
     """
     if vocab_size < LEAST_VOCABULARY:
         raise ValueError(f"vocab_size={vocab_size} must be at least {LEAST_VOCABULARY}: 256 bytes, EOS and the mask.")
@@ -330,7 +335,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, exact: bool = True) -
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # the mask comes after
+        vocab_size=vocab_size - 1,  # the mask is added later
         special_tokens=[EOS_TOKEN],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -345,29 +350,29 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, exact: bool = True) -
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS_TOKEN, mask_token=MASK)
     if exact and len(fast) != vocab_size:
         raise ValueError(
-            f"vocab_size={vocab_size} is more than this text can fill: pass at most {len(fast)}, or leave it out."
+            f"vocab_size={vocab_size} is more than this text gives: pass at most {len(fast)}, or leave it out."
         )
     return fast
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the highest id + 1, which is more than `len(tokenizer)` where ids have holes or do not start at 0."""
+    """Returns the highest id + 1. It exceeds `len(tokenizer)` if ids are missing or do not start at 0."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def vocabulary_with_mask(tokenizer: PreTrainedTokenizerBase, mask_token_id: int) -> int:
-    """Returns how many ids a model has for a tokenizer and a mask, which may lie behind all of its ids."""
+    """Returns the number of ids that a model needs for a tokenizer and a mask. The mask may come after all ids."""
     return max(vocabulary_size(tokenizer), mask_token_id + 1)
 
 
 def add_mask_token(tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None = None) -> int:
     """Gives a tokenizer a mask token if it has none, and returns the id of the mask (50257 for GPT-2).
 
-    The mask comes after all other ids. Where ids have holes, a new token would take the id of another: such a tokenizer
-    stays without a mask, and the model alone has one.
+    The mask comes after all other ids. If ids are missing in between, a new token would take the id of another one. So
+    such a tokenizer stays without a mask, and only the model has one.
 
     Args:
-        mask_token_id: of a model that there is already; a tokenizer that cannot have its mask there stays without.
+        mask_token_id: the mask of an existing model. A tokenizer that cannot have its mask at this id stays without.
     """
     if tokenizer.mask_token_id is not None:
         return tokenizer.mask_token_id
@@ -384,16 +389,16 @@ def encode(
     """Returns the ids of each document, EOS at its end.
 
     Args:
-        special_tokens_in_text: whether the spelling of a special token stands for that token, for text whose documents
-            were joined by a spelled EOS. Otherwise its characters are encoded, see [`encode_text`].
+        special_tokens_in_text: whether a special token spelled in the text becomes that token, for text whose
+            documents were joined by a spelled EOS. Otherwise its characters are encoded, see [`encode_text`].
 
     Raises:
-        ValueError: for a document that is null; for one that cannot be encoded as it stands, by its first characters.
+        ValueError: if a document is null or cannot be encoded. The message shows its first characters.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError("tokenizer has no eos_token, and documents end in it: set one.")
+        raise ValueError("tokenizer has no eos_token, but documents must end with one: set it.")
     if None in texts:
-        raise ValueError("a document is null: leave such rows out of the data set.")
+        raise ValueError("a document is null: remove such rows from the data set.")
     ids = encode_text(texts, tokenizer, "document", special_tokens_in_text=special_tokens_in_text)
     return [[*row, tokenizer.eos_token_id] for row in ids]
 
@@ -404,20 +409,26 @@ def tokenize(
     workers: int | None = None,
     special_tokens_in_text: bool = False,
 ) -> Dataset:
-    """Encodes every document: its ids, "input_ids", and the bytes of its text, "n_bytes".
+    """Encodes every document into its ids, "input_ids", and the number of bytes of its text, "n_bytes".
 
-    Cached beside the documents under a name made of them and of the tokenizer, so that the same text is tokenised once,
-    whoever asks and with however many `workers` (processes; None: this one, with the tokenizer's threads).
-    `special_tokens_in_text` is as in [`encode`].
+    The result is cached beside the documents, under a name made from them and the tokenizer. So a text is tokenised
+    only once, whatever the number of workers.
+
+    Args:
+        workers: number of processes. None: this process, with the tokenizer's threads.
+        special_tokens_in_text: see [`encode`].
+
+    Raises:
+        ValueError: if the tokenizer is not a fast one; see also [`encode`].
     """
     if not tokenizer.is_fast:
-        raise ValueError(f"tokenizer={type(tokenizer).__name__} must be a fast one, of the tokenizers library.")
+        raise ValueError(f"tokenizer={type(tokenizer).__name__} must be a fast tokenizer, of the library tokenizers.")
 
     def encode_batch(batch: dict) -> dict:
         ids = encode_documents(batch["text"], tokenizer, partial(encode, special_tokens_in_text=special_tokens_in_text))
         return {"input_ids": ids, "n_bytes": [len(text.encode()) for text in batch["text"]]}
 
-    # Given by hand: `datasets` would name the function, which changes with what the tokenizer was last called for.
+    # An explicit name: `datasets` would hash the function, whose tokenizer keeps state from its last call.
     rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     name = Hasher.hash((documents._fingerprint, rules, tokenizer.eos_token_id, special_tokens_in_text))
     width = "uint16" if vocabulary_size(tokenizer) <= 2**16 else "int32"

@@ -1,16 +1,17 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads the documents of a local folder, file or pattern: which files, the split of each, and their content.
+"""Reads the documents of a local folder, file or pattern: finds the files, the split of each, and their content.
 
-    "corpus"   a folder: every file in it, at any depth, that ends in .txt, .jsonl, .json or .parquet (or that and .gz,
-               .bz2, .xz, .zst). Hidden files, other endings, README and LICENSE are left out, and a line says so.
-    "a.txt"    a file; a name with brackets such as "a[1].txt" is that file if it exists.
+    "corpus"   a folder: every file in it, at any depth, that ends in .txt, .jsonl, .json or .parquet, or in one of
+               these and .gz, .bz2, .xz or .zst. Hidden files, other endings, README and LICENSE are left out and
+               logged.
+    "a.txt"    a file. A name with brackets such as "a[1].txt" is that file if it exists.
     "*/*.txt"  a pattern: every file that matches it.
 
-A folder has splits if its files say so, all of them: by the name of a folder in it (train/, validation/, test/) or by
-their own (train.txt, validation-00000-of-00002.parquet). "train journey.txt" is no split, but a document. A file or a
+A folder has splits if all its files name one: by a subfolder (train/, validation/, test/) or by their own name
+(train.txt, validation-00000-of-00002.parquet). "train journey.txt" names no split; it is a document. A file or a
 pattern is one text, whatever the names.
 
-A fault is an [`Unreadable`] that names the file and the line or row.
+A faulty file raises [`Unreadable`], which names the file and the line or row.
 """
 
 import bz2
@@ -51,7 +52,7 @@ from ..endings import visible
 
 logger = logging.getLogger(__name__)
 
-# Endings of files, and what is in them; each may be followed by one of COMPRESSED.
+# The endings of files and their kinds. One of COMPRESSED may follow an ending.
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 ENDINGS = f"{', '.join(KINDS)} (or compressed: {', '.join(COMPRESSED)})"
@@ -61,17 +62,17 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-# A split's name, and the number that a part of it may have: train, test_01, train-00000-of-00002, with a hash.
+# A split's name and, optionally, the number and hash of a part: train, test_01, train-00000-of-00002-<hash>.
 SPLIT_STEM = re.compile(rf"({'|'.join(SPLITS)})([-_.]\d+(-of-\d+)?(-[0-9a-f]+)?)?")
-# Files of a folder that are about the data, whatever they end in.
+# Files that describe the data and are left out, whatever their ending.
 ABOUT = ("readme", "license", "licence", "copying", "dataset_info", "dataset_infos")
 
-# Text has no limit of 2 GB, as it has in the type "string".
+# The type "string" would limit a text to 2 GB.
 TEXT = Features({"text": Value("large_string")})
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# What is written to the cache at once: at most so many documents, and no more of them after so many characters.
+# A table for the cache holds at most so many documents, and ends after so many characters.
 DOCUMENTS, CHARACTERS = 128, 2**26
-# Bytes at either end of a file that tell it from another.
+# Bytes at either end of a file that enter its fingerprint.
 FINGERPRINTED = 2**16
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -83,7 +84,7 @@ class Refused(ValueError):
 
 
 class Unreadable(ValueError):
-    """A file is at fault; the message names it and the place in it."""
+    """A file that cannot be read; the message names it and the place in it."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -100,24 +101,24 @@ class LocalText:
 
 
 def looks_local(source: str) -> bool:
-    """Tells a path from the name of a data set of the Hub, which has one slash at most and no such ending."""
+    """Tells whether a source is a path. The name of a data set of the Hub has at most one slash and no such ending."""
     ends = source.removesuffix(_compression(Path(source))).endswith(tuple(KINDS))
     return ends or source.startswith(("/", "./", "../", "~")) or source.count("/") > 1 or glob.has_magic(source)
 
 
 def find_files(path: Path, name: str) -> LocalText | None:
-    """Finds the files of a folder, a file or a pattern; None if there is nothing of that name.
+    """Finds the files of a folder, a file or a pattern. Returns None if nothing has that name.
 
     Args:
-        name: of the argument and its value, for messages.
+        name: the argument and its value, for messages.
 
     Raises:
-        Refused: for a folder without readable files, with several kinds of them, or of which only some files name
-            their split; for a file with another ending.
+        Refused: if a folder has no files to read, files of several kinds, or only some files that name a split; if a
+            file has another ending.
     """
     if path.is_dir():
         return _files_of_folder(path, name)
-    # A name that exists is no pattern. `glob` takes both; Path.glob would not take an absolute one.
+    # An existing name is not a pattern. Path.glob would not accept an absolute pattern.
     found = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = sorted(file for file in found if file.is_file())
     if not files:
@@ -129,7 +130,7 @@ def find_files(path: Path, name: str) -> LocalText | None:
 def _files_of_folder(folder: Path, name: str) -> LocalText:
     files = sorted(_walk(folder))
     reasons = {file: _left_out(file.relative_to(folder)) for file in files}
-    reasons |= {file: "linked to nothing" for file in files if not file.exists()}
+    reasons |= {file: "a broken link" for file in files if not file.exists()}
     read = [file for file in files if reasons[file] is None]
     left_out = Counter(reason for reason in reasons.values() if reason is not None)
     others = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
@@ -144,8 +145,8 @@ def _files_of_folder(folder: Path, name: str) -> LocalText:
         split, (file, *_) = next(iter(by_split.items()))
         named, other = file.relative_to(folder), unnamed[0].relative_to(folder)
         raise Refused(
-            f"{name}: {named} is named as the split {split!r}, and {other} as none. To read all files as one text, "
-            f"give a pattern, such as {str(folder / '**' / ('*' + ending_of(file)))!r}."
+            f"{name}: {named} names the split {split!r}, but {other} names none. To read all files as one text, "
+            f"pass a pattern, such as {str(folder / '**' / ('*' + ending_of(file)))!r}."
         )
     endings = " and ".join(sorted({ending_of(file) for file in read}))
     number = "1 file is" if len(read) == 1 else f"{len(read)} files are"
@@ -155,7 +156,7 @@ def _files_of_folder(folder: Path, name: str) -> LocalText:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yields the files of a folder at any depth, also of linked folders, each folder once."""
+    """Yields the files of a folder at any depth. It follows links, and visits each folder once."""
     met = set()
     for name, folders, files in os.walk(folder, followlinks=True):
         here = Path(name)
@@ -167,7 +168,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _left_out(file: Path) -> str | None:
-    """Returns why a file of a folder is not read, None if it is."""
+    """Returns why a file of a folder is left out, or None if it is read."""
     if any(part.startswith(".") for part in file.parts) or any(part.startswith("__") for part in file.parts[:-1]):
         return "hidden"
     if file.name.split(".")[0].lower() in ABOUT:
@@ -186,7 +187,7 @@ def ending_of(file: Path) -> str:
 
 
 def _split_of(file: Path) -> str | None:
-    """Returns the split that the path of a file within a folder names, None if it names none."""
+    """Returns the split that a file's path within the folder names, or None."""
     for folder in reversed(file.parts[:-1]):
         if folder.lower() in SPLITS:
             return SPLITS[folder.lower()]
@@ -196,12 +197,12 @@ def _split_of(file: Path) -> str | None:
 
 
 def _kind(files: list[Path], name: str) -> str:
-    """Returns the kind of all files; raises a ValueError for several kinds, or a file that cannot be read here."""
+    """Returns the kind of all files. Raises `Refused` for several kinds, or if a package is missing to read them."""
     endings = Counter(ending_of(file) for file in files)
     kinds = {KINDS.get(ending) for ending in endings}
     if len(kinds) != 1 or None in kinds:
         has = ", ".join(f"{count} of {ending or 'none'}" for ending, count in sorted(endings.items()))
-        advice = ": give a pattern that finds one kind" if len(endings) > 1 else ""
+        advice = ": pass a pattern that matches one kind" if len(endings) > 1 else ""
         raise Refused(f"{name} must hold files of one kind, ending in {ENDINGS}; it has {has}{advice}.")
     packed = [file for file in files if file.suffix == ".zst"]
     if packed and importlib.util.find_spec("zstandard") is None:
@@ -220,16 +221,16 @@ def _say(line: str, warning: str) -> None:
 
 
 def read_files(kind: str, files: Sequence[Path], column: str, streaming: bool) -> Dataset | IterableDataset:
-    """Reads the documents of files into the column "text", in the cache of `datasets` or, streaming, when asked for.
+    """Reads the documents of files into the column "text": into the cache of `datasets`, or as a stream.
 
     Raises:
-        Unreadable: for a file that is at fault, perhaps wrapped by `datasets`; of a stream for the first document, and
-            for the others when they are read; for files without a document.
+        Unreadable: for a faulty file, perhaps wrapped by an error of `datasets`, and for files without a document. A
+            stream raises it at once for the first document, and for a later one when that is read.
     """
-    # Files that changed are read anew, and all are when the rules of this file have changed.
+    # Files that changed are read again. All files are read again if the code of this module changed.
     stamps = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     given: dict[str, Any] = {"files": stamps, "kind": kind, "column": column}
-    # A wrong column, or a stream's first fault, is told at once. A text is not read twice for that.
+    # Reads the first document, to report a wrong column or a fault at once. A file of plain text is not read twice.
     with closing(_documents(**given)) as documents:
         none = (kind != "text" or streaming) and next(documents, None) is None
     if none:
@@ -251,9 +252,9 @@ class _ReaderConfig(BuilderConfig):
 
 
 class _Reader(ArrowBasedBuilder):
-    """Writes documents to the cache of `datasets`, a table of a few at a time.
+    """Writes documents to the cache of `datasets`, in tables of a few documents.
 
-    `Dataset.from_generator` would make a "string" of each before it is the type that is asked for, and fail at 2 GB.
+    `Dataset.from_generator` would first convert each text to a "string", which fails at 2 GB.
     """
 
     BUILDER_CONFIG_CLASS = _ReaderConfig
@@ -279,7 +280,7 @@ class _Reader(ArrowBasedBuilder):
 
 
 def table_of(texts: list[str]) -> pa.Table:
-    """Makes a column "text" of any size; `Dataset.from_dict` would make a "string" of each text on the way."""
+    """Makes a table with a column "text" of any size. `Dataset.from_dict` would fail at 2 GB for a text."""
     return pa.table({"text": pa.array(texts, type=pa.large_string())})
 
 
@@ -289,10 +290,12 @@ def _documents(files: Sequence[tuple[str, int, int]], kind: str, column: str) ->
         with _faults_of(file):
             for place, text in READERS[kind](file, column):
                 if not isinstance(text, str):
-                    fault = "is null: leave such rows out" if text is None else f"must be a string, and is {text!r:.60}"
+                    fault = "is null: remove such rows" if text is None else f"must be a string; it is {text!r:.60}"
                     raise Unreadable(f"{place}: {column!r} {fault}.")
                 if not text.isascii() and (found := SURROGATE.search(text)):
-                    raise Unreadable(f"{place}: {column!r} has half of a surrogate pair, {found[0]!r}, and is no text.")
+                    raise Unreadable(
+                        f"{place}: {column!r} has half of a surrogate pair, {found[0]!r}, so it is not valid text."
+                    )
                 yield {"text": text}
 
 
@@ -300,7 +303,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file with their columns: a line of text as "text", an object of JSON, a row of Parquet.
 
     Raises:
-        Unreadable: for a file or a row that is at fault.
+        Unreadable: if the file or a row is faulty.
     """
     with _faults_of(file):
         yield from ROWS[KINDS[ending_of(file)]](file)
@@ -308,23 +311,23 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _faults_of(file: Path) -> Iterator[None]:
-    """Names the file in the error of whatever library reads it."""
+    """Turns the error of any library that reads the file into an Unreadable that names it."""
     try:
         yield
     except (Unreadable, GeneratorExit):
         raise
     except EOFError as error:
         raise Unreadable(f"{file} ends before its compressed data does: it was not written to the end.") from error
-    except Exception as error:  # damaged files can end in any
+    except Exception as error:  # damaged files can raise anything
         reason = " ".join(str(error).split())
         raise Unreadable(f"{file}: {type(error).__name__}: {reason}") from error
 
 
 def _open(file: Path) -> BinaryIO:
-    """Opens a file for its bytes, decompressed."""
+    """Opens a file to read its bytes, decompressed."""
     if file.suffix == ".zst":
         try:
-            import zstandard  # here, since it is optional
+            import zstandard  # imported here, since it is optional
         except ModuleNotFoundError:
             raise Unreadable(f"{file} needs a package that is not installed: pip install zstandard") from None
         return cast(BinaryIO, zstandard.open(file, "rb"))
@@ -333,22 +336,22 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _decode(data: bytes, file: Path, first_line: int = 1) -> str:
-    """Decodes UTF-8, without a byte order mark at the beginning."""
+    """Decodes UTF-8, and drops a byte order mark at the beginning."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Unreadable(f"{file} is in UTF-16: save it as UTF-8, by iconv -f UTF-16 -t UTF-8 say.")
+        raise Unreadable(f"{file} is in UTF-16: save it as UTF-8, for example by iconv -f UTF-16 -t UTF-8.")
     data = data.removeprefix(BYTE_ORDER_MARK)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = first_line + data.count(b"\n", 0, error.start)
         raise Unreadable(
-            f"{file}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8, by "
-            "iconv -f LATIN1 -t UTF-8 say."
+            f"{file}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8, for "
+            "example by iconv -f LATIN1 -t UTF-8."
         ) from None
 
 
 def _text_of_file(file: Path, column: str) -> Iterator[tuple[str, str]]:
-    """Yields the file as one document, its line ends as on Unix."""
+    """Yields the file as one document, with the line ends of Unix."""
     _in_columns(["text"], column, str(file))
     with _open(file) as stream:
         data = stream.read()
@@ -357,7 +360,7 @@ def _text_of_file(file: Path, column: str) -> Iterator[tuple[str, str]]:
     del data
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise Unreadable(f"{file}, line {line}: a NUL: it is no text in UTF-8.")
+        raise Unreadable(f"{file}, line {line}: a NUL character: it is not text in UTF-8.")
     if "\r\n" in text:
         text = text.replace("\r\n", "\n")
         changes.append("line ends CR LF are read as LF")
@@ -367,17 +370,17 @@ def _text_of_file(file: Path, column: str) -> Iterator[tuple[str, str]]:
 
 
 def _rows_of_text(file: Path) -> Iterator[dict[str, Any]]:
-    """Yields a row for each line, without the line break; no other character ends a line."""
+    """Yields a row for each line, without its line break. Only line feeds end a line."""
     with _open(file) as stream:
         for number, line in enumerate(stream, start=1):
             text = _decode(line.removesuffix(b"\n").removesuffix(b"\r"), file, number)
             if "\0" in text:
-                raise Unreadable(f"{file}, line {number}: a NUL: it is no text in UTF-8.")
+                raise Unreadable(f"{file}, line {number}: a NUL character: it is not text in UTF-8.")
             yield {"text": text}
 
 
 def _rows_of_json(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yields the place and the object of every line; of a file that is one list or one object, of each item."""
+    """Yields the place and the object of each line, or of each item if the file is one list or one object."""
     with _open(file) as stream:
         first = next((line for line in stream if line.strip()), b"").removeprefix(BYTE_ORDER_MARK).strip()
     if first.startswith(b"[") or first == b"{":
@@ -398,13 +401,13 @@ def _parse(data: bytes, file: Path, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise Unreadable(f"{file}, line {line}: {error.msg}, at character {error.colno}: it is no JSON.") from None
+        raise Unreadable(f"{file}, line {line}: {error.msg}, at character {error.colno}: it is not JSON.") from None
 
 
 def _objects_of_json(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for place, row in _rows_of_json(file):
         if not isinstance(row, dict):
-            raise Unreadable(f"{place} must be an object with columns, and is {row!r:.60}.")
+            raise Unreadable(f"{place} must be an object with columns; it is {row!r:.60}.")
         yield place, row
 
 
@@ -434,14 +437,14 @@ def parquet_schema(file: Path) -> pa.Schema:
     """Returns the columns of a parquet file and their types.
 
     Raises:
-        Unreadable: for a file that is at fault.
+        Unreadable: if the file is faulty.
     """
     with _faults_of(file), _open(file) as stream:
         return pq.ParquetFile(stream).schema_arrow.remove_metadata()
 
 
 def _in_columns(columns: Columns, column: str, place: str) -> Columns:
-    """Returns the columns if the one that is asked for is among them."""
+    """Returns the columns. Raises Unreadable if `column` is not among them."""
     if column not in columns:
         raise Unreadable(f"{place}: text_column={column!r} must be one of {list(columns)}.")
     return columns
@@ -462,7 +465,7 @@ ROWS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
 
 
 def fingerprint_files(files: Sequence[Path]) -> str:
-    """Names files by their names, sizes and ends, in their order and wherever they lie, without reading them whole."""
+    """Returns a fingerprint of files: of their order, names, sizes and ends. It does not read them whole."""
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

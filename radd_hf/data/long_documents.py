@@ -1,16 +1,15 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tokenises documents of any length in memory that does not grow with them.
+"""Tokenises documents of any length in bounded memory.
 
-A tokenizer takes more than a hundred bytes of memory for a byte of text. So a long document is cut into pieces whose
-tokens, one piece after the other, are those of the whole. Fast tokenizers first split a text into words and then treat
-each word alone; a cut between two words changes nothing if the words around it are the same without it. Three things
-make sure of that:
+A tokenizer needs more than a hundred bytes of memory for a byte of text. So a long document is cut into pieces whose
+tokens, joined, are those of the whole. Fast tokenizers first split a text into words and then tokenise each word by
+itself. So a cut between two words changes nothing if the words around it stay the same. Three conditions ensure that:
 
-    the tokenizer   splits into words by rules that look no further back than the present word (`can_be_cut`)
+    the tokenizer   splits into words by rules that do not look back beyond the present word (`can_be_cut`)
     the place       is before white space that ends a word
-    a comparison    the text around the place, tokenised at once and in two parts, has the same tokens
+    a comparison    the text around the place has the same tokens in one part and in two
 
-A tokenizer of which the first does not hold is given whole documents, and so is a text without such a place.
+If the tokenizer fails the first condition, or a text has no such place, the document is tokenised whole.
 """
 
 import json
@@ -21,13 +20,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-# Characters: of a piece, at least; on either side of a place, that are compared; of pieces that are tokenised together.
+# Numbers of characters: least length of a piece; compared on either side of a cut; tokenised together.
 PIECE, AROUND, AT_ONCE = 2**17, 2**9, 2**20
-# Before a space between two letters or digits; where there is none, before other white space.
+# Cut before a space between two letters or digits; if there is none, before other white space.
 PLACES = (re.compile(r"(?<=\w)(?= \w)"), re.compile(r"(?<=\S)(?=\s)"))
-TRIES = 64  # places that are compared, before a piece becomes longer
+TRIES = 64  # places to compare before the piece is made longer
 
-# Steps of a tokenizer that treat a text alike wherever it begins. `Prepend` and `Strip`, say, know where that is.
+# Steps of a tokenizer that do not depend on where a text begins. `Prepend` and `Strip`, for example, do.
 NORMALIZERS = {
     "NFC",
     "NFD",
@@ -51,10 +50,10 @@ Encode = Callable[[list[str]], list[list[int]]]
 def encode_documents(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, encode: Callable[[list[str], Any], list[list[int]]]
 ) -> list[np.ndarray]:
-    """Encodes each document, EOS at its end, as (T,) int32: the ids that `encode` gives for the whole documents.
+    """Encodes each document as (T,) int32 ids with EOS at the end: the ids that `encode` gives for the whole.
 
     Args:
-        encode: (texts, tokenizer) to ids, EOS at the end of each.
+        encode: from (texts, tokenizer) to the ids of each text, EOS at the end.
     """
     if None in texts or sum(map(len, texts)) <= AT_ONCE:
         return [np.array(ids, dtype=np.int32) for ids in encode(texts, tokenizer)]
@@ -74,7 +73,7 @@ def encode_documents(
 
 
 def groups(pieces: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Groups pieces that are tokenised together: several, for the tokenizer's threads, of bounded size in all."""
+    """Groups pieces to tokenise together: several, for the tokenizer's threads, but of bounded total size."""
     group, size = list[tuple[int, str]](), 0
     for number, piece in pieces:
         if group and size + len(piece) > AT_ONCE:
@@ -87,7 +86,7 @@ def groups(pieces: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]
 
 
 def cut_text(text: str, ids_of: Encode) -> Iterator[str]:
-    """Cuts a text into pieces whose ids, one after the other, are those of the text."""
+    """Cuts a text into pieces whose ids, joined, are those of the text."""
     start = 0
     while len(text) - start >= 2 * PIECE:
         place = next_place(text, start + PIECE, ids_of)
@@ -99,7 +98,7 @@ def cut_text(text: str, ids_of: Encode) -> Iterator[str]:
 
 
 def next_place(text: str, start: int, ids_of: Encode) -> int | None:
-    """Finds the first place from `start` on where the text may be cut; None if there is none."""
+    """Finds the first place from `start` on where the text may be cut. Returns None if there is none."""
     while start < len(text) - AROUND:
         stop = min(start + PIECE, len(text) - AROUND)
         for pattern in PLACES:
@@ -113,7 +112,7 @@ def next_place(text: str, start: int, ids_of: Encode) -> int | None:
 
 
 def is_between_words(text: str, place: int, ids_of: Encode) -> bool:
-    """Tells whether the text around a place has the same ids in two parts as at once."""
+    """Tells whether the text around a place has the same ids in two parts as in one."""
     before, after = text[max(place - AROUND, 0) : place], text[place : place + AROUND]
     first, second, both = ids_of([before, after, before + after])
     return first + second == both
@@ -130,8 +129,8 @@ def can_be_cut(tokenizer: PreTrainedTokenizerBase) -> bool:
         and rules["model"].get("dropout") in (None, 0)
         and {step["type"] for step in normalizers} <= NORMALIZERS
         and {step["type"] for step in splitters} <= PRE_TOKENIZERS
-        and all(step.get("split", True) for step in splitters)  # or Metaspace leaves the text a single word
-        # No rule that looks back.
+        and all(step.get("split", True) for step in splitters)  # otherwise Metaspace makes the text a single word
+        # No rule may look back.
         and not any("(?<" in json.dumps(step.get("pattern", "")) for step in (*normalizers, *splitters))
     )
 

@@ -4,14 +4,16 @@
     python -m radd_hf.evaluation.lm_eval --model radd --batch_size 32 --tasks lambada_openai \\
         --model_args pretrained=checkpoints/radd-austen
 
-The harness asks for three things: log p(continuation | context), log p(text), and a continuation. Its other flags are
-as ever; `accelerate launch -m radd_hf.evaluation.lm_eval ...` shares the requests among processes. Whatever is drawn at
-random belongs to the request and to `seed`, not to its place among the others. So neither batches nor processes nor
-`--limit` change an answer (beyond the rounding of a matrix product in a batch of another shape).
+The harness asks for log p(continuation | context), log p(text), and for a continuation. All flags of the harness work.
+`accelerate launch -m radd_hf.evaluation.lm_eval ...` shares the requests among processes. Random draws are a function
+of the request and `seed`. So batches, processes and `--limit` do not change an answer, up to the rounding of a matrix
+product in a batch of another shape.
 
-A text begins as a document does in training, after the EOS of the one before: EOS is what an empty context stands for.
+A text begins as a document in training, after the EOS of the document before. So an empty context means EOS.
 
-Shapes: L length, V vocabulary, C canvases of a forward, P places of a forward at which a token is scored.
+A canvas is a sequence in which some tokens are masks.
+
+Shapes: L length, V vocabulary, C canvases of a forward pass, P places of a forward pass at which a token is scored.
 """
 
 import os
@@ -45,22 +47,22 @@ except ImportError as error:
     raise ImportError(needs) from error
 
 DTYPES = ("float32", "bfloat16", "float16")
-# The harness's own default, where a model's length leaves room for it.
+# The harness's default, if the model's length leaves room for it.
 MAX_GEN_TOKS = 256
-# Of a task's generation_kwargs, or --gen_kwargs, what goes to `generate` as it is: all but what the harness decides.
+# The generation_kwargs of a task, or --gen_kwargs, that go to `generate` unchanged: all that the harness does not set.
 DECIDED = "length", "temperature", "exact", "stop_on_eos"
 GENERATION_KWARGS = tuple(name for name in TEXT_SETTINGS if name not in DECIDED)
 
 
 class Canvas(NamedTuple):
-    """A text whose tokens from `first` on are scored given those before: context and continuation."""
+    """The ids of context and continuation. The tokens from `first` on are scored given those before."""
 
     ids: list[int]
     first: int
 
 
 class Prompt(NamedTuple):
-    """A request for text: which one, the ids of its context, keywords of `generate`."""
+    """A request for text: its number, the ids of its context, keywords of `generate`, where to stop, its seed."""
 
     request: int
     ids: list[int]
@@ -71,36 +73,37 @@ class Prompt(NamedTuple):
 
 @register_model("radd")
 class RaddLM(TemplateLM):
-    """A RADD model and its tokenizer, as the harness wants to see them. Likelihoods are in nats.
+    """A RADD model and its tokenizer behind the interface of the harness. Likelihoods are in nats.
 
     Args (the `--model_args`):
         pretrained: folder or Hub repository of a RADD model, ours or the authors'; in Python also a model.
-        tokenizer: name or folder, or a tokenizer. Default: that of `pretrained`; the authors' repositories have none,
-            theirs is "gpt2".
-        revision: of `pretrained` on the Hub, and of the tokenizer that comes with it.
-        batch_size: rows of a forward. This and `device` win over the harness's flags of the same name.
-        device: default: the accelerator if there is one. With several processes Accelerate says which.
-        dtype: of weights and arithmetic, one of DTYPES. Logits are turned to float32 at the end.
-        max_length: tokens of context and continuation together. Default: the length the model was trained at.
-        likelihood: how log p(continuation | context) is computed: one of `likelihood.ESTIMATORS`. "ar_forward", the
-            default, is the chain rule from left to right: exact, what an autoregressive model would be asked for, and
-            at one row for each token of the continuation cheaper than a good estimate of the mean over all orders
-            while continuations are short. "ar_backward" is exact, too, and so are "ar_confidence", "ar_margin" and
-            "ar_entropy", in the order that the model chooses. The others, "k_stratified" for one, estimate other
-            quantities, that mean for the most part, and carry the noise of their `passes`.
-        rolling: how log p(text) is computed, likewise. "k_stratified", the default, takes `passes` rows a block where
-            "ar_forward" takes one for each token.
-        passes: masks drawn for each text that is estimated; even.
-        seed: of masks and of generated text. The harness's own seeds change nothing here.
-        max_gen_toks: tokens to generate where the task does not say. Default: 256, or half of max_length if that is
-            less.
-        method, steps: of `generate`, where the task does not say; see there.
-        special_tokens_in_text: whether the spelling of a special token in a request stands for that token, as after a
-            chat template was applied. Default: for its characters.
-        trust_remote_code: taken, as the harness passes it on, and of no effect: this package has the code.
+        tokenizer: name or folder, or a tokenizer. Default: that of `pretrained`. The authors' repositories have no
+            tokenizer; theirs is "gpt2".
+        revision: revision of `pretrained` on the Hub, and of its tokenizer.
+        batch_size: rows of a forward pass. This and `device` override the harness's flags of the same name.
+        device: default: a GPU or other accelerator if there is one. With several processes Accelerate chooses it.
+        dtype: precision of weights and arithmetic, one of DTYPES. Logits are converted to float32 at the end.
+        max_length: tokens of context and continuation together. Default: the length of training.
+        likelihood: how to compute log p(continuation | context), one of `likelihood.ESTIMATORS`. The default,
+            "ar_forward", is the chain rule from left to right. It is exact, and the quantity of an autoregressive
+            model. It takes one row for each token of the continuation, so for short continuations it is cheaper than a
+            good estimate of the mean over all orders. "ar_backward" is exact, too. So are "ar_confidence", "ar_margin"
+            and "ar_entropy", in the order that the model chooses. The others, such as "k_stratified", estimate other
+            quantities, mostly that mean, with an error that falls with `passes`.
+        rolling: how to compute log p(text), one of the same. The default, "k_stratified", takes `passes` rows for each
+            block; "ar_forward" takes one for each token.
+        passes: number of masks drawn for each estimated text; an even number.
+        seed: seed of masks and of generated text. The harness's own seeds change nothing here.
+        max_gen_toks: number of tokens to generate, unless the task sets it. Default: 256, or half of max_length if
+            that is less.
+        method, steps: settings of `generate`, unless the task sets them.
+        special_tokens_in_text: whether a special token spelled in a request becomes that token, as in the text of a
+            chat template. Default: its characters are encoded.
+        trust_remote_code: ignored, since this package has the code. The harness passes it on.
 
     Raises:
-        ValueError: for settings that do not fit, a tokenizer that cannot be loaded, has no EOS or is another model's.
+        ValueError: for settings that do not fit; for a tokenizer that cannot be loaded, has no EOS or belongs to
+            another model.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class RaddLM(TemplateLM):
         self.model: Any = pretrained
         self.tokenizer: Any = tokenizer
         if isinstance(pretrained, str) and not isinstance(tokenizer, PreTrainedTokenizerBase):
-            # The harness reads a revision of digits as a number.
+            # The harness turns a revision of digits into a number.
             settings = {"device": self._device, "dtype": getattr(torch, dtype), "revision": str(revision)}
             self.model, self.tokenizer = load(pretrained, tokenizer, flag="tokenizer=", **settings)
         else:
@@ -159,12 +162,12 @@ class RaddLM(TemplateLM):
 
         self.max_length = self.model.config.max_position_embeddings if max_length is None else max_length
         if self.max_length < 2:
-            raise ValueError(f"max_length={self.max_length} must be at least 2: a token, and one before it.")
+            raise ValueError(f"max_length={self.max_length} must be at least 2: a token to score, and one before it.")
         self.max_gen_toks = min(MAX_GEN_TOKS, self.max_length // 2) if max_gen_toks is None else max_gen_toks
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> "RaddLM":
-        """Makes the model as the harness does; a model argument wins over the default of a flag of its name."""
+        """Makes the model from the harness's arguments. A model argument overrides the flag of the same name."""
         flags = {name: value for name, value in (additional_config or {}).items() if value is not None}
         return super().create_from_arg_obj(flags | arg_dict)
 
@@ -181,17 +184,17 @@ class RaddLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        """Returns the ids of a text as in training: nothing is added, and the text is read by [`encode_text`].
+        """Encodes a text as training does, by [`encode_text`], without added tokens.
 
         Raises:
-            ValueError: as `encode_text`.
+            ValueError: if `encode_text` refuses the text.
         """
         return encode_text([string], self.tokenizer, "request", special_tokens_in_text=self.special_tokens_in_text)[0]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         if not self.tokenizer.chat_template:
             raise ValueError(f"tokenizer={self.tokenizer.name_or_path!r} has no chat template to apply.")
-        self.special_tokens_in_text = True  # the template spells those that it means
+        self.special_tokens_in_text = True  # the template spells special tokens
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -206,18 +209,19 @@ class RaddLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs
     ) -> list[tuple[float, bool]]:
-        """Returns (log p(continuation | context), whether greedy decoding from left to right gives it) of each request.
+        """Returns log p(continuation | context) of each request, and whether greedy decoding gives the continuation.
 
-        `loglikelihood` of the harness calls this with ids. A context that is too long loses its beginning.
+        Greedy decoding goes from left to right. `loglikelihood` of the harness calls this with ids. A context that is
+        too long loses its beginning.
 
         Args:
             requests: ((context, continuation) as text, ids of the context, ids of the continuation).
 
         Raises:
-            ValueError: for a continuation without a token, or with more than `max_length`.
+            ValueError: for a continuation without tokens, or with more than `max_length`.
         """
         canvases = [self._fit(*request) for request in requests]
-        # The longest first, so that whatever does not fit in memory fails at once.
+        # The longest comes first. So if one does not fit in memory, it fails at once.
         order = sorted(range(len(requests)), key=lambda index: (len(canvases[index].ids), canvases[index].ids))[::-1]
         answers: dict[int, tuple[float, bool]] = {}
         with self._bar(len(requests), "loglikelihood", disable_tqdm) as bar:
@@ -233,7 +237,9 @@ class RaddLM(TemplateLM):
 
     def _fit(self, text: tuple[str, str], context: list[int], continuation: list[int]) -> Canvas:
         if not continuation:
-            raise ValueError(f"continuation={text[1]!r} adds no token to its context, which ends in {text[0][-40:]!r}.")
+            raise ValueError(
+                f"continuation={text[1]!r} adds no token to its context, which ends with {text[0][-40:]!r}."
+            )
         if len(continuation) > self.max_length:
             raise ValueError(
                 f"continuation={text[1][:40]!r}... has {len(continuation)} tokens, more than max_length="
@@ -256,7 +262,7 @@ class RaddLM(TemplateLM):
     def _by_estimates(
         self, texts: Sequence[tuple[str, str]], canvases: Sequence[Canvas], order: list[int]
     ) -> Iterator[tuple[int, tuple[float, bool]]]:
-        """Scores by an estimator; decodes greedily from left to right while each token is the continuation's."""
+        """Scores by an estimator. Decodes greedily from left to right as long as the tokens match the continuation."""
         greedy, turn, right = set[int](), 0, order
         while right:
             places = [(index, canvases[index].first + turn) for index in right]
@@ -270,7 +276,7 @@ class RaddLM(TemplateLM):
             yield index, (-nats, index in greedy)
 
     def _estimate(self, estimator: str, canvases: Sequence[Canvas], *request: str) -> float:
-        """Estimates the nats of the scored tokens of all canvases, with masks that belong to the request."""
+        """Estimates the nats of the scored tokens of all canvases. The masks are a function of the request."""
         found = estimate_likelihood(
             self.model,
             [torch.tensor(canvas.ids) for canvas in canvases],
@@ -283,10 +289,10 @@ class RaddLM(TemplateLM):
         return found.nats_per_token * found.n_tokens
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Returns log p(text) of each request, every token scored once; 0 for an empty text.
+        """Returns log p(text) of each request; 0 for an empty text. Every token is scored once.
 
-        In the harness's windows, of `max_length` tokens: the first begins with EOS, every other with the last token of
-        the one before, and the last window, filled up with what lies before it, has as much context as there is room.
+        The text is cut into the harness's windows of `max_length` tokens. The first begins with EOS, every other with
+        the last token of the window before. The last window is filled up with the tokens before it, as context.
         """
         answers = []
         for (text,) in self._bar([request.args for request in requests], "loglikelihood_rolling", disable_tqdm):
@@ -306,18 +312,20 @@ class RaddLM(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Generates text after each context, up to EOS or the first of the strings in `until`.
 
-        The canvas is the context and `max_gen_toks` masks; a context that is too long loses its beginning. Contexts of
-        one length share a batch. A request that comes several times, for a task's `repeats`, is drawn each time anew.
+        The canvas is the context and `max_gen_toks` masks. A context that is too long loses its beginning. Contexts of
+        one length share a batch. If a request comes several times, for a task's `repeats`, each time gets new draws.
 
-        Of a request's settings `until`, `max_gen_toks`, `do_sample` and `temperature` are the harness's: without
-        do_sample or a temperature the likeliest token is taken, temperature 0. That is not yet a deterministic text,
-        nor the continuation which `loglikelihood` calls greedy: the default method draws which places come first.
-        `method=ordered` writes from left to right, and then both hold. GENERATION_KWARGS are those of `generate`.
+        The harness defines the settings `until`, `max_gen_toks`, `do_sample` and `temperature` of a request. Without
+        do_sample, or without a temperature, the temperature is 0: the likeliest token is taken. The text may still be
+        random, and differ from the greedy continuation of `loglikelihood`, since the default method draws the order of
+        the places. With `method=ordered` it fills from left to right, so it is deterministic and the greedy one.
+        GENERATION_KWARGS go to `generate`.
 
         Raises:
-            ValueError: for other settings (`num_beams` may be 1), and `max_gen_toks` that leaves no room for a context.
+            ValueError: for other settings (`num_beams` may be 1), and for `max_gen_toks` that leaves no room for a
+                context.
         """
-        # Without padding, since a row's random numbers depend on the length of its canvas.
+        # No padding, since a row's random numbers depend on the length of its canvas.
         groups: dict[tuple[int, str], list[Prompt]] = {}
         times = Counter[tuple[str, str]]()
         for index, (context, gen_kwargs) in enumerate(request.args for request in requests):
@@ -352,24 +360,26 @@ class RaddLM(TemplateLM):
         until, new_tokens, sampled = given.pop("until"), given.pop("max_gen_toks"), given.pop("do_sample")
         temperature = float(given.pop("temperature", 1.0))
         if given.pop("num_beams", 1) != 1:
-            raise ValueError(f"num_beams={gen_kwargs['num_beams']}: there is no beam search here; leave it out.")
+            raise ValueError(f"num_beams={gen_kwargs['num_beams']}: RADD has no beam search; leave it out.")
         if unknown := sorted(set(given) - set(GENERATION_KWARGS)):
-            raise ValueError(f"gen_kwargs have {unknown}; those known here beside the harness's: {GENERATION_KWARGS}.")
+            raise ValueError(
+                f"gen_kwargs has unknown settings {unknown}; besides the harness's, pass {GENERATION_KWARGS}."
+            )
         if not 1 <= new_tokens < self.max_length:
             raise ValueError(
-                f"max_gen_toks={new_tokens} must be at least 1 and less than max_length={self.max_length}, so that "
-                "there is room for a context: pass it in --gen_kwargs."
+                f"max_gen_toks={new_tokens} must be at least 1 and less than max_length={self.max_length}, to "
+                "leave room for a context: pass it in --gen_kwargs."
             )
         return until, new_tokens, self.settings | given | {"temperature": temperature if sampled else 0.0}
 
     def _text_until(self, ids: list[int], until: list[str]) -> str:
         if self.eot_token_id in ids:
             ids = ids[: ids.index(self.eot_token_id)]
-        (text,) = decode_after_text([ids], self.tokenizer)  # special tokens stay, as one may be what ends the text
+        (text,) = decode_after_text([ids], self.tokenizer)  # special tokens stay, since one may end the text
         return text[: min([found for stop in until if stop and (found := text.find(stop)) >= 0], default=len(text))]
 
     # -----------------------------------------------------------------------------------------------------
-    # Processes, and what is noted of a run
+    # Processes, and the facts of a run
     # -----------------------------------------------------------------------------------------------------
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -387,7 +397,7 @@ class RaddLM(TemplateLM):
             self.accelerator.wait_for_everyone()
 
     def get_model_info(self) -> dict:
-        """Returns the settings that decide about the results, given or not, for the harness's results file."""
+        """Returns all settings that affect the results, for the harness's results file."""
         return {
             "radd_hf": __version__,
             "model_num_parameters": self.model.num_parameters(),
@@ -409,19 +419,20 @@ class RaddLM(TemplateLM):
 def score_places(
     model: RaddForMaskedLM, canvases: Sequence[Canvas], places: Iterable[tuple[int, int]], batch_size: int
 ) -> Iterator[tuple[int, int, float, bool]]:
-    """Scores one place at a time from left to right: what lies before the place is visible, the rest is masked.
+    """Scores one place at a time from left to right: tokens before the place are visible, the rest is masked.
 
-    `likelihood.exact_likelihood` gives the same sums; here it is also seen whether the token was the likeliest, and a
-    canvas that several want is computed once: the first ones of answers that have a question and a length in common.
+    `likelihood.exact_likelihood` gives the same sums. This function also tells whether the token was the likeliest. It
+    computes a canvas only once if several requests need it: the first canvases of answers with the same question and
+    length are the same.
 
     Args:
-        places: (canvas, place in it), those of equal length one after the other.
+        places: pairs (canvas, place in it). Canvases of equal length must follow each other.
 
     Yields:
         (canvas, place, -log p of its token in nats, whether no token is likelier), in the order of `places`.
     """
-    waiting: list[tuple[int, int, int]] = []  # canvas, place, row of the forward
-    rows: dict[tuple[int, ...], int] = {}  # what is visible in each
+    waiting: list[tuple[int, int, int]] = []  # canvas, place, row of the forward pass
+    rows: dict[tuple[int, ...], int] = {}  # visible tokens -> row of the forward pass
 
     def flush() -> Iterator[tuple[int, int, float, bool]]:
         length = len(canvases[waiting[0][0]].ids)
@@ -452,14 +463,14 @@ def score_places(
 
 
 def _device_of(name: str | None) -> torch.device:
-    """Returns the device. The harness says "cuda:0" where its `--device` is left out; without a GPU that is the CPU."""
+    """Returns the device. Without `--device` the harness passes "cuda:0", which means the CPU if there is no GPU."""
     return find_device(None if name == "cuda:0" and not torch.cuda.is_available() else name)
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     check_tokenizer(tokenizer, model.config)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer={tokenizer.name_or_path!r} has no eos_token, which parts documents: set one.")
+        raise ValueError(f"tokenizer={tokenizer.name_or_path!r} has no eos_token, which separates documents: set it.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The likelihood of text as a metric of the `evaluate` library; works without the network.
+"""The likelihood of text as a metric of the library `evaluate`. It works offline.
 
 metric = DiffusionPerplexity()
 metric.compute(predictions=[ids, ...], model=model)["perplexity"]
@@ -26,15 +26,15 @@ class DiffusionPerplexity(evaluate.Metric):
         )
 
     def compute(self, *, predictions: Any = None, **settings) -> dict:
-        """Computes the metric. Predictions that are given here are scored where they are, not copied to a table first.
+        """Computes the metric. Predictions passed here are scored directly, without a copy to a table.
 
         Returns:
-            What [`Likelihood.to_dict`] has: nats_per_token, standard_error, interval, perplexity and so on.
+            The result of [`Likelihood.to_dict`]: nats_per_token, standard_error, interval, perplexity and so on.
 
         Raises:
-            ValueError: as [`estimate_likelihood`] does.
+            ValueError: if [`estimate_likelihood`] refuses an argument.
         """
-        if predictions is None:  # those that were added before
+        if predictions is None:  # use those passed to `add` before
             return super().compute(**settings) or {}
         return self._compute(predictions, **settings)
 

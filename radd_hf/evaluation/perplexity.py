@@ -4,8 +4,8 @@
     accelerate launch eval_ppl.py --model checkpoints/radd-austen --dataset austen
     accelerate launch eval_ppl.py --model JingyangOu/radd-t-dce --tokenizer gpt2 --dataset wikitext103 --output r.json
 
-The text is cut into blocks of the model's length, the last one shorter, and every token counts once. `--protocol radd`
-cuts and averages as the authors' code does. With `--output`, `--resume` continues an interrupted evaluation.
+The text is cut into blocks of the model's length; the last one may be shorter. Every token counts once. `--protocol
+radd` cuts and averages like the authors' code. `--resume` continues an interrupted evaluation that has an `--output`.
 """
 
 import math
@@ -38,8 +38,8 @@ from ..ranges import COUNT, POSITIVE, check_fields
 from ..results import check_output, to_json
 from .rounds import RoundsFile, rounds_bar
 
-MOST_PASSES = 1024  # with --target_se, if --passes does not say
-# The numbers that each field may be. A seed may be any: it is hashed.
+MOST_PASSES = 1024  # with --target_se and without --passes
+# The range of each numeric field. A seed can be any integer, since it is hashed.
 RANGES = {"length": COUNT, "passes": COUNT, "target_se": POSITIVE, "batch_size": COUNT}
 
 
@@ -47,44 +47,55 @@ RANGES = {"length": COUNT, "passes": COUNT, "target_se": POSITIVE, "batch_size":
 class TextArguments:
     """Names a model, a text, and how the text is cut."""
 
-    model: str = field(metadata={"help": "folder or repository of a RADD model, ours or the authors'"})
+    model: str = field(metadata={"help": "RADD model, ours or the authors': a folder or a Hub repository"})
     dataset: str = field(
         default="austen",
         metadata={
-            "help": f"one of {', '.join(EVALUATION_SETS)}, a local file, folder or pattern, or a name on the Hub"
+            "help": f"text: one of {', '.join(EVALUATION_SETS)}; a local file, folder or pattern; a data set of the Hub"
         },
     )
-    split: str | None = field(default=None, metadata={"help": "default: the data set's usual one; of local text all"})
-    dataset_config: str | None = field(default=None, metadata={"help": "of another data set; of a folder, one in it"})
-    text_column: str | None = field(default=None, metadata={"help": "of another data set"})
-    protocol: str = field(
-        default="clean", metadata={"help": f"how the text is cut and averaged: one of {PROTOCOLS}", "values": PROTOCOLS}
+    split: str | None = field(
+        default=None, metadata={"help": "split of the data set; default: its usual one, or all of a local text"}
     )
-    tokenizer: str | None = field(default=None, metadata={"help": "name or folder; default: the model's"})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "configuration of another data set, or a subfolder of a local folder"}
+    )
+    text_column: str | None = field(default=None, metadata={"help": "column of another data set that holds the text"})
+    protocol: str = field(
+        default="clean", metadata={"help": f"how to cut the text and average, one of {PROTOCOLS}", "values": PROTOCOLS}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "name or folder of the tokenizer; default: the model's"}
+    )
     special_tokens_in_text: bool = field(
         default=False,
-        metadata={"help": "a special token that the text spells, such as EOS, is that token; default: its characters"},
+        metadata={
+            "help": "read a special token spelled in the text, such as EOS, as that token; default: as characters"
+        },
     )
-    length: int | None = field(default=None, metadata={"help": "tokens in a block; default: the model's"})
+    length: int | None = field(default=None, metadata={"help": "tokens in a block; default: the model's length"})
 
 
 @dataclass
 class Arguments(TextArguments):
     estimator: str = field(
-        default="k_stratified", metadata={"help": f"one of {', '.join(ESTIMATORS)}", "values": ESTIMATORS}
+        default="k_stratified",
+        metadata={"help": f"estimator of the likelihood, one of {', '.join(ESTIMATORS)}", "values": ESTIMATORS},
     )
     passes: int | None = field(
-        default=None, metadata={"help": f"masks drawn for each block: 16; with --target_se at most: {MOST_PASSES}"}
+        default=None,
+        metadata={"help": f"masks drawn for each block; default: 16, or with --target_se at most {MOST_PASSES}"},
     )
     target_se: float | None = field(default=None, metadata={"help": "standard error to reach, in nats per token"})
-    batch_size: int = 32
-    seed: int = 0
+    batch_size: int = field(default=32, metadata={"help": "rows in a forward pass of each process"})
+    seed: int = field(default=0, metadata={"help": "seed of the masks"})
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no", "values": PRECISIONS}
+        default=None,
+        metadata={"help": "precision, one of no, bf16, fp16; default: the launcher's, or no", "values": PRECISIONS},
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file for the result"})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write the result to"})
     resume: bool = field(
-        default=False, metadata={"help": "go on with what an interrupted evaluation left beside output"}
+        default=False, metadata={"help": "continue from the rounds that an interrupted evaluation left beside output"}
     )
 
 
@@ -94,7 +105,7 @@ def main(argv: list[str]) -> None:
     silence_progress_bars(accelerator)
     args.model = on_main(accelerator, lambda: newest_model(args.model))
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
-    with accelerator.local_main_process_first():  # it tokenises, and the others read its cache
+    with accelerator.local_main_process_first():  # it tokenises first, and the others read its cache
         text = load_text(args, model, tokenizer)
     identity = text.description | {
         "model": args.model,
@@ -141,7 +152,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     check_passes(args.passes)
     args.mixed_precision = launched_precision(args.mixed_precision)
     if args.resume and args.output is None:
-        raise ValueError("resume=True needs output=, beside which an interrupted evaluation keeps its rounds.")
+        raise ValueError("resume=True needs output=: an interrupted evaluation keeps its rounds beside that file.")
     check_output("output", args.output)
     return args
 
@@ -162,7 +173,7 @@ def load_text(args: TextArguments, model: RaddForMaskedLM, tokenizer: PreTrained
 def score(
     args: Arguments, accelerator: Accelerator, model: RaddForMaskedLM, text: EvaluationText, kept: RoundsFile | None
 ) -> dict:
-    """Computes the figures; a progress bar shows the estimate so far from this process's share."""
+    """Computes the figures. A progress bar shows the estimate so far, from this process's share."""
     accelerator.wait_for_everyone()  # until all have read the saved rounds
     known = {} if kept is None else kept.known
     if kept is not None:
@@ -188,7 +199,7 @@ def score(
         for found in work:
             if not math.isfinite(found.nats):
                 raise FloatingPointError(
-                    f"block {found.sequence} of the text has {found.nats} nats: numbers of the network overflow under "
+                    f"block {found.sequence} of the text has {found.nats} nats: the network overflows under "
                     f"mixed_precision={args.mixed_precision!r}; bf16 and no have a wider range than fp16."
                 )
             if kept is not None:
@@ -203,7 +214,7 @@ def table(identity: dict, figures: dict) -> str:
 
     Args:
         identity: model, dataset, split, protocol, end_of_text, length and estimator.
-        figures: those of `Likelihood.to_dict`, and seconds.
+        figures: those of `Likelihood.to_dict`, and the seconds it took.
     """
     lines = [
         f"{identity['model']} on {identity['dataset']}, {identity['split']}; protocol {identity['protocol']}, "
@@ -222,7 +233,7 @@ def table(identity: dict, figures: dict) -> str:
 
 
 def figure_lines(figures: dict) -> list[str]:
-    """Returns a table of the figures that there are, each with its standard error and its 95 % interval."""
+    """Returns the lines of a table: each figure present, with its standard error and its 95 % interval."""
     names = {
         "nats": ("nats", "nats_error", "nats_interval", 3),
         "nats per token": ("nats_per_token", "standard_error", "interval", 4),

@@ -16,7 +16,7 @@ MARKERS = "osD^v"
 
 
 def quality_figure(result: dict, theme: Theme) -> "Figure":
-    """Plots perplexity, entropy and NFE, measured and by the formula, against the steps; `result` as in the JSON."""
+    """Plots perplexity, entropy and NFE, measured and by the formula, against the steps. `result` is as in the JSON."""
     from matplotlib.figure import Figure
 
     judged = result["judge"] is not None
@@ -33,7 +33,7 @@ def quality_figure(result: dict, theme: Theme) -> "Figure":
             "marker": MARKERS[number % len(MARKERS)],
             "fillstyle": "none",
         }
-        # Methods of one distribution agree, and would hide each other at one place.
+        # Methods of one distribution agree, and their points would hide each other.
         shift = 1.04 ** (number - (len(series) - 1) / 2)
         for panel in layout[0] if judged else [ENTROPY]:
             draw_heights(panels[panel], panel, rows, shift, {**style, "label": name})
@@ -60,13 +60,13 @@ def quality_figure(result: dict, theme: Theme) -> "Figure":
 
 
 def draw_heights(axes: "Axes", panel: str, rows: list[dict], shift: float, style: dict[str, Any]) -> None:
-    """Draws a series with its standard errors; a method without steps is one value for all of them."""
+    """Draws a series with its standard errors. A method without steps is one horizontal line."""
     values, errors = zip(*(height(panel, row) for row in rows), strict=True)
     steps = [row["steps"] for row in rows]
     if steps == [None] and rows[0]["nfe_formula"] is not None:
         axes.axhline(values[0], color=style["color"], linestyle="--", label=style["label"])
         return
-    # A method that chooses how many steps it takes stands at those that it took.
+    # A method that chooses its number of steps is drawn at the measured number.
     steps = [rows[0]["nfe"]] if steps == [None] else steps
     axes.errorbar([step * shift for step in steps], values, errors, linewidth=1.2, **style)
 
@@ -78,7 +78,7 @@ def draw_nfe(axes: "Axes", rows: list[dict], length: int, style: dict[str, Any])
 
 
 def add_legend(axes: "Axes", panels: "list[Axes]", columns: int) -> None:
-    """Fills an empty panel with one legend for all others."""
+    """Draws one legend for all panels into an empty panel."""
     entries: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -88,7 +88,7 @@ def add_legend(axes: "Axes", panels: "list[Axes]", columns: int) -> None:
 
 
 def series_of(row: dict) -> str:
-    """Names the series of a row: the rows that differ in their steps alone."""
+    """Returns the name of a row's series. The rows of a series differ only in their steps."""
     name = row["method"] if row["order"] is None else f"{row['method']} {row['order']}"
     for bound, word in (("entropy_bound", "bound"), ("confidence_threshold", "threshold")):
         if row.get(bound) is not None:
@@ -97,7 +97,7 @@ def series_of(row: dict) -> str:
 
 
 def height(panel: str, figures: dict) -> tuple[float, float]:
-    """Returns the value of a point of the plot, and its standard error."""
+    """Returns the value of a point in a panel, and its standard error."""
     if panel == PERPLEXITY and figures["judgement"] is None:  # all samples are empty
         return math.nan, math.nan
     if panel == PERPLEXITY:

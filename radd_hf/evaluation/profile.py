@@ -4,8 +4,8 @@
     radd profile checkpoints/radd-austen --dataset austen
     radd profile JingyangOu/radd-t-dce --tokenizer gpt2 --dataset wikitext103 --output my-settings
 
-The profile is the mean negative log-probability of the next token, in random order, for each number of visible tokens
-(`radd_hf/information.py`). It is written to generation_config.json, whose other settings stay.
+For each number of visible tokens, the profile holds the mean negative log-probability of the next token in a random
+order (`radd_hf/information.py`). It is written to generation_config.json; the other settings of that file stay.
 """
 
 import os
@@ -39,22 +39,23 @@ from ..ranges import COUNT, Range, check_fields
 from ..results import replace_text
 from .perplexity import TextArguments, load_text
 
-DIGITS = 4  # of the saved nats, a hundredth of their usual error
+DIGITS = 4  # decimals of the saved nats: a hundredth of their usual error
 COLUMNS = ("tweedie", "balanced", "profile")
 
 
 @dataclass
 class Arguments(TextArguments):
-    blocks: int = field(default=256, metadata={"help": "blocks of the text that are used, spread evenly over it"})
+    blocks: int = field(default=256, metadata={"help": "number of blocks of the text to use, spread evenly over it"})
     passes: int = field(default=16, metadata={"help": "masks drawn for each block"})
-    batch_size: int = 32
-    seed: int = 0
+    batch_size: int = field(default=32, metadata={"help": "rows in a forward pass"})
+    seed: int = field(default=0, metadata={"help": "seed of the masks"})
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; default: the launcher's, or no", "values": PRECISIONS}
+        default=None,
+        metadata={"help": "precision, one of no, bf16, fp16; default: the launcher's, or no", "values": PRECISIONS},
     )
     output: str | None = field(
         default=None,
-        metadata={"help": f"folder whose {GENERATION_CONFIG_NAME} gets the profile; default: that of the model"},
+        metadata={"help": f"folder whose {GENERATION_CONFIG_NAME} gets the profile; default: the model's folder"},
     )
 
 
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
     target = check_target(args)
     accelerator = make_accelerator(mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
-        raise ValueError(f"WORLD_SIZE={accelerator.num_processes} must be 1: a profile is estimated by one process.")
+        raise ValueError(f"WORLD_SIZE={accelerator.num_processes} must be 1: one process estimates the profile.")
     silence_progress_bars(accelerator)
     model, tokenizer = load(args.model, args.tokenizer, device=accelerator.device)
     saved = settings_at(target, model)
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> None:
         f"{length} tokens, {args.passes} masks each, {time.perf_counter() - started:.0f} s\n"
     )
     print(table(profile, get_noise(model.config)))
-    print(f"\nSaved in {visible(str(target))}, for generate(steps=N, schedule='profile').")
+    print(f"\nSaved in {visible(str(target))}. Use it by generate(steps=N, schedule='profile').")
 
 
 def make_parser() -> ScriptParser:
@@ -108,19 +109,19 @@ def parse_arguments(argv: list[str]) -> Arguments:
 
 
 def check_target(args: Arguments) -> Path:
-    """Returns the file that is to hold the profile; raises a ValueError if it cannot be written."""
+    """Returns the file to write the profile to. Raises a ValueError if it cannot be written."""
     folder = Path(args.model if args.output is None else args.output)
     if not folder.is_dir():
         if args.output is None:
             raise ValueError(
-                f"model={args.model!r} is no folder, so that the profile cannot be saved there; pass output=FOLDER."
+                f"model={args.model!r} is not a folder, so the profile cannot be saved there: pass output=FOLDER."
             )
-        raise ValueError(f"output={args.output!r} must be a folder, and there is none: make it first.")
+        raise ValueError(f"output={args.output!r} must be an existing folder: make it first.")
     if (folder / MANIFEST).is_file():
         raise ValueError(
             f"{'model' if args.output is None else 'output'}={str(folder)!r} is a checkpoint of a training run, which "
-            "goes on only from files that are as it wrote them: pass output= with another folder, such as a copy for "
-            f"the Hub (radd convert {folder} FOLDER --tokenizer {folder})."
+            "resumes only from unchanged files: pass output= with another folder, such as a copy for the Hub "
+            f"(radd convert {folder} FOLDER --tokenizer {folder})."
         )
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{'model' if args.output is None else 'output'}={str(folder)!r} cannot be written to.")
@@ -128,19 +129,19 @@ def check_target(args: Arguments) -> Path:
 
 
 def settings_at(target: Path, model: RaddForMaskedLM) -> RaddGenerationConfig:
-    """Returns the settings that are saved there, else those of the model."""
+    """Returns the settings saved in the target, or else those of the model."""
     if target.exists():
         return cast(RaddGenerationConfig, RaddGenerationConfig.from_pretrained(target.parent))
     return RaddGenerationConfig(**model.generation_config.to_dict())
 
 
 def choose_blocks(args: Arguments, text: EvaluationText, length: int) -> list[Tensor]:
-    """Returns blocks spread over the text, without a last one that is shorter; raises a ValueError for too few."""
+    """Returns blocks spread over the text, without a shorter last one. Raises a ValueError if there are too few."""
     whole = len(text.blocks) - (len(text.blocks[len(text.blocks) - 1]) < length)
     count = min(args.blocks, whole)
     if count < 2:
         raise ValueError(
-            f"length={length}: dataset={args.dataset!r} has {whole} blocks of so many tokens, and 2 are needed: pass a "
+            f"length={length}: dataset={args.dataset!r} has {whole} blocks of that length, but 2 are needed: pass a "
             "smaller length or a longer text."
         )
     if args.passes * count < ROWS_OF_A_COUNT * length:
@@ -152,7 +153,7 @@ def choose_blocks(args: Arguments, text: EvaluationText, length: int) -> list[Te
 
 
 def steps_for(noise: Noise, events: int, masked: int) -> int:
-    """Returns the steps of the grid of times whose expected number of evaluations is nearest to so many events."""
+    """Returns the number of steps of the time grid whose expected number of evaluations is nearest to `events`."""
 
     def distance(steps: int) -> float:
         return abs(expected_evaluations(noise, "tweedie", steps, masked) - events)
@@ -164,10 +165,11 @@ def steps_for(noise: Noise, events: int, masked: int) -> int:
 
 
 def divergences(profile: list[float], best: list[float], events: int, noise: Noise) -> dict[str, float]:
-    """Returns the expected divergence of Tweedie, balanced groups and the best groups, at so many evaluations.
+    """Returns the expected divergence of Tweedie, of balanced groups and of the best groups, at `events` evaluations.
 
     Args:
-        profile: (L,) for the divergence. best: (L,) by which the best groups are chosen.
+        profile: (L,), the profile that gives the divergence.
+        best: (L,), the profile that the best groups are chosen by.
     """
     length = len(profile)
     reveal = reveal_probabilities(noise, "tweedie", steps_for(noise, events, length))
@@ -184,7 +186,7 @@ def table(profile: InformationProfile, noise: Noise) -> str:
     for visible_tokens in dict.fromkeys(length * part // 16 for part in (0, 1, 2, 4, 8, 12, 15)):
         nats, error = profile.nats[visible_tokens], profile.standard_errors[visible_tokens]
         lines.append(f"{visible_tokens:<16}{nats:>18.3f}  {error:.3f}")
-    lines += ["", "Expected divergence from one token an event, nats a text:", ""]
+    lines += ["", "Expected divergence from one token at a time, in nats per text:", ""]
     lines.append(f"{'evaluations':<16}" + "".join(f"{name:>10}" for name in COLUMNS))
     for events in dict.fromkeys(max(length // part, 1) for part in (16, 8, 4)):
         nats_of = divergences(profile.nats, profile.nats, events, noise)

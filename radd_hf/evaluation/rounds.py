@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Keeps the results of an evaluation in files, so that an interrupted one can go on, and shows a running estimate."""
+"""Keeps the rounds of an evaluation in files to continue an interrupted one, and shows a running estimate."""
 
 import glob
 import hashlib
@@ -21,24 +21,24 @@ logger = logging.getLogger(__name__)
 
 
 class RoundsFile:
-    """The rounds of an evaluation beside its result: `RESULT.rounds.P.jsonl` for process P, a line for each.
+    """The rounds of an evaluation in files beside its result: `RESULT.rounds.P.jsonl` for process P, a line each.
 
-    The first line is the identity. Every other names it by a hash and has a checksum of its own: a line shows by itself
-    whose it is, and that it is as it was written. A line that is damaged is left out and its round computed again. A
-    half-written last line is what an interrupt leaves.
+    The first line is the identity of the evaluation. Every other line has a hash of the identity and its own checksum.
+    So each line shows which evaluation it belongs to, and whether it is undamaged. A damaged line is left out, and its
+    round is computed again. An interrupt may leave an incomplete last line.
 
-    Two evaluations that write to one result at once do not harm each other: each ends with its own figures, and the
-    later one writes the result. Only what they would have kept for `--resume` may be lost.
+    Two evaluations that write to one result at once do not harm each other. Each ends with its own figures, and the
+    later one writes the result. They may only lose rounds kept for `--resume`.
 
     Args:
-        result: where the result will be written.
-        identity: what the rounds depend on; an evaluation uses only rounds with the same identity.
-        sequences, rounds: upper limits; every sequence number and round number must be below its limit.
-        process: P; a process writes its own file, and reads all files.
-        resume: go on with the rounds that exist.
+        result: the file that the result will be written to.
+        identity: everything that the rounds depend on. An evaluation uses only rounds of the same identity.
+        sequences, rounds: upper limits. Every sequence number and round number must be below its limit.
+        process: P. A process writes its own file, and reads all files.
+        resume: whether to continue from the rounds that exist.
 
     Raises:
-        ValueError: when rounds exist and `resume` is not set, or when they belong to another evaluation.
+        ValueError: if rounds exist without `resume`, or belong to another evaluation.
     """
 
     def __init__(self, result: Path, identity: dict, process: int, resume: bool, *, sequences: int, rounds: int):
@@ -50,7 +50,7 @@ class RoundsFile:
         self.known: dict[tuple[int, int], float] = {}
         contradicted: set[tuple[int, int]] = set()
         for path in self._files():
-            if not path.is_file():  # a pipe would be waited for
+            if not path.is_file():  # reading a pipe would wait
                 raise ValueError(f"{path} must be a file of rounds: remove it.")
             if not resume:
                 raise ValueError(f"{path} has the rounds of an interrupted evaluation: pass --resume, or remove it.")
@@ -58,24 +58,24 @@ class RoundsFile:
             if damaged and process == 0:
                 more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
                 shown = ", ".join(map(str, damaged[:3])) + more
-                logger.warning("%s has damaged lines, whose rounds are computed again: %s", path, shown)
+                logger.warning("%s has damaged lines; their rounds are computed again: %s", path, shown)
             for place, nats in found:
                 if self.known.setdefault(place, nats) != nats:
                     contradicted.add(place)
         for sequence, number in sorted(contradicted):
             del self.known[sequence, number]
             if process == 0:
-                logger.warning(
-                    "round %s of sequence %s is there with two values, and is computed again", number, sequence
-                )
+                logger.warning("round %s of sequence %s has two values; it is computed again", number, sequence)
 
     def _files(self) -> list[Path]:
         return sorted(self.result.parent.glob(f"{glob.escape(self.result.name)}.rounds.*.jsonl"))
 
     def _read(self, path: Path) -> tuple[list[tuple[tuple[int, int], float]], list[int]]:
-        """Returns the rounds in a file, and the numbers of the lines that are damaged."""
+        """Returns the rounds in a file, and the numbers of its damaged lines."""
         found, damaged = [], []
-        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")  # the last one is half-written
+        *lines, _ = path.read_text(encoding="utf-8", errors="replace").split(
+            "\n"
+        )  # the last one is empty or incomplete
         for number, line in enumerate(lines, start=1):
             record = _record(line)
             if number == 1 and record is not None and "nats" not in record:
@@ -83,11 +83,11 @@ class RoundsFile:
                     names = sorted(record.keys() | self.identity.keys())
                     both = {name: (record.get(name), self.identity.get(name)) for name in names}
                     changed = {name: values for name, values in both.items() if values[0] != values[1]}
-                    raise ValueError(f"{path} is of another evaluation; (saved, now) differ in {changed}.")
+                    raise ValueError(f"{path} belongs to another evaluation; (saved, now) differ in {changed}.")
             elif record is not None and record.get("of", self.hash) != self.hash:
                 raise ValueError(
-                    f"{path} is of another evaluation: line {number} has the mark {shortened(record['of'])}, and this "
-                    f"one {self.hash!r}. Name another output, or remove it."
+                    f"{path} belongs to another evaluation: line {number} has the hash {shortened(record['of'])}, but "
+                    f"this one has {self.hash!r}. Pass another output, or remove the file."
                 )
             elif record is not None and self._is_round(record):
                 found.append(((record["sequence"], record["round"]), record["nats"]))
@@ -103,9 +103,9 @@ class RoundsFile:
         return inside and record.get("of") == self.hash and sound
 
     def open(self) -> None:
-        """Opens this process's file, written anew with all rounds in it that are good.
+        """Opens this process's file after writing it again with its undamaged rounds only.
 
-        Call it after every process has read the files of all. A file that another number of processes left stays.
+        Call it after every process has read all files. A file that a run with more processes left stays.
         """
         mine = dict(self._read(self.path)[0]) if self.path.exists() else {}
         good = [self._line(*place, self.known[place]) for place in mine if place in self.known]
@@ -125,13 +125,13 @@ class RoundsFile:
         self.file.flush()
 
     def remove(self) -> None:
-        """Deletes the files of all processes. Call it once the result is written."""
+        """Deletes the files of all processes. Call it after the result is written."""
         for path in self._files():
             path.unlink(missing_ok=True)
 
 
 def checksum_of(record: dict) -> str:
-    """Returns twelve hexadecimal digits that tell whether a round is as it was written."""
+    """Returns the checksum of a round: twelve hexadecimal digits that change if it is damaged."""
     text = json.dumps([record.get(name) for name in ("of", "sequence", "round", "nats")])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -145,12 +145,12 @@ def _record(line: str) -> dict | None:
 
 
 class RunningEstimate:
-    """The mean and its standard error, nats per token, of the sequences scored so far, as rounds come in."""
+    """The mean in nats per token, and its standard error, over the sequences scored so far."""
 
     def __init__(self, n_tokens: list[int]):
         self.n_tokens = n_tokens
         self.rounds: dict[int, list[float]] = {}
-        self.nats = self.variance = 0.0  # of all sequences so far
+        self.nats = self.variance = 0.0  # sums over the sequences so far
         self.tokens = 0
 
     def add(self, sequence: int, nats: float) -> None:
@@ -172,15 +172,16 @@ class RunningEstimate:
 
 @contextmanager
 def rounds_bar(accelerator: Accelerator, n_tokens: list[int], rounds: int) -> Iterator[Callable[[int, float], None]]:
-    """Shows the rounds of the first process's share on standard error, with the estimate from them so far.
+    """Shows the progress of the first process's share of rounds on standard error, with the estimate so far.
 
-    Where that is no terminal, a line every 30 seconds says how far it is, so that what is done before leaves none.
+    If that is not a terminal, it prints a line every 30 seconds, and none for a shorter evaluation.
 
     Args:
-        n_tokens: of each sequence. rounds: of each sequence.
+        n_tokens: the number of tokens of each sequence.
+        rounds: the number of rounds of each sequence.
 
     Yields:
-        What is to be called after each round, with the number of the sequence and its nats.
+        A function to call after each round with the number of the sequence and its nats.
     """
     mine = range(accelerator.process_index, len(n_tokens), accelerator.num_processes)
     running, on_terminal = RunningEstimate(n_tokens), sys.stderr.isatty()

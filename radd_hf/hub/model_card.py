@@ -57,12 +57,12 @@ USAGE = """\
 {code}
 ```
 
-`generate` fills every mask between a `prefix` and a `suffix`, after a `prefix`, or in an empty text. Fewer `steps` need
-fewer evaluations of the network.
+`generate` fills the text between a `prefix` and a `suffix`. Both may be left out. `length` counts all tokens, including
+those of the prefix and the suffix. Pass fewer `steps` to generate faster, with a loss of quality.
 """
 
 PIPELINE = """\
-The pipeline fills the blanks of a text: `[MASK]` is a blank of one token, and `[MASK:n]` one of n tokens.
+The pipeline fills the blanks of a text. `[MASK]` is a blank of one token, and `[MASK:n]` a blank of n tokens.
 """
 
 EXACT = "`exact=True` sets them aside and draws from the network's distribution as it is."
@@ -105,8 +105,9 @@ FIGURES = {
 }
 
 MEANING = """\
-Bits per byte are the bits that the model needs to encode a byte of the text. A nat is 1.44 bits. The figures are upper
-bounds. Their errors are those of the estimate on this text. To get the figures again, run this in the folder:"""
+Bits per byte are the bits that the model needs to encode a byte of the text. A nat is 1.44 bits. Lower is better in
+each row. The figures are upper bounds: the true ones are at most these. The standard error is that of the estimate on
+this text. To repeat the evaluation, run this in the folder:"""
 
 # The rows of a model card about the origin of the model.
 CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
@@ -291,9 +292,9 @@ def _model(model: RaddForMaskedLM, config: RaddConfig) -> str:
             "Type": str(model.dtype).removeprefix("torch."),
             "Layers x width x heads": f"{config.num_hidden_layers} x {config.hidden_size} x "
             f"{config.num_attention_heads}",
-            "Length": f"{config.max_position_embeddings} tokens",
-            "Vocabulary": f"{config.vocab_size} tokens; {config.mask_token_id} is the mask",
-            "Noise": _escaped(config.noise_type),
+            "Longest text": f"{config.max_position_embeddings} tokens",
+            "Vocabulary": f"{config.vocab_size} tokens; the mask has the id {config.mask_token_id}",
+            "Noise schedule": _escaped(config.noise_type),
         }
     )
 
@@ -307,7 +308,7 @@ def _source(origin: Origin) -> str:
 
 def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
     """Shows how a user generates a text. The code needs only transformers and torch."""
-    name = f'name = "{repository}"' if repository else 'name = "..."  # of this repository, or the path of this folder'
+    name = f'name = "{repository}"' if repository else 'name = "..."  # name of this repository, or path of this folder'
     load = "model = AutoModel.from_pretrained(name, trust_remote_code=True)"
     if not with_tokenizer:
         lines = ["from transformers import AutoModel", "", name, load]
@@ -319,8 +320,8 @@ def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
             name,
             load,
             "tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)",
-            f'ids = model.generate(prefix="Once", suffix="end.", length={length}, tokenizer=tokenizer)',
-            "print(tokenizer.batch_decode(ids)[0])",
+            f'ids = model.generate(prefix="Once", suffix=" the end.", length={length}, tokenizer=tokenizer)',
+            "print(tokenizer.decode(ids[0]))",
             "",
             'fill = pipeline("radd-infilling", model=name, trust_remote_code=True)',
             'print(fill("Once [MASK:4] the end.")[0]["text"])',
@@ -381,8 +382,8 @@ def _evaluation(evaluation: Mapping[str, Any], repository: str | None, config: R
             [
                 f"Data set {_code(_public(evaluation['dataset']))}, split {text['split']}, protocol "
                 f"{text['protocol']}: {evaluation['n_tokens']:,} tokens in blocks of {text['length']}.",
-                f"Estimator {text['estimator']} with {text['passes']} passes, seed {text['seed']}; "
-                f"weights {text['weights']}, ids {text['ids']}.\n",
+                f"Estimator {text['estimator']} with {text['passes']} passes and seed {text['seed']}. "
+                f"Fingerprints: weights {text['weights']}, token ids {text['ids']}.\n",
                 "| | | standard error | 95 % interval |",
                 "|---|---:|---:|---|",
                 *rows,

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Trains low-rank adapters (arXiv:2106.09685) by PEFT: a small change of each matrix; the sum of both is saved."""
+"""Trains low-rank adapters (LoRA, arXiv:2106.09685) with PEFT. A checkpoint holds the weights plus the adapters."""
 
 import copy
 from typing import Any
@@ -8,14 +8,14 @@ from torch import nn
 
 from ..modeling_radd import RaddForMaskedLM
 
-TARGETS = ("qkv_proj", "o_proj", "up_proj", "down_proj")  # every matrix of the layers
+TARGETS = ("qkv_proj", "o_proj", "up_proj", "down_proj")  # all matrices of a layer
 
 
 def add_adapters(model: RaddForMaskedLM, rank: int, alpha: int, dropout: float) -> nn.Module:
-    """Adds adapters of rank r, W + (alpha / r) B A, to every matrix of the layers; only they are trained.
+    """Adds adapters of rank r to every matrix of the layers: W + (alpha / r) B A. Only the adapters are trained.
 
     Raises:
-        ValueError: when PEFT is not installed.
+        ValueError: if PEFT is not installed.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -30,5 +30,8 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def merged(model: Any) -> RaddForMaskedLM:
-    """Returns a plain model whose matrices are the sums: a copy, since taking the sum apart again would round."""
+    """Returns a plain model with the adapters added to its matrices.
+
+    The result is a copy, because subtracting the adapters from the sum again would round.
+    """
     return copy.deepcopy(model).merge_and_unload() if has_adapters(model) else model

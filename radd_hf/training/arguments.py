@@ -1,10 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The arguments of a training: fields of three dataclasses, each a flag and a field of a YAML file.
+"""The arguments of a training run: the fields of three dataclasses. Each is a flag, and a field of a YAML file.
 
-    --config austen --batch_size 64   the fields of a file, then the flags, which win
-    accelerate launch                 what the launcher was asked for as well must not contradict them
+    --config austen --batch_size 64   reads the fields of a file; a flag overrides its field
+    accelerate launch                 may set some of them, too; it must not contradict the script
 
-What cannot be is refused here, before anything is loaded. `restart.py` says which of them may change at a restart.
+Invalid values are refused here, before anything is loaded. `restart.py` says which arguments may change when a run
+resumes.
 """
 
 import argparse
@@ -41,8 +42,8 @@ from ..ranges import (
 from ..settings_radd import METHODS
 
 ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flex_attention")
-VOCAB_SIZE = 2048  # of a BPE that is made of the text
-# transformers' schedules that are a function of the number of updates alone, and need no arguments of their own.
+VOCAB_SIZE = 2048  # default size of a BPE trained on the text
+# The schedules of transformers that depend on the number of updates only, and need no other arguments.
 SCHEDULES = (
     "constant_with_warmup",
     "constant",
@@ -54,7 +55,7 @@ SCHEDULES = (
 )
 
 
-# The numbers that each field may be; `check_fields` refuses others.
+# The range of each numeric field. `check_fields` refuses values outside it.
 RANGES = {
     **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "lora_alpha"), COUNT),
     **dict.fromkeys(("max_steps", "log_steps", "save_steps", "eval_steps", "sample_steps", "sampling_steps"), COUNT),
@@ -64,136 +65,166 @@ RANGES = {
     **dict.fromkeys(("hidden_dropout", "lora_dropout", "adam_beta1", "adam_beta2", "ema_decay"), FRACTION_BELOW_ONE),
     **dict.fromkeys(("learning_rate", "weight_decay"), NOT_NEGATIVE),
     **dict.fromkeys(("embedding_std", "max_grad_norm"), POSITIVE),
-    "timeout": Range(0, 7 * 24 * 60, open_low=True),  # minutes of a week
+    "timeout": Range(0, 7 * 24 * 60, open_low=True),  # minutes; at most a week
     "vocab_size": Range(LEAST_VOCABULARY, LARGEST),
     "held_out": Range(0, LARGEST),
     "random_length_fraction": FRACTION,
-    "adam_epsilon": Range(torch.finfo(torch.float32).tiny, 1),  # less is 0 to the optimizer, which divides by it
-    "seed": Range(0, 2**32 - 1),  # NumPy takes no other
+    "adam_epsilon": Range(torch.finfo(torch.float32).tiny, 1),  # the optimizer rounds less to 0, and divides by it
+    "seed": Range(0, 2**32 - 1),  # the seeds that NumPy accepts
 }
 
 
 def help_(text: str, values: Sequence[str] = ()) -> dict:
-    """Makes the metadata of a field: its help, and the values that [`ScriptParser`] completes."""
+    """Makes the metadata of a field: its help, and the values that a shell completes, see [`ScriptParser`]."""
     return {"help": text, "values": values}
 
 
 @dataclass
 class ModelArguments:
-    """The arguments of the model. A field that is left out is that of `init_from`, or of the paper's small model."""
+    """The arguments of the model. A field left out comes from `init_from`, or from the paper's small model."""
 
-    init_from: str | None = field(default=None, metadata=help_("folder or repository of a RADD model to start from"))
-    hidden_size: int | None = field(default=None, metadata=help_("small: 768, medium: 1024"))
-    num_hidden_layers: int | None = field(default=None, metadata=help_("small: 12, medium: 24"))
-    num_attention_heads: int | None = field(default=None, metadata=help_("small: 12, medium: 16"))
-    hidden_dropout: float | None = field(default=None, metadata=help_("0.02 in the paper's models"))
-    noise_type: str | None = field(
-        default=None, metadata=help_("loglinear or geometric; the t losses depend on it", NOISE_TYPES)
+    init_from: str | None = field(
+        default=None, metadata=help_("RADD model to start from: a folder or a Hub repository")
     )
-    embedding_std: float | None = field(default=None, metadata=help_("normal embedding; default: the paper's"))
-    zero_init_residual: bool | None = field(default=None, metadata=help_("residual branches start at zero"))
-    lora_rank: int = field(default=0, metadata=help_("train low-rank adapters alone; 0: all weights"))
-    lora_alpha: int = field(default=16, metadata=help_("adapters are scaled by alpha / rank"))
-    lora_dropout: float = 0.0
+    hidden_size: int | None = field(default=None, metadata=help_("width of the network (small: 768, medium: 1024)"))
+    num_hidden_layers: int | None = field(default=None, metadata=help_("number of layers (small: 12, medium: 24)"))
+    num_attention_heads: int | None = field(
+        default=None, metadata=help_("number of attention heads (small: 12, medium: 16)")
+    )
+    hidden_dropout: float | None = field(default=None, metadata=help_("dropout probability (0.02 in the paper)"))
+    noise_type: str | None = field(
+        default=None, metadata=help_("noise schedule, loglinear or geometric; changes the t losses only", NOISE_TYPES)
+    )
+    embedding_std: float | None = field(
+        default=None,
+        metadata=help_("initialise the embedding from a normal of this deviation; default: as in the paper"),
+    )
+    zero_init_residual: bool | None = field(default=None, metadata=help_("start the residual branches at zero"))
+    lora_rank: int = field(default=0, metadata=help_("train low-rank adapters of this rank; 0: train all weights"))
+    lora_alpha: int = field(default=16, metadata=help_("scale the adapters by alpha / rank"))
+    lora_dropout: float = field(default=0.0, metadata=help_("dropout probability in the adapters"))
 
 
 @dataclass
 class DataArguments:
+    """The arguments of the data: text, tokenizer and blocks."""
+
     dataset: str = field(
         default="austen",
         metadata=help_(
-            "'austen', a data set of the Hub, or local .txt, .jsonl, .json or .parquet: file, folder, pattern"
+            "text to train on: 'austen', a data set of the Hub, or a local file, folder or pattern of .txt, .jsonl, "
+            ".json or .parquet"
         ),
     )
-    dataset_config: str | None = field(default=None, metadata=help_("of a data set of the Hub; of a folder, one in it"))
-    text_column: str = "text"
-    streaming: bool = field(default=False, metadata=help_("read while training, without a copy on the disk"))
+    dataset_config: str | None = field(
+        default=None, metadata=help_("configuration of a data set of the Hub, or a subfolder of a local folder")
+    )
+    text_column: str = field(default="text", metadata=help_("column that holds the text"))
+    streaming: bool = field(default=False, metadata=help_("read the data while training, without a copy on disk"))
     held_out: float = field(
-        default=0.05, metadata=help_("for validation, if the data has no such split: fraction or number of documents")
+        default=0.05, metadata=help_("fraction or number of documents to validate on, if there is no such split")
     )
     validation_dataset: str | None = field(
-        default=None, metadata=help_("that is scored instead: its split validation, else test, else all of it")
+        default=None,
+        metadata=help_("data set to validate on instead: its split validation, else test, else all of it"),
     )
-    validation_config: str | None = None
+    validation_config: str | None = field(default=None, metadata=help_("configuration of validation_dataset"))
     tokenizer: str | None = field(
-        default=None, metadata=help_("name or folder; default: of init_from, or a BPE of the training text")
+        default=None,
+        metadata=help_("name or folder of the tokenizer; default: that of init_from, or a BPE trained on the text"),
     )
     vocab_size: int | None = field(
-        default=None, metadata=help_(f"of the BPE, mask included; default: {VOCAB_SIZE} (without a tokenizer)")
+        default=None, metadata=help_(f"size of a BPE trained on the text, mask included; default: {VOCAB_SIZE}")
     )
     special_tokens_in_text: bool = field(
         default=False,
-        metadata=help_("a special token that the text spells, such as EOS, is that token; default: its characters"),
+        metadata=help_("read a special token spelled in the text, such as EOS, as that token; default: as characters"),
     )
-    length: int | None = field(default=None, metadata=help_("tokens in a block; default: of init_from, or 1024"))
-    tokenizing_workers: int | None = field(default=None, metadata=help_("processes; default: the tokenizer's threads"))
+    length: int | None = field(default=None, metadata=help_("tokens in a block; default: that of init_from, or 1024"))
+    tokenizing_workers: int | None = field(
+        default=None, metadata=help_("processes that tokenise; default: one, with the tokenizer's threads")
+    )
     random_length_fraction: float = field(
-        default=0.0, metadata=help_("of the blocks are cut to a length uniform in 1 .. length, 0.01 say")
+        default=0.0,
+        metadata=help_("fraction of the blocks to cut to a random length, uniform in 1 .. length; try 0.01"),
     )
     separate_documents: bool = field(
-        default=False, metadata=help_("a token attends to its own document alone; eager or sdpa attention")
+        default=False, metadata=help_("let a token attend to its own document only; needs eager or sdpa attention")
     )
 
 
 @dataclass
 class TrainingArguments:
-    output_dir: str = "runs/radd"
-    loss_type: str = field(default="lambda_DCE", metadata=help_(f"one of {LOSS_TYPES}", LOSS_TYPES))
-    max_steps: int = 400_000
-    batch_size: int = field(default=512, metadata=help_("sequences in one optimizer step, of all processes"))
+    """The arguments of training, and of the evaluation and sampling in between."""
+
+    output_dir: str = field(default="runs/radd", metadata=help_("run folder; a run that is in it resumes"))
+    loss_type: str = field(default="lambda_DCE", metadata=help_(f"training loss, one of {LOSS_TYPES}", LOSS_TYPES))
+    max_steps: int = field(default=400_000, metadata=help_("optimizer steps of the whole run"))
+    batch_size: int = field(default=512, metadata=help_("sequences in an optimizer step, over all processes"))
     accumulation: int | None = field(
-        default=None, metadata=help_("forwards of each process in one optimizer step; default: the launcher's, or 1")
+        default=None,
+        metadata=help_("forward passes of each process in an optimizer step; default: the launcher's, or 1"),
     )
-    learning_rate: float = 3e-4
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    lr_schedule: str = field(default="constant_with_warmup", metadata=help_(f"one of {SCHEDULES}", SCHEDULES))
-    warmup_steps: int = 2500
+    learning_rate: float = field(default=3e-4, metadata=help_("learning rate after the warm-up"))
+    adam_beta1: float = field(default=0.9, metadata=help_("AdamW's decay of the mean gradient"))
+    adam_beta2: float = field(default=0.999, metadata=help_("AdamW's decay of the mean squared gradient"))
+    adam_epsilon: float = field(default=1e-8, metadata=help_("AdamW's term that keeps the divisor positive"))
+    weight_decay: float = field(default=0.0, metadata=help_("AdamW's weight decay"))
+    lr_schedule: str = field(
+        default="constant_with_warmup", metadata=help_(f"schedule of the learning rate, one of {SCHEDULES}", SCHEDULES)
+    )
+    warmup_steps: int = field(default=2500, metadata=help_("steps over which the learning rate rises from 0"))
     max_grad_norm: float | None = field(
         default=None,
-        metadata=help_("of the loss in nats per sequence; default: the launcher's, or 1.0 as in the paper"),
+        metadata=help_("largest gradient norm, of the loss in nats per sequence; default: the launcher's, or 1.0"),
     )
-    ema_decay: float = 0.9999
+    ema_decay: float = field(default=0.9999, metadata=help_("decay of the moving average of the weights"))
     mixed_precision: str | None = field(
-        default=None, metadata=help_("no, bf16 or fp16; default: the launcher's, or no", PRECISIONS)
+        default=None, metadata=help_("precision, one of no, bf16, fp16; default: the launcher's, or no", PRECISIONS)
     )
     attn_implementation: str = field(
-        default="sdpa", metadata=help_(", ".join(ATTENTION_IMPLEMENTATIONS), ATTENTION_IMPLEMENTATIONS)
+        default="sdpa",
+        metadata=help_(f"attention kernel, one of {', '.join(ATTENTION_IMPLEMENTATIONS)}", ATTENTION_IMPLEMENTATIONS),
     )
-    gradient_checkpointing: bool = field(default=False, metadata=help_("compute activations twice, keep few"))
+    gradient_checkpointing: bool = field(
+        default=False, metadata=help_("save memory: recompute activations in the backward pass")
+    )
     compile: bool | None = field(
-        default=None, metadata=help_("torch.compile the network and its loss; default: on a GPU")
+        default=None, metadata=help_("compile the network and its loss by torch.compile; default: on a GPU only")
     )
-    compile_backend: str | None = field(default=None, metadata=help_("of torch.compile; inductor if none is named"))
-    force: bool = field(default=False, metadata=help_("train although a step needs more memory than there is"))
+    compile_backend: str | None = field(default=None, metadata=help_("backend of torch.compile; default: inductor"))
+    force: bool = field(default=False, metadata=help_("train even if a step needs more memory than is free"))
     deterministic: bool = field(
-        default=False, metadata=help_("the same bits in every run on the same GPU, also after a restart; slower there")
+        default=False,
+        metadata=help_("compute the same bits in every run on the same GPU, also after a restart; slower"),
     )
-    seed: int = 0
-    log_steps: int = 50
-    save_steps: int = 1000
-    eval_steps: int = 1000
-    sample_steps: int = 1000
-    eval_sequences: int = field(default=128, metadata=help_("held-out blocks scored during training; all at the end"))
-    eval_passes: int = 8
-    n_samples: int = field(default=8, metadata=help_("texts written at each sampling; 0: none"))
-    sampling_method: str = field(default="tweedie", metadata=help_("one of generate's", METHODS))
-    sampling_steps: int | None = field(default=None, metadata=help_("of the method; default: generate's"))
-    judge: str | None = field(default=None, metadata=help_("causal model that gives the samples a perplexity"))
-    keep_last: int = field(default=2, metadata=help_("checkpoints"))
+    seed: int = field(default=0, metadata=help_("seed of everything random"))
+    log_steps: int = field(default=50, metadata=help_("steps between two lines of the log"))
+    save_steps: int = field(default=1000, metadata=help_("steps between two checkpoints"))
+    eval_steps: int = field(default=1000, metadata=help_("steps between two evaluations on held-out text"))
+    sample_steps: int = field(default=1000, metadata=help_("steps between two samplings"))
+    eval_sequences: int = field(
+        default=128, metadata=help_("held-out blocks scored at each evaluation; all of them at the end")
+    )
+    eval_passes: int = field(default=8, metadata=help_("network evaluations of each scored block"))
+    n_samples: int = field(default=8, metadata=help_("texts generated at each sampling; 0: none"))
+    sampling_method: str = field(default="tweedie", metadata=help_(f"sampler, one of {METHODS}", METHODS))
+    sampling_steps: int | None = field(default=None, metadata=help_("steps of the sampler; default: generate's"))
+    judge: str | None = field(
+        default=None, metadata=help_("judge model: a causal language model that gives the samples a perplexity")
+    )
+    keep_last: int = field(default=2, metadata=help_("number of checkpoints to keep"))
     strict: bool = field(
-        default=False, metadata=help_("refuse to go on from an older checkpoint where the newest is damaged")
+        default=False, metadata=help_("refuse to resume from an older checkpoint if the newest is damaged")
     )
-    timeout: float = field(
-        default=10.0, metadata=help_("minutes that a process of several waits for the others before it gives up")
+    timeout: float = field(default=10.0, metadata=help_("minutes for which a process waits for the others"))
+    log_with: str | None = field(
+        default=None, metadata=help_("Accelerate's trackers, such as tensorboard or wandb,aim")
     )
-    log_with: str | None = field(default=None, metadata=help_("trackers of Accelerate, e.g. tensorboard or wandb,aim"))
 
 
 def find_config(name: str) -> Path:
-    """Finds a file of that name, or the shipped recipe: "austen" is `configs/austen.yaml` of this package."""
+    """Finds the file of that name, else the shipped one: "austen" is `configs/austen.yaml` of this package."""
     shipped = shipped_configs()
     if not Path(name).is_file() and name not in shipped:
         raise ValueError(f"config={name!r} must be a YAML file, or one of {sorted(shipped)}.")
@@ -209,13 +240,13 @@ def make_parser() -> ScriptParser:
     parser.add_argument(
         "--config",
         metavar="NAME",
-        help=f"YAML file of these fields, which flags override: yours, or one of {', '.join(shipped_configs())}",
+        help=f"YAML file of these fields: yours, or one of {', '.join(shipped_configs())}; flags override it",
     )
     return parser
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Parses the command line. `--config FILE` stands for the fields of the file; flags on the command line win."""
+    """Parses the command line. `--config FILE` stands for the fields of the file; other flags override them."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args(argv)
@@ -233,7 +264,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     check_passes(args.eval_passes)
     check_sampling(args)
     if args.judge is not None and not args.n_samples:
-        raise ValueError(f"judge={args.judge!r} has nothing to judge with n_samples=0: leave it out, or write samples.")
+        raise ValueError(f"judge={args.judge!r} has nothing to score with n_samples=0: leave it out, or set n_samples.")
     trackers(args.log_with)
     named = any(flag.split("=")[0] == "--output_dir" for flag in rest)
     check_folders(data_args, args, known.config, of_config=not named)
@@ -241,7 +272,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
 
 
 def check_sampling(args: TrainingArguments) -> None:
-    """Refuses what `generate` would refuse when the first texts are written."""
+    """Refuses now what `generate` would refuse at the first sampling."""
     method, steps = args.sampling_method, args.sampling_steps
     try:
         RaddGenerationConfig(method=method, steps=steps)
@@ -254,10 +285,10 @@ def check_sampling(args: TrainingArguments) -> None:
 
 
 def check_folders(data_args: DataArguments, args: TrainingArguments, config: str | None, of_config: bool) -> None:
-    """Refuses a run folder within the text, and the settings of a run whose folder is no longer where they say.
+    """Refuses a run folder inside the data, and the configuration of a run whose folder was moved.
 
     Args:
-        of_config: whether `output_dir` is that of the file `config`, and not of a flag.
+        of_config: whether `output_dir` comes from the file `config` and not from a flag.
     """
     output, dataset = Path(args.output_dir).absolute(), Path(data_args.dataset).expanduser().absolute()
     if dataset.is_dir() and output.is_relative_to(dataset):
@@ -267,8 +298,8 @@ def check_folders(data_args: DataArguments, args: TrainingArguments, config: str
     folder = None if config is None else find_config(config).absolute().parent
     if of_config and folder is not None and (folder / "checkpoints").is_dir() and folder.resolve() != output.resolve():
         raise ValueError(
-            f"config={config} lies in the folder of a run, and its output_dir={args.output_dir!r} is another: pass "
-            f"--output_dir {folder} to go on there, or one of your choice."
+            f"config={config} lies in a run folder, but its output_dir={args.output_dir!r} is another one: pass "
+            f"--output_dir {folder} to resume there, or another folder."
         )
 
 
@@ -276,8 +307,8 @@ def flags_of_file(name: str) -> list[str]:
     """Returns the fields of a YAML file as flags.
 
     Raises:
-        ValueError: for a file that is none, or a field that is unknown or of another type, such as a bare `no`, which
-            is false in YAML, where text is meant.
+        ValueError: for a file that is not YAML, an unknown field, or a value of the wrong type. A bare `no` is false in
+            YAML, so it is refused for a field of text.
     """
     try:
         settings = yaml.safe_load(find_config(name).read_text(encoding="utf-8"))
@@ -292,15 +323,15 @@ def flags_of_file(name: str) -> list[str]:
     for field_name, value in settings.items():
         if field_name not in kinds:
             near = get_close_matches(str(field_name), kinds, n=1)
-            meant = f"; did you mean {near[0]}?" if near else " (--help lists what there is)."
-            raise ValueError(f"config={name}: {field_name} is none of the fields{meant}")
+            meant = f"; did you mean {near[0]}?" if near else " (--help lists all fields)."
+            raise ValueError(f"config={name}: unknown field {field_name}{meant}")
         if value is not None:
             flags += [f"--{field_name}", text_of(name, field_name, value, kinds[field_name])]
     return flags
 
 
 def text_of(file: str, name: str, value: Any, kind: Any) -> str:
-    """Returns the value of a field of a file in the form that its flag takes."""
+    """Returns the value of a field of the file as its flag takes it."""
     wanted = next((part for part in get_args(kind) if part is not NoneType), kind)
     if name == "mixed_precision" and value is False:
         return "no"
@@ -309,7 +340,7 @@ def text_of(file: str, name: str, value: Any, kind: Any) -> str:
     if wanted is bool and isinstance(value, bool):
         return str(value)
     if wanted in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):  # YAML reads 1e-4, without a point, as text
+        with suppress(ValueError, OverflowError):  # YAML reads 1e-4, which has no point, as text
             number = float(value) if isinstance(value, str) and not value.isdecimal() else value
             if wanted is float or int(number) == number:
                 return str(wanted(number))
@@ -318,10 +349,10 @@ def text_of(file: str, name: str, value: Any, kind: Any) -> str:
 
 
 def take_from_launcher(args: TrainingArguments) -> None:
-    """Settles what `accelerate launch` can be asked for as well as the script.
+    """Settles the arguments that can be given to `accelerate launch` and to the script.
 
     Raises:
-        ValueError: where both were asked, and for different things.
+        ValueError: if both were given and differ.
     """
     args.mixed_precision = launched_precision(args.mixed_precision)
     several = launcher_setting(
@@ -346,20 +377,20 @@ def take_from_launcher(args: TrainingArguments) -> None:
 
 
 def check_compilation(args: TrainingArguments) -> None:
-    """Refuses a backend that torch does not have, or that nothing would be compiled by."""
+    """Refuses a backend that torch does not have, and a backend with compile=False."""
     if args.compile_backend is None:
         return
     if args.compile is False:
-        raise ValueError(f"compile_backend={args.compile_backend!r} is of compile=True, and compile=False was given.")
+        raise ValueError(f"compile_backend={args.compile_backend!r} needs compile=True, but compile=False was given.")
     backends = torch.compiler.list_backends(exclude_tags=())
     if args.compile_backend not in backends:
         raise ValueError(f"compile_backend={args.compile_backend!r} must be one of {backends}.")
 
 
 def trackers(names: str | None) -> list:
-    """Returns the trackers; refuses those that are not installed, which Accelerate would ignore."""
+    """Returns the trackers. It refuses one that is not installed, which Accelerate would ignore."""
     wanted, installed = (names or "").split(","), [str(tracker) for tracker in get_available_trackers()]
     for name in filter(None, wanted):
         if name not in installed:
-            raise ValueError(f"log_with={name!r} must be one of Accelerate's trackers, installed; here: {installed}.")
+            raise ValueError(f"log_with={name!r} must be an installed tracker of Accelerate, one of {installed}.")
     return list(filter(None, wanted))

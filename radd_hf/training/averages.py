@@ -11,16 +11,16 @@ from ..kernels_radd import evaluation_mode
 
 
 def ema_decay(decay: float, n: int) -> float:
-    """Returns the decay of update n = 1, 2, ...: min(decay, (1 + n) / (10 + n)); early averages forget quickly."""
+    """Returns the decay of update n = 1, 2, ...: min(decay, (1 + n) / (10 + n)). It is smaller for early updates."""
     return min(decay, (1 + n) / (10 + n))
 
 
 class Ema:
     """The averages a <- a - (1 - d_n) (a - w) of every trained parameter w, n = 1, 2, ...; a starts at w.
 
-    Written with `sub_`, which is the authors' arithmetic to the last bit; `lerp` rounds differently. torch's
-    AveragedModel would keep a second module; here the averages are tensors alone, sharded where the parameters are, and
-    `applied` puts them in the place of the parameters.
+    The update uses `sub_`, as the authors' code does, and agrees with it to the bit; `lerp` rounds differently. torch's
+    AveragedModel would keep a second module. Here the averages are tensors, sharded as the parameters are, and
+    `applied` exchanges them with the parameters.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -36,13 +36,13 @@ class Ema:
         keep = 1 - ema_decay(self.decay, self.updates)
         named = dict(trained_parameters(model))
         weights, averages = [weight.detach() for weight in named.values()], [self.averages[name] for name in named]
-        change = torch._foreach_sub(averages, weights)  # of all tensors in a few launches, where the device has it
+        change = torch._foreach_sub(averages, weights)  # all tensors in a few kernel launches, if the device can
         torch._foreach_mul_(change, keep)
         torch._foreach_sub_(averages, change)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Puts the averages into `model`, in evaluation mode; afterwards the model is as before, to the bit."""
+        """Puts the averages into `model`, in evaluation mode. Afterwards it restores the model to the bit."""
         self._exchange(model)
         try:
             with evaluation_mode(model):

@@ -1,13 +1,13 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Writes the checkpoint folders of a run whole or not at all, sets damaged ones aside, and deletes old ones.
 
-    checkpoints/step_N/                       a checkpoint, as run.py writes it
-    checkpoints/step_N/state/manifest.json    size and SHA-256 of every other file of it; written last
-    checkpoints/step_N_damaged/               one that a restart found damaged; nothing reads or deletes it
+    checkpoints/step_N/                       a checkpoint, which run.py writes
+    checkpoints/step_N/state/manifest.json    the size and SHA-256 of every other file in it; written last
+    checkpoints/step_N_damaged/               a checkpoint found damaged by a restart; nothing reads or deletes it
     checkpoints/partial_N/, deleted_N/        left by a save or a deletion that was killed; removed by the next one
 
-A folder gets the name `step_N` once all of it is on the disk, and loses the name before its first file is deleted.
-A link or any other entry is not a checkpoint, and is left alone. `hub/runs.py` tells which checkpoints are whole.
+A folder gets the name `step_N` when all of it is on disk, and loses the name before its first file is deleted. A link
+or any other entry is not a checkpoint, and stays untouched. `hub/runs.py` tells which checkpoints are whole.
 """
 
 import hashlib
@@ -50,28 +50,28 @@ def new_identity() -> str:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns any exception of a write into an OSError that names the folder: a full disk raises many kinds of them."""
+    """Turns any exception of a write into an OSError that names the folder. A full disk raises many kinds."""
     try:
         yield
-    except Exception as error:  # SafetensorError and RuntimeError of the tensors, a bare Exception of tokenizers
+    except Exception as error:  # safetensors raises SafetensorError, torch RuntimeError, tokenizers a bare Exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{folder} could not be written ({reason}); earlier checkpoints are whole.") from error
 
 
 def make_partial(partial: Path) -> None:
-    """Makes the folder in which a checkpoint is written, with `state/` in it."""
+    """Makes the folder into which a checkpoint is written, with `state/` in it."""
     remove_leftovers(partial.parents[1])
     set_aside(partial, "before")
     (partial / "state").mkdir(parents=True)
 
 
 def complete(partial: Path, identities: dict[str, str], logged: Path) -> Path:
-    """Turns a folder with all its files written into a checkpoint, and returns its path.
+    """Turns a folder whose files are all written into a checkpoint, and returns its path.
 
     Args:
-        partial: `partial_N`, which becomes `step_N`.
-        identities: a value for each of `IDENTITIES`; the files of the state hold the same values.
-        logged: a file that must be on the disk, too, before the checkpoint has its name.
+        partial: the folder `partial_N`; it becomes `step_N`.
+        identities: a value for each of `IDENTITIES`. The files of the state hold the same values.
+        logged: a file that must be on disk before the checkpoint gets its name.
     """
     target = partial.with_name(partial.name.replace("partial", "step"))
     paths = sorted(partial.rglob("*"))
@@ -93,40 +93,40 @@ def complete(partial: Path, identities: dict[str, str], logged: Path) -> Path:
 
 
 def seal(path: Path) -> dict[str, Any]:
-    """Writes a file from memory to the disk, and returns its entry in the manifest."""
+    """Flushes a file to the disk, and returns its entry in the manifest."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-# Finding where to go on
+# Finding where to resume
 
 
 def find_checkpoint(output: Path, strict: bool) -> Path | None:
-    """Returns the newest checkpoint that is whole, None where there are no checkpoints.
+    """Returns the newest whole checkpoint, or None if there are no checkpoints.
 
-    Damaged ones that are newer are named in the log, and left as they are; so are links with the name of a step.
+    It logs newer checkpoints that are damaged, and links named like a checkpoint. It leaves both untouched.
 
     Raises:
-        ValueError: if all are damaged, or with `strict` a newer one is.
+        ValueError: if all checkpoints are damaged, or, with `strict`, if a newer one is.
         OSError: if the folder cannot be read.
     """
     for link in (output / "checkpoints").glob("step_*"):
         if link.is_symlink() and re.fullmatch(STEP, link.name):
-            logger.warning("%s is a link, and is left alone", link)
+            logger.warning("%s is a link, and stays untouched", link)
     whole, damaged = newest_checkpoint(output)
     said = "; ".join(f"{name} is damaged: {damage}" for name, damage in damaged.items())
     if damaged and whole is None:
         raise ValueError(
-            f"output_dir={str(output)!r} has no checkpoint to go on from ({said}). Pass another output_dir, or delete "
-            "these folders to begin anew."
+            f"output_dir={str(output)!r} has no checkpoint to resume from ({said}). Pass another output_dir, or delete "
+            "these folders to start again."
         )
     if damaged and strict:
         raise ValueError(
-            f"output_dir={str(output)!r}: {said}. Without strict=True the run goes on from {whole}."  # type: ignore[union-attr]
+            f"output_dir={str(output)!r}: {said}. Without strict=True the run resumes from {whole}."  # type: ignore[union-attr]
         )
     for name, damage in damaged.items():
-        logger.warning("%s is damaged: %s; going on from %s", name, damage, whole.name)  # type: ignore[union-attr]
+        logger.warning("%s is damaged: %s; resuming from %s", name, damage, whole.name)  # type: ignore[union-attr]
     return whole
 
 
@@ -134,14 +134,14 @@ def find_checkpoint(output: Path, strict: bool) -> Path | None:
 
 
 def set_aside_after(output: Path, step: int) -> None:
-    """Renames the checkpoints of later steps, which a restart found damaged, so that none is taken for the newest."""
+    """Renames the checkpoints after `step`, which a restart found damaged. Otherwise one would pass for the newest."""
     for checkpoint in all_checkpoints(output):
         if step_of(checkpoint) > step:
             set_aside(checkpoint, "damaged")
 
 
 def set_aside(path: Path, why: str) -> None:
-    """Renames an entry that is in the way to `NAME_why`, so that it neither ends the run nor is lost."""
+    """Renames an entry that is in the way to `NAME_why`. So it does not end the run, and is not lost."""
     if not os.path.lexists(path):
         return
     names = chain([f"{path.name}_{why}"], (f"{path.name}_{why}_{n}" for n in count(2)))
@@ -151,7 +151,7 @@ def set_aside(path: Path, why: str) -> None:
 
 
 def delete_old(output: Path, keep_last: int) -> None:
-    """Deletes all checkpoints but the last; one that cannot be deleted does not end the run."""
+    """Deletes all checkpoints but the last `keep_last`. One that cannot be deleted does not end the run."""
     for old in all_checkpoints(output)[:-keep_last]:
         try:
             old.rename(old.with_name(f"deleted_{step_of(old)}"))
@@ -161,7 +161,7 @@ def delete_old(output: Path, keep_last: int) -> None:
 
 
 def remove_leftovers(output: Path) -> None:
-    """Deletes what saves and deletions left that were killed or failed."""
+    """Deletes what was left by saves and deletions that were killed or failed."""
     for leftover in folders(output, LEFTOVER):
         try:
             shutil.rmtree(leftover)

@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Keeps a second run out of a run folder.
 
-The first process of a run holds an exclusive lock of `run.lock`, from before it writes anything until the run ends. The
-file says who holds the lock, and is empty between two runs. The kernel releases the lock when its holder ends, for
-whatever reason, so the file that a killed run leaves blocks no other run.
+The first process of a run locks `run.lock` exclusively before it writes anything, and holds the lock until the run
+ends. The file names the holder, and is empty between two runs. The kernel releases the lock when its holder ends, for
+whatever reason. So the file that a killed run leaves blocks no other run.
 """
 
 import logging
@@ -26,13 +26,13 @@ except ImportError:  # not a POSIX system
 logger = logging.getLogger(__name__)
 
 NAME = "run.lock"
-PATIENCE = 5.0  # seconds, in which a holder that was killed a moment ago is gone
+PATIENCE = 5.0  # seconds to wait, since a holder that was just killed may still be ending
 
-_held: dict[int, Path] = {}  # the locks of this process: descriptor and file
+_held: dict[int, Path] = {}  # the locks of this process: file descriptor to path
 
 
 def _leave_to_parent() -> None:
-    """Closes the locks in a forked child, which would otherwise hold them as long as it lives."""
+    """Closes the locks in a forked child. Otherwise the child would hold them as long as it lives."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -44,10 +44,10 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def exclusive(output: Path, peers: Peers) -> Iterator[None]:
-    """Has the first process hold the lock of a run folder, which is made if there is none.
+    """Lets the first process hold the lock of a run folder. It makes the folder if there is none.
 
     Raises:
-        ValueError: in all processes, when another run holds it or the folder cannot be written to.
+        ValueError: in all processes, if another run holds the lock or the folder is not writable.
     """
     lock, refusal = None, None
     if peers.is_first:
@@ -69,13 +69,13 @@ def exclusive(output: Path, peers: Peers) -> Iterator[None]:
 
 
 def acquire(output: Path, argument: str = "output_dir") -> int:
-    """Locks the lock file and returns its descriptor. If the file system has no locks, it warns and does not lock.
+    """Locks the lock file and returns its file descriptor. On a file system without locks it only warns.
 
     Args:
-        argument: the user's word for the folder, for messages.
+        argument: the name of the caller's argument for the folder, for messages.
 
     Raises:
-        ValueError: when another process, or another run of this one, holds it.
+        ValueError: if another process, or another run in this process, holds the lock.
     """
     lock = os.open(output / NAME, os.O_RDWR | os.O_CREAT, 0o644)
     _held[lock] = output / NAME
@@ -90,7 +90,7 @@ def acquire(output: Path, argument: str = "output_dir") -> int:
             )
         time.sleep(0.05)
     if state != "locked":
-        logger.warning("%s: no second run is kept out of this folder: %s", output, state)
+        logger.warning("%s: this folder is not locked, and a second run could write to it: %s", output, state)
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     os.ftruncate(lock, 0)
     os.write(lock, f"process {os.getpid()} on host {socket.gethostname()} since {now} (UTC)\n".encode())
@@ -98,18 +98,18 @@ def acquire(output: Path, argument: str = "output_dir") -> int:
 
 
 def check_held(output: Path) -> None:
-    """Raises an OSError if somebody removed the lock file that this process holds: a second run may then be here."""
+    """Raises an OSError if the lock file that this process holds was removed. A second run may then use the folder."""
     for lock, path in _held.items():
         try:
             kept = path != output / NAME or os.path.samestat(os.fstat(lock), path.stat())
         except FileNotFoundError:
             kept = False
         if not kept:
-            raise OSError(f"{path}, which keeps other runs out, was removed")
+            raise OSError(f"the lock file {path} was removed: another run may use this folder")
 
 
 def release(lock: int) -> None:
-    with suppress(OSError):  # as on a disk that is gone: the run has ended all the same
+    with suppress(OSError):  # the disk may be gone, but the run has ended anyway
         os.ftruncate(lock, 0)
     _close(lock)
 
@@ -120,7 +120,7 @@ def _close(lock: int) -> None:
 
 
 def _try_to_lock(lock: int) -> str:
-    """Returns "locked", "held" by another, or why there is no locking here."""
+    """Returns "locked", "held" if another process holds the lock, or the reason why locking is impossible."""
     if fcntl is None:
         return "this system has no fcntl"
     try:

@@ -1,7 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Lets the processes of a run meet on the CPU, and finds out which one is missing. No meeting waits for a GPU.
+"""Lets the processes of a run exchange values on the CPU, and finds out which one is missing.
 
-The meetings use gloo. It finds its network interface by the host name; set GLOO_SOCKET_IFNAME to choose another.
+The exchanges use gloo, so they do not wait for a GPU. gloo finds its network interface by the host name; set
+GLOO_SOCKET_IFNAME to choose another.
 """
 
 import re
@@ -17,13 +18,13 @@ from accelerate import Accelerator
 
 from ..processes import GROUP_TIMEOUT
 
-# What gloo says of a process that did not come, or whose connection is gone.
+# What gloo's errors say of a process that did not answer, or whose connection is gone.
 LOST = re.compile("timed out|timeout|connection closed|connection reset|broken pipe|socket", re.IGNORECASE)
-ANSWER = 3.0  # seconds, in which those that are there say so
+ANSWER = 3.0  # seconds within which the processes that still run report
 
 
 class Peers:
-    """The processes of a run. A single process waits for no other, and every method returns at once.
+    """The processes of a run. With a single process every method returns at once.
 
     Args:
         timeout: how long a process waits for the others once training has begun.
@@ -39,7 +40,7 @@ class Peers:
             self.patient = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
 
     def largest(self, number: int, patiently: bool = False) -> int:
-        """Returns the largest of the numbers that the processes give; all processes call."""
+        """Returns the largest of the numbers of all processes. All processes must call it."""
         if self.quick is None:
             return number
         box = torch.tensor([number])
@@ -47,7 +48,7 @@ class Peers:
         return int(box)
 
     def broadcast(self, value: Any) -> Any:
-        """Returns the first process's value in every process; the others wait for hours if need be."""
+        """Returns the first process's value in every process. The others wait for it, for hours if need be."""
         if self.patient is None:
             return value
         box = [value]
@@ -55,12 +56,12 @@ class Peers:
         return box[0]
 
     def wait(self) -> None:
-        """Waits, for hours if need be, until all processes call."""
+        """Waits until all processes call it, for hours if need be."""
         self.largest(0, patiently=True)
 
     @contextmanager
     def first_of_each_machine(self) -> Iterator[None]:
-        """Has the first process of every machine do what is inside before the others do."""
+        """Lets the first process of each machine run the body before the others."""
         if not self.is_first_here:
             self.wait()
         yield
@@ -69,7 +70,7 @@ class Peers:
 
     @contextmanager
     def naming_the_missing(self) -> Iterator[None]:
-        """Turns the error that a lost or hanging process causes in the others into a TimeoutError that names it."""
+        """Turns the error that a lost process causes in the others into a TimeoutError that names the process."""
         try:
             yield
         except (RuntimeError, OSError) as error:
@@ -79,12 +80,12 @@ class Peers:
             missing = self.missing()
             who = f"process {', '.join(map(str, missing))}" if missing else "another process"
             raise TimeoutError(
-                f"{who} of {self.number} has ended, or did not come within timeout="
+                f"{who} of {self.number} has ended, or did not answer within timeout="
                 f"{self.timeout / timedelta(minutes=1):g} minutes; earlier checkpoints are whole."
             ) from error
 
     def missing(self) -> list[int]:
-        """Returns the processes that do not report within a few seconds; an empty list if that cannot be known."""
+        """Returns the processes that do not report within a few seconds, or an empty list if that cannot be known."""
         find_store = getattr(dist.distributed_c10d, "_get_default_store", None)
         if find_store is None:
             return []
@@ -94,5 +95,5 @@ class Peers:
             store.set(str(self.process), "here")
             time.sleep(ANSWER)
             return [process for process in range(self.number) if not store.check([str(process)])]
-        except RuntimeError:  # the store is gone with the process that kept it
+        except RuntimeError:  # the process that kept the store is gone
             return []

@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prepares the batches of the next optimizer step beside the work of the present one.
+"""Prepares the batches of the next optimizer step while the present one is computed.
 
-    blocks -> masks, labels and weights -> pinned memory,        in a thread, one step ahead
-    pinned memory -> the GPU,                                    without waiting, when the step begins
+    blocks -> masks, labels and weights -> pinned memory    in a thread, one step ahead
+    pinned memory -> the GPU                                when the step begins, without waiting
 
-What a step gets is a function of the run's seed and the step, so that preparing ahead changes nothing but the time.
+The batches of a step are a function of the run's seed and the step. So preparing ahead changes only the time.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,11 @@ from ..data.collator import DiffusionCollator
 
 @dataclass(frozen=True)
 class Step:
-    """The forwards of one optimizer step on this process.
+    """The forward passes of one optimizer step on this process.
 
-    forwards: for each the arguments of the model, on the CPU. blocks: where the blocks stand after the step, for a
-    checkpoint.
+    Attributes:
+        forwards: the arguments of the model for each forward pass, on the CPU.
+        blocks: the state of the blocks after the step, for a checkpoint.
     """
 
     forwards: list[dict[str, Any]]
@@ -32,12 +33,12 @@ class Step:
 
 
 class Preparation:
-    """Gives the steps one after the other, each prepared while the one before is computed.
+    """Yields the steps in order, and prepares each while the one before is computed.
 
     Args:
-        rows: of every step, those of each forward of this process.
-        n_rows: of a step, in all processes.
-        device: that the batches are for; for a GPU they are pinned.
+        rows: the rows of a step in each forward pass of this process.
+        n_rows: the number of rows of a step, over all processes.
+        device: where the batches will be used. For a GPU they are pinned.
         step, last: the first step, and the one after the last.
     """
 
@@ -67,7 +68,7 @@ class Preparation:
         self.waiting = self.worker.submit(self._prepare, self.step) if self.step < self.last else None
 
     def next(self) -> Step:
-        """Returns the next step; an error of its preparation is raised here."""
+        """Returns the next step. An error in its preparation is raised here."""
         if self.waiting is None:
             raise IndexError(f"step {self.step} is beyond the last, {self.last - 1}.")
         ready = self.waiting.result()
@@ -80,7 +81,7 @@ class Preparation:
         for rows in self.rows:
             inputs = self.collator.rows(self.blocks.rows(step, rows), step, rows, self.n_rows)
             forward = {name: self._pin(value) for name, value in inputs.items()}
-            forward["max_targets"] = int((inputs["labels"] != -100).sum())  # known without asking the GPU
+            forward["max_targets"] = int((inputs["labels"] != -100).sum())  # counted here, so nothing waits for the GPU
             forwards.append(forward)
         return Step(forwards, self.blocks.state_dict())
 
@@ -89,7 +90,7 @@ class Preparation:
 
 
 def to_device(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Copies the arguments of a forward to the device; from pinned memory without waiting."""
+    """Copies the arguments of a forward pass to the device; from pinned memory, without waiting."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in inputs.items()

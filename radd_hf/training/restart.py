@@ -1,13 +1,13 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Says what a run that is started again takes from its checkpoint, and what from its arguments.
+"""Decides what a resumed run takes from its checkpoint, and what from its arguments.
 
 `RULES` has a rule for every argument of training:
 
-    FIXED     a change would make it another run, and is refused
-    APPLIED   the checkpoint holds a value, too, and the argument replaces it from the next step on
-    FREE      the checkpoint holds nothing of it
+    FIXED     must stay the same; a change would make another run, and is refused
+    APPLIED   is in the checkpoint, too; the argument replaces that value from the next step on
+    FREE      is not in the checkpoint; the argument is used
 
-So `config.yaml`, which is written again at every start, tells how the run goes on.
+`config.yaml` is written again at every start, so it always tells how the run continues.
 """
 
 import json
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 FIXED, APPLIED, FREE = "fixed", "applied", "free"
 
 RULES = {
-    # The model: the checkpoint's weights are of this one.
+    # The model that the checkpoint's weights belong to.
     "init_from": FIXED,
     "hidden_size": FIXED,
     "num_hidden_layers": FIXED,
@@ -41,8 +41,8 @@ RULES = {
     "lora_rank": FIXED,
     "lora_alpha": FIXED,
     "lora_dropout": FIXED,
-    # The text: a step's rows are places in it. It may have moved to another folder, so that `dataset` is compared by
-    # the fingerprint of what it gives.
+    # The text: the rows of a step are positions in it. It may have moved to another folder, so `dataset` is compared by
+    # the fingerprint of its tokens.
     "dataset": FIXED,
     "dataset_config": FIXED,
     "text_column": FIXED,
@@ -57,11 +57,11 @@ RULES = {
     "validation_dataset": FREE,
     "validation_config": FREE,
     "tokenizing_workers": FREE,
-    # What is minimised, and every draw.
+    # What is minimised, and all that is random.
     "loss_type": FIXED,
     "batch_size": FIXED,
     "seed": FIXED,
-    # How it is minimised: in the state of the optimizer, the schedule and the average.
+    # How it is minimised. These values are in the state of the optimizer, the schedule and the average.
     "learning_rate": APPLIED,
     "adam_beta1": APPLIED,
     "adam_beta2": APPLIED,
@@ -80,7 +80,7 @@ RULES = {
     "compile": FREE,
     "compile_backend": FREE,
     "deterministic": FREE,
-    # What is looked at and kept.
+    # What is reported and kept.
     "output_dir": FREE,
     "log_steps": FREE,
     "save_steps": FREE,
@@ -100,30 +100,30 @@ RULES = {
 }
 
 
-# Arguments that name folders, by any path.
+# Arguments that may name a folder; two paths of one folder count as equal.
 FOLDERS = ("init_from", "tokenizer")
 
 
 def is_same_folder(one: str | None, other: str | None) -> bool:
-    """Tells whether two spellings name one folder that exists."""
+    """Tells whether two paths lead to one folder that exists."""
     return None not in (one, other) and Path(one).is_dir() and Path(one).resolve() == Path(other).resolve()  # type: ignore[arg-type]
 
 
 def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
-    """Compares the settings of a run with those that its last checkpoint was trained with, and logs the changed ones.
+    """Compares the settings of a run with those of its last checkpoint, and logs the ones that changed.
 
     Raises:
-        ValueError: for a fixed setting that has changed, fewer steps than were done, or files that cannot be read.
+        ValueError: if a fixed setting has changed, `max_steps` is below the steps done, or a file cannot be read.
     """
     with restoring(checkpoint):
-        saved = read_progress(checkpoint).get("settings", {})  # of older runs nothing is known
+        saved = read_progress(checkpoint).get("settings", {})  # older runs saved no settings
         changed = {name: (saved[name], now) for name, now in settings.items() if saved.get(name, now) != now}
         changed = {name: pair for name, pair in changed.items() if not (name in FOLDERS and is_same_folder(*pair))}
     fixed = {name: pair for name, pair in changed.items() if RULES[name] == FIXED and name != "dataset"}
     refuse_changes(checkpoint, fixed)
     if settings["max_steps"] < step_of(checkpoint):
         raise ValueError(
-            f"max_steps={settings['max_steps']} must be at least {step_of(checkpoint)}, at which {checkpoint} stands."
+            f"max_steps={settings['max_steps']} must be at least {step_of(checkpoint)}, the step of {checkpoint}."
         )
     said = [f"{name}={now!r} (was {was!r})" for name, (was, now) in changed.items() if RULES[name] != FIXED]
     if said:
@@ -131,10 +131,10 @@ def check_settings(checkpoint: Path, settings: dict[str, Any]) -> None:
 
 
 def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compares what the settings gave: the model's configuration, the text, the kind of sharding.
+    """Compares what the settings led to: the model's configuration, the text, the kind of sharding.
 
     Raises:
-        ValueError: for any that has changed.
+        ValueError: if any of them has changed.
     """
     now = json.loads(json.dumps(now))
     before, after = saved["model"], now["model"]
@@ -159,7 +159,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
 
 @contextmanager
 def restoring(checkpoint: Path) -> Iterator[None]:
-    """Makes a ValueError that names the folder of whatever the files of a checkpoint raise."""
+    """Turns any error from reading a checkpoint into a ValueError that names its folder."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -170,11 +170,11 @@ def restoring(checkpoint: Path) -> Iterator[None]:
     ) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"{checkpoint} cannot be restored ({reason}), although its files are as they were saved: another version "
-            "of radd_hf or of a library may have saved it. Without that folder the run goes on from the one before."
+            f"{checkpoint} cannot be restored ({reason}). Its files are unchanged since they were saved, perhaps by "
+            "another version of radd_hf or of a library. Delete the folder to resume from the checkpoint before it."
         ) from error
 
 
 def restored_schedule(scheduler: LambdaLR, updates: int) -> LambdaLR:
-    """Returns the same schedule after that many updates; the learning rate of the optimizer is set by it."""
+    """Returns the same schedule after `updates` updates, and sets the learning rate of the optimizer to match."""
     return LambdaLR(scheduler.optimizer, scheduler.lr_lambdas, last_epoch=updates - 1)

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prepares training that is sharded by FSDP2, or by DeepSpeed up to ZeRO-2, which keeps whole weights everywhere."""
+"""Prepares training sharded by FSDP2, or by DeepSpeed up to ZeRO-2, where every process keeps the whole weights."""
 
 import copy
 
@@ -14,12 +14,12 @@ UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULT
 
 
 def sharding_of(accelerator: Accelerator) -> str:
-    """Returns Accelerate's name of the kind of sharding, "none" if nothing is sharded."""
+    """Returns Accelerate's name for the kind of sharding, or "none" if nothing is sharded."""
     return "none" if accelerator.distributed_type in UNSHARDED else accelerator.distributed_type.value
 
 
 def by_deepspeed(accelerator: Accelerator) -> bool:
-    """Tells whether DeepSpeed keeps the optimizer's state, in a form of its own."""
+    """Tells whether DeepSpeed keeps the optimizer's state. It does so in its own format."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
@@ -29,7 +29,7 @@ def fsdp_skeleton(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.
 
 
 def gather_whole(tensor: Tensor) -> Tensor:
-    """Returns the whole of a tensor of which this process may hold a part; all processes must call it."""
+    """Gathers a tensor from the parts that the processes hold. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -40,15 +40,15 @@ def own_part(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def take_part(target: Tensor, whole: Tensor, name: str) -> None:
-    """Copies to a tensor, of which this process may hold a part, from the whole, which every process has read.
+    """Copies the whole tensor, or this process's part of it, to `target`. Every process has read the whole.
 
     Raises:
         ValueError: if the shapes or the dtypes differ.
     """
     if target.shape != whole.shape:
-        raise ValueError(f"{name} has the shape {tuple(whole.shape)}, and must have {tuple(target.shape)}")
+        raise ValueError(f"{name} has the shape {tuple(whole.shape)}; it must have {tuple(target.shape)}")
     if target.dtype != whole.dtype:
-        raise ValueError(f"{name} is {whole.dtype}, and must be {target.dtype}")
+        raise ValueError(f"{name} is {whole.dtype}; it must be {target.dtype}")
     if isinstance(target, DTensor):
         whole = distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(whole)
@@ -77,24 +77,24 @@ def prepare_fsdp(accelerator: Accelerator) -> None:
         raise ValueError(f"fsdp_version={plugin.fsdp_version} must be 2, as in configs/accelerate/fsdp2.yaml.")
     if plugin.activation_checkpointing:
         raise ValueError("fsdp_activation_checkpointing=True renames the weights: use --gradient_checkpointing.")
-    # Accelerate's policy would round gradients and the loss to bfloat16, too; autocast, as under DDP, does not.
+    # Accelerate's policy would also round the gradients and the loss to bfloat16. Autocast, which DDP uses, does not.
     plugin.mixed_precision_policy = None
 
 
 def prepare_deepspeed(
     accelerator: Accelerator, rows_of_a_forward: int, accumulation: int, max_grad_norm: float, mixed_precision: str
 ) -> None:
-    """Tells DeepSpeed batch size, accumulation, clipping and precision.
+    """Tells DeepSpeed the batch size, accumulation, clipping and precision.
 
-    Accelerate would take the batch size from a DataLoader, but none is prepared; its "auto" for clipping means 1.
+    Accelerate would read the batch size from a DataLoader, but training prepares none. Its "auto" for clipping means 1.
     """
     plugin = accelerator.state.deepspeed_plugin
     if plugin.zero_stage > 2:
-        raise ValueError(f"zero_stage={plugin.zero_stage} must be at most 2: the average is taken of whole weights.")
+        raise ValueError(f"zero_stage={plugin.zero_stage} must be at most 2: the moving average needs whole weights.")
     if accelerator.mixed_precision != "no":
         raise ValueError(
-            f"mixed_precision={accelerator.mixed_precision!r} of Accelerate must be 'no' under DeepSpeed, whose "
-            "torch_autocast takes --mixed_precision bf16."
+            f"mixed_precision={accelerator.mixed_precision!r} of Accelerate must be 'no' under DeepSpeed: pass "
+            "--mixed_precision bf16 to the script instead."
         )
     if mixed_precision == "fp16":
         raise ValueError("mixed_precision='fp16' must be 'no' or 'bf16' under DeepSpeed.")
@@ -104,12 +104,12 @@ def prepare_deepspeed(
         "gradient_accumulation_steps": ("accumulation", accumulation),
         "gradient_clipping": ("max_grad_norm", max_grad_norm),
     }
-    unasked = {"gradient_accumulation_steps": ("auto", 1)}  # Accelerate writes 1 where the file says nothing
+    unasked = {"gradient_accumulation_steps": ("auto", 1)}  # Accelerate fills in 1 if the file has no value
     for key, (argument, value) in ours.items():
         asked = plugin.deepspeed_config.get(key, "auto")
         if asked != value and asked not in unasked.get(key, ("auto",)):
             raise ValueError(
-                f"{key}={asked!r} of DeepSpeed's configuration must be 'auto' or {value!r}, as {argument} gives it."
+                f"{key}={asked!r} of DeepSpeed's configuration must be 'auto', or {value!r} to match {argument}."
             )
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": rows_of_a_forward,

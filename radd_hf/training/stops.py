@@ -1,13 +1,13 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Ends a run, or has it save, when a signal asks for it: all processes after the same step.
+"""Ends a run, or makes it save, when a signal asks for it. All processes do so after the same step.
 
-    SIGTERM, SIGINT    save at the end of the step in hand, and end with status 128 + n
+    SIGTERM, SIGINT    save at the end of the current step, and end with status 128 + the signal's number
     the same again     end at once
-    SIGUSR1            save at the end of the step in hand, and go on
-    a lost launcher    as SIGTERM
+    SIGUSR1            save at the end of the current step, and continue
+    a lost launcher    like SIGTERM
 
-Before training begins there is nothing to save, and a signal ends the run at once. It breaks off an evaluation or a
-sampling, which a restart does again.
+Before training begins there is nothing to save, and a signal ends the run at once. A signal also interrupts an
+evaluation or a sampling; a restart repeats it.
 """
 
 import os
@@ -27,20 +27,20 @@ from .peers import Peers
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 SAVE = getattr(signal, "SIGUSR1", None)
-# What processes agree on is the largest of their wishes: nothing, to save, or an exit status 128 + n.
+# The processes agree on the largest of their wishes: nothing, to save, or an exit status 128 + n.
 NOTHING, TO_SAVE = 0, 1
-# A signal that comes this many seconds after the first one counts as a second request. An earlier one may be a copy: a
-# terminal signals the processes of a launcher directly, and the launcher passes the same signal on to them.
+# A signal that comes this many seconds after the first one counts as a second request. Before that it may be a copy: a
+# terminal signals the processes of a launcher directly, and the launcher forwards the same signal to them.
 SECONDS_BETWEEN = 2.0
 # Set by `torchrun` and `accelerate launch`, and by no other program.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION")
 
 _listening: set["Stops"] = set()
-_masks: list[set] = []  # of the thread that forks
+_masks: list[set] = []  # the signal mask of the thread that forks
 
 
 def _before_fork() -> None:
-    """Keeps signals from a child that still has the handlers of its parent."""
+    """Blocks signals, since the child has its parent's handlers at first."""
     if hasattr(signal, "pthread_sigmask"):
         _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, STOPS))
 
@@ -51,7 +51,7 @@ def _after_fork() -> None:
 
 
 def _in_child() -> None:
-    """Has a forked child end as any other process does, and not speak for its parent."""
+    """Restores the default handling of signals in a forked child, which must not act for its parent."""
     for stops in _listening:
         signal.set_wakeup_fd(-1)
         for number, handler in stops.before.items():
@@ -65,27 +65,28 @@ if hasattr(os, "register_at_fork"):
 
 
 class Stops:
-    """Listens to signals while it is entered. Outside the main thread, which alone gets signals, it does nothing.
-
-    peers: the processes that this one agrees with, set as soon as they are known.
+    """Listens to signals inside a `with`. It does nothing outside the main thread, the only one that gets signals.
 
     Python runs a signal handler only after the current call returns, and that call may wait for another process. So a
-    thread, which the interpreter wakes at every signal, ends the process at a second signal. The thread also checks
-    that the launcher still runs.
+    thread ends the process at a second signal; the interpreter wakes it at every signal. The thread also checks that
+    the launcher still runs.
+
+    Attributes:
+        peers: the processes that this one agrees with, set as soon as they are known.
     """
 
     def __init__(self) -> None:
         self.peers: Peers | None = None
         self.status = 0  # 128 + n once a signal n has asked for the end
-        self.saves_wanted = self.saves_agreed = 0  # so many times
-        self.at_once = True  # a stop is raised in the main thread as soon as it is heard
-        self.before: dict[int, Any] = {}  # the handlers of others
+        self.saves_wanted = self.saves_agreed = 0  # numbers of requests
+        self.at_once = True  # whether a stop is raised in the main thread as soon as the signal comes
+        self.before: dict[int, Any] = {}  # the handlers to restore
 
     def __enter__(self) -> "Stops":
         if threading.current_thread() is not threading.main_thread():
             return self
         for number in filter(None, (*STOPS, SAVE)):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # a shell's background job ignores SIGINT
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # a background job of a shell ignores SIGINT
                 self.before[number] = signal.signal(number, self._hear)
         self.parent = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
         self.bell, woken = socket.socketpair()
@@ -111,7 +112,7 @@ class Stops:
         self.woken.close()
 
     def _hear(self, number: int, frame: Any) -> None:
-        """Notes a signal, in the main thread between two of its instructions."""
+        """Handles a signal. Python calls it in the main thread, between two instructions."""
         if number == SAVE:
             self.saves_wanted += 1
             return
@@ -139,26 +140,26 @@ class Stops:
                         os._exit(128 + number)
 
     def agree(self) -> int:
-        """Returns the largest wish of all processes, which all call at the end of a step."""
+        """Returns the largest wish of all processes. All call it at the end of a step."""
         wanted = self.saves_wanted
         wish = self.status or (TO_SAVE if wanted > self.saves_agreed else NOTHING)
         self.saves_agreed = wanted
         return wish if self.peers is None else self.peers.largest(wish)
 
     def training_begins(self) -> None:
-        """Marks the begin of training: from now on a stop waits for the end of a step, except where `interruptible`."""
+        """Marks the start of training. From now on a stop waits for the end of a step, except in `interruptible`."""
         self.at_once = False
 
     @contextmanager
     def interruptible(self, patiently: bool = False) -> Iterator[Callable[[], None]]:
-        """Lets a stop break off the body of the `with`, in all processes. All processes must enter it.
+        """Lets a stop interrupt the body of the `with` in all processes. All processes must enter it.
 
         Yields:
-            A function that every process calls once, when its share is done and before the shares are put together. In
-            this call the processes agree whether to stop.
+            A function that every process calls once, after its share of the work and before the shares are combined.
+            In this call the processes agree whether to stop.
 
         Raises:
-            Stopped: in all processes, if one was asked to stop.
+            Stopped: in all processes, if one of them was asked to stop.
         """
         met = False
 
@@ -176,7 +177,7 @@ class Stops:
         except Stopped:
             self.at_once = False
             if not met:
-                meet()  # where the others are, or come to
+                meet()  # the others are here, or will come
             raise
         finally:
             self.at_once = False

@@ -3,11 +3,11 @@
 
     accelerate launch train_accelerate.py --config configs/austen.yaml --loss_type lambda_DCE --output_dir runs/austen
 
-Every field of the YAML can be given on the command line, which wins. Started again with the same output
-directory, the run goes on from its last checkpoint. Everything random is a function of the seed, the step and the index
-of a row in it, so neither a restart nor the number of processes changes what is drawn.
+A flag on the command line overrides the field of the YAML file. Started again with the same output_dir, the run
+resumes from its last checkpoint. Everything random is a function of the seed, the step and the index of a row in the
+step. So neither a restart nor the number of processes changes what is drawn.
 
-Shapes: B rows of an optimizer step, b rows of them in one forward, L length.
+Shapes: B rows of an optimizer step, b rows of them in one forward pass, L length.
 """
 
 import logging
@@ -70,11 +70,11 @@ from .stops import TO_SAVE, Stops, name_of
 logger = logging.getLogger("radd_hf.train")
 
 LOG_FORMAT = "%(asctime)s %(message)s"
-# Steps in a row that fp16 may leave out. Its scale begins at 2^16: so many halvings leave nothing to overflow.
+# Consecutive steps that fp16 may skip. Its loss scale begins at 2^16; after so many halvings nothing can overflow.
 MOST_OVERFLOWS = 40
-# The arguments of the model that its configuration keeps.
+# The arguments of the model that are fields of its configuration.
 CONFIG_FIELDS = {entry.name for entry in fields(RaddConfig)}
-# The settings among them that concern the training and not the weights; they may differ from `init_from`.
+# Those that affect training and not the weights. They may differ from `init_from`.
 FREE_SETTINGS = ("hidden_dropout", "noise_type")
 
 
@@ -98,7 +98,7 @@ def run_training(
 ) -> None:
     forwards_of_a_step(
         args.batch_size, accelerator.num_processes, cast(int, args.accumulation), 0
-    )  # raises, if none fit
+    )  # raises a ValueError if the batch cannot be divided
     last = on_main(accelerator, lambda: find_checkpoint(Path(args.output_dir), args.strict))
     if model_args.init_from is not None:
         named = model_args.init_from
@@ -113,17 +113,17 @@ def run_training(
         raise ValueError("attn_implementation='flex_attention' does not train on a CPU: use sdpa or eager.")
     tokenizer = named_tokenizer(model_args, data_args, base, last)
     check_memory_of_a_step(model_args, data_args, args, base, tokenizer, accelerator)
-    with peers.first_of_each_machine():  # it tokenises, and the others find that done
+    with peers.first_of_each_machine():  # it tokenises first, and the others read its cache
         data = load_data(data_args, args, base, tokenizer)
     run = build(model_args, data_args, args, base, data, accelerator, settings, stops)
     if last is not None:
         run.resume(last)
     judge = None if args.judge is None or not accelerator.is_main_process else load_judge(args.judge)
-    peers.wait()  # for a judge that the first process had to fetch
+    peers.wait()  # the first process may have to download a judge model
     logged = begin(run)
     if args.judge is None and args.n_samples:
-        logger.info("no --judge: the samples get a token entropy and no generative perplexity")
-    peers.wait()  # for a tracker that the first process had to reach
+        logger.info("no --judge: samples get a token entropy, but no generative perplexity")
+    peers.wait()  # the first process may have to connect to a tracker
     stops.training_begins()
     stopped, figures = None, dict[str, Any]()
     try:
@@ -140,16 +140,16 @@ def run_training(
     for tracker in accelerator.trackers:
         tracker.finish()
     if stopped is not None:
-        peers.wait()  # a launcher ends the others as soon as one has gone
+        peers.wait()  # a launcher ends all processes as soon as one has ended
         raise stopped
     if accelerator.is_main_process:
         print(summary(run, data, data_args, figures))
 
 
 def check_base(model_args: ModelArguments, base: RaddConfig) -> None:
-    """Raises a ValueError for an `init_from` of other sizes than are asked for, or with weights that cannot be loaded.
+    """Raises a ValueError if `init_from` has other sizes than the arguments, or weights that cannot be loaded.
 
-    The weights are read for that and forgotten: text is read next, which may take long.
+    It loads the weights only as a check, before the text is read, because that may take long.
     """
     for name, value in given_settings(model_args).items():
         if name not in FREE_SETTINGS and value != getattr(base, name):
@@ -166,13 +166,13 @@ def given_settings(model_args: ModelArguments) -> dict[str, Any]:
 def resolved_settings(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, base: RaddConfig | None
 ) -> dict[str, Any]:
-    """Returns every argument; those left out of the model's are those of `init_from` or the paper's model."""
+    """Returns all arguments. Those of the model that were left out come from `init_from` or the paper's model."""
     settings = asdict(model_args) | asdict(data_args) | asdict(args)
     config = base or RaddConfig()
     said = {name: getattr(config, name) for name in CONFIG_FIELDS & settings.keys() if settings[name] is None}
     if data_args.length is None:
         said["length"] = config.max_position_embeddings
-    if base is None and data_args.vocab_size is None:  # that of the named tokenizer, else of the one that is made
+    if base is None and data_args.vocab_size is None:  # None: the size of the named tokenizer
         said["vocab_size"] = VOCAB_SIZE if data_args.tokenizer is None else None
     return settings | said
 
@@ -185,7 +185,7 @@ def check_memory_of_a_step(
     tokenizer: PreTrainedTokenizerBase | None,
     accelerator: Accelerator,
 ) -> None:
-    """Refuses a step that cannot fit in memory, before any text is read. A sharded model is not checked."""
+    """Refuses a step that cannot fit in memory, before any text is read. It does not check a sharded model."""
     if args.force or sharding_of(accelerator) != "none":
         return
     start, given = base or RaddConfig(), given_settings(model_args)
@@ -211,10 +211,10 @@ def check_memory_of_a_step(
 @dataclass
 class Data:
     tokenizer: PreTrainedTokenizerBase
-    blocks: ShuffledBlocks | StreamedBlocks  # to train on
-    validation: Blocks  # (L,) each, the last one shorter
+    blocks: ShuffledBlocks | StreamedBlocks  # the training text
+    validation: Blocks  # (L,) each; the last one may be shorter
     length: int
-    identity: str  # of what is trained on
+    identity: str  # the fingerprint of the training text
 
 
 def load_data(
@@ -223,7 +223,7 @@ def load_data(
     base: RaddConfig | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Data:
-    """Turns text into blocks; trains a tokenizer on the text if there is none."""
+    """Turns text into blocks. It trains a tokenizer on the text if there is none."""
     column, workers = data_args.text_column, data_args.tokenizing_workers
     source: dict[str, Any] = {
         "config": data_args.dataset_config,
@@ -249,7 +249,7 @@ def load_data(
 
     if isinstance(held_out, IterableDataset):
         read = Dataset.from_dict({"text": [document["text"] for document in held_out]})
-        held_out = check_text(read, f"what is held out of dataset={data_args.dataset!r}")
+        held_out = check_text(read, f"the held-out part of dataset={data_args.dataset!r}")
     spelled = data_args.special_tokens_in_text
     validation = Blocks(tokenize(held_out, tokenizer, workers, spelled), length, tail=True)
     if isinstance(documents, IterableDataset):
@@ -265,10 +265,10 @@ def load_data(
 def named_tokenizer(
     model_args: ModelArguments, data_args: DataArguments, base: RaddConfig | None, last: Path | None
 ) -> PreTrainedTokenizerBase | None:
-    """Returns the last checkpoint's tokenizer when a run goes on, else the named one. None: one is made of the text.
+    """Returns the last checkpoint's tokenizer if a run resumes, else the named one. None: train one on the text.
 
     Raises:
-        ValueError: for a tokenizer that does not fit `init_from`, or a `vocab_size` other than the tokenizer's.
+        ValueError: if the tokenizer does not fit `init_from`, or `vocab_size` is not the tokenizer's size.
     """
     if last is not None:
         with restoring(last):
@@ -276,7 +276,7 @@ def named_tokenizer(
     name = data_args.tokenizer or model_args.init_from
     if name is None:
         if data_args.streaming:
-            raise ValueError("streaming=True needs a tokenizer=: a stream is not read to make one.")
+            raise ValueError("streaming=True needs tokenizer=: no tokenizer is trained on a stream.")
         return None
     tokenizer = check_ends(load_tokenizer(name))
     mask = add_mask_token(tokenizer, None if base is None else base.mask_token_id)
@@ -286,19 +286,21 @@ def named_tokenizer(
         size = base.vocab_size
     if data_args.vocab_size not in (None, size):
         raise ValueError(
-            f"vocab_size={data_args.vocab_size} must be left out, or be {size}, as large as the vocabulary of {name!r}."
+            f"vocab_size={data_args.vocab_size} must be left out, or be {size}, the size of the vocabulary of {name!r}."
         )
     return tokenizer
 
 
 def check_ends(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer; raises a ValueError for one without EOS, in which documents end, or with one as mask."""
+    """Returns the tokenizer. Raises a ValueError if it has no EOS token, or if EOS is also its mask token."""
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer={tokenizer.name_or_path!r} has no eos_token, and documents end in it: set one.")
+        raise ValueError(
+            f"tokenizer={tokenizer.name_or_path!r} has no eos_token, but documents must end with one: set it."
+        )
     if tokenizer.eos_token_id == tokenizer.mask_token_id:
         raise ValueError(
-            f"tokenizer={tokenizer.name_or_path!r} has one token, {tokenizer.eos_token!r}, as eos_token and as "
-            "mask_token: give it a mask of its own."
+            f"tokenizer={tokenizer.name_or_path!r} has the same token, {tokenizer.eos_token!r}, as eos_token "
+            "and as mask_token: give it another mask_token."
         )
     return tokenizer
 
@@ -313,7 +315,7 @@ def build(
     settings: dict[str, Any],
     stops: Stops,
 ) -> Run:
-    """Builds network, draws of masks, optimizer, learning-rate schedule and average."""
+    """Builds the network, the collator, the optimizer, the learning-rate schedule and the moving average."""
     config = make_config(model_args, data_args, args, base, data)
     collator = DiffusionCollator(
         config, args.loss_type, args.seed, data_args.random_length_fraction, data_args.separate_documents
@@ -324,7 +326,7 @@ def build(
     sizes = (model.num_parameters(), model.num_parameters(only_trainable=True))
     logger.info("%s parameters, %s of them trained", *(f"{size:,}" for size in sizes))
     if args.warmup_steps > args.max_steps and args.lr_schedule != "constant":
-        logger.warning("the warm-up of %s steps outlasts max_steps=%s", args.warmup_steps, args.max_steps)
+        logger.warning("the warm-up of %s steps is longer than max_steps=%s", args.warmup_steps, args.max_steps)
     optimizer = torch.optim.AdamW(
         trained,
         lr=args.learning_rate,
@@ -334,14 +336,14 @@ def build(
         fused=True,
     )
     scheduler = get_scheduler(args.lr_schedule, optimizer, args.warmup_steps, args.max_steps)
-    blank = fsdp_skeleton(model, accelerator)
+    skeleton = fsdp_skeleton(model, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
-    # After `prepare`, so that the averages lie where the weights do.
+    # Made after `prepare`: the averages are then on the device of the weights, and sharded like them.
     ema = Ema(accelerator.unwrap_model(model), args.ema_decay)
     identity = {
         "model": {k: v for k, v in config.to_diff_dict().items() if k != "transformers_version"},
         "data": data.identity,
-        # DeepSpeed keeps the state in a form of its own; otherwise it is the same, sharded or not.
+        # DeepSpeed saves the state in its own format. In all other cases the format is the same, sharded or not.
         "sharding": sharding_of(accelerator) if by_deepspeed(accelerator) else "none",
     }
     return Run(
@@ -350,7 +352,7 @@ def build(
         optimizer=optimizer,
         scheduler=scheduler,
         ema=ema,
-        blank=blank,
+        skeleton=skeleton,
         blocks=data.blocks,
         collator=collator,
         tokenizer=data.tokenizer,
@@ -369,7 +371,7 @@ def make_config(
     base: RaddConfig | None,
     data: Data,
 ) -> RaddConfig:
-    """Makes the configuration: that of `init_from`, else the paper's small model, with the given changes."""
+    """Makes the configuration: that of `init_from`, else the paper's small model, with the arguments applied."""
     if data_args.separate_documents and args.attn_implementation not in ("eager", "sdpa"):
         raise ValueError(
             f"attn_implementation={args.attn_implementation!r} cannot keep documents apart: use eager or sdpa."
@@ -381,7 +383,7 @@ def make_config(
         "attn_implementation": args.attn_implementation,
     }
     if base is None:
-        mask = add_mask_token(data.tokenizer)  # of a tokenizer that can have none, the id after all others
+        mask = add_mask_token(data.tokenizer)  # for a tokenizer that cannot have a mask, the id after all others
         tokens: dict[str, Any] = {"vocab_size": vocabulary_with_mask(data.tokenizer, mask), "mask_token_id": mask}
         return RaddConfig(**given, **tokens, **others)
     changes = {name: value for name, value in given.items() if name in FREE_SETTINGS} | others
@@ -396,7 +398,7 @@ def make_model(model_args: ModelArguments, args: TrainingArguments, config: Radd
     else:
         model = load_model(model_args.init_from, config=config, argument="init_from")
     if args.gradient_checkpointing:
-        # Renamed in transformers; 5.14 has the old name alone.
+        # transformers renamed it; 5.14 has only the old name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if model_args.lora_rank:
@@ -405,23 +407,23 @@ def make_model(model_args: ModelArguments, args: TrainingArguments, config: Radd
 
 
 def compile_model(model: nn.Module, args: TrainingArguments, accelerator: Accelerator) -> None:
-    """Compiles the network for training, by default on a GPU only; evaluation is not compiled."""
+    """Compiles the network for training, by default on a GPU only. Evaluation is not compiled."""
     wanted = accelerator.device.type == "cuda" or args.compile_backend is not None
     if not (wanted if args.compile is None else args.compile):
         return
     backend = args.compile_backend or "inductor"
-    logger.info("the network is compiled (%s): the first step waits for it, up to a minute", backend)
+    logger.info("compiling the network (%s): the first step may take up to a minute", backend)
     if sharding_of(accelerator) == "none":
         trunk = next(module for module in model.modules() if isinstance(module, RaddModel))
         compile_trunk(trunk, backend)
         return
-    for module in model.modules():  # each layer is a unit whose weights are gathered, which no graph goes across
+    for module in model.modules():  # FSDP gathers the weights of a layer together, and no graph may cross layers
         if isinstance(module, RaddLayer):
             module.compile(backend=backend)
 
 
 def begin(run: Run) -> list[str]:
-    """Makes the run folder that of a run at `run.step`; returns the figures that it has of that step."""
+    """Prepares the run folder to continue at `run.step`. Returns the names of the figures logged at that step."""
     settings = run.settings
 
     def tidy() -> list[str]:
@@ -439,14 +441,14 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, lo
     """Trains to the last step, or to the step at which a signal stops it.
 
     After a step the run logs, saves, evaluates and samples, in this order. So a stop in between loses only work that a
-    restart does again.
+    restart repeats.
 
     Args:
-        logged: the figures that `metrics.jsonl` already has of the step at which a run goes on. Other figures due at
-            that step are computed first.
+        logged: the figures that `metrics.jsonl` already has for the step at which the run resumes. Other figures due
+            at that step are computed first.
 
     Raises:
-        Stopped: in all processes, after a checkpoint of that step.
+        Stopped: in all processes, after a checkpoint of the current step.
     """
     if run.step:
         look(run, data, args, judge, logged)
@@ -470,7 +472,7 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, lo
             wish = run.stops.agree()
             steps = (args.log_steps, args.eval_steps, args.save_steps, args.sample_steps)
             if wish or last or any(run.step % every == 0 for every in steps):
-                losses.read_all()  # before anything is saved or said
+                losses.read_all()  # before anything is saved or logged
             seconds += time.perf_counter() - began
             bar.set_postfix(
                 nats_per_token=f"{losses.newest / data.length:.3f}", tokens_per_second=f"{tokens_seen / seconds:,.0f}"
@@ -479,7 +481,7 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, lo
             if run.step % args.log_steps == 0:
                 rate = {"lr": run.scheduler.get_last_lr()[0], "tokens_per_second": tokens_seen / seconds}
                 if device.type == "cuda":
-                    rate["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9  # of tensors, so far
+                    rate["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9  # tensors only, so far
                 left = (args.max_steps - run.step) * (time.monotonic() - started) / (run.step - first)
                 nats_per_token = sum(run.nats_of_each_process()) / run.tokens
                 run.log(f" ({timedelta(seconds=round(left))} left)", nats_per_token=nats_per_token, **rate)
@@ -498,19 +500,19 @@ def train(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, lo
 
 
 def look(run: Run, data: Data, args: TrainingArguments, judge: tuple | None, logged: Sequence[str] = ()) -> None:
-    """Evaluates the step and samples from it where that is due, and is not among what is `logged` of it."""
+    """Evaluates and samples if that is due at this step and not yet among the figures `logged`."""
     if run.step % args.eval_steps == 0 and "validation_nats_per_token" not in logged:
         figures = run.evaluate(data.validation[: args.eval_sequences], args.eval_passes)
         run.log(validation_nats_per_token=figures["nats_per_token"], standard_error=figures["standard_error"])
     due = run.step % args.sample_steps == 0 or run.step == args.max_steps
     if args.n_samples and due and "sample_token_entropy" not in logged:
         sampling = {"length": data.length, "method": args.sampling_method, "steps": args.sampling_steps}
-        with deterministic(False):  # a draw's running sum has no such kernel on a GPU
+        with deterministic(False):  # sampling needs a cumulative sum, which has no deterministic kernel on a GPU
             run.log("", **run.sample(args.n_samples, sampling, judge))
 
 
 def summary(run: Run, data: Data, data_args: DataArguments, figures: dict[str, Any]) -> str:
-    """Says what a training has come to: the table that `eval_ppl.py` prints, the checkpoint, and a line to try it."""
+    """Returns the end of a run as text: the table of `eval_ppl.py`, the checkpoint, and a command to try it."""
     checkpoint = str(run.output / "checkpoints" / f"step_{run.step}")
     identity = {
         "model": checkpoint,
@@ -523,18 +525,18 @@ def summary(run: Run, data: Data, data_args: DataArguments, figures: dict[str, A
     }
     config = run.accelerator.unwrap_model(run.model).config
     return (
-        f"{table(identity, figures)}\n\nThe model is in {visible(checkpoint)}; it writes by\n\n"
+        f"{table(identity, figures)}\n\nThe model is in {visible(checkpoint)}. Generate text with it:\n\n"
         f"    {visible(generate_command(checkpoint, data.tokenizer, config))}"
     )
 
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Makes torch use kernels that give the same bits every time, or else the fastest, which may add in any order."""
+    """Makes torch use kernels that give the same bits every time, or else the fastest ones."""
     fills: Any = torch.utils.deterministic
     before, filled = torch.are_deterministic_algorithms_enabled(), fills.fill_uninitialized_memory
     torch.use_deterministic_algorithms(wanted)
-    fills.fill_uninitialized_memory = False  # a help to find mistakes, which takes time
+    fills.fill_uninitialized_memory = False  # it helps to find mistakes, but takes time
     try:
         yield
     finally:
@@ -545,23 +547,23 @@ def deterministic(wanted: bool) -> Iterator[None]:
 class LateLosses:
     """Reads the losses of a step (nats per sequence) and its gradient norm while the next step is computed.
 
-    Reading makes the host wait for the device. So it waits for the step before, which is nearly done, and not for the
-    present one.
+    Reading makes the host wait for the device. So the host waits for the step before, which is nearly done, and not for
+    the present one.
     """
 
     def __init__(self, run: Run, parts: list[range]):
         self.run, self.rows = run, [len(rows) for rows in parts]
-        self.unread: list[tuple[int, Tensor]] = []  # step, and its forwards' losses and norm
-        self.overflows = 0  # steps up to the newest whose gradients were not finite
-        self.newest = math.nan  # of those that were read, the mean of the forwards
+        self.unread: list[tuple[int, Tensor]] = []  # step; losses of its forward passes, and norm
+        self.overflows = 0  # consecutive steps, up to the newest, whose gradients were not finite
+        self.newest = math.nan  # loss of the newest step that was read, as a mean over its forward passes
 
     def add(self, figures: Tensor) -> None:
-        """Keeps what [`optimizer_step`] gave for the step that was just begun, and reads that of the step before."""
+        """Keeps what [`optimizer_step`] returned for the new step, and reads the figures of the step before."""
         self.read_all()
         self.unread.append((self.run.step + 1, figures))
 
     def read_all(self) -> None:
-        """Reads all that are left. Raises a FloatingPointError for a loss or a gradient that is not finite."""
+        """Reads all figures that are left. Raises a FloatingPointError if a loss or a gradient is not finite."""
         for step, figures in self.unread:
             *values, norm = figures.tolist()
             if not all(map(math.isfinite, values)):
@@ -572,9 +574,9 @@ class LateLosses:
         self.unread = []
 
     def _check_gradient(self, step: int, norm: float) -> None:
-        """Raises a FloatingPointError for a gradient that is not finite; under fp16 for many, one after the other.
+        """Raises a FloatingPointError if a gradient is not finite; under fp16, if many in a row are not.
 
-        The scale of fp16 begins high and is halved whenever a gradient overflows, so that some steps are left out.
+        The loss scale of fp16 begins high and is halved whenever a gradient overflows. So fp16 skips some steps.
         """
         self.overflows = 0 if math.isfinite(norm) else self.overflows + 1
         if self.overflows > (0 if self.run.accelerator.scaler is None else MOST_OVERFLOWS):
@@ -586,13 +588,14 @@ def optimizer_step(run: Run, prepared: Step, args: TrainingArguments) -> Tensor:
     """Takes one step of the optimizer on this process's rows, unless a gradient is not finite.
 
     Returns:
-        (forwards + 1,) the loss of each forward, then the norm of the gradients, which the device has yet to compute.
+        (forward passes + 1,) the loss of each forward pass, then the norm of the gradients. The device may still be
+        computing them.
     """
     accelerator, model, losses, norm = run.accelerator, run.model, [], None
     for part, inputs in enumerate(prepared.forwards):
         torch.manual_seed(stream_seed(args.seed, "dropout", run.step, part, accelerator.process_index))
-        with accelerator.accumulate(model):  # gradients meet those of the other processes once a step
-            with accelerator.autocast():  # which a sharded model has not of itself
+        with accelerator.accumulate(model):  # gradients are averaged over processes once a step
+            with accelerator.autocast():  # a sharded model does not apply it by itself
                 outputs = model(**to_device(inputs, accelerator.device))
             accelerator.backward(outputs.loss)
             if accelerator.sync_gradients:
@@ -601,14 +604,14 @@ def optimizer_step(run: Run, prepared: Step, args: TrainingArguments) -> Tensor:
             run.optimizer.step()
             run.optimizer.zero_grad()
         losses.append(outputs.loss.detach())
-    if not accelerator.optimizer_step_was_skipped:  # as under fp16 when a gradient overflowed
+    if not accelerator.optimizer_step_was_skipped:  # fp16 skips a step when a gradient overflows
         run.scheduler.step()
         run.ema.update(accelerator.unwrap_model(model))
     return torch.stack([*losses, cast(Tensor, norm)])
 
 
 def as_scalar(norm: Any, loss: Tensor) -> Tensor:
-    """Returns a norm as a scalar like the loss; of DeepSpeed it is a number, or 0 where it tells none."""
+    """Returns a norm as a scalar with the loss's device and dtype. DeepSpeed gives a number, or None, taken as 0."""
     if isinstance(norm, Tensor):
         return gather_whole(norm.detach()).to(loss.device, loss.dtype)
     return loss.new_tensor(norm or 0.0)
@@ -617,10 +620,10 @@ def as_scalar(norm: Any, loss: Tensor) -> Tensor:
 def leave_out_if_not_finite(run: Run, norm: Tensor) -> None:
     """Makes the device keep weights and moments unchanged if the norm of the gradients is not finite.
 
-    The host learns of the norm only a step later, so the device must decide by itself. A fused optimizer can do so: it
-    reads `found_inf`, as under `torch.amp.GradScaler`. The averages then see the weights of the step before, and
-    [`LateLosses`] ends the run. Under fp16 the scaler does all this. DeepSpeed steps within the backward pass; there
-    nothing is saved after the step.
+    The host learns of the norm only a step later, so the device must decide by itself. A fused optimizer can: it reads
+    `found_inf`, which `torch.amp.GradScaler` sets, too. The averages then use the weights of the step before, and
+    [`LateLosses`] ends the run. Under fp16 the scaler does all this. DeepSpeed takes its step within the backward pass,
+    where this cannot stop it; but nothing is saved after the step.
     """
     optimizer = getattr(run.optimizer, "optimizer", None)
     if run.accelerator.scaler is None and isinstance(optimizer, torch.optim.AdamW):
@@ -628,7 +631,7 @@ def leave_out_if_not_finite(run: Run, norm: Tensor) -> None:
 
 
 def forwards_of_a_step(batch_size: int, processes: int, accumulation: int, process: int) -> list[range]:
-    """Returns the rows of every step that this process computes, as one range for each forward."""
+    """Returns the rows of a step that this process computes, as one range for each forward pass."""
     if batch_size % (processes * accumulation):
         raise ValueError(
             f"batch_size={batch_size} must be a multiple of {processes} processes x accumulation={accumulation}."
@@ -640,7 +643,7 @@ def forwards_of_a_step(batch_size: int, processes: int, accumulation: int, proce
 
 @contextmanager
 def progress_bar(run: Run, args: TrainingArguments) -> Iterator[tqdm]:
-    """Shows steps and time left, on the terminal of the first process. Elsewhere the lines of the log show the time."""
+    """Shows steps and time left on the terminal of the first process. Without a terminal, the log shows the time."""
     shown = on_terminal(run.accelerator)
     redirected = logging_redirect_tqdm() if shown else nullcontext()
     bar = tqdm(total=args.max_steps, initial=run.step, unit="step", dynamic_ncols=True, disable=not shown)
@@ -649,13 +652,13 @@ def progress_bar(run: Run, args: TrainingArguments) -> Iterator[tqdm]:
 
 
 def accelerator_for(args: TrainingArguments) -> Accelerator:
-    if args.deterministic:  # cuBLAS reads it when the GPU is first used
+    if args.deterministic:  # cuBLAS reads this variable when the GPU is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accumulation = cast(int, args.accumulation)
     accelerator = make_accelerator(
         mixed_precision=args.mixed_precision,
         accumulation=accumulation,
-        timeout=timedelta(minutes=1.1 * args.timeout),  # the meetings on the CPU miss somebody first, and say whom
+        timeout=timedelta(minutes=1.1 * args.timeout),  # longer than that of Peers, which names the missing process
         log_with=trackers(args.log_with) or None,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / "trackers")),
     )
@@ -671,20 +674,20 @@ def accelerator_for(args: TrainingArguments) -> Accelerator:
 
 @contextmanager
 def logging_to(output: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Has the first process write to the console and, beside whoever else listens, to `train.log`."""
+    """Makes the first process log to the console and to `train.log`. It keeps handlers that were there before."""
     root, handlers = logging.getLogger(), []
     shown: list[logging.Handler] = [logging.NullHandler()]
     if accelerator.is_main_process:
         (output / "checkpoints").mkdir(parents=True, exist_ok=True)
         shown, handlers = [logging.StreamHandler()], [logging.FileHandler(output / "train.log", encoding="utf-8")]
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=shown)  # nothing where there are handlers
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=shown)  # does nothing if there are handlers
     for handler in handlers:
         handler.setFormatter(logging.Formatter(LOG_FORMAT))
         root.addHandler(handler)
     logging.getLogger("radd_hf").setLevel(logging.INFO)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     silence_progress_bars(accelerator)
-    accelerator.wait_for_everyone()  # the folder is there
+    accelerator.wait_for_everyone()  # until the folder is there
     try:
         yield
     finally:

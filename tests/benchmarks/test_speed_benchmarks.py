@@ -351,14 +351,14 @@ SCRIPT = "--script_step --compile --compile_backend eager --training_steps 2 --t
 def card_sides(monkeypatch):
     """The sides of a GPU, here computed by a processor."""
     for module in (commands, entry):
-        monkeypatch.setattr(module, "sides_of", lambda device: measure.CARD_SIDES)
+        monkeypatch.setattr(module, "sides_of", lambda device: measure.GPU_SIDES)
 
 
 @pytest.mark.parametrize("command", ["sampling", "training", "likelihood", "loading", "memory"])
 def test_the_sides_of_a_card_are_compared(card_sides, tmp_path, capsys, command):
     files = ["--json", str(tmp_path / "report.json"), "--plots", str(tmp_path)]
     entry.main([command, *TINY.split(), *SCRIPT.split(), *files])
-    assert entry.header(measure.CARD_SIDES) in capsys.readouterr().out
+    assert entry.header(measure.GPU_SIDES) in capsys.readouterr().out
     cases = json.loads((tmp_path / "report.json").read_text())["cases"]
     assert all(list(case["sides"]) == ["baseline fp16", "ours fp32", "ours bf16"] for case in cases)
     assert all(side["median"] > 0 for case in cases for side in case["sides"].values())
@@ -454,7 +454,7 @@ def test_ours_steps_as_the_script_does():
     model = tiny_model(vocab_size=11, length=8)
     before = [weight.detach().clone() for weight in model.parameters()]
     with preparation.prepared(model.config, "lambda_DCE", 4, 8, 0, "cpu", 100) as batches:
-        trainer = trainers.ScriptTrainer(model, measure.CARD_SIDES, batches, seed=0)
+        trainer = trainers.ScriptTrainer(model, measure.GPU_SIDES, batches, seed=0)
         trainer.compile("eager")
         first = trainer.masks_there.masked.clone()
         assert (trainer.x0 < 10).all()  # clean ids, no mask

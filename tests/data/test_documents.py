@@ -148,7 +148,7 @@ def test_a_trained_tokenizer_has_the_size_asked_for_and_the_mask_last(tiny_token
 
 def test_a_tokenizer_cannot_be_larger_than_its_text_allows():
     assert 258 < len(train_tokenizer(TEXTS, 4000, exact=False)) < 4000
-    with pytest.raises(ValueError, match="vocab_size=4000 is more than this text can fill: pass at most"):
+    with pytest.raises(ValueError, match="vocab_size=4000 is more than this text gives: pass at most"):
         train_tokenizer(["too little text"], 4000)
 
 
@@ -238,7 +238,7 @@ def test_a_null_document_and_a_tokenizer_without_eos_are_refused(tiny_tokenizer)
         ({"source": "/no/such/file"}, "dataset='/no/such/file' could not be read: no file or folder has this name"),
         ({"source": "no-such/name"}, "dataset='no-such/name' could not be read"),
         ({"text_column": "body"}, r"jsonl, line 1: text_column='body' must be one of \['text', 'number'\]"),
-        ({"text_column": "number"}, r"documents\.jsonl, line 1: 'number' must be a string, and is 0"),
+        ({"text_column": "number"}, r"documents\.jsonl, line 1: 'number' must be a string; it is 0"),
         ({"held_out": 300}, r"held_out=300 of the 300 documents .* leaves none"),
         ({"held_out": -1}, r"held_out=-1 must be a fraction"),
         ({"held_out": 1.5}, r"held_out=1\.5 must be a fraction"),

@@ -355,7 +355,7 @@ def test_the_generation_guide_has_the_table_of_the_recorded_blanks():
     result = json.loads(conditioning.RESULT.read_text())
     assert f"\n{conditioning.table(result)}\n" in PAGES["docs/generation.md"]
     assert (
-        "of {passages} blanks of {gap} tokens between {before} and {after} of".format(**result)
+        "of {passages} blanks of {gap} tokens, with {before} tokens before and {after} after each".format(**result)
         in PAGES["docs/generation.md"]
     )
 

@@ -76,7 +76,7 @@ def test_compiled_layers_compute_the_same(capsys):
     example("compiled.py")["main"](flags)
     torch.compiler.reset()
     printed = capsys.readouterr().out
-    assert float(re.search(r"differs by (\S+) of itself", printed)[1]) < 1e-5
+    assert float(re.search(r"differs by at most (\S+) of its value", printed)[1]) < 1e-5
     assert "100.0% of the sampled tokens are the same" in printed
     assert re.findall(r"^(evaluate|sample) ", printed, re.MULTILINE) == ["evaluate", "sample"]
 

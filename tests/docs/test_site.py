@@ -220,3 +220,9 @@ def test_a_page_that_is_opened_as_a_file_has_what_its_search_needs(search):
     for page in ("index.html", "api/model.html"):
         script = re.search(r'<script src="([^"]*iframe-worker\.js)"', (SITE / page).read_text(encoding="utf-8"))[1]
         assert (SITE / page).parent.joinpath(script).is_file()
+
+
+@pytest.mark.skipif(not INDEX.is_file(), reason="the site is built by `make docs`")
+def test_the_reference_shows_several_names_of_one_entry_with_their_type():
+    page = re.sub(r"<[^>]+>|\s", "", (SITE / "api/model.html").read_text(encoding="utf-8"))
+    assert "sigma_min,sigma_max(float)" in page

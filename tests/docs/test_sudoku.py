@@ -157,7 +157,7 @@ def test_the_same_seed_makes_the_same_data_and_another_other_data(data, tmp_path
 
 
 def test_data_are_not_written_over_and_impossible_ones_are_refused(data, tmp_path):
-    with pytest.raises(ValueError, match=r"folder='.*sudoku' has train\.jsonl already; name another folder"):
+    with pytest.raises(ValueError, match=r"folder='.*sudoku' already has train\.jsonl; pass another folder"):
         make_data(data)
     for flag, message in (
         ("--clues=12", r"clues='12' must be numbers from 24 to 81"),
@@ -353,10 +353,10 @@ def test_what_is_no_puzzle_is_refused_before_the_model_is_loaded(puzzle, message
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "pass one of the two"),
-        ([NEARLY, "--file", str(FILE)], "pass one of the two"),
+        ([], "pass either a puzzle"),
+        ([NEARLY, "--file", str(FILE)], "pass either a puzzle"),
         (["--file", str(FILE), "--orders", "random,fast"], "has 'fast'; each must be one of"),
-        (["--file", str(FILE), "--entropy_bounds", "0.1,x"], "must be numbers with commas between"),
+        (["--file", str(FILE), "--entropy_bounds", "0.1,x"], "must be numbers, separated by commas"),
         (["--file", str(FILE), "--entropy_bounds", "-1"], "entropy_bounds=-1.0 must be a number of nats, at least 0"),
         (["--file", str(FILE), "--orders", "", "--entropy_bounds", ""], "leave nothing to compare"),
         ([NEARLY, "--temperature", "-1"], "temperature=-1.0 must be"),

@@ -203,7 +203,7 @@ def test_a_long_context_loses_its_beginning_and_a_continuation_nothing(make_lm, 
 
 @with_harness
 def test_a_continuation_without_a_token_is_refused(make_lm):
-    with pytest.raises(ValueError, match=r"continuation='' adds no token to its context, which ends in 'a man'"):
+    with pytest.raises(ValueError, match=r"continuation='' adds no token to its context, which ends with 'a man'"):
         loglikelihoods(make_lm(), [("a man", "")])
 
 

@@ -101,7 +101,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(evaluate
     left.write_text(left.read_text()[:-5])  # the last line was half-written
     with pytest.raises(ValueError, match="has the rounds of an interrupted evaluation: pass --resume"):
         evaluate()
-    with pytest.raises(ValueError, match=r"is of another evaluation; .*'seed': \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"belongs to another evaluation; .*'seed': \(0, 1\)"):
         evaluate(seed=1, resume=True)
     resumed = evaluate(resume=True)
     assert resumed["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=1e-6)
@@ -129,7 +129,7 @@ def test_an_order_that_the_model_chooses_is_exact_and_goes_on_after_an_interrupt
             evaluate(estimator=estimator, batch_size=2)
     (left,) = tmp_path.glob("result.json.rounds.*.jsonl")
     assert len(left.read_text().splitlines()) == 1 + 2, "the identity, and the first batch"
-    with pytest.raises(ValueError, match=r"is of another evaluation; .*'estimator'"):
+    with pytest.raises(ValueError, match=r"belongs to another evaluation; .*'estimator'"):
         evaluate(resume=True)
     resumed = evaluate(estimator=estimator, resume=True)
     assert resumed["nats_per_token"] == pytest.approx(whole["nats_per_token"], rel=1e-6)
@@ -192,7 +192,7 @@ def test_a_damaged_round_is_left_out_with_a_line_and_the_others_stay(tmp_path, c
     head = [] if first is None else [first]
     result = rounds_file(tmp_path, *head, a_round(2, 1, 2.5), line, a_round(1, 0, 3.5))
     assert known(result) == {(2, 1): 2.5, (1, 0): 3.5}
-    assert "r.json.rounds.0.jsonl has damaged lines, whose rounds are computed again" in caplog.text
+    assert "r.json.rounds.0.jsonl has damaged lines; their rounds are computed again" in caplog.text
 
 
 def test_a_pipe_in_the_place_of_a_file_of_rounds_is_refused_and_not_waited_for(tmp_path):
@@ -206,14 +206,14 @@ def test_a_round_of_another_evaluation_is_refused_whatever_the_first_line(tmp_pa
     head = [] if first is None else [first]
     for other in ("000000000000", None, 3, ["x" * 500]):
         result = rounds_file(tmp_path, *head, a_round(), a_round(1, 0, of=other))
-        with pytest.raises(ValueError, match=r"rounds\.0\.jsonl is of another evaluation: line \d has the mark"):
+        with pytest.raises(ValueError, match=r"rounds\.0\.jsonl belongs to another evaluation: line \d has the hash"):
             known(result)
 
 
 def test_files_of_two_evaluations_are_refused(tmp_path):
     rounds_file(tmp_path, json.dumps(IDENTITY), a_round())
     result = rounds_file(tmp_path, json.dumps({"seed": 1}), process=1)
-    with pytest.raises(ValueError, match=r"rounds\.1\.jsonl is of another evaluation; .*'seed': \(1, 0\)"):
+    with pytest.raises(ValueError, match=r"rounds\.1\.jsonl belongs to another evaluation; .*'seed': \(1, 0\)"):
         known(result)
 
 
@@ -221,7 +221,7 @@ def test_a_round_with_two_values_is_computed_again_and_one_that_is_repeated_is_n
     rounds_file(tmp_path, json.dumps(IDENTITY), a_round(0, 0, 1.5), a_round(1, 1, 2.0), a_round(1, 1, 2.0))
     result = rounds_file(tmp_path, json.dumps(IDENTITY), a_round(0, 0, 1.25), process=1)
     assert known(result) == {(1, 1): 2.0}
-    assert "round 0 of sequence 0 is there with two values" in caplog.text
+    assert "round 0 of sequence 0 has two values" in caplog.text
 
 
 def test_a_half_written_end_and_an_empty_file_are_what_an_interrupt_leaves(tmp_path, caplog):
@@ -297,7 +297,7 @@ def test_a_likelihood_that_is_not_finite_ends_the_evaluation_and_nothing_is_writ
         model, "compute_logits", lambda hidden, *_: hidden.new_full((*hidden.shape[:-1], 300), torch.nan)
     )
     monkeypatch.setattr(perplexity, "load", lambda *_, **__: (model, tokenizer))
-    with pytest.raises(FloatingPointError, match="block 0 of the text has nan nats: numbers of the network overflow"):
+    with pytest.raises(FloatingPointError, match="block 0 of the text has nan nats: the network overflows"):
         evaluate()
     assert not (tmp_path / "result.json").exists()
 

@@ -99,8 +99,8 @@ def test_whoever_is_killed_leaves_the_old_settings_whole(checkpoint, text, monke
         (["--passes", "0"], "passes=0 must be at least 1"),
         (["--blocks", "1"], "blocks=1 must be at least 2"),
         (["--blocks", "2", "--passes", "3"], "passes=3 of 2 blocks are too few for 16 tokens: pass passes=16 or more"),
-        (["--length", "100000"], "has 0 blocks of so many tokens, and 2 are needed"),
-        (["--output", "nowhere"], "output='nowhere' must be a folder"),
+        (["--length", "100000"], "has 0 blocks of that length, but 2 are needed"),
+        (["--output", "nowhere"], "output='nowhere' must be an existing folder"),
         (["--mixed_precision", "fp8"], "mixed_precision='fp8' must be one of"),
         (["--protocol", "other"], "protocol='other' must be one of"),
     ],
@@ -119,7 +119,7 @@ def test_what_cannot_be_estimated_is_refused_in_a_line_before_the_network_is_ask
 
 def test_a_repository_needs_a_folder_for_its_profile(text, capsys):
     run("someone/model", text, status=1)
-    assert "model='someone/model' is no folder, so that the profile cannot be saved there; pass output=FOLDER." in (
+    assert "model='someone/model' is not a folder, so the profile cannot be saved there: pass output=FOLDER." in (
         capsys.readouterr().err
     )
 

@@ -341,7 +341,7 @@ def test_a_masked_model_is_no_judge(write_judge):
 
 def test_a_model_that_looks_ahead_is_no_judge(write_judge):
     """AutoModelForCausalLM loads BERT, with a warning alone."""
-    with pytest.raises(ValueError, match=r"judge=.* depend on the tokens after"):
+    with pytest.raises(ValueError, match=r"judge=.* depend on later tokens"):
         load_judge(write_judge(random_judge("bert")))
 
 
@@ -456,7 +456,7 @@ def test_rows_of_a_text_are_spread_over_all_of_it():
     rows = list(torch.arange(20).view(10, 2))
     assert spread_rows(rows, 5)[:, 0].tolist() == [0, 4, 8, 12, 16]
     assert torch.equal(spread_rows(rows, 10), torch.stack(rows))
-    with pytest.raises(ValueError, match="count=11 must be at least 1 and at most the rows of the text, 10"):
+    with pytest.raises(ValueError, match="count=11 must be at least 1 and at most 10, the rows of the text"):
         spread_rows(rows, 11)
 
 

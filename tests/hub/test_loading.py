@@ -162,10 +162,10 @@ SEDD = {"tokens": 50257, "graph": {"type": "absorb"}, "noise": {"type": "logline
     [
         (
             {"model_type": "mdlm"},
-            r"a model of type 'mdlm' \(MDLM, whose layers have the time as an input\), not 'radd'",
+            r"a model of type 'mdlm' \(MDLM, whose layers have time as an input\), not 'radd'",
         ),
         ({"model_type": "llada"}, r"a model of type 'llada' \(LLaDA"),
-        ({"model_type": "t5"}, "a model of type 't5', not 'radd': its network is another, which radd_hf cannot read"),
+        ({"model_type": "t5"}, "a model of type 't5', not 'radd': radd_hf does not have its network"),
         (SEDD, "model.type='ddit' .* must be 'ddit_wot', the network of RADD; 'ddit' is SEDD's, which has time as an"),
         ({}, "it must have 'model_type', like ours, or 'tokens' and a mapping 'model', like the authors'"),
         ({"tokens": 96, "model": {"type": "ddit_wot"}}, "lacks 'hidden_size'"),

@@ -136,7 +136,7 @@ def test_settings_that_do_not_fit_are_refused_before_any_row(filler):
         ({"batch_tokens": 0}, "batch_tokens=0 must be an integer of at least 1"),
         ({"max_time": 3.0}, "max_time=3.0 makes a text depend on the speed of the machine"),
         ({"num_beams": 3}, "num_beams=3 is not a setting"),
-        ({"steps": 3, "method": "first_hitting"}, "steps=3: method='first_hitting' reveals one token an event"),
+        ({"steps": 3, "method": "first_hitting"}, "steps=3 does not fit method='first_hitting'"),
         ({"length": 30, "columns": {"text": "text"}}, "length=30 is for rows with prefix and suffix"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -152,7 +152,7 @@ def test_a_bad_request_is_refused_before_the_network_is_evaluated(fill, monkeypa
 
 
 def test_settings_that_do_not_fit_together_are_refused_when_a_request_is_read(handler):
-    with pytest.raises(ValueError, match="method='first_hitting' reveals one token an event"):
+    with pytest.raises(ValueError, match="does not fit method='first_hitting'"):
         handler.read({"inputs": TEXT, "parameters": {"method": "first_hitting", "steps": 3}})
 
 

@@ -16,8 +16,8 @@ class Terminal(io.StringIO):
 
 
 def run_radd(arguments: list[str], capsys: Any, monkeypatch: Any, stdin: str | None = None) -> SimpleNamespace:
-    """Returns exit status, standard output and standard error; without `stdin` standard input is a terminal."""
-    monkeypatch.setattr(sys, "argv", ["radd"])  # which a script renames
+    """Returns exit status, standard output and standard error. Without `stdin`, standard input is a terminal."""
+    monkeypatch.setattr(sys, "argv", ["radd"])  # a script renames it
     monkeypatch.setattr(sys, "stdin", Terminal() if stdin is None else io.StringIO(stdin))
     try:
         code = cli.main(arguments)
@@ -28,7 +28,7 @@ def run_radd(arguments: list[str], capsys: Any, monkeypatch: Any, stdin: str | N
 
 
 def save_model(path: Path, model: Any, tokenizer: Any) -> str:
-    """Saves a model and its tokenizer; returns the folder."""
+    """Saves a model and its tokenizer, and returns the folder."""
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files that somebody put into a checkpoint, and a manifest that fits them."""
+"""Puts foreign files into a checkpoint, with a manifest that matches them."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from support.paths import contents
 
 
 class Payload:
-    """Makes a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -20,7 +20,7 @@ class Payload:
 
 
 def rewrite_manifest(checkpoint: Path) -> None:
-    """Makes the manifest fit whatever the files have become."""
+    """Rewrites the manifest to match the present files."""
     manifest = read_manifest(checkpoint)
     files = {
         name: {"bytes": len(data), "sha256": seal(checkpoint / name)["sha256"]}

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Texts that try to command a terminal, or to break out of a model card's Markdown, HTML and YAML."""
+"""Texts that try to control a terminal, or to break out of a model card's Markdown, HTML and YAML."""
 
 FOR_TERMINALS = {
     "clears the screen": "a\x1b[2Jb",

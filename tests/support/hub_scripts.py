@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Scripts in processes of their own, which know of no other Hub than the stand-in."""
+"""Runs scripts in separate processes, which see no other Hub than the stand-in."""
 
 import json
 import os
@@ -29,7 +29,7 @@ OWNER = f"sys.path.insert(0, {str(ROOT)!r})\n"  # this radd_hf, installed or not
 
 
 def run_script(script: str, *arguments, hub: HubStandIn, home: Path, **variables) -> dict:
-    """What the script printed last. Its process knows of the Hub only the stand-in and the cache in `home`."""
+    """Returns the last line that a script printed. Its process sees only the stand-in and the cache in `home`."""
     foreign = ("HF_", "HUGGING", "TRANSFORMERS_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     environment |= {
@@ -46,7 +46,7 @@ def run_script(script: str, *arguments, hub: HubStandIn, home: Path, **variables
     finished = subprocess.run(
         [*command, "-c", LOOPBACK_ONLY + script, *map(str, arguments)],
         env=environment | variables,
-        stdin=subprocess.DEVNULL,  # no question of transformers waits for an answer
+        stdin=subprocess.DEVNULL,  # transformers must not wait for an answer to a question
         capture_output=True,
         text=True,
         cwd=home,

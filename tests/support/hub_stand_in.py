@@ -40,12 +40,12 @@ class Repository:
 
 
 def is_large(path: str, sample: bytes) -> bool:
-    """What the Hub stores as LFS: weights, and whatever is not text."""
+    """Tells whether the Hub stores a file as LFS: weights, and all that is not text."""
     return path.endswith(".safetensors") or b"\0" in sample
 
 
 def object_id(path: str, content: bytes) -> str:
-    """SHA-256 for LFS files, git's blob hash for the others. It is the ETag, and tells an unchanged file."""
+    """Returns SHA-256 for LFS files, git's blob hash for others. It is the ETag, which tells unchanged files."""
     if is_large(path, content[:512]):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -58,7 +58,7 @@ class HubError(Exception):
 
 
 class HubStandIn:
-    """`with HubStandIn() as hub:` serves at `hub.endpoint`, the value for HF_ENDPOINT in another process."""
+    """A server in a `with HubStandIn() as hub:`. Its address `hub.endpoint` is the value for HF_ENDPOINT."""
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
@@ -78,7 +78,7 @@ class HubStandIn:
         self.server.server_close()
 
     def publish(self, name: str, folder: Path | str, branch: str = "main") -> str:
-        """Makes the files of a folder (links followed) the next commit of a repository; returns its hash."""
+        """Commits the files of a folder to a repository, following links, and returns the hash of the commit."""
         files = {
             path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
         }
@@ -99,7 +99,7 @@ class HubStandIn:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One method per endpoint; `ROUTES` below says which request it answers."""
+    """The request handler, with one method for each endpoint. `ROUTES` below maps requests to methods."""
 
     hub: HubStandIn
     protocol_version = "HTTP/1.1"
@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json({"errors": [], "warnings": []})
 
     def preupload(self, name: str, revision: str):
-        """How each file is to be uploaded, and the id of what stands there now."""
+        """Answers how to upload each file, and the id of the present one."""
         self.check_token()
         _, files = self.hub.at(name, revision)
         answers = []
@@ -164,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_json({"files": answers})
 
     def large_files_batch(self, name: str):
-        """Where to put each large file; no `actions` for one that is here already."""
+        """Answers where to upload each large file. A file that is here already gets no `actions`."""
         self.check_token()
         answers = []
         for asked in self.body_json()["objects"]:
@@ -181,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, b"", {"ETag": f'"{oid}"'})
 
     def commit(self, name: str, revision: str):
-        """Lines of JSON: a header, then one line per file."""
+        """Reads a commit: lines of JSON, first a header, then one line for each file."""
         self.check_token()
         _, files = self.hub.at(name, revision)
         files = dict(files)
@@ -229,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         request = f"{self.command} {urlsplit(self.path).path}"
-        self.body = self.read_body()  # always, or what is left of it would be read as the next request
+        self.body = self.read_body()  # always read, or the rest would be taken for the next request
         with self.hub.lock:
             self.hub.requests.append(request)
             try:

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Judges of generated text, with random weights."""
+"""Judge models of generated text, with random weights."""
 
 import torch
 from transformers import (
@@ -13,7 +13,7 @@ from transformers import (
 
 from support.toys import seeded
 
-LIMIT = 16  # positions of the judges
+LIMIT = 16  # positions of the judge models
 SIZES = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0}
 ARCHITECTURES = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=LIMIT, **SIZES)),
@@ -34,7 +34,7 @@ ARCHITECTURES = {
 
 
 def random_judge(architecture: str):
-    """Weights large enough that what it predicts depends on the context."""
+    """Makes weights so large that the predictions depend on the context."""
     model = ARCHITECTURES[architecture]().eval()
     generator = seeded(0)
     with torch.no_grad():

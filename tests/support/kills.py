@@ -9,11 +9,11 @@ CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
 def watch_changes(output: str, last: int | None = None, everywhere: bool = False) -> list[str]:
-    """Notes from now on each change of this process in a list, which is returned; kills it before the `last`-th.
+    """Records from now on each change by this process in a list, and returns the list. Kills it before the `last`-th.
 
     Args:
         output: the path below which files are opened; names without a folder are relative to it.
-        everywhere: also note what is renamed, made and removed at other paths.
+        everywhere: also record what is renamed, made and removed at other paths.
     """
     changes, sync = list[str](), os.fsync
 

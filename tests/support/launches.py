@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""How tests run the scripts: tiny settings, processes of their own, and what they logged."""
+"""Runs the scripts in tests: with tiny settings, in separate processes; and reads their logs."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import psutil
 
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-# The first lines of a script that runs as where this package is not installed.
+# The first lines of a script, which hide an installed radd_hf.
 WITHOUT_RADD_HF = """
 import sys
 
@@ -61,7 +61,7 @@ def command(processes: int, *script: str) -> list[str]:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """The launcher and its workers, which are in groups of their own."""
+    """Kills the launcher and its workers. The workers are in process groups of their own."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
         member.kill()

@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The exact laws of what `generate` samples, computed here without it, and the methods that they are the laws of.
+"""The exact distributions that `generate` samples from, computed here without it, and the methods that have them.
 
-On networks of 3 positions and 3 real tokens every plan (which masked positions are revealed together, in which order)
-and every text is enumerated: a position's reveal step has the law q_i = r_i prod_{j<i} (1 - r_j), positions are
-independent in WHEN, and positions of one step are drawn independently given the canvas before the step. Samples are
-compared with that by chi-square.
+On networks of 3 positions and 3 real tokens, this file enumerates every text and every plan (which masked positions are
+revealed together, and in which order). A position's reveal step has the distribution q_i = r_i prod_{j<i} (1 - r_j).
+Reveal steps of positions are independent. Positions of one step are drawn independently given the canvas before the
+step. A chi-square test compares samples with the enumeration.
 
 Shapes: R rows, L length, V vocabulary (mask last), m masked positions of a row, n steps of the grid.
 """
@@ -26,19 +26,19 @@ from support.toys import StandIn, TableNetwork, seeded, tiny_model
 LENGTH = 3
 MASK = 3  # V = 4: tokens 0, 1, 2 and the mask
 FREE = (MASK,) * LENGTH
-GIVEN = -1  # of reveal_step
+GIVEN = -1  # the reveal_step of a given token
 
-ACCEPTED = 1e-4  # a right sampler has a p-value above this (seeds are fixed: no flicker)
+ACCEPTED = 1e-4  # a correct sampler has a p-value above this (seeds are fixed, so no test flickers)
 REFUSED = 1e-6  # a planted error has one below this
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The exact laws, slow and obvious, in Python floats
+# The exact distributions, slow and obvious, in Python floats
 # ---------------------------------------------------------------------------------------------------------
 
 
 def reveal_rates(noise: str, method: str, steps: int, clipped: bool = True) -> list[float]:
-    """r_1 .. r_n of arXiv:2406.03736 (v4), eq. (D.14) and (D.15), for eps = 1e-3 and sigma from 1e-4 to 20.
+    """Returns r_1 .. r_n of arXiv:2406.03736 (v4), eq. (D.14) and (D.15), for eps = 1e-3 and sigma from 1e-4 to 20.
 
     The last one is 1 if `clipped`.
     """
@@ -61,7 +61,7 @@ def reveal_rates(noise: str, method: str, steps: int, clipped: bool = True) -> l
 
 
 def reveal_step_law(rates: list[float]) -> list[float]:
-    """q_i = r_i prod_{j<i} (1 - r_j)."""
+    """Returns q_i = r_i prod_{j<i} (1 - r_j)."""
     law, still_masked = [], 1.0
     for rate in rates:
         law.append(rate * still_masked)
@@ -70,14 +70,14 @@ def reveal_step_law(rates: list[float]) -> list[float]:
 
 
 def renumbered(steps: tuple[int, ...]) -> tuple[int, ...]:
-    """The same plan with its non-empty steps numbered 0, 1, ..."""
+    """Returns the same plan with its non-empty steps numbered 0, 1, ..."""
     kept = sorted(set(steps))
     return tuple(kept.index(step) for step in steps)
 
 
 @functools.cache
 def grid_plans(noise: str, method: str, steps: int, masked: int, renumber: bool) -> dict[tuple[int, ...], float]:
-    """P(plan) of `masked` positions, each with its own reveal step."""
+    """Returns P(plan) of `masked` positions, each with its own reveal step."""
     law = reveal_step_law(reveal_rates(noise, method, steps))
     plans: Counter = Counter()
     for plan in itertools.product(range(steps), repeat=masked):
@@ -86,12 +86,12 @@ def grid_plans(noise: str, method: str, steps: int, masked: int, renumber: bool)
 
 
 def compositions(total: int, parts: int) -> list[tuple[int, ...]]:
-    """All ways to write `total` as a sum of so many numbers of at least 1."""
+    """Returns all ways to write `total` as a sum of `parts` numbers of at least 1."""
     return [sizes for sizes in itertools.product(range(1, total + 1), repeat=parts) if sum(sizes) == total]
 
 
 def nats_of_groups(profile: list[float], sizes: tuple[int, ...]) -> float:
-    """Expected nats of tokens that are drawn together, the last of them when all others are visible."""
+    """Returns the expected nats of tokens drawn together in groups, the last group when all others are visible."""
     first = len(profile) - sum(sizes)
     return sum(size * profile[first + sum(sizes[:group])] for group, size in enumerate(sizes))
 
@@ -99,7 +99,7 @@ def nats_of_groups(profile: list[float], sizes: tuple[int, ...]) -> float:
 def ordered_plans(
     order, masked: list[int], steps: int | None, profile: list[float] | None = None
 ) -> dict[tuple[int, ...], float]:
-    """P(plan) when masked positions are revealed in an order, one by one or in groups, balanced or by a profile."""
+    """Returns P(plan) for masked positions revealed in an order: one by one, in balanced groups or by a profile."""
     m = len(masked)
     if order == "random":
         orders = list(itertools.permutations(masked))
@@ -123,7 +123,7 @@ def ordered_plans(
 
 
 def token_law(logits: list[float], temperature=1.0, top_k=0, top_p=1.0) -> list[float]:
-    """P(token) of one position: softmax(logits / temperature), then the k likeliest, then the likeliest up to p."""
+    """Returns P(token) of a position: softmax(logits / temperature), cut to the k likeliest, then to the top p."""
 
     def normalised(weights):
         return [weight / sum(weights) for weight in weights]
@@ -135,7 +135,7 @@ def token_law(logits: list[float], temperature=1.0, top_k=0, top_p=1.0) -> list[
 
 
 def joint_law(logits_of, canvas: tuple[int, ...], plans: dict, **warp) -> dict[tuple[int, ...], float]:
-    """P(plan, text): keys are the plan of the masked positions followed by the L tokens."""
+    """Returns P(plan, text). A key is the plan of the masked positions, followed by the L tokens."""
     masked = [position for position, token in enumerate(canvas) if token == MASK]
     joint: Counter = Counter()
     for plan, weight in plans.items():
@@ -158,7 +158,7 @@ def joint_law(logits_of, canvas: tuple[int, ...], plans: dict, **warp) -> dict[t
 
 
 def chosen_by_policy(laws: dict[int, list[float]], count: int, settings: dict) -> list[int]:
-    """The positions that an adaptive order reveals, of those with a law: `count` of them, or what a bound allows."""
+    """Returns the positions that an adaptive order reveals: `count` of those in `laws`, or what a bound allows."""
     entropy = {position: -sum(p * math.log(p) for p in law if p) for position, law in laws.items()}
     two = {position: sorted(law)[-2:] for position, law in laws.items()}
     order, gamma, threshold = (settings.get(name) for name in ("order", "entropy_bound", "confidence_threshold"))
@@ -174,7 +174,7 @@ def chosen_by_policy(laws: dict[int, list[float]], count: int, settings: dict) -
     }[order]
     ranked = sorted(laws, key=lambda position: -certainty[position])
     tie = {ranked[0]: 0}
-    for before, position in itertools.pairwise(ranked):  # what lies closer than 1e-5 is a tie, which goes to the left
+    for before, position in itertools.pairwise(ranked):  # certainties closer than 1e-5 are a tie, and the left one wins
         tie[position] = tie[before] + (certainty[before] - certainty[position] > 1e-5)
     ranked = sorted(laws, key=lambda position: (tie[position], position))
     if gamma is not None:
@@ -186,7 +186,7 @@ def chosen_by_policy(laws: dict[int, list[float]], count: int, settings: dict) -
 
 
 def adaptive_joint_law(logits_of, canvas: tuple[int, ...], settings: dict, **warp) -> dict[tuple[int, ...], float]:
-    """P(plan, text) under an adaptive order, from the tree of all masked sequences that it can reach."""
+    """Returns P(plan, text) under an adaptive order, from the tree of all masked sequences that it can reach."""
     masked = [position for position, token in enumerate(canvas) if token == MASK]
     m, steps = len(masked), settings.get("steps")
     events = [rank * steps // m if steps and steps < m else rank for rank in range(m)]
@@ -221,7 +221,7 @@ def marginal(joint: dict[tuple[int, ...], float], last: int) -> dict[tuple[int, 
 
 @functools.cache
 def logits_by_canvas(network):
-    """canvas -> logits (L, V) as lists, from one look at all V^L canvases at every position."""
+    """Returns a function from a canvas to logits (L, V) as lists, after one evaluation of all V^L canvases."""
     canvases = list(itertools.product(range(MASK + 1), repeat=LENGTH))
     with torch.no_grad():
         ids = torch.tensor(canvases)
@@ -230,11 +230,11 @@ def logits_by_canvas(network):
 
 
 def goodness_of_fit(samples: Tensor, law: dict[tuple[int, ...], float]) -> float:
-    """Chi-square p-value of samples (R, K) under `law`; 0 if one of them is impossible."""
+    """Returns the chi-square p-value of samples (R, K) under `law`, or 0 if one of them is impossible."""
     place = 64 ** torch.arange(samples.shape[1])  # (K,)
     code, count = (samples * place).sum(dim=1).unique(return_counts=True)
     counts = dict(zip(code.tolist(), count.tolist(), strict=True))
-    cells, rest = [], [0, 0.0]  # (observed, expected), cells expected less than 5 times in one
+    cells, rest = [], [0, 0.0]  # (observed, expected); cells expected less than 5 times are merged
     for key, p in law.items():
         observed = counts.pop(sum(k * 64**i for i, k in enumerate(key)), 0)
         if p == 0 and observed:
@@ -253,7 +253,7 @@ def goodness_of_fit(samples: Tensor, law: dict[tuple[int, ...], float]) -> float
     if len(cells) == 1:
         return 1.0
     observed, expected = zip(*cells, strict=True)
-    scale = len(samples) / sum(expected)  # 1 but for rounding
+    scale = len(samples) / sum(expected)  # 1 up to rounding
     return float(stats.chisquare(observed, [e * scale for e in expected]).pvalue)
 
 
@@ -264,7 +264,7 @@ def goodness_of_fit(samples: Tensor, law: dict[tuple[int, ...], float]) -> float
 
 @dataclass(frozen=True)
 class Method:
-    """Arguments of `generate`, and the same in the words of the enumeration."""
+    """A method of sampling: arguments of `generate`, and the matching enumeration."""
 
     name: str
     arguments: dict = field(hash=False)
@@ -280,7 +280,7 @@ class Method:
         return ordered_plans(order, masked, steps, self.arguments.get("information_profile"))
 
     def joint(self, logits_of, canvas: tuple[int, ...], renumber: bool = True, **warp) -> dict[tuple[int, ...], float]:
-        """P(plan, text)."""
+        """Returns P(plan, text)."""
         settings = self.arguments
         bounded = settings.keys() & {"entropy_bound", "confidence_threshold"}
         if bounded or callable(settings.get("order")) or settings.get("order") in ("confidence", "margin", "entropy"):
@@ -303,7 +303,7 @@ SEQUENCE_METHODS = [Method("first_hitting", {"method": "first_hitting"})] + [
         ("random", 7),
     ]
 ]
-SEQUENCE_METHODS += [  # which draws one token first, where balanced groups draw two
+SEQUENCE_METHODS += [  # a profile draws one token first; balanced groups draw two
     Method(
         f"profile-{steps}",
         {"method": "ordered", "order": "random", "steps": steps, "schedule": "profile"}
@@ -314,7 +314,7 @@ SEQUENCE_METHODS += [  # which draws one token first, where balanced groups draw
 
 
 def rightmost_and_certain(scores: Tensor, positions: Tensor) -> list[int]:
-    """A user's policy: the position furthest right, and those whose likeliest token is at least 95 % probable."""
+    """Chooses the rightmost position, and those whose likeliest token is at least 95 % probable: a user's policy."""
     certain = scores.softmax(dim=1).amax(dim=1) >= 0.95
     return (certain | (positions == positions.max())).nonzero().flatten().tolist()
 
@@ -335,7 +335,7 @@ ADAPTIVE_METHODS = [
     )
 ]
 ADAPTIVE_METHODS += [Method("function", {"method": "ordered", "order": rightmost_and_certain})]
-# The laws of these are those of the same method without speculation.
+# These have the distribution of the same method without speculation.
 SPECULATIVE_METHODS = [
     Method("first_hitting-speculate", {"method": "first_hitting", "speculate": 3}),
     Method("ordered-forward-speculate", {"method": "ordered", "order": "forward", "speculate": 2}),
@@ -378,7 +378,11 @@ def real_network(noise: str = "loglinear"):
 
 
 def p_value(network, method: Method, canvas=FREE, sampled: dict | None = None, samples=20_000, seed=1, **warp) -> float:
-    """Of samples from `generate` under the exact law of `method`; `sampled` replaces arguments in generate alone."""
+    """Returns the p-value of samples of `generate` under the exact distribution of `method`.
+
+    Args:
+        sampled: arguments to replace in `generate` only.
+    """
     arguments = {"length": LENGTH} | method.arguments | warp | (sampled or {})
     if "input_ids" not in arguments and "prefix" not in arguments and "suffix" not in arguments:
         arguments["input_ids"] = list(canvas)
@@ -388,7 +392,7 @@ def p_value(network, method: Method, canvas=FREE, sampled: dict | None = None, s
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Longer texts, which are not enumerated
+# Longer texts, without enumeration
 # ---------------------------------------------------------------------------------------------------------
 
 NOISES = {"loglinear": LogLinearNoise(eps=1e-3), "geometric": GeometricNoise(sigma_min=1e-4, sigma_max=20.0)}

@@ -25,7 +25,7 @@ def make_config(**overrides):
 
 
 def make_model(cls=RaddForMaskedLM, attention="sdpa", seed=0, **overrides):
-    """A small model in which every parameter matters: the paper's output layer, zeros, would hide everything."""
+    """Makes a small model in which every parameter matters. The paper's zero output layer would hide all others."""
     torch.manual_seed(seed)
     model = cls._from_config(make_config(**overrides), attn_implementation=attention).eval()
     with torch.no_grad():
@@ -44,7 +44,7 @@ def copy_with_attention(model, attention):
 
 
 def draw_ids(batch=3, length=L, seed=1, vocab_size=V):
-    """Ids (B, L), about 40 % of them masks."""
+    """Draws ids (B, L), about 40 % of them masks."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocab_size - 1, (batch, length), generator=generator)
     return ids.masked_fill(torch.rand(batch, length, generator=generator) < 0.4, vocab_size - 1)
@@ -57,7 +57,7 @@ def draw_labels(ids, fraction=0.4, seed=2):
 
 
 def pad(row, side, total=L, value=7):
-    """(l,) -> ids (total,) and attention mask (total,), the padding an ordinary token so that it could do harm."""
+    """Pads a row (l,) to ids and attention mask (total,). The padding is an ordinary token, which could do harm."""
     filler = torch.full((total - len(row),), value)
     real = torch.ones(len(row), dtype=torch.long)
     parts, mask = (row, filler), (real, torch.zeros_like(filler))
@@ -73,12 +73,12 @@ def padded_batch(side, lengths=(12, 7, 1)):
 
 
 def finite(logits):
-    """Without the mask column, whose -inf is checked elsewhere and spoils differences."""
+    """Returns logits without the mask's column, whose -inf would spoil differences. Other tests check it."""
     return logits[..., :MASK].float()
 
 
 def rotated_states(dtype, device="cpu"):
-    """States (B, L, H, d) and tables (B or 1, L, d), of every form in which the network rotates them."""
+    """Makes states (B, L, H, d) and tables (B or 1, L, d), in all layouts in which the network rotates them."""
     generator, cases = torch.Generator().manual_seed(0), []
     for heads, width in ((1, 2), (4, 8), (3, 16), (12, 64), (2, 128)):
         qkv = (3 * torch.randn(3, 17, 3, heads, width, generator=generator)).to(device, dtype)
@@ -86,7 +86,10 @@ def rotated_states(dtype, device="cpu"):
         tables = torch.cat((angles, angles), dim=-1)
         tables = tables.cos(), torch.cat((-angles.sin(), angles.sin()), dim=-1)
         some = Positions(torch.randint(17, (3, 5), generator=generator).to(device))
-        for cos, sin in (tables, tuple(table[:1] for table in tables)):  # of each row, as where some are padded; of all
+        for cos, sin in (
+            tables,
+            tuple(table[:1] for table in tables),
+        ):  # tables for each row, as with padding; one for all rows
             cases += [(qkv[:, :, :2].flatten(2, 3), cos, sin), (qkv[:, :, 1], cos, sin)]
             cases += [(some.select(qkv[:, :, 0]), some.select(cos), some.select(sin))]
     return cases

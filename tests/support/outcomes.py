@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a training run leaves, to compare two runs."""
+"""Reads and compares the results of two training runs."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from support.launches import metrics
 
 
 def outcome(folder: Path, step: int) -> dict:
-    """All that a run leaves but for its timings."""
+    """Returns all results of a run except its timings."""
     last = folder / "checkpoints" / f"step_{step}"
     records = [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in metrics(folder)]
     files = {name: load_file(last / name) for name in ("model.safetensors", "state/model.safetensors")}

@@ -1,11 +1,11 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads the pictures of `display_radd.py` as a page that runs no script and knows no style would show them."""
+"""Reads the HTML of `display_radd.py` like a page without scripts and styles."""
 
 from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """Holds the texts of a page, the step of each token in them, and the attributes of its elements."""
+    """The texts of a page, the step of each token in them, and the attributes of its elements."""
 
     def __init__(self, page: str):
         super().__init__()

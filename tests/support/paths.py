@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Where things lie, and what they are called there."""
+"""Paths of the repository, and names of the files there."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 CHECKPOINT = ROOT / "checkpoints" / "radd-austen"
 SUDOKU = ROOT / "checkpoints" / "radd-sudoku"
-# The code in a checkpoint's folder, and what its config.json says of it.
+# The code in a checkpoint's folder, and its entries in config.json.
 SHIPPED = tuple(
     f"{name}_radd.py"
     for name in (
@@ -40,5 +40,5 @@ AUTO_MAP = {
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its path there."""
+    """Returns the content of every file below a folder, by its path there."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

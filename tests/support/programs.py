@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""A tiny model, and any settings of `generate` that go together, to compare replayed with called events."""
+"""A tiny model, and random valid settings of `generate`, to compare replayed with called events."""
 
 import random
 
@@ -44,7 +44,7 @@ def padded_batch() -> dict[str, Tensor]:
 
 
 def random_settings(draw: random.Random) -> dict:
-    """Any settings that go together."""
+    """Draws settings of `generate` that are valid together."""
     settings = draw.choice(
         [
             {"method": "tweedie", "steps": draw.choice([None, 1, 3, 30])},

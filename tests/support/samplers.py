@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""A slow and obvious sampler, and the plans and random numbers that `generate` draws.
+"""Slow and obvious samplers, and the plans and random numbers that `generate` draws.
 
 Shapes: R rows, L length, V vocabulary with the mask.
 """
@@ -24,7 +24,7 @@ METHODS = [
 
 
 def canvas() -> torch.Tensor:
-    """Three rows with different numbers of masks."""
+    """Makes three rows with different numbers of masks."""
     ids = torch.randint(MASK, (ROWS, LENGTH), generator=seeded(0))
     masked = torch.rand(ROWS, LENGTH, generator=seeded(1)) < torch.tensor([[0.3], [0.6], [1.0]])
     return ids.masked_fill(masked, MASK)
@@ -32,7 +32,7 @@ def canvas() -> torch.Tensor:
 
 @torch.no_grad()
 def sample_slowly(network, ids: torch.Tensor, plan: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Row by row, step by step, token by token; logits of all positions, sums of probabilities by hand."""
+    """Samples row by row, step by step, token by token, with logits of all positions and sums by hand."""
     ids = ids.clone()
     for row in range(len(ids)):
         for step in sorted(set(plan[row].tolist()) - {-1}):
@@ -47,7 +47,7 @@ def sample_slowly(network, ids: torch.Tensor, plan: torch.Tensor, uniform: torch
 
 @torch.no_grad()
 def sample_slowly_by_policy(network, ids: torch.Tensor, settings: dict, uniform: torch.Tensor):
-    """Row by row, event by event, by the definition of each order; returns the text and the event of each position."""
+    """Samples row by row, event by event, by the definition of each order. Returns texts and events of the tokens."""
     ids, reveal_step, mask = ids.clone(), torch.full_like(ids, -1), network.config.mask_token_id
     for row in range(len(ids)):
         masks = int((ids[row] == mask).sum())
@@ -66,7 +66,7 @@ def sample_slowly_by_policy(network, ids: torch.Tensor, settings: dict, uniform:
 
 
 def plan_and_uniforms(network, ids: torch.Tensor, method: str, steps: int | None = None, order: str | None = None):
-    """With the random numbers that `generate` draws from the same generator."""
+    """Returns the plan and the random numbers that `generate` draws from the same generator."""
     generator = seeded(3)
     masked, draw = ids == MASK, lambda: torch.rand(ids.shape, generator=generator, dtype=torch.float64)
     if method in ("tweedie", "euler"):

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""A training by two processes, with half of every parameter each: what `multiprocessing` starts must be importable."""
+"""Trains with two processes, each with half of every parameter. `multiprocessing` must be able to import it."""
 
 import gc
 from datetime import timedelta
@@ -19,7 +19,7 @@ from support.spies import Communications
 from support.toys import random_model
 
 PROCESSES, BATCH, LENGTH, VOCABULARY, STEPS = 2, 4, 12, 40, 3
-HEAD_CHUNK = 5  # positions; so that the halves of a batch, with masks as they fall, need different numbers of chunks
+HEAD_CHUNK = 5  # positions; so small that the halves of a batch need different numbers of chunks
 
 
 def make_model() -> RaddForMaskedLM:
@@ -27,7 +27,7 @@ def make_model() -> RaddForMaskedLM:
 
 
 def batches(model) -> list[dict]:
-    """The batch of every step, with its masks and weights: the same in all processes."""
+    """Makes the batch of every step with its masks and weights, the same in all processes."""
     generator = torch.Generator().manual_seed(1)
     steps = []
     for _ in range(STEPS):
@@ -38,8 +38,8 @@ def batches(model) -> list[dict]:
 
 
 def train(model, rows: slice) -> torch.Tensor:
-    """Steps of AdamW on some rows of every batch; the losses (STEPS,)."""
-    # With its usual eps a gradient that is little more than rounding would move its weight as far as any other.
+    """Takes steps of AdamW on some rows of every batch, and returns the losses (STEPS,)."""
+    # With the usual eps, a gradient of rounding errors would move its weight as far as any other gradient.
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=0.1)
     losses = []
     for batch in batches(model):
@@ -58,7 +58,7 @@ def shard_layers(model) -> None:
 
 
 def shard_as_accelerate_does(model) -> None:
-    """Accelerate 1.15 makes units of the embedding and of the last norm with the head, too."""
+    """Shards like Accelerate 1.15, which also makes units of the embedding, and of the last norm with the head."""
     fully_shard(model.model.embed_tokens)
     for layer in model.model.layers:
         fully_shard(layer)
@@ -72,20 +72,20 @@ def shard_head_alone(model) -> None:
 
 
 def communications(model, batch: dict) -> int:
-    """How often the processes meet in one training step."""
+    """Counts the communications of processes in one training step."""
     with Communications() as counted:
         model(**batch).loss.backward()
     return counted.number
 
 
 def work(rank: int, folder: Path, shard) -> None:
-    """What each process does."""
+    """Runs in each process."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60)
     )
     train_and_leave_outcome(rank, folder, shard)
-    gc.collect()  # the model, which has the group: gloo may abort a process that leaves its group standing at exit
+    gc.collect()  # the model holds the group, and gloo may abort a process that exits without leaving its group
     dist.destroy_process_group()
 
 

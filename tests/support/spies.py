@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What torch did while it was watched."""
+"""Watches the operations that torch runs."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,9 +7,12 @@ from torch.utils._pytree import tree_leaves
 
 
 class Watch(TorchDispatchMode):
-    """Every operation, of a backward pass too, and the most elements of a tensor that one of them returned.
+    """Records every operation, also of a backward pass, and the size of the largest tensor that one returned.
 
-    launches: those that a device computes; views and empty tensors it does not.
+    Attributes:
+        names: all operations.
+        launches: operations that a device computes, unlike views and empty tensors.
+        largest: the most elements of a returned tensor.
     """
 
     def __init__(self):
@@ -28,14 +31,14 @@ class Watch(TorchDispatchMode):
             self.launches.append(self.names[-1])
         for each in tree_leaves(result):
             if isinstance(each, torch.Tensor):
-                # What an expanded view shows is not there: count what its memory holds (oneDNN's does not show it).
+                # An expanded view has less memory than elements, so count its memory (oneDNN does not show it).
                 held = each.numel() if each.is_mkldnn else each.untyped_storage().nbytes() // each.element_size()
                 self.largest = max(self.largest, held)
         return result
 
 
 class Communications(TorchDispatchMode):
-    """How often processes meet."""
+    """Counts the communications of processes."""
 
     def __init__(self):
         super().__init__()

@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Stands in for a CUDA graph on a CPU: records the operations of a function on their tensors, and repeats them.
 
-Like a graph, a tape repeats the same operations on the same memory. Python does not run again, so that all numbers and
-shapes are those of the recording. What a graph cannot hold is refused when it is recorded.
+Like a graph, a tape repeats the same operations on the same memory. Python does not run again, so all numbers and
+shapes are those of the recording. An operation that a graph cannot hold is refused while recording.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-# Reading a number from a device, or a shape that depends on values, makes the host wait until the device is there.
+# Reading a number from a device, or a shape that depends on values, makes the host wait for the device.
 WAITS = {
     "aten._local_scalar_dense",
     "aten.nonzero",
@@ -27,18 +27,18 @@ WAITS = {
 
 
 def waits(name: str, args: tuple) -> bool:
-    """Tells whether an operation makes the host wait for a device. Indexing by a mask of booleans does."""
+    """Tells whether an operation makes the host wait for a device. Indexing by a boolean mask does."""
     masks = name == "aten.index" and any(each is not None and each.dtype == torch.bool for each in args[1])
     return name in WAITS or masks
 
 
 class Tape(TorchDispatchMode):
-    """Records operations, and undoes what they write to tensors that were there before: recording runs nothing."""
+    """Records operations, and undoes their writes to tensors that existed before, since recording must not run them."""
 
     def __init__(self):
         super().__init__()
         self.operations: list[tuple] = []
-        self.made: dict[int, Tensor] = {}  # memory that the recording made, kept so that nothing else gets it
+        self.made: dict[int, Tensor] = {}  # memory made while recording, kept so it is not reused
         self.before: list[tuple[Tensor, Tensor]] = []
         self.literals: set[int] = set()  # memory of Python's numbers
 
@@ -71,7 +71,7 @@ class Tape(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self) -> None:
-        with torch.autocast("cpu", enabled=False):  # what it casts is on the tape
+        with torch.autocast("cpu", enabled=False):  # its casts are already on the tape
             for operation, args, kwargs, result, fresh in self.operations:
                 again = tree_flatten(operation(*args, **kwargs))[0]
                 for there, now, new in zip(tree_leaves(result), again, fresh, strict=True):
@@ -88,7 +88,7 @@ def memory_of(tensor: Tensor) -> int:
 def record(function: Callable[[], None]) -> Callable[[], None]:
     tape = Tape()
     try:
-        with torch.inference_mode(False), torch.no_grad(), tape:  # a replay may write to what is made here
+        with torch.inference_mode(False), torch.no_grad(), tape:  # a replay may write to tensors made here
             function()
     finally:
         tape.undo()

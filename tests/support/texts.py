@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Texts that tests read: to train on, and the README's."""
+"""Texts for tests: some to train on, and the code of README and docs."""
 
 import re
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tiny tokenizers of the kinds there are, trained on one page: what each does at the beginning of a text differs."""
+"""Tiny tokenizers of all common kinds, trained on one page. They treat the start of a text differently."""
 
 import json
 import random
@@ -44,7 +44,7 @@ def metaspace(scheme: str) -> PreTrainedTokenizerFast:
 
 
 def unigram(whitespace_is_kept: bool) -> PreTrainedTokenizerFast:
-    """T5's and XLM-R's: the model has the special tokens among its pieces."""
+    """Makes a tokenizer like those of T5 and XLM-R, whose model has the special tokens among its pieces."""
     spaces = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = (
@@ -58,7 +58,7 @@ def unigram(whitespace_is_kept: bool) -> PreTrainedTokenizerFast:
 
 
 def llama() -> PreTrainedTokenizerFast:
-    """A space is put before a text by the normaliser, and what is unknown is spelled in bytes."""
+    """Makes a tokenizer like Llama's: it puts a space before a text, and spells unknown characters in bytes."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -79,7 +79,7 @@ def llama() -> PreTrainedTokenizerFast:
 
 
 def word_piece() -> PreTrainedTokenizerFast:
-    """BERT's: no spaces, one letter case."""
+    """Makes a tokenizer like BERT's, which drops spaces and letter case."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

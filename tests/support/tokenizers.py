@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tokenizers as people have them: with ids that begin at 1, or have holes, and without a mask."""
+"""Tokenizers like those of users: without a mask, with ids that begin at 1 or are not contiguous."""
 
 import string
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def letters(ids: Iterable[int], **special: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of the small letters with these ids; the last of them ends documents."""
+    """Makes a tokenizer of lower-case letters with these ids. The last letter is its EOS."""
     vocabulary = dict(zip(string.ascii_lowercase, ids, strict=False))
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")

@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Networks so small that the law of what `generate` writes can be enumerated.
+"""Networks so small that the distribution of `generate` can be enumerated.
 
-`TableNetwork` stands in for a network: its logits are an arbitrary table indexed by the whole canvas, so nothing that
-a sampler could get wrong (order, simultaneity, stale logits) is hidden by a smooth network. `tiny_model` is the real
-one with every parameter random, and so is `random_model`, of any settings.
+`TableNetwork` stands in for a network. Its logits are an arbitrary table indexed by the whole canvas. So it reveals
+errors of a sampler (order, simultaneity, stale logits) that a smooth network would hide. `tiny_model` and, with any
+settings, `random_model` are real networks with random parameters.
 
 Shapes: B rows, L length, V vocabulary with the mask as its last id, N positions.
 """
@@ -23,9 +23,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 class StandIn(RaddGenerationMixin):
-    """All that `generate` uses of a model. `logits(canvas)`, (B, L) -> (B, L, V), is for subclasses.
+    """The parts of a model that `generate` uses. Subclasses define `logits(canvas)`, (B, L) -> (B, L, V).
 
-    rows_evaluated: the number of rows in each evaluation so far.
+    Attributes:
+        rows_evaluated: the number of rows in each evaluation so far.
     """
 
     generation_config_class = RaddGenerationConfig
@@ -52,7 +53,7 @@ class StandIn(RaddGenerationMixin):
         raise NotImplementedError
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """(N, V) -> (N, V): the trunk's states are the raw logits; the mask is ruled out at the exit."""
+        """Rules out the mask: (N, V) -> (N, V). The states of this network are already the logits."""
         return hidden_states.index_fill(-1, torch.tensor(self.config.mask_token_id), -torch.inf)
 
     def modules(self):
@@ -96,7 +97,7 @@ class _Trunk:
 
 
 class TableNetwork(StandIn):
-    """Logits N(0, scale^2), a different and independent row for every canvas and position: table (V^L, L, V)."""
+    """A network with independent logits N(0, scale^2) for every canvas and position: table (V^L, L, V)."""
 
     def __init__(self, vocab_size: int = 4, length: int = 3, noise_type: str = "loglinear", scale=2.0, seed: int = 0):
         super().__init__(vocab_size, length, noise_type)
@@ -108,7 +109,7 @@ class TableNetwork(StandIn):
 
 
 class FlatNetwork(StandIn):
-    """Every token is as likely as every other, at any length."""
+    """A network under which all tokens are equally likely, at any length."""
 
     def logits(self, canvas: Tensor) -> Tensor:
         return torch.zeros(*canvas.shape, self.config.vocab_size)
@@ -122,7 +123,7 @@ def tiny_model(
     std: float = 0.7,
     seed: int = 0,
 ) -> RaddForMaskedLM:
-    """The real network, 2 layers of width 8, with every parameter N(0, std^2): also norms and output layer."""
+    """Makes a network of 2 layers of width 8 with all parameters from N(0, std^2), also norms and output layer."""
     config = RaddConfig(
         vocab_size=vocab_size,
         mask_token_id=mask_token_id,
@@ -141,7 +142,7 @@ def tiny_model(
 
 
 def random_model(seed: int = 0, **settings) -> RaddForMaskedLM:
-    """A tiny model whose every parameter is random, the output layer (zero at initialisation) included."""
+    """Makes a tiny model with random parameters, also in the output layer, which would start at zero."""
     defaults = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_dropout": 0.0}
     model = RaddForMaskedLM(RaddConfig(**{**defaults, **settings})).eval()
     generator = seeded(seed)

@@ -110,7 +110,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(folder, plain, t
     start(folder, dataset=tiny_text)
     log = (folder / "train.log").read_text()
     assert f"step_8 is damaged: {name}" in log
-    assert "going on from step_4" in log
+    assert "resuming from step_4" in log
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step_4", "step_8", "step_8_damaged"}
     for state in ("model", "optimizer", "ema"):
         ours, theirs = (load_file(run / f"checkpoints/step_8/state/{state}.safetensors") for run in (folder, plain))
@@ -134,7 +134,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(folder, tiny_text):
     why = r"step_8 is damaged: state/manifest\.json is missing: the checkpoint is half-deleted, or an older version of "
     why += r"radd_hf wrote it; step_4 is damaged: tokenizer\.json is missing"
     with pytest.raises(
-        ValueError, match=rf"no checkpoint to go on from \({why}\)\. Pass another output_dir, or delete"
+        ValueError, match=rf"no checkpoint to resume from \({why}\)\. Pass another output_dir, or delete"
     ):
         start(folder, dataset=tiny_text)
     assert contents(folder / "checkpoints") == before
@@ -146,7 +146,7 @@ def test_damaged_checkpoints_are_never_the_last_ones_that_are_kept(folder, tiny_
     (folder / "checkpoints/step_12_damaged").mkdir()
     start(folder, dataset=tiny_text, max_steps=12, keep_last=1)
     log = (folder / "train.log").read_text()
-    assert "step_16 is damaged: it was renamed: state/manifest.json says step 8; going on from step_8" in log
+    assert "step_16 is damaged: it was renamed: state/manifest.json says step 8; resuming from step_8" in log
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert names == {"step_12", "step_12_damaged", "step_12_damaged_2", "step_16_damaged"}
     assert damage_of(folder / "checkpoints/step_12") is None
@@ -268,7 +268,7 @@ def test_links_and_names_beside_the_checkpoints_never_matter(folder, tiny_text, 
     shutil.copytree(place / "step_8", place / "step_12_backup")
     (place / "step_8" / "link").symlink_to(elsewhere)
     assert find_checkpoint(folder, strict=True).name == "step_8"
-    assert f"{place / 'step_99'} is a link, and is left alone" in caplog.text
+    assert f"{place / 'step_99'} is a link, and stays untouched" in caplog.text
     start(folder, dataset=tiny_text, max_steps=12, keep_last=1)
     assert contents(elsewhere) == kept
     assert [path.name for path in all_checkpoints(folder)] == ["step_12"]

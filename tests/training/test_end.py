@@ -42,7 +42,7 @@ def test_the_table_is_that_of_an_evaluation_with_the_figures_of_the_log(trained,
 
 def test_the_last_line_can_be_pasted(trained, capsys):
     *_, says, _, line = trained().out.splitlines()
-    assert says == "The model is in my run/checkpoints/step_8; it writes by"
+    assert says == "The model is in my run/checkpoints/step_8. Generate text with it:"
     program, *words = shlex.split(line)
     assert (program, words[1]) == ("radd", "my run/checkpoints/step_8")
     assert cli.main([*words, "--quiet"]) == 0

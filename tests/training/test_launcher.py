@@ -112,13 +112,16 @@ def test_accumulation_is_the_scripts_where_the_launcher_says_one(monkeypatch):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"gradient_accumulation_steps": 8}, "gradient_accumulation_steps=8 .* must be 'auto' or 2, as accumulation"),
-        ({"gradient_clipping": 0.5}, r"gradient_clipping=0\.5 .* must be 'auto' or 1\.0, as max_grad_norm"),
+        (
+            {"gradient_accumulation_steps": 8},
+            "gradient_accumulation_steps=8 .* must be 'auto', or 2 to match accumulation",
+        ),
+        ({"gradient_clipping": 0.5}, r"gradient_clipping=0\.5 .* must be 'auto', or 1\.0 to match max_grad_norm"),
         (
             {"train_micro_batch_size_per_gpu": 3},
-            "train_micro_batch_size_per_gpu=3 .* must be 'auto' or 4, as batch_size",
+            "train_micro_batch_size_per_gpu=3 .* must be 'auto', or 4 to match batch_size",
         ),
-        ({"train_batch_size": 64}, "train_batch_size=64 .* must be 'auto' or 16, as batch_size"),
+        ({"train_batch_size": 64}, "train_batch_size=64 .* must be 'auto', or 16 to match batch_size"),
         ({"gradient_accumulation_steps": "auto", "gradient_clipping": 1.0, "train_batch_size": 16}, None),
         ({"gradient_accumulation_steps": 1}, None),  # what Accelerate writes where the file says nothing
     ],
@@ -171,7 +174,7 @@ def test_numbers_are_read_however_yaml_writes_them(configured):
         ("learning_rate: 3e-4x", "learning_rate='3e-4x' must be a number"),
         ("streaming: 1", "streaming=1 must be true or false"),
         ("compile: 'true'", "compile='true' must be true or false"),
-        ("learning_rat: 1", "learning_rat is none of the fields; did you mean learning_rate?"),
+        ("learning_rat: 1", "unknown field learning_rat; did you mean learning_rate?"),
         ("{}: {}", "is not YAML"),
         ("seed: [", "is not YAML"),
     ],

@@ -49,7 +49,7 @@ def test_the_estimate_of_a_step_is_near_the_tensors_that_it_holds(case):
             loss = model(**inputs, loss_weights=torch.ones(rows), max_targets=int(masked.sum())).loss
         loss.backward()
 
-    expected = memory.forward_bytes(config, rows, checkpointing, half, on_card=False)
+    expected = memory.forward_bytes(config, rows, checkpointing, half, on_gpu=False)
     assert expected == pytest.approx(peak_bytes(step), rel=0.15)
 
 
@@ -83,11 +83,11 @@ class FakeAccelerator:
 def test_the_defaults_are_refused_on_a_laptop_with_the_estimate_and_two_ways_out(monkeypatch):
     said = refused(monkeypatch, 16 * GB)
     assert "batch_size=512 with accumulation=1 needs about 211.1 GB of memory" in said
-    assert "On cpu 16.0 GB are free. A smaller batch_size needs less, and of the same batch accumulation=" in said
+    assert "On cpu 16.0 GB are free. A smaller batch_size needs less; with the same batch_size, accumulation=" in said
     assert "with gradient_checkpointing=True would take" in said
     for way in (["--batch_size", "16"], ["--accumulation", "32"], ["--force", "true"]):
         assert refused(monkeypatch, 16 * GB, *way) is None
-    assert "take a smaller model" in refused(monkeypatch, GB)
+    assert "train a smaller model" in refused(monkeypatch, GB)
 
 
 @pytest.mark.parametrize("name", ["austen", "tiny"])

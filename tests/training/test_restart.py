@@ -228,7 +228,7 @@ def test_the_folder_tells_how_the_run_goes_on(folder, restarted):
 
 
 def test_fewer_steps_than_were_done_are_refused(restarted):
-    with pytest.raises(ValueError, match=r"max_steps=7 must be at least 8, at which .*step_8 stands"):
+    with pytest.raises(ValueError, match=r"max_steps=7 must be at least 8, the step of .*step_8\."):
         restarted(max_steps=7)
 
 
@@ -283,7 +283,7 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(folder, tiny_text):
 
 def test_a_run_that_moved_is_not_begun_anew_at_its_old_place(folder, tmp_path):
     moved = folder.rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match=rf"pass --output_dir {moved} to go on there"):
+    with pytest.raises(ValueError, match=rf"pass --output_dir {moved} to resume there"):
         train.main(["--config", str(moved / "config.yaml")])
     train.main(["--config", str(moved / "config.yaml"), "--output_dir", str(moved), "--max_steps", "9"])
     assert last_checkpoint(moved).name == "step_9"

@@ -289,7 +289,7 @@ def test_a_process_that_hangs_is_named_after_the_timeout_and_the_others_end(tiny
         kill(process)
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("train_accelerate.py")]
     assert lines == [
-        "train_accelerate.py: error: process 1 of 2 has ended, or did not come within timeout=0.1 minutes; earlier "
+        "train_accelerate.py: error: process 1 of 2 has ended, or did not answer within timeout=0.1 minutes; earlier "
         "checkpoints are whole."
     ]
 

@@ -87,7 +87,7 @@ def test_a_tokenizer_with_tokens_where_the_model_has_padding_is_refused(run, sta
 
 def test_the_size_of_a_vocabulary_is_refused_beside_a_tokenizer_of_another_size(run, start):
     folder = start(pad=False)
-    message = f"vocab_size=512 must be left out, or be 300, as large as the vocabulary of '{folder}'"
+    message = f"vocab_size=512 must be left out, or be 300, the size of the vocabulary of '{folder}'"
     for name in ("tokenizer", "init_from"):
         with pytest.raises(ValueError, match=message):
             run(**{name: folder}, vocab_size=512, dataset="/no/such/text")
