@@ -13,7 +13,7 @@ from radd_hf.endings import run_program
 
 
 def main(argv: list[str]) -> None:
-    from radd_hf.app.web import main as web_main  # here, so that it is one line if gradio is missing
+    from radd_hf.app.web import main as web_main  # here: a missing gradio then ends the program with one line
 
     web_main(argv, model=str(Path(__file__).parent / "checkpoints" / "radd-austen"))
 

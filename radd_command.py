@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The console script `radd`: runs radd_hf/app/cli.py without importing radd_hf first, which takes seconds (torch)."""
+"""Runs radd_hf/app/cli.py as the console script `radd`. It does not import radd_hf, which takes seconds (torch)."""
 
 import importlib.util
 import runpy

@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads command lines; an unknown name ends them with one line that suggests another.
+"""Parses command lines. An unknown name ends the program with one line that suggests a known name.
 
-It imports the standard library alone, since the command `radd` runs this file before torch is loaded.
+It imports only the standard library, because the command `radd` runs this file before torch is loaded.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns "did you mean ...?" with the known name that this one abbreviates, or is spelled like; else nothing."""
+    """Returns "did you mean ...?" with the known name that `name` abbreviates or resembles, else an empty text."""
     names = {each.lower(): each for each in known if each != "--help"}
     begun = sorted((each for each in names if each.startswith(name.lower())), key=len) if len(name) > 3 else []
     near = begun or get_close_matches(name.lower(), list(names), n=1)
@@ -19,11 +19,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Ends a command line at fault with one line and status 2, and takes `--batch_size` and `--batch-size` alike.
+    """Ends a wrong command line with one line and status 2, and treats `--batch_size` and `--batch-size` as the same.
 
-    argparse would begin with the usage, which has a line for each of dozens of options. It would report that MODEL is
-    missing where `--modle` is misspelled, and take the value of a misspelled option for a positional argument. So
-    options are looked up first.
+    argparse prints the usage first, with dozens of options. If MODEL is misspelled as `--modle`, it reports that MODEL
+    is missing. It takes the value of a misspelled option for a positional argument. So this class looks up the options
+    before argparse does.
     """
 
     def __init__(self, *args: Any, **settings: Any):
@@ -33,13 +33,13 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_known_args(args if args is None else self._spelled(args), namespace)
 
     def error(self, message: str) -> NoReturn:
-        more = "" if message.endswith("?") else " (--help lists what there is)"
+        more = "" if message.endswith("?") else " (see --help)"
         self.exit(2, f"{self.prog}: error: {message}{more}\n")
 
     def _spelled(self, args: Sequence[str]) -> list[str]:
-        """Spells each long option as the parser does; an unknown one ends the program.
+        """Spells each long option as the parser does. An unknown option ends the program.
 
-        As in argparse, a word with a space before any "=" is text, and so is all that follows "--".
+        As in argparse, a word with a space before any "=" is text, and so is every word after "--".
         """
         spelled, known = list(args), self._option_string_actions
         by_hyphens = {option.replace("_", "-"): option for option in known}
@@ -56,7 +56,7 @@ class OneLineParser(argparse.ArgumentParser):
         return spelled
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Names the nearest choice; argparse would list all, as it will if it drops this private method."""
+        """Suggests the nearest choice. Without this private method, argparse lists all choices."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             right = did_you_mean(str(value), choices) or f"it must be one of {', '.join(choices)}."

@@ -1,7 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Runs a script in one process, or in those that a launcher such as `accelerate launch` starts."""
+"""Runs a script in one process, or in the processes that a launcher such as `accelerate launch` starts."""
 
 import argparse
+import copy
 import gc
 import os
 import sys
@@ -22,7 +23,7 @@ from transformers.hf_argparser import string_to_bool
 from .endings import status_of
 from .options import OneLineParser
 
-# Timeout of the processes, long because the others wait while the first one tokenises, and shares of work differ.
+# How long a process waits for the others. It is long because the first one tokenises alone, and shares of work differ.
 GROUP_TIMEOUT = timedelta(hours=12)
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -31,16 +32,17 @@ T = TypeVar("T")
 
 
 def launcher_setting(name: str, given: Any, variable: str, kind: Callable[[str], Any], unasked: tuple[str, ...]) -> Any:
-    """Returns the script's own setting or, where it was given none, the one that the launcher was asked for.
+    """Returns a setting of the script, or the launcher's value if the script was given none.
 
     Args:
-        name, given: the script's argument, None where it was not given.
-        variable: in which `accelerate launch` hands its setting to the script, from a flag or from its configuration.
-        kind: makes a value of the variable's text.
+        name, given: the script's argument and its value; None if it was not given.
+        variable: environment variable with the launcher's value, from a flag of `accelerate launch` or its
+            configuration.
+        kind: converts the variable's text.
         unasked: values that the launcher or Accelerate sets by default; the script's own value then holds.
 
     Raises:
-        ValueError: if both are given and differ, or the launcher's is no such value.
+        ValueError: if both are given and differ, or if the variable's text cannot be converted.
     """
     text = os.environ.get(variable, unasked[0]).lower()
     if text in unasked:
@@ -48,7 +50,7 @@ def launcher_setting(name: str, given: Any, variable: str, kind: Callable[[str],
     try:
         asked = kind(text)
     except ValueError:
-        raise ValueError(f"{variable}={text!r} of the launcher is no value of {name}.") from None
+        raise ValueError(f"{variable}={text!r} of the launcher is not a valid {name}.") from None
     if given is not None and given != asked:
         raise ValueError(
             f"{name}={given!r} must be {asked!r}, which the launcher was asked for ({variable}): leave out one of them."
@@ -57,10 +59,10 @@ def launcher_setting(name: str, given: Any, variable: str, kind: Callable[[str],
 
 
 def launched_precision(given: str | None) -> str:
-    """Returns the precision of the script or the launcher, "no" if neither names one.
+    """Returns the precision that the script or the launcher sets, else "no".
 
     Raises:
-        ValueError: if they contradict each other, or name one that the scripts do not have.
+        ValueError: if they contradict each other, or for a precision that the scripts do not support.
     """
     asked = launcher_setting("mixed_precision", given, "ACCELERATE_MIXED_PRECISION", str, ("no",))
     precision = "no" if asked is None else asked
@@ -70,15 +72,14 @@ def launched_precision(given: str | None) -> str:
 
 
 def make_accelerator(accumulation: int = 1, timeout: timedelta = GROUP_TIMEOUT, **settings) -> Accelerator:
-    """Makes an Accelerator of these settings alone, whatever the launcher's variables say.
+    """Makes an Accelerator with these settings only, whatever the launcher's variables say.
 
-    Of several processes each waits for the others as long as `timeout`.
-
-    For several processes without a GPU it sets `cpu`, which Accelerate does not do by itself.
+    Each process waits at most `timeout` for the others. Several processes without a GPU get `cpu`, which Accelerate
+    does not set by itself.
 
     Raises:
-        ValueError: if a launcher started more processes than Accelerate finds, since each would work alone; for fp16 on
-            a CPU, which Accelerate would leave out.
+        ValueError: if a launcher started more processes than Accelerate finds, because each would work alone; for fp16
+            on a CPU, which Accelerate would ignore.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
@@ -86,7 +87,7 @@ def make_accelerator(accumulation: int = 1, timeout: timedelta = GROUP_TIMEOUT, 
         cpu=launched > 1 and not torch.accelerator.is_available() and not by_deepspeed,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
-        dynamo_backend="no",  # a script compiles by itself what is worth it
+        dynamo_backend="no",  # each script compiles by itself the parts that are worth it
         **settings,
     )
     if accelerator.num_processes != launched:
@@ -99,10 +100,10 @@ def make_accelerator(accumulation: int = 1, timeout: timedelta = GROUP_TIMEOUT, 
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Runs `work` in the main process and returns its result in all processes, which wait for it.
+    """Runs `work` in the main process and returns its result in all processes. The others wait for it.
 
     Raises:
-        OSError, ValueError: in all processes when `work` raises it, so that none waits for one that has ended.
+        OSError, ValueError: if `work` raises one. All processes raise it, so none waits for one that has ended.
     """
     result, error = None, None
     if accelerator.is_main_process:
@@ -121,7 +122,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
 
 def on_terminal(accelerator: Accelerator) -> bool:
-    """Tells whether this process shows its progress: the first one, if its stderr is a terminal."""
+    """Tells whether this process shows its progress. Only the first one does, if its standard error is a terminal."""
     return accelerator.is_main_process and sys.stderr.isatty()
 
 
@@ -132,22 +133,33 @@ def silence_progress_bars(accelerator: Accelerator) -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default of a setting to its help, unless the help says it or the default is None."""
+class ScriptHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each option in one spelling. It leaves out defaults that the help explains, and those that are None."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        spelled = {option.replace("-", "_"): option for option in reversed(action.option_strings)}
+        shown = copy.copy(action)
+        shown.option_strings = list(reversed(spelled.values()))
+        return super()._format_action_invocation(shown)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        metavars = {int: "N", float: "X", string_to_bool: "BOOL"}
+        return metavars.get(cast(Any, action.type)) or super()._get_default_metavar_for_optional(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        is_said = action.default is None or "default:" in (action.help or "")
-        return action.help if is_said else super()._get_help_string(action)
+        explained = action.default is None or action.default is False or "default" in (action.help or "")
+        return action.help if explained else super()._get_help_string(action)
 
 
 class ScriptParser(OneLineParser, HfArgumentParser):
-    """Reads settings as the fields of dataclasses; a flag that is none of them ends the script with status 2."""
+    """Parses settings into the fields of dataclasses. An unknown flag ends the script with status 2."""
 
     def add_argument(self, *names: Any, values: Sequence[str] = (), **settings: Any) -> Any:
-        """Lets every switch stand without a value, which then is true; HfArgumentParser leaves out `bool | None`.
+        """Adds an argument. A switch without a value means true; HfArgumentParser allows this only for `bool`.
 
         Args:
-            values: names that a shell completes. Others are refused by the script, which knows what else they may be.
+            values: names that a shell completes. The script itself refuses others, because it knows what else is
+                allowed.
         """
         if settings.get("type") is string_to_bool:
             settings = {"nargs": "?", "const": True} | settings
@@ -156,7 +168,7 @@ class ScriptParser(OneLineParser, HfArgumentParser):
         return action
 
     def parse(self, argv: list[str]) -> tuple:
-        """Returns one object for each of the dataclasses."""
+        """Returns an object of each dataclass."""
         *parsed, unknown = cast(tuple, self.parse_args_into_dataclasses(argv, return_remaining_strings=True))
         if unknown:
             self.error(f"unknown arguments: {' '.join(unknown)}")
@@ -164,9 +176,11 @@ class ScriptParser(OneLineParser, HfArgumentParser):
 
 
 def script_parser(doc: str | None, *kinds: type) -> ScriptParser:
-    """Makes the parser of a script, whose settings are the fields of dataclasses; `doc` begins with what it does."""
+    """Makes the parser of a script. The settings are the fields of dataclasses; `doc` begins with the description."""
     description = (doc or "").split("\n")[0]
-    parser = ScriptParser(cast(Any, list(kinds)), description=description, formatter_class=HelpWithDefaults)
+    parser = ScriptParser(cast(Any, list(kinds)), description=description, formatter_class=ScriptHelp)
+    required = [f"{action.option_strings[0]} {action.dest.upper()} " for action in parser._actions if action.required]
+    parser.usage = f"%(prog)s {''.join(required)}[options]"
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")  # see status_of_script
     return parser
 
@@ -174,7 +188,7 @@ def script_parser(doc: str | None, *kinds: type) -> ScriptParser:
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Runs the `main` of a script on the command line of the process, and ends the process."""
     status = status_of_script(main, sys.argv[1:], Path(sys.argv[0]).name)
-    if status and torch.distributed.is_initialized():  # to leave the group could wait for those that failed, too
+    if status and torch.distributed.is_initialized():  # leaving the group could wait for other failed processes
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
@@ -183,14 +197,14 @@ def run_script(main: Callable[[list[str]], None]) -> None:
 def status_of_script(main: Callable[[list[str]], None], argv: list[str], name: str) -> int:
     """Runs the `main` of a script, alone or as one of the processes of a launcher; returns its exit status.
 
-    A failure is one line; `--debug` shows its traceback. It is recorded, so that a launcher of several processes ends
-    with the reason, too.
+    A failure prints one line; `--debug` shows its traceback. `record` saves the failure, so a launcher of several
+    processes also ends with the reason.
     """
-    debug, sys.argv[0] = "--debug" in argv, name  # which usage lines begin with
+    debug, sys.argv[0] = "--debug" in argv, name  # usage lines begin with it
     argv = [argument for argument in argv if argument != "--debug"]
     status = status_of(lambda: record(main)(argv), name, debug)
-    together = status == 0 or status > 128  # all processes have come to this end
+    together = status == 0 or status > 128  # all processes end in this way
     if together and torch.distributed.is_initialized():  # gloo may abort a process that leaves its group at exit
-        gc.collect()  # the model, which holds on to the group
+        gc.collect()  # frees the model, which holds a reference to the group
         torch.distributed.destroy_process_group()
     return status

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Prepares results for files: checks that one can be written, makes JSON for all readers, replaces a file whole."""
+"""Writes results to files: checks a file before the work, makes JSON that any reader accepts, replaces whole files."""
 
 import json
 import math
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def check_output(argument: str, path: str | Path | None) -> None:
-    """Refuses a file that could not be written when the work is done, by a ValueError; None names none."""
+    """Raises a ValueError for a file that cannot be written. Call it before the work. None means no file."""
     if path is None:
         return
     file = Path(path).absolute()
     if file.is_dir():
-        raise ValueError(f"{argument}={str(path)!r} must be a file, and is a folder.")
+        raise ValueError(f"{argument}={str(path)!r} is a folder; it must be a file.")
     if not file.parent.is_dir():
         raise ValueError(f"{argument}={str(path)!r}: there is no folder {str(Path(path).parent)!r}.")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
@@ -22,7 +22,7 @@ def check_output(argument: str, path: str | Path | None) -> None:
 
 
 def to_json(figures: Any, **settings: Any) -> str:
-    """Returns figures as JSON, with null for NaN and infinity, which JSON does not have; `settings` of `json.dumps`."""
+    """Returns figures as JSON, with null for NaN and infinity, which JSON lacks. `settings` go to `json.dumps`."""
     return json.dumps(_finite(figures), allow_nan=False, **settings)
 
 
@@ -42,7 +42,7 @@ def write_synced(path: Path, text: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replaces a file, so that whenever the process is killed there is the old one or the new one."""
+    """Replaces the text of a file in one step. If the process is killed, the old or the new file is there."""
     beside = path.with_name(f"{path.name}.partial")
     write_synced(beside, text)
     beside.replace(path)
@@ -50,7 +50,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or the names in a folder are on the disk, and survive a loss of power."""
+    """Waits until a file, or the names in a folder, are on the disk, where they survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -109,7 +109,7 @@ def test_a_flag_that_is_none_is_one_line_that_names_it(script):
     required = [] if script == "train_accelerate.py" else ["--model", "m"]
     done = run(script, *required, "--bogus", "3")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"{script}: error: there is no option --bogus (--help lists what there is)"
+    assert done.stderr.splitlines()[-1] == f"{script}: error: there is no option --bogus (see --help)"
     assert "usage:" not in done.stderr
 
 

@@ -38,10 +38,10 @@ def test_every_other_word_reaches_the_command_as_it_is(parser):
     [
         (["soup", "--batch_sise", "3"], "there is no option --batch_sise; did you mean --batch-size?"),
         (["--oven-heet=9"], "there is no option --oven-heet; did you mean --oven_heat?"),
-        (["soup", "--xyzzy"], "there is no option --xyzzy (--help lists what there is)"),
+        (["soup", "--xyzzy"], "there is no option --xyzzy (see --help)"),
         (["soup", "--method", "bol"], "argument --method: invalid choice: 'bol'; did you mean boil?"),
-        (["soup", "--method", "x"], "invalid choice: 'x'; it must be one of boil, roast. (--help lists what there is)"),
-        (["soup", "a", "b"], "unrecognized arguments: b (--help lists what there is)"),
+        (["soup", "--method", "x"], "invalid choice: 'x'; it must be one of boil, roast. (see --help)"),
+        (["soup", "a", "b"], "unrecognized arguments: b (see --help)"),
         (["soup", "--batch", "3"], "there is no option --batch; did you mean --batch-size?"),
         ([], "the following arguments are required: dish"),
     ],
@@ -85,6 +85,15 @@ def test_the_scripts_take_both_spellings_too():
     for option in ("--batch_size", "--batch-size"):
         assert perplexity.parse_arguments(["--model", "m", option, "7"]).batch_size == 7
         assert arguments.parse_arguments([option, "8"])[2].batch_size == 8
+
+
+def test_the_help_of_a_script_names_each_option_once_and_no_default_twice():
+    lines = " ".join(perplexity.make_parser().format_help().split())
+    assert "--model MODEL [options]" in lines
+    assert "--target_se X standard error" in lines
+    assert "--target-se" not in lines
+    assert "(default: austen)" in lines
+    assert "None" not in lines
 
 
 def test_nothing_is_suggested_for_a_name_that_is_like_none():

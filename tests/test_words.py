@@ -25,7 +25,7 @@ NAME = re.compile(r"(The|A|An|`|[A-Z]{2,})\b|`")
 WORDS = {
     r"\blaws?\b": "distribution",
     r"\bnobody\b": "say who or what: 'no caller', 'no setting'",
-    r"(?<!model )(?<!Model )(?<!dataset )\b[Cc]ards?\b(?!\.(py|md))": "GPU",
+    r"(?<!model )(?<!Model )(?<!dataset )\b[Cc]ards?\b(?!\.(py|md)|: )": "GPU",
     r"\b(?:[Aa]|another|graphics|this|one) processor\b": "CPU, or logits processor",
 }
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The docstrings of this project as the reference reads them: an extension of griffe.
+"""Prepares the docstrings of this project for the reference, as an extension of griffe.
 
-They follow Google's style with three habits: [`Name`] is a reference, as in transformers; one entry may describe
-several arguments; and the fields of an output stand in its docstring without a heading.
+They follow Google's style with three additions: [`Name`] is a reference, as in transformers; one entry may describe
+several arguments; and the docstring of a class may list its fields without a heading.
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import griffe
 
-logger = logging.getLogger("mkdocs.docstrings")  # below mkdocs', so that a warning fails the build
+logger = logging.getLogger("mkdocs.docstrings")  # a child of mkdocs' logger: a warning fails a strict build
 
 REFERENCE = re.compile(r"\[`([\w.]+)`\](?![\[(])")
 FIELD = re.compile(r"(\w+(?:, \w+)*): ")
@@ -24,12 +24,12 @@ class Docstrings(griffe.Extension):
         for obj in objects.values():
             called = not obj.name.startswith("__") or obj.name in ("__init__", "__call__")  # by users, by its name
             if obj.docstring is None and obj.is_public and called and (obj.is_function or "property" in obj.labels):
-                obj.docstring = griffe.Docstring("", parent=obj)  # a name that says it all has a place, too
+                obj.docstring = griffe.Docstring("", parent=obj)  # objects without a docstring are listed, too
         for obj in objects.values():
             if obj.docstring is None:
                 continue
             text = link_names(obj.docstring.value, obj, objects)
-            text = re.sub(r"^Shapes: ", "**Shapes:** ", text, flags=re.MULTILINE)  # not a box of its own
+            text = re.sub(r"^Shapes: ", "**Shapes:** ", text, flags=re.MULTILINE)  # else it becomes a box
             if obj.is_class:
                 text = "\n\n".join(with_types(with_heading(part, obj), obj) for part in text.split("\n\n"))
             elif obj.is_function:
@@ -45,7 +45,7 @@ def walk(obj: griffe.Object) -> Iterator[griffe.Object]:
 
 
 def link_names(text: str, owner: griffe.Object, objects: dict[str, griffe.Object]) -> str:
-    """[`Name`] as a link to the object that it names, if that has a place in the reference."""
+    """Replaces each [`Name`] by a link to the object of that name, if the reference lists it."""
 
     def link(match: re.Match) -> str:
         found = [path for path in objects if f".{path}".endswith(f".{match[1]}")]
@@ -58,7 +58,7 @@ def link_names(text: str, owner: griffe.Object, objects: dict[str, griffe.Object
 
 
 def with_heading(paragraph: str, cls: griffe.Class) -> str:
-    """A paragraph of fields under the heading that the parser knows."""
+    """Puts the heading that the parser knows above a paragraph of fields."""
     if paragraph.startswith("Args:\n") and "__init__" not in cls.members:  # the fields of a dataclass
         return paragraph.replace("Args:", "Attributes:", 1)
     lines = paragraph.strip("\n").split("\n")
@@ -70,7 +70,7 @@ def with_heading(paragraph: str, cls: griffe.Class) -> str:
 
 
 def check_arguments(text: str, function: griffe.Function) -> None:
-    """The parser's own check does not know an entry of several names."""
+    """Warns about described arguments that the function lacks. The parser's own check cannot read two names."""
     _, _, arguments = text.partition("Args:\n")
     known = {parameter.name for parameter in function.parameters}
     for line in arguments.partition("\n\n")[0].split("\n"):

@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""What mkdocs does besides: formulas become MathML, links to modules lead to the reference, pages weigh in the search.
+"""Adds steps to mkdocs: formulas become MathML, links to modules lead to the reference, the search ranks pages.
 
-A page that would make the browser fetch something from elsewhere is refused. The pages are written so that they read
-as well where they lie, in a repository on the web.
+A page that makes the browser fetch a file from another site is refused. The pages also read well without these steps,
+in the repository on the web.
 """
 
 import html
@@ -11,14 +11,14 @@ import re
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
-# As pymdownx.arithmatex leaves them, with `generic`.
+# The form in which pymdownx.arithmatex leaves formulas, with `generic`.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
-# A tag that makes the browser fetch something by itself; a link, which waits for a click, is none.
+# A tag that makes the browser fetch a file without a click.
 FETCHED = re.compile(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="?https?:[^>]*>|<link\b[^>]*\bhref="?https?:[^>]*>')
 
 
 def on_page_markdown(markdown: str, page, config, **kwargs) -> str:
-    boosts = config.extra["search_boost"]  # of pages and of folders, which end in "/"
+    boosts = config.extra["search_boost"]  # by page, or by folder with "/" at the end
     path = page.file.src_uri
     page.meta["search"] = {"boost": boosts.get(path, boosts.get(f"{path.partition('/')[0]}/", 1))}
 

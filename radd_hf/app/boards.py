@@ -3,8 +3,8 @@
 
     puzzle, two orders -> denoise, one after the other -> two boards, whose cells appear event by event
 
-An event is a network evaluation that fills cells. The boards play in the browser alone, by CSS. So no model waits for
-the reader's eyes, and both boards play at once.
+An event is a network evaluation that fills cells. The boards play in the browser, by CSS. So the model does not wait
+for the reader, and both boards play at once.
 """
 
 import time
@@ -24,7 +24,8 @@ from .visualize import ramp_color
 
 # The checkpoint that solves puzzles, in the folder of the page's first model.
 CHECKPOINT = "radd-sudoku"
-# Partial grids of a search for solutions: a second or two. Most puzzles need one, hard ones a few hundred.
+# The most partial grids that a search for solutions visits; they take a second or two. Most puzzles need one grid, hard
+# puzzles a few hundred.
 MOST_TRIES = 10_000
 TITLES = {
     "forward": "left to right",
@@ -34,7 +35,7 @@ TITLES = {
     "margin": "largest margin first",
     "entropy": "lowest entropy first",
 }
-PLAYED, LONGEST_BEAT = 8.0, 0.4  # seconds: of the longer board in all, and of an event at most
+PLAYED, LONGEST_BEAT = 8.0, 0.4  # the most seconds that the longer board plays, and that one event takes
 
 
 def checkpoint_beside(model: str) -> str | None:
@@ -51,14 +52,14 @@ def load_solver(path: str) -> Solver:
 def solve(
     stop: Stop, *, model: str, puzzle: str, left: str, right: str, entropy_bound: float | None, seed: int | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Fills a puzzle in two orders; yields the boards, and a line about them. Until the end the boards are empty.
+    """Fills a puzzle in two orders. Yields the boards and a line about them; the boards stay empty until the end.
 
     Args:
-        puzzle: 81 cells, 0 or . where one is empty, with any spaces. left, right: the orders of the boards.
-        entropy_bound: of adaptive orders; None: one cell an event.
+        puzzle: 81 cells, with 0 or . in empty ones; spaces are ignored. left, right: the orders of the boards.
+        entropy_bound: bound of adaptive orders; None: one cell per event.
 
     Raises:
-        ValueError: for what is no puzzle or no order, before anything is filled.
+        ValueError: for an invalid puzzle or order, before any cell is filled.
     """
     for name, order in (("left", left), ("right", right)):
         if order not in ORDERS:
@@ -98,10 +99,10 @@ def side_by_side(boards: Iterable[str]) -> str:
 
 
 def read_puzzle(text: str) -> tuple[str, list[str]]:
-    """Returns the puzzle of a text, and its solution, or two of several.
+    """Returns the puzzle in a text, and its solution, or two solutions if there are several.
 
     Raises:
-        ValueError: for what is no puzzle, and for one whose solutions take too long to find.
+        ValueError: for an invalid puzzle, and for one whose solutions take too long to find.
     """
     check_text("puzzle", text, 82)
     puzzle, tries = "".join(text.split()), 0
@@ -121,7 +122,7 @@ def evaluations_of(output: Any) -> int:
 
 
 def render_output(solver: Solver, puzzle: str, answers: list[str], output: Any, title: str, beat: float) -> str:
-    """Draws the board that `generate` filled, with what became of it beneath."""
+    """Draws the board that `generate` filled, and the outcome below it."""
     grid = solver.grid(output.sequences[0].tolist())
     wrong = wrong_cells(grid, answers)
     outcome = "Solved" if is_valid(grid) else f"{len(wrong)} of {puzzle.count('0')} cells wrong"
@@ -132,7 +133,7 @@ def render_output(solver: Solver, puzzle: str, answers: list[str], output: Any, 
 def render_board(
     title: str, puzzle: str, grid: str, events: Sequence[int], wrong: set[int], outcome: str, beat: float
 ) -> str:
-    """Draws 81 cells, each appearing at its event (-1 where it was given), `beat` seconds an event."""
+    """Draws 81 cells. Each appears at its event (-1: given from the start); an event takes `beat` seconds."""
     last = max(*events, 1)
     cells = []
     for cell, digit in enumerate(grid):

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command `radd`: generates and scores text, trains, evaluates, converts and serves models.
+"""Runs the command `radd`, which generates and scores text, trains, evaluates, converts and serves models.
 
     radd generate MODEL "It was [MASK:12] of spring"
     radd score MODEL "It was the first of spring"
@@ -14,13 +14,13 @@
     radd completion bash
     radd RUN_FOLDER
 
-Results go to standard output and all else to standard error, so a command can be piped. The exit status is 0 for
-success, 1 for a failure, 2 for an error in the command line and 130 after an interrupt; standard error has the reason
-in one line.
+Results go to standard output. Everything else goes to standard error, so a command can be piped. The exit status is 0
+for success, 1 for a failure, 2 for an error in the command line and 130 after an interrupt. One line on standard error
+gives the reason.
 
-A command line is parsed with the standard library alone, since importing torch and transformers takes seconds. Imports
-therefore stand inside functions. They are absolute: `radd_command.py` runs this file without its package. The settings
-of `generate` come from `settings_radd.py`, which imports only the standard library, too.
+Parsing needs only the standard library, because importing torch and transformers takes seconds. So other imports stand
+inside functions. They are absolute, because `radd_command.py` runs this file without its package. The settings of
+`generate` come from `settings_radd.py`, which also imports only the standard library.
 """
 
 import argparse
@@ -42,18 +42,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 EXAMPLES = """\
 commands:
-  generate   fill the blanks of a text, or generate a whole text
-  score      compute the likelihood of a text, or of each row of a file
-  info       describe a model: sizes, noise, tokenizer, training, figures
-  train      train a model, as train_accelerate.py does
-  eval       measure the perplexity of a model on a text, as eval_ppl.py does
-  quality    measure quality and cost of generated text, as eval_generation.py does
-  profile    estimate and save what generate --schedule profile needs
-  convert    convert the authors' checkpoints to folders of this library, or back
-  serve      answer requests of programs over HTTP
-  demo       serve a web page that fills texts and solves a Sudoku
-  completion print a script for completion in bash or zsh
-  FOLDER     print the newest checkpoint of a training run; MODEL may be such a folder, too
+  generate    fill the blanks of a text, or generate a whole text
+  score       compute the likelihood of a text, or of each row of a file
+  info        describe a model: sizes, noise, tokenizer, training, figures
+  train       train a model (also: python train_accelerate.py)
+  eval        measure the perplexity of a model on a text (also: python eval_ppl.py)
+  quality     measure the quality and the cost of generated text (also: python eval_generation.py)
+  profile     measure the information profile that generate --schedule profile uses
+  convert     convert the authors' checkpoints to folders of this library, or back
+  serve       serve a model over HTTP
+  demo        serve a web page that fills texts and solves a Sudoku
+  completion  print a script that completes commands in bash or zsh
+  RUN_FOLDER  print the newest checkpoint of a training run
+
+MODEL is a folder, a repository on the Hub, or a run folder (its newest checkpoint).
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring"
@@ -72,8 +74,9 @@ examples:
 """
 
 GENERATE_EXAMPLES = """\
-blanks: [MASK] is a blank of one token, [MASK:12] one of twelve; a space before a blank belongs to it. A backslash
-makes it text: \\[Mask of Zorro]. In TEXT, the tokenizer's mask token is a blank; other special tokens are text.
+blanks: [MASK] is a blank of one token, [MASK:12] is one of twelve. A space before a blank belongs to the blank. A
+backslash makes a bracket plain text: \\[Mask of Zorro]. The tokenizer's mask token is also a blank in TEXT; its other
+special tokens are plain text.
 
 examples:
   radd generate checkpoints/radd-austen "It was [MASK:12] of spring" --number 3 --seed 1
@@ -90,7 +93,7 @@ The authors' released models have no tokenizer: add --tokenizer gpt2.
 
 
 COMPLETION_EXAMPLES = """\
-It takes seconds to print, so print it once, into a file:
+Printing takes seconds, so print the script once, into a file:
 
   radd completion bash > ~/.radd-completion.bash    and in ~/.bashrc: source ~/.radd-completion.bash
   radd completion zsh > ~/.zfunc/_radd              and in ~/.zshrc, before compinit: fpath=(~/.zfunc $fpath)
@@ -98,20 +101,20 @@ It takes seconds to print, so print it once, into a file:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that `argv` names, by default that of the process; returns the exit status.
+    """Runs the command in `argv`, by default the command line of the process, and returns the exit status.
 
     Raises:
-        SystemExit: as argparse does, after `--help` or for a command line that it cannot read.
+        SystemExit: after `--help` or `--version`, and for a wrong command line.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] not in COMMANDS and Path(argv[0]).is_dir():
         return newest(argv)
-    parser = _parser("radd", "RADD: text by filling in masks.", EXAMPLES)
+    parser = _parser("radd", "RADD is a masked-diffusion language model: it fills masks in any order.", EXAMPLES)
     parser.add_argument("--version", action=_Version)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
     if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
         right = OPTIONS["did_you_mean"](argv[0], COMMANDS) or f"the commands are {', '.join(COMMANDS)}."
-        parser.error(f"{argv[0]!r} is no command, and no folder here; {right}")
+        parser.error(f"{argv[0]!r} is neither a command nor a folder; {right}")
     return COMMANDS[parser.parse_args(argv[:1]).command](argv[1:])
 
 
@@ -125,7 +128,7 @@ def _parser(prog: str, description: str, examples: str) -> argparse.ArgumentPars
 
 
 class _Version(argparse.Action):
-    """Reads the version when it is asked for, from the file beside this one."""
+    """Prints the version. It reads `version.py` only then."""
 
     def __init__(self, option_strings, dest, **kwargs):
         super().__init__(option_strings, dest, nargs=0, help="print the version")
@@ -145,11 +148,11 @@ def _status_of(run: Callable[[], None], debug: bool) -> int:
 # ---------------------------------------------------------------------------------------------------------
 
 
-# The settings of `generate` in the help, by what they are for.
+# The sections of the help, each with its settings of `generate`.
 DRAWING, SAVED = "how each token is drawn", "defaults: those saved with the model (generation_config.json)"
 SECTIONS = {
     DRAWING: ("temperature", "top_p", "top_k", "exact"),
-    "which positions are filled when": (
+    "when each position is filled": (
         "method",
         "steps",
         "order",
@@ -169,18 +172,16 @@ def _generate_parser() -> argparse.ArgumentParser:
         "text",
         nargs="?",
         metavar="TEXT",
-        help="text with blanks; '-' reads standard input, which is the default in a pipe",
+        help="text with blanks; '-' reads standard input, the default in a pipe",
     )
     parser.add_argument(
-        "--prefix", metavar="TEXT", help="the beginning of the text, instead of TEXT; '-' reads standard input"
+        "--prefix", metavar="TEXT", help="beginning of the text, instead of TEXT; '-' reads standard input"
     )
+    parser.add_argument("--suffix", metavar="TEXT", help="end of the text, instead of TEXT; '-' reads standard input")
     parser.add_argument(
-        "--suffix", metavar="TEXT", help="the end of the text, instead of TEXT; '-' reads standard input"
+        "--length", type=int, metavar="N", help="tokens of the whole text, if there is no TEXT (default: the model's)"
     )
-    parser.add_argument(
-        "--length", type=int, metavar="N", help="tokens of the text, without TEXT (default: the model's length)"
-    )
-    parser.add_argument("--number", "-n", type=int, metavar="N", default=1, help="texts to generate (default 1)")
+    parser.add_argument("--number", "-n", type=int, metavar="N", default=1, help="number of texts (default 1)")
     parser.add_argument(
         "--seed",
         type=int,
@@ -193,18 +194,22 @@ def _generate_parser() -> argparse.ArgumentParser:
         for name in names:
             _add_setting(section, name, SETTINGS[name])
 
-    add_file_arguments(parser, "a column of texts with blanks, or prefix, suffix and length; a seed seeds its row")
+    add_file_arguments(
+        parser,
+        "a column 'text' with blanks, or columns 'prefix', 'suffix' and 'length'; a column 'seed' sets the seed of its "
+        "row",
+    )
     parser.set_defaults(command="generate")
 
     out = parser.add_argument_group("output")
     out.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object per text: sample, text, fills (of each blank, or between prefix and suffix), ids, "
-        "tokens (generated), nfe (network evaluations), log_probability (of the tokens when drawn, in nats), seconds "
-        "(its share of the batch), seed",
+        help="print one JSON object per text: sample (its number), text, fills (the text in each blank, or between "
+        "prefix and suffix), ids, tokens (how many were generated), nfe (network evaluations), log_probability (of the "
+        "tokens when drawn, in nats), seconds (its share of the batch), seed",
     )
-    out.add_argument("--live", action="store_true", help="show on standard error how the text fills")
+    out.add_argument("--live", action="store_true", help="show the text on standard error while it fills")
     out.add_argument(
         "--pause",
         type=float,
@@ -217,10 +222,10 @@ def _generate_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="draw the first text: .html or .gif play how it fills, .png shows the result",
+        help="save a picture of the first text: .html and .gif play how it fills, .png shows the result; repeatable",
     )
-    out.add_argument("--order-map", metavar="FILE", help="draw which position was filled when, over all texts, as .png")
-    out.add_argument("--quiet", "-q", action="store_true", help="print nothing but results and errors")
+    out.add_argument("--order-map", metavar="FILE", help="save a .png of when each position was filled in each text")
+    out.add_argument("--quiet", "-q", action="store_true", help="print only results and errors")
 
     where = parser.add_argument_group("computation")
     where.add_argument("--tokenizer", metavar="NAME", help="name or folder (default: the model's)")
@@ -234,7 +239,7 @@ def _generate_parser() -> argparse.ArgumentParser:
 
 
 def _add_setting(group: Any, name: str, setting: Any) -> None:
-    """Adds the flag of a setting. Without the flag it is None: the default of the model holds."""
+    """Adds the flag of a setting. Without the flag the value is None, and the model's default holds."""
     flag = f"--{name.replace('_', '-')}"
     if setting.kind is bool:
         group.add_argument(flag, action="store_const", const=True, help=setting.help)
@@ -246,19 +251,21 @@ def _add_setting(group: Any, name: str, setting: Any) -> None:
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, columns: str) -> None:
-    file = parser.add_argument_group("a file of texts", "several processes: accelerate launch -m radd_hf")
-    file.add_argument("--input", metavar="FILE", help=f".txt, one text per line; .jsonl or .parquet with {columns}")
+    file = parser.add_argument_group(
+        "a file of texts", "on several GPUs or in several processes: accelerate launch -m radd_hf COMMAND ..."
+    )
+    file.add_argument("--input", metavar="FILE", help=f".txt with one text per line; .jsonl or .parquet with {columns}")
     file.add_argument(
         "--output",
         metavar="FILE",
-        help=".jsonl or .parquet, one row per input row; an interrupted job resumes",
+        help=".jsonl or .parquet for the results; the same command again resumes an interrupted job",
     )
-    file.add_argument("--text-column", metavar="NAME", help="the column of texts (default text)")
+    file.add_argument("--text-column", metavar="NAME", help="column of the texts (default 'text')")
     file.add_argument(
         "--batch-tokens",
         type=int,
         metavar="N",
-        help="tokens of a batch, rows x length (default 2048, on a GPU 16384)",
+        help="tokens of a batch, rows x length (default 2048 on a CPU, 16384 on a GPU)",
     )
 
 
@@ -267,9 +274,9 @@ def generate(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     def run(_: Sequence[str]) -> None:
-        from radd_hf.app.generate import write
+        from radd_hf.app.generate import main as generate_main
 
-        write(args, parser)
+        generate_main(args, parser)
 
     if args.input is None and args.output is None:
         return _status_of(lambda: run(argv), args.debug)
@@ -282,9 +289,9 @@ def generate(argv: Sequence[str]) -> int:
 
 
 def _info_parser() -> argparse.ArgumentParser:
-    parser = _parser("radd info", "Shows what is known of a RADD model, without reading its weights.", "")
+    parser = _parser("radd info", "Describes a RADD model without reading its weights.", "")
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model, ours or the authors'")
-    parser.add_argument("--json", action="store_true", help="one object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
@@ -327,7 +334,7 @@ def convert(argv: Sequence[str]) -> int:
 
 
 def serve(argv: Sequence[str]) -> int:
-    from radd_hf.endings import status_of  # which knows the exception of a server that was stopped
+    from radd_hf.endings import status_of  # of the package, whose `Stopped` the server raises
     from radd_hf.serving.arguments import parse_arguments
 
     args = parse_arguments(argv)
@@ -345,7 +352,7 @@ def serve(argv: Sequence[str]) -> int:
 
 
 def demo(argv: Sequence[str]) -> int:
-    """Starts the page of `web.py`, in a checkout of the repository with the shipped checkpoint."""
+    """Serves the page of `web.py`. In a checkout of the repository it has the shipped checkpoint."""
     checkpoint = PACKAGE.parent / "checkpoints" / "radd-austen"
 
     def run() -> None:
@@ -393,12 +400,12 @@ def score(argv: Sequence[str]) -> int:
 
 
 def _with_model(argv: Sequence[str]) -> list[str]:
-    """Names the option of a MODEL that stands first, as in other commands."""
+    """Inserts `--model` before a MODEL that stands first, as in other commands."""
     return [*(["--model"] if argv and not argv[0].startswith("-") else []), *argv]
 
 
 def _script(name: str, script_main: Callable[[list[str]], None], argv: Sequence[str]) -> int:
-    """Runs one of the scripts, alone or as one of the processes of a launcher."""
+    """Runs a script, in one process or in each process of a launcher."""
     from radd_hf.processes import status_of_script
 
     return status_of_script(script_main, list(argv), f"radd {name}")
@@ -410,7 +417,7 @@ def _script(name: str, script_main: Callable[[list[str]], None], argv: Sequence[
 
 
 def _completion_parser() -> argparse.ArgumentParser:
-    parser = _parser("radd completion", "Prints a script by which a shell completes this command.", COMPLETION_EXAMPLES)
+    parser = _parser("radd completion", "Prints a script with which a shell completes `radd`.", COMPLETION_EXAMPLES)
     parser.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
@@ -433,9 +440,9 @@ def _maker(module: str) -> Callable[[], argparse.ArgumentParser]:
 
 
 def newest(argv: Sequence[str]) -> int:
-    """Prints the newest checkpoint of a run, and on standard error a command for it."""
+    """Prints the newest checkpoint of a run, and on standard error a command that uses it."""
     parser = _parser("radd", "Prints the newest whole checkpoint of a training run.", "")
-    parser.add_argument("folder", metavar="FOLDER", help="of a training run, or of a model")
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a training run or of a model")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     args = parser.parse_args(argv)
 
@@ -465,7 +472,7 @@ COMMANDS = {
     "demo": demo,
     "completion": completion,
 }
-# What makes the parser of each command, for completion.
+# For each command the function that makes its parser, for completion.
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "generate": _generate_parser,
     "info": _info_parser,
@@ -482,7 +489,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 
 
 def program() -> NoReturn:
-    """Runs the command line of the process and ends it, by one line also at Ctrl-C while modules are loaded."""
+    """Runs the command line of the process and ends the process. Ctrl-C prints one line, even during imports."""
     try:
         sys.exit(main())
     except KeyboardInterrupt:

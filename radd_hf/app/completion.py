@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Writes what a shell needs to complete the command `radd`, by shtab."""
+"""Makes the script with which a shell completes the command `radd`. shtab writes it."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -9,10 +9,11 @@ def completion_script(shell: str, commands: Mapping[str, Callable[[], argparse.A
     """Returns a script that completes commands, options, choices and files.
 
     Args:
-        commands: the maker of each parser, by name. A parser whose library is not installed gets no options.
+        commands: a function for each command that makes its parser. A command whose library is not installed gets no
+            options.
 
     Raises:
-        ValueError: without shtab.
+        ValueError: if shtab is not installed.
     """
     try:
         import shtab
@@ -34,7 +35,7 @@ def completion_script(shell: str, commands: Mapping[str, Callable[[], argparse.A
 
 
 def prepare(action: argparse.Action, files: object) -> None:
-    """Gives an argument its completions, and an option the one spelling that the documentation uses."""
+    """Gives an argument its completions. Of an option's spellings it keeps the one in the documentation."""
     spelled = {option.replace("_", "-"): option for option in reversed(action.option_strings)}
     action.option_strings = list(reversed(spelled.values()))
     action.choices = action.choices or getattr(action, "values", None)

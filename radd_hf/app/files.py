@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Helps `radd generate` and `radd score`: reads standard input, the model, a file."""
+"""Reads the input of `radd generate` and `radd score`: standard input, the model, a file of texts."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ from ..hub.runs import newest_model
 from ..jobs.rows import RowsFile, check_rows_output
 from ..processes import make_accelerator, on_main
 
-# Characters that are read of standard input; a text may have half of them.
+# The most characters to read from standard input. Half of them are too many for a text.
 MAX_INPUT = 2**21
 
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Turns a ValueError in the block into a UsageError."""
+    """Raises a ValueError of the block as a UsageError."""
     try:
         yield
     except ValueError as error:
@@ -31,7 +31,7 @@ def usage() -> Iterator[None]:
 
 
 def check_model(args: argparse.Namespace) -> None:
-    """Raises a UsageError for a text in the place of the model, and for no name."""
+    """Raises a UsageError if MODEL is empty or looks like a text."""
     if not args.model.strip():
         raise UsageError(f"MODEL {args.model!r} is empty: name the folder or repository of a model.")
     if any(sign in args.model for sign in (" ", "[MASK")) and not Path(args.model).exists():
@@ -39,16 +39,16 @@ def check_model(args: argparse.Namespace) -> None:
 
 
 def read_input(stdin: TextIO) -> str:
-    """Returns the text of standard input without its last line break; raises a ValueError if it is no text."""
+    """Returns the text of standard input without its last line break. Raises a ValueError if it cannot be decoded."""
     try:
-        # A text of more characters is refused later: a pipe may have no end.
+        # A pipe may have no end. A text with this many characters is refused later.
         return stdin.read(MAX_INPUT).removesuffix("\n").removesuffix("\r").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not in {error.encoding}: {error}") from error
 
 
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Returns the model, ready to write, and its tokenizer; args.model becomes the checkpoint of a run."""
+    """Returns the model, ready to generate, and its tokenizer. If args.model is a run, it becomes a checkpoint."""
     with usage():
         device = find_device(args.device)
     args.model = newest_model(args.model)
@@ -56,8 +56,8 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
     try:
         return load(args.model, args.tokenizer, device=device, dtype=getattr(torch, args.dtype))
     finally:
-        if not HF_HUB_DISABLE_PROGRESS_BARS:  # by which the user asked for none
-            logging.enable_progress_bar()  # of `generate`
+        if not HF_HUB_DISABLE_PROGRESS_BARS:  # the user's variable against all bars
+            logging.enable_progress_bar()  # for `generate`
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -66,11 +66,11 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def check_file_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser, for_one: Sequence[str]) -> None:
-    """Raises a UsageError for --input or --output alone, or with an argument for one text."""
+    """Raises a UsageError if --input and --output are not both given, or for an argument that is for one text."""
     for name, other in (("output", "input"), ("input", "output")):
         if getattr(args, name) is not None and getattr(args, other) is None:
             what = "the file of texts" if other == "input" else "the file to write"
-            raise UsageError(f"--{name} {getattr(args, name)}: pass --{other}, too, {what}.")
+            raise UsageError(f"--{name} {getattr(args, name)}: also pass --{other}, {what}.")
     for name in for_one:
         if getattr(args, name) != parser.get_default(name):
             flag = "TEXT" if name == "text" else f"--{name.replace('_', '-')}"
@@ -81,7 +81,7 @@ def check_file_arguments(args: argparse.Namespace, parser: argparse.ArgumentPars
 
 
 def open_file(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Returns the accelerator of this process and the input, read once; args.output becomes a path."""
+    """Returns the accelerator of this process and the input, which it reads once. args.output becomes a path."""
     with usage():
         if Path(args.output).resolve() == Path(args.input).resolve():
             raise ValueError(f"output={args.output!r} is the input itself: name another file.")
@@ -91,8 +91,8 @@ def open_file(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def load_for_file(args: argparse.Namespace, accelerator: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Returns the model, the tokenizer, and what results depend on of them and of how they are computed."""
-    args.model = on_main(accelerator, lambda: newest_model(args.model))  # the same in all processes
+    """Returns the model, the tokenizer, and the facts about them and the computation that results depend on."""
+    args.model = on_main(accelerator, lambda: newest_model(args.model))  # the same checkpoint in all processes
     if accelerator.num_processes > 1:
         if args.device is not None:
             raise UsageError(f"--device {args.device}: each process of a launcher has its own device; leave it out.")

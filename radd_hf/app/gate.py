@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Passes only the requests of the page itself on to the page's server.
+"""Passes requests of the page itself on to the page's server, and refuses all others.
 
     request -> host and origin -> route -> connections -> body -> the application
 
 gradio serves more than a page needs: uploads, files, a proxy, monitoring, calls of any function by its name. The gate
-knows the few routes of the page and refuses others. It is an ASGI middleware, and needs no gradio.
+allows only the few routes of the page. It is an ASGI middleware and does not need gradio.
 """
 
 import json
@@ -33,7 +33,7 @@ from ..serving.asgi import (
 
 API = "/gradio_api"
 SESSION = r"[A-Za-z0-9_-]{1,64}"
-# What a browser asks for to show the page, to call its functions, and to say that it is open.
+# Paths that a browser reads to show the page, to get the answers of calls, and to report that the page is open.
 READ = re.compile(
     rf"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/(?!.*\.\.)[\w./-]+)"
     rf"|{API}/(theme\.css|startup-events|queue/data|heartbeat/{SESSION})"
@@ -43,9 +43,9 @@ CALLS = (JOIN, f"{API}/run/predict")
 QUEUE = f"{API}/queue/data"
 STREAMS = re.compile(rf"{QUEUE}|{API}/heartbeat/({SESSION})")
 
-# Bytes. The connections together bound what bodies take: 64 MiB.
+# Bytes. The bodies of all connections together take at most 64 MiB.
 LARGEST_BODY = 2**16
-# Fields of a call that the page sends; others (a batch, an event of another's) are left out.
+# Fields of a call that the page sends. Others are dropped, such as a batch or the event of another page.
 FIELDS = ("data", "fn_index", "session_hash", "trigger_id")
 SCALARS = (str, int, float, bool, type(None))
 CONNECTIONS, CONNECTIONS_OF_ADDRESS = 1024, 128
@@ -54,26 +54,26 @@ UNREAD = 4
 
 
 class Sessions(Protocol):
-    """What the application keeps for each open page."""
+    """Describes the store of the application, which keeps data for each open page."""
 
     def unread(self, session: str) -> int | None:
-        """The number of calls whose answers the page has not read, None if the page has called nothing yet."""
+        """Returns the number of calls whose answers the page has not read; None if the page has made no call."""
 
     async def forget(self, session: str) -> None:
-        """Drops what is kept, as the page has no open connection any more."""
+        """Drops the data of a page that has no open connection left."""
 
 
 class Gate:
-    """An ASGI middleware that passes on the requests of the page.
+    """Passes on the requests of the page, as an ASGI middleware.
 
     Args:
         hosts, addresses_allowed: the host names of the page, see [`Names`].
-        functions: the page's functions by their indices. Each takes the list of inputs of a call, and raises any
-            exception for one that the application would fail at.
-        streams: counts the open connections of each session. A page opens one before it calls anything; a call without
-            one is refused, since nobody would read the answer.
-        sessions: what the application keeps for each session.
-        shared_address: all visitors come through one proxy, so that an address does not identify a visitor.
+        functions: checks of the page's functions, by index. A check takes the list of inputs of a call, and raises any
+            exception if the application would fail at them.
+        streams: counts the open connections of each session. A page opens one before its first call. A call without one
+            is refused, because no page would read the answer.
+        sessions: the application's data of each session.
+        shared_address: whether all visitors come through one proxy; an address then does not identify a visitor.
     """
 
     def __init__(
@@ -135,14 +135,14 @@ class Gate:
         try:
             await self.app(scope, receive, send)
         finally:
-            await self.forget_if_gone(call["session_hash"])  # its page was closed meanwhile
+            await self.forget_if_gone(call["session_hash"])  # the page may have been closed meanwhile
 
     async def forget_if_gone(self, session: str) -> None:
         if session not in self.streams and self.sessions is not None:
             await self.sessions.forget(session)
 
     def without_foreign_host(self, scope: Scope) -> Scope:
-        """Returns the request without a name from a proxy that is none of the page's: addresses are made from it."""
+        """Removes an X-Forwarded-Host that is not a name of the page. gradio makes addresses from this header."""
         headers = [
             (name, value)
             for name, value in scope["headers"]
@@ -151,14 +151,14 @@ class Gate:
         return scope | {"headers": headers}
 
     def check_route(self, scope: Scope) -> str | None:
-        """Refuses routes that the page does not use; returns the session that a connection is held open for."""
+        """Refuses routes that the page does not use. Returns the session of a connection that stays open, else None."""
         method, path = scope["method"], scope["path"]
         if not (
             (method in ("GET", "HEAD") and READ.fullmatch(path))
             or (method == "POST" and path in CALLS)
             or method == "OPTIONS"
         ):
-            raise Refused(404, "There is nothing here that the page uses.")
+            raise Refused(404, "The page does not use this address.")
         found = STREAMS.fullmatch(path)
         if found is None or method != "GET":
             return None
@@ -181,7 +181,7 @@ class Gate:
             raise Refused(429, f"This page has {UNREAD} calls without an answer: wait for the end of one.")
 
     def checked_call(self, body: bytes) -> dict[str, Any]:
-        """Returns the call of a function, with the fields that the page sends alone."""
+        """Checks the call of a function, and returns it with only the fields that the page sends."""
         call = object_of(body)
         call = {name: call[name] for name in FIELDS if name in call}
         session, function, trigger = call.get("session_hash"), call.get("fn_index"), call.get("trigger_id")
@@ -195,7 +195,7 @@ class Gate:
             raise Refused(400, "trigger_id must be an integer.")
         data = call.get("data")
         if not isinstance(data, list) or len(data) > 64 or not all(isinstance(value, SCALARS) for value in data):
-            raise Refused(400, "data must be a list of texts and numbers.")  # not of files
+            raise Refused(400, "data must be a list of texts and numbers.")  # files are not allowed
         if any(isinstance(value, float) and not math.isfinite(value) for value in data):
             raise Refused(400, "data must have finite numbers.")
         try:
@@ -212,7 +212,7 @@ def count_down(counter: Counter[str], key: str) -> None:
 
 
 def with_body(scope: Scope, body: bytes, receive: Receive) -> tuple[Scope, Receive]:
-    """Returns the request with another body, of JSON."""
+    """Returns the request with `body`, which is JSON, instead of its own."""
     replaced = (b"content-length", b"content-type", b"transfer-encoding")
     headers = [(name, value) for name, value in scope["headers"] if name.lower() not in replaced]
     headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Runs `radd generate`: fills one text, and shows how, or the texts of a file."""
+"""Runs `radd generate`: fills one text, and can show how it fills, or fills the texts of a file."""
 
 import argparse
 import json
@@ -36,30 +36,30 @@ from .visualize import (
 FOR_ONE_TEXT = "text", "prefix", "suffix", "json", "live", "pause", "picture", "order_map", "batch_size"
 
 
-def write(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Does what the command line asks for; `parser` read it."""
+def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Runs the command with the arguments that `parser` parsed."""
     check_model(args)
     if args.input is None and args.output is None:
-        _write_texts(args)
+        _generate_texts(args)
     else:
-        _write_file(args, parser)
+        _generate_file(args, parser)
 
 
 def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
-    """Fills in the arguments that standard input is to give, without the line break that ends it.
+    """Reads standard input into the argument that takes it, without its last line break.
 
     Raises:
-        UsageError: for arguments that contradict each other.
+        UsageError: for arguments that contradict each other, or if there is no text.
     """
     ends = [name for name in ("prefix", "suffix") if getattr(args, name) is not None]
     if args.text is not None and (ends or args.length is not None):
         raise UsageError(
             f"TEXT {args.text!r} is the whole text: leave out --{ends[0] if ends else 'length'}, or pass --prefix and "
-            "--suffix instead of it."
+            "--suffix instead of TEXT."
         )
     if args.prefix == "-" and args.suffix == "-":
         raise UsageError("--prefix and --suffix cannot both be read from standard input.")
-    # --length alone asks for a whole text; otherwise a text must be given, if only by a pipe.
+    # --length alone generates a whole text. Without it, the text comes from an argument or from a pipe.
     piped = args.text is None and not ends and args.length is None and not stdin.isatty()
     for name in ("text", "prefix", "suffix"):
         if getattr(args, name) == "-" or (name == "text" and piped):
@@ -70,10 +70,10 @@ def _read_text(args: argparse.Namespace, stdin: TextIO) -> None:
 
 
 def _check(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the given settings of `generate`; refuses, before a model is loaded, what would fail later.
+    """Checks the command line before a model is loaded, and returns the given settings of `generate`.
 
     Raises:
-        UsageError: for a value that does not fit.
+        UsageError: for a value out of range, and for settings that contradict each other.
     """
     for name, least, most in (("number", 1, 2**31), ("batch_size", 1, 2**12), ("pause", 0, 3600)):
         value = getattr(args, name)
@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     if args.seed is not None and not 0 <= args.seed < 2**63:
         raise UsageError(f"--seed {args.seed} must be an integer in 0 .. 2^63 - 1.")
     if args.pause and not args.live:
-        raise UsageError(f"--pause {args.pause} holds the events that --live shows: pass --live, too.")
+        raise UsageError(f"--pause {args.pause} slows down what --live shows: pass --live, too.")
     settings = {name: getattr(args, name) for name in TEXT_SETTINGS if getattr(args, name) is not None}
     try:
         RaddGenerationConfig(**settings)
@@ -96,12 +96,12 @@ def _check(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _write_texts(args: argparse.Namespace) -> None:
+def _generate_texts(args: argparse.Namespace) -> None:
     _read_text(args, sys.stdin)
     settings = _check(args)
     with _silenced(*["radd_hf.hub.runs"] * args.quiet):
         model, tokenizer = load_model(args)
-    # The command has a remark of its own about long texts.
+    # The command prints its own remark about long texts.
     with _silenced("radd_hf.modeling_radd", *["radd_hf.text_radd"] * args.quiet):
         given = _make_canvas(args, settings.pop("length", None), model, tokenizer)
         canvas = torch.tensor(given.ids)  # (L,)
@@ -114,17 +114,17 @@ def _write_texts(args: argparse.Namespace) -> None:
         outputs, batch = list[Any](), 1 if args.live else args.batch_size
         for first in range(0, args.number, batch):
             samples = range(first, min(first + batch, args.number))
-            output, seconds = _write_batch(args, model, tokenizer, canvas, samples, settings)
+            output, seconds = _generate_batch(args, model, tokenizer, canvas, samples, settings)
             for row, sample in enumerate(samples):
                 _report(args, output, row, sample, given, tokenizer, seconds)
-            if args.order_map is not None or not outputs:  # the first is for a picture; others would fill the memory
+            if args.order_map is not None or not outputs:  # a picture needs only the first; all may fill the memory
                 outputs.append(output)
     _draw_pictures(args, outputs, model, tokenizer, settings)
 
 
 @contextmanager
 def _silenced(*names: str) -> Iterator[None]:
-    """Has loggers say errors alone."""
+    """Lets loggers print only errors."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -136,13 +136,13 @@ def _silenced(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write_batch(
+def _generate_batch(
     args: argparse.Namespace, model: Any, tokenizer: Any, canvas: Any, samples: range, settings: dict[str, Any]
 ) -> tuple[Any, float]:
-    """What `generate` returns for these samples of the canvas (L,), and the seconds for each.
+    """Generates these samples from the masked sequence `canvas` (L,). Returns the output and the seconds per sample.
 
     Raises:
-        UsageError: for settings that do not fit together.
+        UsageError: for settings that contradict each other.
     """
     generators = sample_generators(text_seed(args.seed), samples)
     untouched, started = generators[0].get_state(), time.perf_counter()
@@ -160,15 +160,15 @@ def _write_batch(
         except ValueError as error:
             if not torch.equal(generators[0].get_state(), untouched):
                 raise
-            raise UsageError(str(error)) from error  # arguments are refused before anything is drawn
+            raise UsageError(str(error)) from error  # `generate` checks its arguments before it draws
     return output, (time.perf_counter() - started - live.paused) / len(samples)
 
 
 def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, tokenizer: Any) -> Any:
-    """Returns the text with its blanks; between a prefix and a suffix is one blank.
+    """Returns the encoded text with its blanks. Between a prefix and a suffix there is one blank.
 
     Raises:
-        UsageError: for malformed blanks, none, or no room.
+        UsageError: for malformed blanks, no blank, or no room for one.
     """
     own = {name: getattr(model.generation_config, name) for name in LENGTHS}
     given = {name: getattr(args, name) for name in ("text", "prefix", "suffix") if getattr(args, name) is not None}
@@ -183,7 +183,7 @@ def _make_canvas(args: argparse.Namespace, length: int | None, model: Any, token
 def _report(
     args: argparse.Namespace, output: Any, row: int, sample: int, given: Any, tokenizer: Any, seconds: float
 ) -> None:
-    """Prints a row of a batch, the `sample`-th text of all; remarks go to standard error."""
+    """Prints a row of a batch, the text number `sample` of all. Remarks go to standard error."""
     ids = output.sequences[row].tolist()
     fills = given.fills(ids, tokenizer, skip_special_tokens=True)
     result = {
@@ -199,7 +199,7 @@ def _report(
     }
     if args.json:
         print(visible(json.dumps(result, ensure_ascii=False)), flush=True)
-    else:  # a model can write anything, and a terminal obeys control characters
+    else:  # a model can generate control characters, which a terminal would obey
         text = visible(str(result["text"]), keep="\n\t") if sys.stdout.isatty() else result["text"]
         print("\n" * (sample > 0) + text, flush=True)
     if not args.quiet:
@@ -221,10 +221,10 @@ def _draw_pictures(
 
 
 def picture_facts(name: str, settings: dict[str, Any], model: Any, length: int) -> tuple[str, int | None]:
-    """Returns the title of a picture, and the steps of its time grid, None for a method without one.
+    """Returns the title of a picture, and the steps of its time grid; None for a method without a grid.
 
     Args:
-        name: of the model. settings: arguments of `generate`. length: of the text, in tokens.
+        name: name of the model. settings: arguments of `generate`. length: tokens of the text.
     """
     resolved = RaddGenerationConfig.resolve(settings, model.generation_config)
     title = f"{Path(name).resolve().name}, {resolved.method}"
@@ -235,21 +235,22 @@ def picture_facts(name: str, settings: dict[str, Any], model: Any, length: int) 
 
 
 class LiveCanvas:
-    """A streamer of `generate` that shows one canvas as it fills, the newest tokens marked.
+    """Shows a masked sequence (the canvas) on standard error as it fills, with the newest tokens marked.
 
-    It draws in place on standard error; without a terminal it prints a line at every tenth of the text.
-    Showing takes no longer than writing: fast events are shown together, unless `pause` holds each.
+    It is a streamer of `generate`. On a terminal it draws in place; elsewhere it prints a line at every tenth of the
+    text. Drawing takes no more time than generating: fast network evaluations are shown together. With `pause`, each is
+    shown by itself.
     """
 
     MASK, MASK_ASCII = " \u2591\u2591\u2591", " ___"
-    WRITTEN, NEWEST = "cyan", "bold black on bright_yellow"
+    FILLED, NEWEST = "cyan", "bold black on bright_yellow"
 
     def __init__(self, ids: list[int], tokenizer: Any, mask_token_id: int, pause: float, shown: bool):
         self.ids, self.tokenizer, self.mask_token_id, self.pause = ids, tokenizer, mask_token_id, pause
         self.given = [token != mask_token_id for token in ids]
         self.shown, self.events, self.top = shown, 0, 0
         self.drawn = ids  # the canvas on the screen
-        self.paused = 0.0  # seconds that went into showing it
+        self.paused = 0.0  # seconds spent on drawing and pauses
         self.next_draw = 0.0
 
     def __enter__(self) -> "LiveCanvas":
@@ -261,7 +262,7 @@ class LiveCanvas:
 
             self.console = Console(stderr=True, highlight=False)
             if self.console.is_terminal and not self.console.is_dumb_terminal:
-                # Where the text itself goes to the same terminal, it takes the place of the canvas.
+                # If the text goes to the same terminal, it replaces the canvas at the end.
                 self.display = Live(console=self.console, auto_refresh=False, transient=sys.stdout.isatty())
                 self.display.start()
                 self._show()
@@ -272,7 +273,7 @@ class LiveCanvas:
             self.display.stop()
 
     def put_draft(self, canvas: Any) -> None:
-        """canvas (1, L)."""
+        """Shows the newest canvas (1, L)."""
         before, self.ids = self._done()[0], canvas[0].tolist()
         self.events += 1
         done, total = self._done()
@@ -298,7 +299,7 @@ class LiveCanvas:
         pass
 
     def _done(self) -> tuple[int, int]:
-        """Tokens written so far, and in the end."""
+        """Returns the number of tokens that are filled so far, and of all tokens to fill."""
         return sum(token != self.mask_token_id for token in self.ids) - sum(self.given), len(self.ids) - sum(self.given)
 
     def _status(self) -> str:
@@ -321,7 +322,7 @@ class LiveCanvas:
                 text.append(piece)
             else:
                 newest = self.drawn[index] == self.mask_token_id
-                text.append(piece.replace("\n", f"{RETURN}\n"), style=self.NEWEST if newest else self.WRITTEN)
+                text.append(piece.replace("\n", f"{RETURN}\n"), style=self.NEWEST if newest else self.FILLED)
         lines, room = text.wrap(self.console, self.console.width), max(self.console.height - 2, 1)
         fresh = [number for number, line in enumerate(lines) if any(span.style == self.NEWEST for span in line.spans)]
         if fresh and not any(self.top <= number < self.top + room for number in fresh):
@@ -336,7 +337,7 @@ class LiveCanvas:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _write_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def _generate_file(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     check_file_arguments(args, parser, FOR_ONE_TEXT)
     settings = _check(args)
     accelerator, source = open_file(args)

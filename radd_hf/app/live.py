@@ -1,10 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Generates and scores texts that can be watched and stopped, as HTML for the page of `page.py`.
+"""Generates and scores texts for the page of `page.py`, as HTML. A visitor can watch and stop each run.
 
-    what is typed -> canvas of ids -> denoise, in a thread -> HTML
+    text with blanks -> canvas -> denoise, in a thread -> HTML
     text -> ids -> score, batch by batch -> HTML
 
-A canvas is the masked sequence that is filled. Shapes: L length of a canvas, R texts that are generated from it.
+A canvas is a row of token ids, some of them masks. An event is a network evaluation that reveals tokens.
+
+Shapes: L length of a canvas, R texts that are generated from it.
 """
 
 import contextlib
@@ -39,34 +41,35 @@ from .visualize import RETURN, Denoising, to_html, token_texts
 
 BLANKS, ENDS = FORMS = ("text with blanks", "beginning and end")
 GIVEN_ALL_OTHERS = "each token given all others"
-# Rows of one evaluation of `score`: between two of them it can be stopped and shown.
+# Rows of one network evaluation of `score`. It can be stopped, and shows its results, after each evaluation.
 SCORED_AT_ONCE = 16
-# A page is redrawn at most this often, in seconds, however fast the model is.
+# The fewest seconds between two pictures of a run, however fast the model is.
 FRAME = 0.05
-# Texts that are generated from one canvas.
+# The most texts that are generated from one canvas.
 MOST_TEXTS = 4
-# Seconds that a run may wait for the eye, of an event and in all, and between two looks whether others wait for it.
+# Seconds: the longest pause after an event, all pauses of a run together, and the time between two checks whether
+# another run waits.
 LONGEST_PAUSE, PAUSES, LOOK = 1.0, 60.0, 0.1
-# Characters of a text for each token that a model can read; English has four.
+# A text may have this many characters for each token. English has four.
 CHARACTERS_OF_TOKEN = 16
 LONGEST_NAME = 1000  # characters of a folder or repository
-# So fine a grid is continuous time, for texts of a page.
+# For texts of a page, a time grid with this many steps is as good as continuous time.
 MOST_STEPS = 2**14
-# A model of fewer parameters is called a toy.
+# The page calls a model with fewer parameters a toy.
 TOY = 50e6
 
 
 class Stopped(Exception):
-    """The reader pressed stop, or closed the page."""
+    """Says that the visitor pressed stop or closed the page."""
 
 
 # ---------------------------------------------------------------------------------------------------------
-# From what is typed to a canvas and settings
+# From the fields of the page to a canvas and settings
 # ---------------------------------------------------------------------------------------------------------
 
 
 def load_for_page(model: str, tokenizer: str) -> tuple[RaddForMaskedLM, PreTrainedTokenizerBase]:
-    """Loads both by name, on an accelerator if there is one. An empty tokenizer means the one beside the model."""
+    """Loads both by name, on a GPU if there is one. An empty tokenizer means the one beside the model."""
     for name, value in (("model", model), ("tokenizer", tokenizer)):
         if not isinstance(value, str) or len(value) > LONGEST_NAME or "\0" in value:
             raise ValueError(f"{name}={shortened(value)} must be the name of a folder or repository.")
@@ -90,11 +93,11 @@ def canvas_of_form(
     suffix: str = "",
     length: int | None = None,
 ) -> Tensor:
-    """Makes (L,) ids with masks: of `text` if the form is BLANKS, else of `prefix`, `suffix` and the whole `length`.
+    """Makes the canvas (L,), from `text` if the form is BLANKS, else from `prefix`, `suffix` and `length`.
 
     Raises:
-        ValueError: for nothing to fill, or more tokens than the model was trained on (a page has visitors, whose
-            texts share its memory).
+        ValueError: for a text without a blank, and for more tokens than the model was trained on. Longer texts would
+            take memory from the texts of other visitors.
     """
     longest = model.config.max_position_embeddings
     for name, value in (("text", text), ("prefix", prefix), ("suffix", suffix)):
@@ -117,7 +120,7 @@ def canvas_of_form(
 
 
 def check_text(name: str, value: Any, longest: int) -> None:
-    """Raises a ValueError for what is no text, or is too long for a model of `longest` tokens whatever it says."""
+    """Raises a ValueError for anything but a text, and for a text that is certainly longer than `longest` tokens."""
     if not isinstance(value, str):
         raise ValueError(f"{name}={shortened(value)} must be a text.")
     check_characters(value, name, CHARACTERS_OF_TOKEN * longest)
@@ -130,10 +133,10 @@ def check_length(what: str, tokens: int, longest: int) -> None:
 
 
 def generation_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns arguments of `generate` from the fields of the page, without those that the method has no use for.
+    """Makes arguments of `generate` from the fields of the page, without those that the method does not use.
 
-    None is the checkpoint's own setting, or the default; so are no (0) steps. `exact` replaces all other settings, and
-    a schedule replaces method and order.
+    None, and 0 for steps, mean the setting saved with the model, or the default. `exact` replaces all other settings. A
+    schedule replaces method and order.
     """
     if sampling["exact"]:
         return {"exact": True}
@@ -148,7 +151,7 @@ def generation_settings(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_settings(model: RaddForMaskedLM) -> dict[str, Any]:
-    """Returns the settings that a checkpoint saves, or the defaults, as values for the fields of the page."""
+    """Returns the settings saved with a model, or the defaults, as values for the fields of the page."""
     own = RaddGenerationConfig.resolve(model.generation_config)
     fields = {name: getattr(own, name) for name in TEXT_SETTINGS}
     order = own.order if own.order in ORDERS else TEXT_SETTINGS["order"].default  # not a list of positions
@@ -156,7 +159,7 @@ def own_settings(model: RaddForMaskedLM) -> dict[str, Any]:
 
 
 def choose_seed(seed: int | None) -> int:
-    """Returns the seed; for -1 or None a new one, which the page shows so that a text can be generated again."""
+    """Returns the seed, or a new one for -1 or None. The page shows it, so a visitor can generate a text again."""
     if seed in (-1, None):
         return secrets.randbelow(2**31)
     return check_seed(seed)
@@ -168,9 +171,9 @@ def choose_seed(seed: int | None) -> int:
 
 
 class DraftStreamer:
-    """Streams `generate`: holds the newest canvases (R, L), waits `pause` seconds for the eye, and ends at `stop`.
+    """Streams `generate`: keeps the newest canvases (R, L), waits `pause` seconds after each event, ends at `stop`.
 
-    All its pauses together take PAUSES seconds at most, and there are none while others wait for the model.
+    All pauses together take PAUSES seconds at most. There is no pause while another run waits for the model.
     """
 
     def __init__(self, canvas: Tensor, stop: Stop, pause: float):
@@ -188,7 +191,7 @@ class DraftStreamer:
             raise Stopped
 
     def put(self, ids: Tensor) -> None:
-        pass  # the output of `generate` has it
+        pass  # the output of `generate` has them
 
     def end(self) -> None:
         pass
@@ -197,20 +200,21 @@ class DraftStreamer:
 def denoise(
     model: RaddForMaskedLM, canvas: Tensor, *, stop: Stop, pause: float = 0.0, texts: int = 1, **settings: Any
 ) -> Iterator[tuple[Tensor, RaddGenerateOutput | None]]:
-    """Runs `generate` on a canvas (L,) in a thread, and yields (R, L), the texts as they fill; at the end the output.
+    """Runs `generate` on a canvas (L,) in a thread. Yields the texts (R, L) as they fill, and at the end the output.
 
-    A run that `stop` ends, at its next event, yields no output. A consumer that goes away stops it as well. Of canvases
-    that come faster than one a FRAME the newest is shown.
+    `stop` ends the run at its next event; then there is no output. Closing this generator also stops the run. If
+    canvases come faster than one per FRAME, only the newest is yielded.
 
     Raises:
-        ValueError: what `generate` raises.
+        ValueError: where `generate` does.
     """
     asked: dict[str, Any] = {"num_return_sequences": texts, "return_dict_in_generate": True}
-    streamer = DraftStreamer(canvas.expand(texts, -1), stop, pause)
+    shown = canvas.expand(texts, -1)
+    streamer = DraftStreamer(shown, stop, pause)
     with ThreadPoolExecutor(max_workers=1) as worker:
         running = worker.submit(model.generate, canvas[None], streamer=streamer, **asked, **settings)
         try:
-            yield (shown := streamer.canvas), None
+            yield shown, None  # not the streamer's: its first draft may be there already
             done = False
             while not done:
                 done = running in wait([running], timeout=FRAME).done
@@ -225,14 +229,15 @@ def denoise(
 
 
 def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: Stop, seed: int = 0) -> Iterator[Tensor]:
-    """Yields (L,) float64 nats of each token, nan where not known yet, after every batch.
+    """Yields the nats (L,) of the tokens after every batch, as float64, with nan where they are not known yet.
 
-    In an order each token is given those before it, and the sum is the negative log-likelihood of the text in that
-    order (`likelihood.exact_likelihood`); in GIVEN_ALL_OTHERS each is given all others, and the sum is no likelihood.
+    In an order, each token is scored given the tokens before it. The sum is the negative log-likelihood of the text in
+    that order (`likelihood.exact_likelihood`). With GIVEN_ALL_OTHERS, each token is scored given all others; that sum
+    is not a likelihood.
     """
     if is_adaptive(order):
         everywhere = torch.ones(1, len(ids), dtype=torch.bool)
-        events = nats_under_policy(model, ids[None], everywhere, Policy(order))  # a token each
+        events = nats_under_policy(model, ids[None], everywhere, Policy(order))  # one token per event
         for known, (nats,) in enumerate(events, 1):
             if stop.is_set():
                 return
@@ -260,7 +265,7 @@ def score(model: RaddForMaskedLM, ids: Tensor, order: str, *, stop: Stop, seed: 
 
 
 def texts_to_show(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Returns what each token adds to the text, as HTML; special tokens, such as the end of a text, by their names."""
+    """Returns the text of each token, as HTML. Special tokens, such as the end of a text, are shown by their names."""
     special = set(tokenizer.all_special_ids)
     return [
         html.escape(str(tokenizer.convert_ids_to_tokens(token)) if token in special else text)
@@ -269,7 +274,7 @@ def texts_to_show(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def boxed(text: str, attributes: str) -> str:
-    """Puts a word in a box. White space before it stays outside, so that lines break there; a line break shows."""
+    """Puts a word in a box. Spaces before it stay outside, so lines break there. A line break gets a visible sign."""
     core = text.lstrip(" ") or text
     shown = core.replace("\n", f"{RETURN}\n")
     return f"{text[: len(text) - len(core)]}<span {attributes}>{shown}</span>"
@@ -278,7 +283,7 @@ def boxed(text: str, attributes: str) -> str:
 def render_canvas(
     ids: Tensor, given: Tensor, fresh: Tensor, tokenizer: PreTrainedTokenizerBase, mask_token_id: int
 ) -> str:
-    """Draws a canvas (L,): masks as bars, given tokens in plain type, generated ones marked, `fresh` ones most.
+    """Draws a canvas (L,): masks as bars, given tokens plain, generated tokens marked, `fresh` ones marked more.
 
     given, fresh: (L,) bool.
     """
@@ -294,16 +299,16 @@ def render_canvas(
 
 
 def render_heat(ids: Tensor, nll: Tensor, tokenizer: PreTrainedTokenizerBase, uniform: float) -> str:
-    """Draws a text (L,) with each token as warm as it was unlikely; pointing at one, or touching it, says how unlikely.
+    """Draws a text (L,) as a heat map: the less likely a token, the warmer. Pointing at a token shows its probability.
 
-    nll: (L,) nats, nan where there is nothing to say. uniform: nats of a guess among all tokens, the warmest.
+    nll: (L,) nats, nan for tokens without a colour. uniform: nats of the warmest colour, those of a blind guess.
     """
     spans = []
     for text, nats in zip(texts_to_show(ids, tokenizer), nll.tolist(), strict=True):
         if math.isnan(nats):
             spans.append(f"<span>{text}</span>")
             continue
-        # -1: a touch gives it the focus, the tabulator key does not stop at each of a thousand tokens.
+        # With -1 a touch gives a token the focus, and the tabulator key does not stop at each of a thousand tokens.
         note = f"{nats:.2f} nats, probability {math.exp(-nats):.2g}"
         heat = min(max(nats, 0) / uniform, 1)
         spans.append(boxed(text, f'class="radd-heat" style="--heat: {heat:.3f}" data-note="{note}" tabindex="-1"'))
@@ -320,7 +325,7 @@ def render_sample(
     """Draws text `row` of an output: the text, buttons that copy and save it, its picture with a slider, its heat map.
 
     Args:
-        given: (L,) bool. title, steps: of the picture, see [`picture_facts`].
+        given: (L,) bool. title, steps: facts of the picture, see [`picture_facts`].
     """
     ids, mask_id = cast(Tensor, output.sequences)[row].cpu(), network.config.mask_token_id
     nll = -cast(Tensor, output.token_logprobs)[row].cpu()  # (L,)
@@ -348,7 +353,7 @@ def number_of(count: int, noun: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What the buttons do: generators of the HTML to show
+# The work of the buttons: generators of HTML
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -367,7 +372,7 @@ def fill(
     pause: float,
     **sampling: Any,
 ) -> Iterator[tuple[str, str]]:
-    """Generates texts; yields them as they fill, the newest tokens marked, and a line about them.
+    """Generates texts. Yields them as they fill, with the newest tokens marked, and a line about them.
 
     sampling: the fields of [`generation_settings`].
     """
@@ -398,7 +403,7 @@ def fill(
 
 
 def render_drafts(before: Tensor, after: Tensor, given: Tensor, tokenizer: Any, mask_token_id: int) -> str:
-    """Draws the texts `after` an event, its tokens marked; before, after: (R, L), given: (L,) bool."""
+    """Draws the texts `after` an event, with the event's tokens marked. before, after: (R, L). given: (L,) bool."""
     fresh = (before == mask_token_id) & (after != mask_token_id)
     rows = zip(after, fresh, strict=True)
     drawn = (render_canvas(ids, given, newest, tokenizer, mask_token_id) for ids, newest in rows)
@@ -406,7 +411,7 @@ def render_drafts(before: Tensor, after: Tensor, given: Tensor, tokenizer: Any, 
 
 
 def score_text(stop: Stop, *, model: str, tokenizer: str, text: str, order: str) -> Iterator[tuple[str, str]]:
-    """Scores a text; yields its heat map, as far as it is known, and a line about it."""
+    """Scores a text. Yields its heat map, as far as it is known, and a line about it."""
     network, words = load_for_page(model, tokenizer)
     check_text("text", text, network.config.max_position_embeddings)
     ids = torch.tensor(encode_text([text], words)[0], dtype=torch.int64)  # (L,)
@@ -431,7 +436,7 @@ def score_text(stop: Stop, *, model: str, tokenizer: str, text: str, order: str)
 
 
 def blind_guess(model: RaddForMaskedLM) -> float:
-    """Returns the nats of a token under the uniform distribution over all but the mask."""
+    """Returns the nats of a token under the uniform distribution over all tokens but the mask."""
     return math.log(model.config.vocab_size - 1)
 
 

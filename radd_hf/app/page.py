@@ -1,10 +1,10 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Lays out the page in the browser: its fields, its buttons, and what each button starts.
 
-What a button does is in `live.py` and `boards.py`, who has the model when in `turns.py`, and how the page is served in
-`web.py`. It looks as `page.css` says; `page.js` has what only a browser can do.
+`live.py` and `boards.py` do the work of the buttons, `turns.py` decides which visitor has the model, and `web.py`
+serves the page. `page.css` has its style, and `page.js` the functions that run in the browser.
 
-It needs gradio, the extra `demo`.
+The page needs gradio, which the extra `demo` installs.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ from .live import (
 )
 from .turns import Job, Stop, Turns
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: nothing is reported to anybody
-# Nor is a table of the last calls made anew after each of them.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it then reports nothing
+# gradio also makes a table of the last calls after each call. These variables avoid that.
 os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**31)}
 try:
     import gradio as gr
@@ -61,7 +61,7 @@ EXAMPLES = (
     "[MASK:24] said Elizabeth, [MASK:24]",
 )
 PASSAGE = "It was a very fine day, and every body was delighted with the prospect of walking to the sea."
-FIRST_SEED = 96  # of the results that the page opens with; for the first example, that of the GIF in the README
+FIRST_SEED = 96  # seed of the results that the page opens with; also the seed of the README's GIF
 # By number of clues, from `examples/sudoku_puzzles.csv`.
 PUZZLES = {
     "28 clues": "000003400700100280492700010000008000950400006041000320000040001083020060000301000",
@@ -70,12 +70,12 @@ PUZZLES = {
 
 
 def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | None = None) -> gr.Blocks:
-    """Builds the page, not yet served. It opens with results, by the first model.
+    """Builds the page without serving it. The page opens with results of the first model.
 
     Args:
-        models: to choose from; the first is what the page begins with.
+        models: models that a visitor can choose.
         any_model: whether a visitor may name any other folder or repository, and a tokenizer.
-        turns: who has the model when.
+        turns: decides which visitor has the model.
     """
     turns = turns or Turns()
     paths = {} if any_model else paths_of(models)
@@ -106,7 +106,7 @@ def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | Non
 
 
 def paths_of(models: Sequence[str]) -> dict[str, str]:
-    """Returns the models by names for visitors, who need not know the folders of the server."""
+    """Returns the models by names for visitors. The names do not show the folders of the server."""
     short = Counter(Path(name).name for name in models)
     return {
         Path(name).name if short[Path(name).name] == 1 else f"{Path(name).name} ({number})": name
@@ -115,7 +115,7 @@ def paths_of(models: Sequence[str]) -> dict[str, str]:
 
 
 def at_path(run: Callable, paths: dict[str, str]) -> Callable:
-    """Returns `run` with the model that a name stands for."""
+    """Makes `run` accept a model's name for visitors instead of its path."""
 
     @wraps(run)
     def run_at_path(stop: Any, *, model: str, **fields: Any) -> Any:
@@ -125,7 +125,7 @@ def at_path(run: Callable, paths: dict[str, str]) -> Callable:
 
 
 def _make_model_fields(models: Sequence[str], paths: dict[str, str]) -> dict[str, Any]:
-    """Makes the fields that name a model, to be placed later; `paths`: see [`_add_models`]."""
+    """Makes the fields that name a model, without placing them. `paths`: see [`_add_models`]."""
     any_model = not paths
     model = gr.Dropdown(
         [(name, name) for name in paths] or [(Path(path).name, path) for path in models],
@@ -149,9 +149,9 @@ def _make_model_fields(models: Sequence[str], paths: dict[str, str]) -> dict[str
 def _add_models(
     turns: Turns, paths: dict[str, str], chosen: dict[str, Any], about: gr.HTML, settings: dict[str, Any]
 ) -> None:
-    """Adds the choice of a model. Loading one fills in the settings that it saves.
+    """Adds the choice of a model. Loading a model fills in the settings that are saved with it.
 
-    paths: the models by name, from which alone a visitor may choose; empty: any model.
+    paths: the models that a visitor may choose, by name; empty: any model.
     """
     with gr.Accordion("Another model", open=False, visible=not paths or len(paths) > 1), gr.Row():
         for field in chosen.values():
@@ -160,7 +160,7 @@ def _add_models(
         choose = gr.Button("Load", scale=0, elem_id="load")
 
     def load(model: str, tokenizer: str) -> Iterator[dict]:
-        """Yields once, in the thread of the run."""
+        """Yields the new values once. It runs in the thread of the run."""
         path = paths.get(model, model)
         text = describe(path, tokenizer)
         own = own_settings(load_for_page(path, tokenizer)[0])
@@ -183,7 +183,7 @@ def _add_models(
 
 
 def _add_generation(turns: Turns, model: str, paths: dict[str, str], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Adds the tab; returns the fields of the settings of `generate`."""
+    """Adds the tab. Returns the fields of the settings of `generate`."""
     network, _ = load_for_page(model, "")
     own = own_settings(network)
     with gr.Row(equal_height=False):
@@ -213,7 +213,7 @@ def _add_generation(turns: Turns, model: str, paths: dict[str, str], chosen: dic
 
 
 def _opening(run: Iterator[tuple[str, str]]) -> tuple[str, str]:
-    """Returns the last results of a run; for a model that cannot do it, nothing and the reason."""
+    """Returns the last results of a run, or an empty result and the reason if the model cannot do it."""
     try:
         *_, shown = run
         return shown
@@ -271,15 +271,15 @@ def _add_text(longest: int) -> dict[str, Any]:
     return {"form": form, "text": text, "prefix": prefix, "suffix": suffix, "length": length}
 
 
-# Settings of `generate` that have no field in the list: the length stands with the text, `exact` beside the button, the
-# reader can stop a run, and visitors watch tokens come one after the other.
+# Settings of `generate` without a field in the list. The length is beside the text, and `exact` beside the button. A
+# visitor can stop a run by hand, and watches the tokens come one after the other.
 WITHOUT_FIELD = ("length", "exact", "speculate", "stop_on_eos", "max_time")
 
 
 def _add_settings(own: dict[str, Any], exact: gr.Checkbox) -> tuple[dict[str, Any], dict[str, Any]]:
     """Adds a field for each setting of `generate` that is not in WITHOUT_FIELD, and the fields "seed" and "pause".
 
-    own: the values that the page opens with. While `exact` is ticked, the settings that it replaces are hidden.
+    own: values that the page opens with. While `exact` is ticked, the settings that it replaces are hidden.
     """
 
     def named(name: str, info: str = "", **more: Any) -> dict[str, Any]:
@@ -425,10 +425,10 @@ def _add_buttons(label: str, name: str) -> tuple[Any, Any]:
 
 
 def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict[str, Any], outputs: list) -> None:
-    """Runs `run` on the values of the fields, between the two buttons.
+    """Connects the two buttons to `run`, which gets the values of the fields.
 
-    Waiting and stopping are our own and not gradio's, so that visitors take turns and the page shows how far a run
-    came. `outputs` are what `run` yields: the result, and a line about it, which also says how many runs come before.
+    Waiting and stopping are our own and not gradio's. So visitors take turns, and a stopped run shows how far it came.
+    `outputs` show what `run` yields: the result, and a line about it. The line also says how many runs come before.
     """
     (start, stop), name, (result, line) = buttons, run.__name__, outputs
 
@@ -443,7 +443,7 @@ def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict
     async def halt(request: gr.Request):
         turns.stop(session_of(request), name)
 
-    # Coroutines need no thread, of which gradio has a few.
+    # Coroutines need none of gradio's few threads.
     async def begin():
         return gr.update(interactive=False), gr.update(interactive=True)
 
@@ -461,11 +461,11 @@ def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict
         show_progress="hidden",
         api_visibility="private",
     )
-    # Not `then`, which gradio 6 does not trigger where the run has raised.
+    # Not `then`, which gradio 6 does not trigger after an exception.
     ended.success(end, None, [start, stop], **at_once)
     ended.failure(end, None, [start, stop], **at_once)
     stop.click(halt, None, None, **at_once)
-    # A phone shows the fields alone; it scrolls to the result as it begins to be made, and again when it is there.
+    # A phone shows only the fields. It scrolls to the result when the run begins, and again when the run ends.
     show = f"() => {{ window.radd.show('{result.elem_id}'); return []; }}"
     start.click(None, None, None, js=show)
     ended.success(None, None, None, js=show)
@@ -477,7 +477,7 @@ def session_of(request: gr.Request) -> str:
 
 @contextlib.asynccontextmanager
 async def _turn(turns: Turns, button: str, request: gr.Request) -> AsyncIterator[Job]:
-    """Gives who pressed a button a job; what is wrong with it is shown."""
+    """Makes a job for a press of a button, and shows its errors."""
     address = visitor_at(request.client.host) if request.client else ""
     with _errors_shown():
         async with turns.job(session_of(request), address, button) as job:
@@ -486,7 +486,7 @@ async def _turn(turns: Turns, button: str, request: gr.Request) -> AsyncIterator
 
 @contextlib.contextmanager
 def _errors_shown() -> Iterator[None]:
-    """Shows a ValueError to the visitor instead of logging it. What it quotes must not become HTML."""
+    """Shows a ValueError to the visitor instead of logging it. Escaping keeps its quotations from becoming HTML."""
     try:
         yield
     except ValueError as error:

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command `radd score`: the likelihood of a text, of a continuation given its prefix, or of each row of a file."""
+"""Runs `radd score`: the likelihood of a text, of a continuation given its prefix, or of each row of a file."""
 
 import argparse
 import sys
@@ -16,7 +16,7 @@ from ..results import to_json
 from .cli import DTYPES, _parser, add_file_arguments
 from .files import check_file_arguments, check_model, load_for_file, load_model, open_file, read_input, usage
 
-# Masks of one text, whose error no other text evens out, and of a row of a file.
+# Default passes of one text, and of a row of a file. The errors of many rows average out, that of one text does not.
 PASSES, PASSES_OF_A_ROW = 64, 16
 
 EXAMPLES = """\
@@ -27,10 +27,10 @@ examples:
   radd score checkpoints/radd-austen --input sentences.jsonl --output scores.jsonl
   accelerate launch -m radd_hf score checkpoints/radd-austen --input pairs.parquet --output scores.parquet
 
-A text of more tokens than the model's length is cut into blocks, each scored by itself, as radd eval cuts. White space
-at the end of a prefix counts as the beginning of the continuation. +- is one standard error: other masks would
-change the estimate by about so much. ar_forward, ar_backward, ar_confidence, ar_margin and ar_entropy are exact in
-their order.
+A text with more tokens than the model's length is cut into blocks, like in radd eval, and each block is scored by
+itself. White space at the end of a prefix counts as the beginning of the continuation. +- is one standard error: other
+random masks change the estimate by about that much. ar_forward, ar_backward, ar_confidence, ar_margin and ar_entropy
+are exact: they compute the likelihood in their order, without random masks.
 
 The authors' released models have no tokenizer: add --tokenizer gpt2.
 """
@@ -51,54 +51,58 @@ def main(argv: list[str]) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = _parser("radd score", "Computes the likelihood of a text, or of each row of a file.", EXAMPLES)
+    parser.usage = "radd score MODEL [TEXT] [options]"
     parser.set_defaults(command="score")
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
     parser.add_argument(
         "text",
         nargs="?",
         metavar="TEXT",
-        help="text; '-' reads standard input, the default in a pipe without --prefix and --continuation",
+        help="text to score; '-' reads standard input, the default in a pipe without --prefix and --continuation",
     )
-    parser.add_argument("--prefix", metavar="TEXT", help="what stands before the continuation; '-': standard input")
+    parser.add_argument("--prefix", metavar="TEXT", help="text before the continuation; '-' reads standard input")
     parser.add_argument(
-        "--continuation", metavar="TEXT", help="what is scored given the prefix, instead of TEXT; '-': standard input"
+        "--continuation",
+        metavar="TEXT",
+        help="text to score given the prefix, instead of TEXT; '-' reads standard input",
     )
 
-    add_file_arguments(parser, "a column of texts, or of prefixes and continuations")
+    add_file_arguments(parser, "a column 'text', or columns 'prefix' and 'continuation'")
 
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("estimate")
     how.add_argument(
-        "--estimator", choices=ESTIMATORS, default="k_stratified", help="see docs/evaluation.md (default %(default)s)"
+        "--estimator",
+        choices=ESTIMATORS,
+        default="k_stratified",
+        help="how the likelihood is estimated, see docs/evaluation.md (default %(default)s)",
     )
     how.add_argument(
         "--passes",
         type=int,
         metavar="N",
-        help=f"masks or orders per text, default {PASSES}; in a file {PASSES_OF_A_ROW}; with --target-se at most "
-        f"{MOST_PASSES}",
+        help=f"random masks or orders per text (default {PASSES}; for the texts of a file {PASSES_OF_A_ROW}; with "
+        f"--target-se at most {MOST_PASSES})",
     )
     how.add_argument("--target-se", type=float, metavar="X", help="standard error to reach, in nats per token")
-    how.add_argument("--seed", type=int, metavar="N", default=0, help="of the masks (default 0)")
+    how.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the masks and orders (default 0)")
 
     out = parser.add_argument_group("output")
-    out.add_argument("--json", action="store_true", help="one object, instead of a table")
-    out.add_argument("--quiet", "-q", action="store_true", help="no remarks on standard error")
+    out.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    out.add_argument("--quiet", "-q", action="store_true", help="print no remarks on standard error")
 
-    where = parser.add_argument_group("where")
-    where.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the model's")
-    where.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default float32)")
-    where.add_argument(
-        "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
-    )
+    where = parser.add_argument_group("computation")
+    where.add_argument("--tokenizer", metavar="NAME", help="name or folder (default: the model's)")
+    where.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default float32)")
+    where.add_argument("--device", metavar="NAME", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     where.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
 
 def _settings(args: argparse.Namespace, passes: int) -> dict[str, Any]:
-    """Returns the settings of the estimate; what would fail later is refused before a model is loaded.
+    """Returns the settings of the estimate. It checks them before a model is loaded.
 
     Args:
-        passes: if neither they nor an error are asked for.
+        passes: number of passes if the command line has neither --passes nor --target-se.
 
     Raises:
         UsageError: for a setting that does not fit.
@@ -130,17 +134,17 @@ def _score_text(args: argparse.Namespace) -> None:
     found, longest = scored.likelihood, model.config.max_position_embeddings
     if found.n_sequences > 1 and not args.quiet:
         note(
-            f"{found.n_tokens} tokens are more than the {longest} that the model was trained on: they are cut into "
-            f"{found.n_sequences} blocks, each scored by itself."
+            f"{found.n_tokens} tokens are more than the {longest} that the model was trained on. They are cut into "
+            f"{found.n_sequences} blocks, and each block is scored by itself."
         )
     print(to_json(_figures(scored) | {"seed": args.seed}) if args.json else _table(args.model, scored))
 
 
 def _row(args: argparse.Namespace, stdin: TextIO) -> Mapping[str, str]:
-    """Returns what is scored as a row.
+    """Returns the text to score as a row.
 
     Raises:
-        UsageError: for arguments that contradict each other, or name nothing.
+        UsageError: for arguments that contradict each other, or if there is no text.
     """
     given = {name: getattr(args, name) for name in ("text", "prefix", "continuation")}
     if not stdin.isatty() and not any(value is not None for value in given.values()):
@@ -149,7 +153,7 @@ def _row(args: argparse.Namespace, stdin: TextIO) -> Mapping[str, str]:
     if "text" in given and len(given) > 1:
         raise UsageError(f"TEXT {args.text[:60]!r} is the whole text: leave it out, or --prefix and --continuation.")
     if not given.keys() & {"text", "continuation"}:
-        raise UsageError("pass a text to score, or --continuation and what stands before it, --prefix.")
+        raise UsageError("pass a text to score, or a --continuation and the --prefix before it.")
     piped = [name for name, value in given.items() if value == "-"]
     if len(piped) > 1:
         raise UsageError("--prefix and --continuation cannot both be read from standard input.")
@@ -162,7 +166,7 @@ def _row(args: argparse.Namespace, stdin: TextIO) -> Mapping[str, str]:
 
 
 def _figures(scored: ScoredRow) -> dict[str, Any]:
-    """Returns the result of a row, and what else is known of a single text."""
+    """Returns the result of a row, with the figures that only a single text has."""
     found, result = scored.likelihood, scored.to_dict()
     assert found is not None
     del result["error"]
@@ -186,7 +190,7 @@ def _table(model: str, scored: ScoredRow) -> str:
         *figure_lines(nats | found.to_dict()),
     ]
     if found.n_bytes is None:
-        lines += ["", "The tokens do not hold the whole text, so there is no figure per byte."]
+        lines += ["", "The tokens do not cover the whole text, so there is no figure per byte."]
     return "\n".join(map(visible, lines))
 
 

@@ -4,8 +4,8 @@
     check_puzzle(text) -> puzzle -> solutions(puzzle), by search
                                  -> Solver(model, tokenizer).fill([puzzle]), by the network
 
-The page in the browser and `examples/sudoku*.py` use it. A puzzle is its 81 cells, row after row, 0 where a cell is
-empty. The search holds, for each digit, the set of the cells that may have it: bit n of an integer is cell n.
+The page in the browser and `examples/sudoku*.py` use it. A puzzle is a text of 81 cells, row after row, with 0 in empty
+cells. The search keeps, for each digit, the set of cells that may have it. A set is an integer whose bit n is cell n.
 """
 
 import random
@@ -19,7 +19,7 @@ from ..modeling_radd import RaddForMaskedLM
 
 DIGITS = "123456789"
 EMPTY = "0."
-Boards = list[int]  # of each digit, the cells that may have it
+Boards = list[int]  # for each digit the set of cells that may have it
 
 
 def cells(members: Iterable[int]) -> int:
@@ -36,7 +36,7 @@ UNITS |= {
     for stack in range(3)
 }
 UNIT_SETS = [cells(unit) for unit in UNITS.values()]
-# Of each cell, the others of its row, column and box.
+# For each cell the other cells of its row, column and box.
 PEERS = [cells({other for unit in UNITS.values() if cell in unit for other in unit} - {cell}) for cell in range(81)]
 
 
@@ -57,16 +57,16 @@ def check_puzzle(puzzle: str, name: str = "puzzle", visit: Callable[[], None] | 
         visit: see [`search`].
 
     Raises:
-        ValueError: for other than 81 cells of 1-9, 0 and ".", for a digit that stands twice in a unit, naming both
-            cells, and for a puzzle without a solution.
+        ValueError: for anything but 81 cells of 1-9, 0 and "."; for a digit that stands twice in a row, column or box
+            (the message names both cells); and for a puzzle without a solution.
     """
     if len(puzzle) != 81:
         raise ValueError(f"{name}={puzzle!r} has {len(puzzle)} characters; it must have 81, one for each cell.")
     for cell, character in enumerate(puzzle):
         if character not in DIGITS + EMPTY:
             raise ValueError(
-                f"{name}={puzzle!r} has {character!r} in {place_of(cell)}; a cell must be 1-9, or 0 or . where it is "
-                "empty."
+                f"{name}={puzzle!r} has {character!r} in {place_of(cell)}; a cell must be 1-9, and an empty cell 0 or "
+                "a dot."
             )
     for unit, members in UNITS.items():
         for digit in DIGITS:
@@ -84,7 +84,7 @@ def place_of(cell: int) -> str:
 
 
 def solutions(puzzle: str, limit: int = 2, visit: Callable[[], None] | None = None) -> list[str]:
-    """Returns the first solutions of a puzzle, `limit` at most: two tell that it has more than one.
+    """Returns at most `limit` solutions of a puzzle. Two show that the solution is not unique.
 
     visit: see [`search`].
     """
@@ -98,10 +98,10 @@ def solutions(puzzle: str, limit: int = 2, visit: Callable[[], None] | None = No
 def search(
     boards: Boards, randomly: random.Random | None = None, visit: Callable[[], None] | None = None
 ) -> Iterator[str]:
-    """Yields every solution, trying the digits of a cell in ascending order or `randomly`.
+    """Yields every solution. It tries the digits of a cell in ascending order, or `randomly`.
 
-    `visit` is called for every partial grid. It may raise an exception to end a search that takes too long: some
-    puzzles without a solution take hours.
+    The search calls `visit` for every partial grid. `visit` may raise an exception to end a search that takes too long:
+    some puzzles without a solution take hours.
     """
     if visit is not None:
         visit()
@@ -122,29 +122,29 @@ def search(
 
 
 def digit_of(boards: Boards, cell: int) -> str:
-    """Returns the one digit that a cell (a set of one) may have."""
+    """Returns the only digit that a cell, given as a set of one, may have."""
     return next(digit for digit, board in zip(DIGITS, boards, strict=True) if board & cell)
 
 
 def bits(members: int) -> Iterator[int]:
-    """Yields each cell of a set as a set of one."""
+    """Yields each cell of a set, as a set of one."""
     while members:
         yield members & -members
         members &= members - 1
 
 
 def with_digit(boards: Boards, digit: int, cell: int) -> Boards:
-    """Returns boards on which a cell (a set of one) has a digit."""
+    """Returns the boards after a cell, given as a set of one, gets a digit."""
     others = [board & ~cell for board in boards]
     others[digit] = boards[digit] & ~PEERS[cell.bit_length() - 1]
     return others
 
 
 def deduce(boards: Boards) -> tuple[Boards, int, int] | None:
-    """Gives every cell with one candidate its digit, and every digit with one place in a unit that place.
+    """Fills every cell that has one candidate, and every digit that has one place in a row, column or box.
 
     Returns:
-        The boards, the cells with at least two candidates, and those with at least three; None for a contradiction.
+        The boards, the cells with at least two candidates, and the cells with at least three; None for a contradiction.
     """
     done = 0
     while True:
@@ -177,9 +177,9 @@ def deduce(boards: Boards) -> tuple[Boards, int, int] | None:
 
 
 def check_empty(puzzle: str, name: str = "puzzle") -> str:
-    """Returns the puzzle; raises a ValueError if it has no empty cell."""
+    """Returns the puzzle. Raises a ValueError if it has no empty cell."""
     if "0" not in puzzle:
-        raise ValueError(f"{name}={puzzle!r} has no empty cell, so that there is nothing to fill.")
+        raise ValueError(f"{name}={puzzle!r} has no empty cell, so there is nothing to fill.")
     return puzzle
 
 
@@ -191,8 +191,8 @@ def check_empty(puzzle: str, name: str = "puzzle") -> str:
 class Solver:
     """Fills puzzles with a model of grids. A grid is a row of 82 tokens: its cells, then the end of the text.
 
-    The last token is needed. The network knows a position only by its distance from other tokens, and was trained on
-    rows of this length. To it, 81 cells alone are another text.
+    The end of the text is needed. The network was trained on rows of 82 tokens, and it knows a position only by its
+    distances from other tokens. It has not seen 81 cells without an end.
     """
 
     def __init__(self, model: RaddForMaskedLM, tokenizer: Any):
@@ -212,17 +212,17 @@ class Solver:
         return torch.tensor([[*(self.ids[character] for character in puzzle), self.end] for puzzle in puzzles])
 
     def grid(self, ids: Sequence[int]) -> str:
-        """Returns the 81 characters of a row: 0 for the mask, ? for what is no digit."""
+        """Returns the 81 characters of a row: 0 for the mask, ? for other tokens that are not digits."""
         return "".join(self.characters.get(token, "?") for token in ids[:81])
 
     def fill(self, puzzles: Sequence[str], **settings: Any) -> Any:
-        """Returns what `generate` does for puzzles with 0 in their empty cells."""
+        """Returns the output of `generate` for puzzles with 0 in their empty cells."""
         canvas = self.canvas(puzzles)
         return self.model.generate(canvas, method="ordered", return_dict_in_generate=True, **settings)
 
 
 def wrong_cells(grid: str, answers: list[str]) -> set[int]:
-    """Returns the cells that differ from the one solution; where there are several, those that break a rule."""
+    """Returns the cells that differ from the only solution. For several solutions: cells that break a rule."""
     if len(answers) == 1:
         return {cell for cell in range(81) if grid[cell] != answers[0][cell]}
     return {

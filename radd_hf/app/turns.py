@@ -1,12 +1,12 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Lets the visitors of a page have the model one after the other, each for a limited time.
+"""Gives the model to the visitors of a page one after the other, each for a limited time.
 
-    a button is pressed -> join, or Busy -> wait, while others have their turn -> run, until done, stopped or too long
+    a button is pressed -> join, or Busy -> wait while others have their turn -> run until done, stopped or too long
 
-A visitor is a session (an open page) at an address. Sessions are free to make, so each address has a limit, too.
-Behind a proxy all visitors may have one address; then only the limits of a session and of the whole queue hold.
+A visitor is a session (an open page) at an address. Anyone can open many sessions, so each address has a limit, too.
+Behind a proxy all visitors may have one address. Then only the limits of a session and of the whole queue hold.
 
-Everything here runs in the event loop of the server, and needs no lock.
+Everything here runs in the event loop of the server, so it needs no lock.
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-# Seconds between two looks whether a visitor who waits is still there.
+# Seconds between two checks whether a waiting visitor is still there.
 LOOK = 0.5
 
 
 class Limits(NamedTuple):
-    """Limits what visitors may ask for.
+    """Limits the jobs of visitors.
 
-    seconds: of one job, from the beginning of its turn. gone: seconds without an open connection, after which a visitor
-    counts as gone. of_session: jobs of one open page that wait or run, all buttons together. of_address: the same for
-    one address; None: no limit. in_all: the same for all visitors together.
+    seconds: time of one job, from the beginning of its turn. gone: seconds without an open connection after which a
+    visitor counts as gone. of_session: waiting and running jobs of one open page, all buttons together. of_address: the
+    same for one address; None: no limit. in_all: the same for all visitors together.
     """
 
     seconds: float = 120.0
@@ -38,13 +38,13 @@ class Limits(NamedTuple):
 
 
 class Busy(ValueError):
-    """Too many jobs wait already."""
+    """Says that too many jobs wait already."""
 
 
 class Stop(threading.Event):
-    """Ends a run at its next event. `reason` is what the page says then.
+    """Ends a run at its next network evaluation. The page then shows `reason`.
 
-    `others_wait` tells whether another run waits for this one. It may be asked from any thread.
+    `others_wait` tells whether another run waits for this one. Any thread may call it.
     """
 
     reason = "Stopped"
@@ -61,7 +61,7 @@ class Stop(threading.Event):
 
 @dataclass(eq=False)
 class Job:
-    """Is one press of a button. `arrival` counts the jobs; `seen` is when its visitor was last there, by the loop."""
+    """Holds one press of a button. arrival: number of the job. seen: when its visitor was last there, in loop time."""
 
     session: str
     address: str
@@ -80,7 +80,8 @@ class Turns:
     many sessions does not delay another by more than one job.
 
     Args:
-        streams: open connections of each session, counted elsewhere. A job without one for a while is given up.
+        streams: number of open connections of each session, which the gate counts. A job is stopped if its session has
+            none for `Limits.gone` seconds.
     """
 
     def __init__(self, limits: Limits | None = None, streams: Mapping[str, int] | None = None) -> None:
@@ -88,13 +89,13 @@ class Turns:
         self.streams = streams
         self.jobs: list[Job] = []  # the first has the model, if its turn has come
         self._arrivals = itertools.count(1)
-        self._served: dict[str, int] = {}  # the last turn of each address and session; forgotten when nobody waits
+        self._served: dict[str, int] = {}  # the last turn of each address and session; cleared when no job is left
 
     def join(self, session: str, address: str, button: str) -> Job:
         """Queues a job.
 
         Raises:
-            Busy: beyond a limit.
+            Busy: if a limit is reached.
         """
         sessions = Counter(job.session for job in self.jobs)
         addresses = Counter(job.address for job in self.jobs)
@@ -114,14 +115,14 @@ class Turns:
         return job
 
     def leave(self, job: Job) -> None:
-        """Takes a job out, whether it ran or not; the next gets its turn."""
+        """Takes out a job, whether it ran or not. The next job gets its turn."""
         job.stop.set()
         if job in self.jobs:
             self.jobs.remove(job)
             self._give_turn()
 
     def stop(self, session: str, button: str | None = None) -> None:
-        """Ends the jobs of a session, of one button or of all."""
+        """Ends the jobs of a session, for one button or for all."""
         for job in self.jobs:
             if job.session == session and button in (job.button, None):
                 job.stop.set()
@@ -135,7 +136,7 @@ class Turns:
             self.leave(job)
 
     async def wait(self, job: Job) -> AsyncIterator[int]:
-        """Yields how many jobs come before this one, when that changes; ends at its turn, or if it is stopped."""
+        """Yields the number of jobs before this one when it changes. Ends at the job's turn, or if it is stopped."""
         told = None
         while not (job.turn.is_set() or job.stop.is_set()):
             if (before := self._order().index(job)) != told:
@@ -173,7 +174,7 @@ class Turns:
             job.stop.set()
 
     def _order(self) -> list[Job]:
-        """The jobs by turn, the one that has the model first. A visitor's jobs are dealt among those of others."""
+        """Returns the jobs by turn, the running one first. The jobs of one visitor alternate with those of others."""
         served, waiting = dict(self._served), [job for job in self.jobs if not job.turn.is_set()]
         order = [job for job in self.jobs if job.turn.is_set()]
         for turn in itertools.count(max(served.values(), default=0) + 1):

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Draws how a text was generated: which token was revealed when, and how many network evaluations that took.
+"""Draws how a text was generated: when each token was revealed, and how many network evaluations it took.
 
     output = model.generate(..., output_history=True, return_dict_in_generate=True)
     denoising = Denoising.of(output, tokenizer)
@@ -7,8 +7,8 @@
     plot_reveal_order(output.reveal_step)            # a heat map, a row for each text
     plot_evaluations({64: nfe, 128: ...}, config)    # network evaluations against steps, and their expectation
 
-Denoising is of `display_radd.py`; in a notebook it shows itself. The page needs nothing but this package. GIF, PNG and
-plots need Pillow and matplotlib: `pip install 'radd_hf[viz]'`.
+An event is a network evaluation that reveals tokens. `Denoising` comes from `display_radd.py`; in a notebook it shows
+itself. The page needs only this package. GIF, PNG and plots need Pillow and matplotlib: `pip install 'radd_hf[viz]'`.
 
 Shapes: R rows, L length.
 """
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 FORMATS = (".html", ".gif", ".png")
 
-# Colours of a picture, beside those of the steps.
+# Colours of a picture, besides those of the steps.
 PAPER, FAINT, MASK, NEWEST = "#ffffff", "#7b808c", "#e4e6eb", "#1d1f24"
 
 
 def save_picture(denoising: Denoising, path: str | Path, title: str = "") -> Path:
-    """Writes the picture that the name of `path` asks for: .html or .gif, which play, or .png, the last frame.
+    """Writes a picture in the format of the file's name: .html and .gif play, .png is the last frame.
 
     Raises:
-        ValueError: for any other ending, or where the packages for it are missing.
+        ValueError: for any other ending, or if the packages for it are missing.
     """
     path = Path(path)
     check_picture(path)
@@ -56,7 +56,7 @@ def save_picture(denoising: Denoising, path: str | Path, title: str = "") -> Pat
 
 
 def check_picture(path: str | Path, formats: Sequence[str] = FORMATS) -> None:
-    """Raises what [`save_picture`] would, except for a full disk. Call it before a long computation."""
+    """Raises the errors of [`save_picture`], except for a full disk. Call it before a long computation."""
     path = Path(path)
     if path.suffix not in formats:
         raise ValueError(f"path={str(path)!r} must end in {' or '.join(formats)}.")
@@ -82,9 +82,9 @@ def require_viz(what: str) -> None:
 
 
 def to_html(denoising: Denoising, title: str = "") -> str:
-    """Returns a page that needs nothing from elsewhere: the text at every event, a slider, a button to play.
+    """Returns a page in one file: the text after every event, a slider, a button to play.
 
-    Pointing at a token shows its step and the probability it was drawn with.
+    Pointing at a token shows its step and the probability with which it was drawn.
     """
     return Template(PAGE).substitute(
         title=html.escape(title or "RADD, masked diffusion"),
@@ -118,10 +118,10 @@ $text</body>
 # Images
 # ---------------------------------------------------------------------------------------------------------
 
-WIDTH, MARGIN, SIZE, LINE = 860, 32, 21, 36  # of an image, its border, its letters and its lines, in pixels
+WIDTH, MARGIN, SIZE, LINE = 860, 32, 21, 36  # pixels: width of an image, its margin, size of letters, height of lines
 OVERSAMPLING = 2  # Pillow draws corners without smoothing them
 MAX_FRAMES = 120
-TRANSPARENT = 255  # index of a pixel that stays as it is from one frame to the next
+TRANSPARENT = 255  # index of a pixel that does not change from one frame to the next
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ class Box:
 def to_image(
     denoising: Denoising, title: str = "", frame: int | None = None, scale: float = 2, font: str | None = None
 ) -> "Image":
-    """Draws the text after `frame` events (all when None), each generated token on the colour of its step.
+    """Draws the text after `frame` events (None: all), with each generated token on the colour of its step.
 
     Args:
-        scale: pixels for each of the 860 of the width.
+        scale: factor of the size; at 1 the image is 860 pixels wide.
         font: a font file, for a script that DejaVu Serif lacks.
     """
     last = len(denoising.events)
@@ -155,8 +155,8 @@ def save_gif(
 ) -> None:
     """Writes an endless animation: a second of masks, then the events, then four seconds of the final text.
 
-    More than 120 events are shown several at a time. A frame is written as soon as it is painted, so that the memory is
-    that of a few frames.
+    If there are more than 120 events, a frame shows several. Each frame is written as soon as it is painted, so the
+    memory holds only a few.
     """
     painter, last = _Painter(denoising, title, scale, font), len(denoising.events)
     stride = max(math.ceil(last / MAX_FRAMES), 1)
@@ -168,12 +168,12 @@ def save_gif(
 
 
 def _encode_gif(frames: Iterable["Image"], durations: Iterable[int]) -> Iterator[bytes]:
-    """Yields the parts of an endless animation; Pillow itself would keep all frames to the end.
+    """Yields the parts of an endless animation. Pillow's own writer would keep all frames in memory.
 
-    After the first frame only the rectangle that changes is stored, transparent where it does not.
+    Each frame after the first stores only the rectangle that changes, with unchanged pixels transparent.
 
     Args:
-        frames: of one size and colours of the [`_palette`]. durations: of each, in milliseconds.
+        frames: images of one size, in colours of the [`_palette`]. durations: milliseconds of each frame.
     """
     from PIL import GifImagePlugin, Image, ImageChops
 
@@ -196,10 +196,10 @@ def _encode_gif(frames: Iterable["Image"], durations: Iterable[int]) -> Iterator
 
 
 def _palette() -> list[int]:
-    """Lists up to 255 colours, flat: every background, and what smooth letters make of it.
+    """Lists the red, green and blue values of up to 255 colours: each background, and its mixtures with letters.
 
-    One for all frames and for any text: with a palette chosen for each frame a still token flickers, and one chosen
-    from some of them does not have each ground as it is.
+    All frames of every text share this palette. With a palette for each frame, unchanged tokens would flicker. A
+    palette from a few frames would lack some backgrounds.
     """
     ramp = [ramp_color(place / 31) for place in range(32)]
     letters = [mix(ground, INK, share / 5) for ground in (*ramp, MASK) for share in range(6)]
@@ -210,7 +210,7 @@ def _palette() -> list[int]:
 
 
 class _Painter:
-    """Places each token where it stands in the final text, once; then draws frames."""
+    """Draws frames. It places each token once, where it stands in the final text."""
 
     def __init__(self, denoising: Denoising, title: str, scale: float, font: str | None):
         from matplotlib import font_manager
@@ -228,7 +228,7 @@ class _Painter:
         self.size = (round(WIDTH * scale), round(bottom + (LINE + 1.5 * MARGIN) * scale))
 
     def _place(self) -> tuple[list[Box], float]:
-        """Returns the boxes, and where the text ends."""
+        """Returns the boxes, and the height at which the text ends."""
         left, right, line = MARGIN * self.scale, (WIDTH - MARGIN) * self.scale, LINE * self.scale
         x, y = left, left + (line if self.title else 0)
         boxes: list[Box] = []
@@ -251,7 +251,7 @@ class _Painter:
         return boxes, y + line
 
     def paint(self, frame: int, since: int | None = None) -> "Image":
-        """Draws the text after `frame` events; those after the first `since` are the newest, the last one when None."""
+        """Draws the text after `frame` events. Tokens of the events after `since` are marked; None: of the last one."""
         from PIL import Image, ImageDraw
 
         denoising, events, scale = self.denoising, self.denoising.events, self.scale
@@ -292,7 +292,7 @@ class _Painter:
 
 
 def _words(texts: Sequence[str]) -> list[list[tuple[int, str]]]:
-    """Groups pieces (token, text) that a line break must not part; a line break in the text is a group of its own."""
+    """Groups pieces (token, text) that stay on one line. A line break in the text is a group of its own."""
     words: list[list[tuple[int, str]]] = []
     for index, text in enumerate(texts):
         for part in re.split(r"(\n)", re.sub(r"[^\S\n]", " ", text)):
@@ -311,10 +311,13 @@ def _words(texts: Sequence[str]) -> list[list[tuple[int, str]]]:
 
 
 def plot_reveal_order(reveal_step: Tensor, axes: "Axes | None" = None) -> "Axes":
-    """Draws a heat map of the step that revealed each position, grey where the token was given; reveal_step (R, L).
+    """Draws a heat map of the step that revealed each position. Given tokens are grey.
+
+    Args:
+        reveal_step: (R, L), as `generate` returns it.
 
     Raises:
-        ValueError: for a tensor of another shape, or without matplotlib.
+        ValueError: for a tensor of another shape, or if matplotlib is missing.
     """
     if reveal_step.ndim != 2:
         raise ValueError(
@@ -343,17 +346,17 @@ def plot_evaluations(
     axes: "Axes | None" = None,
     color: str = "C0",
 ) -> "Axes":
-    """Plots network evaluations against the steps of the grid: measured, expected, and one a step.
+    """Plots network evaluations against the steps of the time grid: measured, expected, and one per step.
 
     Args:
-        measured: the steps of a grid to the `num_function_evaluations` (R,) of texts written with it. More than one
-            text shows the standard error of the mean, too.
-        config: the model's, for its noise.
-        n_masked: masks of each text; the model's length when None.
+        measured: for each number of steps the `num_function_evaluations` (R,) of texts generated with it. With more
+            than one text the plot also shows the standard error of the mean.
+        config: configuration of the model, for its noise.
+        n_masked: masks of each text; None: the model's length.
         method: "tweedie" or "euler".
 
     Raises:
-        ValueError: for no measurement, another method, or without matplotlib.
+        ValueError: for no measurement, for another method, or if matplotlib is missing.
     """
     if not measured:
         raise ValueError(

@@ -1,9 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Serves the page of `page.py` to browsers.
 
-Who has the model when is in `turns.py`, what a request may ask for in `gate.py`.
-
-It needs gradio, the extra `demo`.
+`turns.py` decides which visitor has the model, and `gate.py` which requests are allowed. The page needs gradio, which
+the extra `demo` installs.
 """
 
 import argparse
@@ -27,10 +26,10 @@ CSS, JS = (Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") 
 
 
 class Kept:
-    """Finds and drops what gradio keeps for each session: answers until they are read, events, values of the page.
+    """Finds and drops the data that gradio keeps for each session: unread answers, events, values of the page.
 
-    gradio drops some of it after an hour, and the rest never. Its stores are no interface of gradio's, so they are
-    looked up here alone, and a release that renamed one fails as the page begins.
+    gradio drops some of it after an hour and the rest never. Its stores are not a public interface, so only this class
+    looks them up. If a release of gradio renames one, the page fails at its start.
     """
 
     def __init__(self, page: gr.Blocks):
@@ -43,15 +42,15 @@ class Kept:
         return len(self.queue.pending_event_ids_session.get(session, ()))
 
     async def forget(self, session: str) -> None:
-        await self.queue.clean_events(session_hash=session)  # a run of the session writes to nobody
+        await self.queue.clean_events(session_hash=session)  # no page reads the runs of the session
         for store in (*self.stores, self.page.state_holder.session_data, self.page.state_holder.time_last_used):
             store.pop(session, None)
 
 
 def checks_of(page: gr.Blocks) -> dict[int, Callable[[list], None]]:
-    """Makes, for each function of a page, what raises an exception for inputs that gradio would fail at, and log.
+    """Makes a check for each function of a page. It raises an exception for inputs that gradio would fail at and log.
 
-    What runs in the browser alone is left out: nobody has to call it here.
+    Functions that run only in the browser have no check, because no page calls them here.
     """
 
     def check(inputs: Sequence[Any], data: list) -> None:
@@ -65,7 +64,7 @@ def checks_of(page: gr.Blocks) -> dict[int, Callable[[list], None]]:
 
 
 def make_theme() -> Any:
-    """Makes a theme of the reader's own fonts, with darker colours where the theme's are too pale for small text."""
+    """Makes a theme with the reader's own fonts. Colours that are too pale for small text are darker."""
     theme = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
@@ -106,19 +105,20 @@ def serve(
     """Serves the page until it is interrupted.
 
     Args:
-        port: default: the first free one from 7860.
-        any_model: see [`build_page`]. Default: only where no other machine can reach the page.
-        allowed_hosts: names by which the page may be called, beside `host`, numbers, and the name of a Space.
-        seconds: of one run. Default: two minutes, or an hour where no other machine can reach the page.
-        trust_visitors: needed for any_model where another machine can reach the page.
+        port: by default the first free one from 7860.
+        any_model: see [`build_page`]; by default only if no other machine can reach the page.
+        allowed_hosts: host names of the page besides `host`, numeric addresses and the name of a Space.
+        seconds: time of one run; by default two minutes, or an hour if no other machine can reach the page.
+        trust_visitors: allow `any_model` although other machines can reach the page.
 
     Raises:
-        ValueError: for a first model that cannot be loaded, and for any_model where it may not be.
+        ValueError: for a first model that cannot be loaded, and for `any_model` without `trust_visitors` if other
+            machines can reach the page.
     """
-    from starlette.middleware import Middleware  # of gradio, whose absence `page.py` explains
+    from starlette.middleware import Middleware  # gradio installs it; `page.py` explains a missing gradio
 
     of_space = [name.strip() for name in os.environ.get("SPACE_HOST", "").split(",") if name.strip()]
-    # A page with a name has a proxy in front of it, by which others reach it.
+    # A page with a name is behind a proxy, through which other machines reach it.
     alone = is_loopback(host) and not (allowed_hosts or of_space)
     any_model = alone if any_model is None else any_model
     names = [*allowed_hosts, *of_space]
@@ -131,9 +131,9 @@ def serve(
     if seconds is None:
         seconds = 3600.0 if alone else Limits().seconds
     if not 0 < seconds < math.inf:
-        raise ValueError(f"seconds={seconds!r} must be a positive number, of one run.")
+        raise ValueError(f"seconds={seconds!r} must be a positive number.")
     streams = Counter[str]()
-    # To a Space, all visitors come by way of the Hub's proxy.
+    # All visitors of a Space come through the Hub's proxy.
     limits = Limits(seconds=seconds, of_address=None) if of_space else Limits(seconds=seconds)
     page = build_page(models, any_model, Turns(limits, streams))
     page.queue(api_open=False, max_size=2 * limits.in_all, default_concurrency_limit=None)
@@ -155,53 +155,61 @@ def serve(
         server_name=host,
         server_port=port,
         state_session_capacity=CONNECTIONS,
-        # gradio gives a place among so many to each run, also to one that waits for its turn. The other half is for
-        # what takes a moment: the refusal of a run, and the other buttons.
+        # gradio gives each run one of these places, even while it waits for its turn. Half of the places are for runs.
+        # The other half is for short calls: the refusal of a run, and the other buttons.
         max_threads=2 * limits.in_all,
         share=False,
         theme=make_theme(),
         css=CSS,
         js=JS,
         footer_links=[],
-        run_history=False,  # it can be sent elsewhere
+        run_history=False,  # the history can be sent to another server
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        show_error=False,  # of what is not meant for visitors
+        show_error=False,  # unexpected errors are not for visitors
         max_file_size=0,
         app_kwargs={"middleware": [gate]},
     )
 
 
 def make_parser(model: str = "") -> OneLineParser:
-    """Makes the parser of the page's command line; the page begins with `model` unless another is named."""
+    """Makes the parser of the page's command line. `model` is the default of --model."""
     parser = OneLineParser(description="Serves a web page on which a RADD model fills texts.")
-    parser.add_argument("--model", nargs="+", default=[model], help="to choose from, the first to begin with")
-    # What a Space sets, and gradio itself would take.
-    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
-    parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT"), help="default: 7860 or above")
     parser.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a name by which the page is called, too"
+        "--model", nargs="+", default=[model], help="models that visitors can choose; the page opens with the first"
+    )
+    # A Space sets these variables, which gradio also reads.
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+        help="address to listen at (default %(default)s; 127.0.0.1 is this machine alone)",
     )
     parser.add_argument(
-        "--seconds", type=float, help="of one run; default: 120, or 3600 if the host is this machine alone"
+        "--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT"), help="default: the first free one from 7860"
+    )
+    parser.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="another host name to accept; repeatable"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="time limit of a run (default 120; 3600 if no other machine reaches the page)"
     )
     parser.add_argument(
         "--any-model",
         action=argparse.BooleanOptionalAction,
-        help="visitors may name any model; default: only if the host is this machine alone",
+        help="let visitors name any model (default: only if no other machine reaches the page)",
     )
     parser.add_argument(
-        "--trust-visitors", action="store_true", help="allow --any-model where other machines reach the page"
+        "--trust-visitors", action="store_true", help="allow --any-model although other machines reach the page"
     )
     return parser
 
 
 def main(arguments: Sequence[str], model: str) -> None:
-    """Serves the page as a command line says.
+    """Serves the page with the arguments of a command line.
 
     Raises:
-        ValueError, OSError: for a model that cannot be loaded, and a port that is taken.
+        ValueError, OSError: for a model that cannot be loaded, and for a port in use.
     """
     args = make_parser(model).parse_args(arguments)
     models = [newest_model(name) for name in args.model]

@@ -6,13 +6,13 @@
     radd convert my-model their-model --to-original
     radd convert my-model for-an-endpoint --tokenizer my-model --endpoint
 
-A source has one of three layouts, which its files tell apart:
+A source has one of three layouts. Its files show which:
 
     released   config.json (nested) and model.safetensors, or its parts, or pytorch_model.bin: a folder or a repository
     run        .hydra/config.yaml and checkpoints-meta/checkpoint.pth: a training run of the authors' code, or one
                `.pth` file of such a run
-    ours       a folder or a repository that `save_pretrained` of this package wrote, or the folder of a training run
-               of ours, which stands for its newest whole checkpoint
+    ours       a folder or a repository that `save_pretrained` of this package wrote, or a run folder of this package
+               (its newest whole checkpoint)
 
 A source is loaded into memory and written to one of two targets: a folder of ours with a model card (`convert`), or the
 authors' released layout (`to_original`). A target appears complete or not at all.
@@ -62,11 +62,11 @@ from .sources import RUN_CHECKPOINT, RUN_CONFIG, WEIGHTS, find_beside, read_conf
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# The code of a checkpoint needs these packages where this one is not installed; the bounds are those of setup.cfg.
+# The code in a checkpoint needs these packages if radd_hf is not installed. The bounds are those of setup.cfg.
 REQUIREMENTS = ("torch>=2.11", "transformers>=5.14", "huggingface_hub>=1.33", "safetensors>=0.8", "tokenizers>=0.22.2")
 HANDLER = Path(__file__).parents[1] / "serving" / "handler.py"
 
-# The table of names is in modeling_radd.py. Read backwards, it gives the authors' names.
+# The table of names is in modeling_radd.py. Its inverse gives the authors' names.
 TO_OURS = get_checkpoint_conversion_mapping(RaddConfig.model_type)
 TO_THEIRS = [rule.reverse_transform() for rule in reversed(TO_OURS)]
 
@@ -88,30 +88,30 @@ def convert(
     endpoint: bool = False,
     push_to_hub: str | None = None,
 ) -> Path:
-    """Writes a complete folder of ours: weights under our names, configuration, code files, model card.
+    """Writes a complete folder in our layout: weights under our names, configuration, code files, model card.
 
     The weights equal, bit for bit, those that `RaddForMaskedLM.from_pretrained` reads from a released source. The same
-    source gives the same bytes every time.
+    source always gives the same bytes.
 
     Args:
         source: folder, repository or `.pth` file in one of the layouts that the module describes.
-        target: folder to make; it must not exist, or be empty.
+        target: folder to make. It must not exist, or must be empty.
         tokenizer: name or folder of the tokenizer to put beside the model. A tokenizer without a mask token gets one
-            if that has the id of the model's mask. None takes the tokenizer in a source that is a folder.
-        use_ema: of a run, take the moving average of the weights, which the authors evaluate. False takes the raw ones.
-        dtype: "float32", "bfloat16" or "float16"; None keeps the type of the source.
-        license: identifier of the weights' license, such as "apache-2.0", for the model card; None names none.
-        card: an earlier model card, of which the new one keeps the title and the sections that people wrote.
-        endpoint: also write the files of an inference endpoint ([`write_endpoint`]), which needs the tokenizer.
+            if its next id is that of the model's mask. None: the tokenizer in the source, if the source is a folder.
+        use_ema: take the moving average of a run's weights, which the authors evaluate. False: take the raw weights.
+        dtype: "float32", "bfloat16" or "float16"; None: the type of the source.
+        license: identifier of the weights' license for the model card, such as "apache-2.0"; None: no license.
+        card: an earlier model card. The new one keeps its title and the sections that people wrote.
+        endpoint: also write the files of an inference endpoint, see [`write_endpoint`]. They need the tokenizer.
         push_to_hub: name of a repository to upload the folder to.
 
     Returns:
         The path of the target.
 
     Raises:
-        ValueError: for a source that is damaged, holds another model or contradicts itself, for a tokenizer whose mask
-            is not the model's, for a target in use, for a card that cannot be read, and for an impossible license or
-            repository. The target is then not made.
+        ValueError: for a source that is damaged, holds another model or contradicts itself; for a tokenizer with
+            another mask than the model; for a target in use; for a model card that cannot be read; and for an
+            impossible license or repository. The target is then not made.
     """
     source = newest_model(str(source), "source")
     if tokenizer is None and (Path(source) / "tokenizer_config.json").is_file():
@@ -120,7 +120,7 @@ def convert(
     check_repository("push_to_hub", push_to_hub)
     if endpoint and tokenizer is None:
         raise ValueError(
-            "endpoint=True needs a tokenizer, since an endpoint takes and returns text: pass tokenizer=NAME."
+            "endpoint=True needs a tokenizer, because an endpoint takes and returns text: pass tokenizer=NAME."
         )
     old = None if card is None else read_card(Path(card))
     target = _free_target(target)
@@ -148,12 +148,11 @@ def convert(
 
 
 def write_endpoint(folder: str | Path) -> None:
-    """Writes the two files beside a saved model with which an inference endpoint of the Hub serves it.
-
-    They are `handler.py` and `requirements.txt`.
+    """Writes `handler.py` and `requirements.txt` beside a saved model. An inference endpoint of the Hub needs them.
 
     Raises:
-        ValueError: for a folder without a tokenizer, or without the code that the handler calls.
+        ValueError: for a folder without a model, a tokenizer or the code that the handler calls; for code of another
+            version of this package.
     """
     folder = Path(folder)
     for name in ("config.json", "tokenizer_config.json", "pipeline_radd.py"):
@@ -185,8 +184,8 @@ def to_original(
 ) -> Path:
     """Writes the authors' released layout, which their code loads: a nested config.json and model.safetensors.
 
-    Converting to our layout and back returns every tensor bit for bit. The authors' config.json has no place for pad,
-    bos and eos ids, nor for settings of the initialisation. They are left out.
+    Converting to our layout and back returns every tensor bit for bit. The authors' config.json has no fields for pad,
+    bos and eos ids and for the initialisation, so these are left out.
 
     Args and Returns: as [`convert`].
 
@@ -209,7 +208,7 @@ def to_original(
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Source: loads the model from any layout, and says where it is from
+# Source: loads the model from any layout, and tells its origin
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +232,7 @@ def _load(source: str, *, use_ema: bool, dtype: str | None) -> tuple[RaddForMask
 
 
 def _results(source: str, dtype: str | None) -> Results:
-    """Reads what is known of a folder's training, and its evaluation unless the weights get another type."""
+    """Reads the files of a folder about training and evaluation. With another dtype the evaluation no longer holds."""
     results = read_results(Path(source)) if Path(source).is_dir() else Results()
     return results if dtype is None else replace(results, evaluation=None)
 
@@ -245,7 +244,7 @@ def _load_released(source: str, settings: dict, revision: str | None, dtype: str
 
 
 def _read_weights(source: str, revision: str | None) -> dict[str, Tensor]:
-    """Reads the weights of a model by name, from one file or several, of safetensors or of torch."""
+    """Reads the weights of a model by name, from one file or several, in safetensors' or torch's format."""
     state: dict[str, Tensor] = {}
     try:
         for file in weight_files(source, revision):
@@ -294,7 +293,7 @@ def _read_pth(file: Path) -> dict:
     """Reads a checkpoint without running code from it.
 
     A pickle can call any function when it is opened. `weights_only` allows only tensors and plain containers. Torch
-    does not compress: it did not write an archive that grows when it is opened.
+    does not compress, so an archive that grows when it is opened is not torch's.
     """
     try:
         packed = zipfile.is_zipfile(file)
@@ -302,7 +301,7 @@ def _read_pth(file: Path) -> dict:
             raise RuntimeError(
                 "It is an archive that unpacks to more bytes than it has, and torch.save does not compress."
             )
-        # Mapped files are read only where they are used; the optimizer's state, half of the file, is not. Files from
+        # A mapped file is read only where it is used. The optimizer's state, half of the file, is not used. Files from
         # before torch 1.6 cannot be mapped.
         checkpoint = torch.load(file, weights_only=True, map_location="cpu", mmap=packed)
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
@@ -324,7 +323,7 @@ def _read_pth(file: Path) -> dict:
 
 
 def _foreign_code(file: Path) -> str:
-    """Names what a pickle would call. Its byte code is read and not run."""
+    """Names the functions that a pickle would call. It reads the byte code without running it."""
     try:
         return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(str(file))) or "none named"
     except Exception:
@@ -332,12 +331,12 @@ def _foreign_code(file: Path) -> str:
 
 
 def _averaged(state: dict[str, Tensor], ema: Any, config: RaddConfig, file: str) -> dict[str, Tensor]:
-    """Names the moving averages, which a run stores as a list without names.
+    """Gives names to the moving averages, which a run stores as a list without names.
 
     The list was made from `parameters()` of the network, and `state` is `state_dict()` of the same network. Both visit
     the modules and their parameters in the order of registration; the state dict also has buffers. No parameter is
     shared, and all of them require a gradient. So the n-th average belongs to the n-th name that is not a buffer's.
-    Shapes would not do: the weight and the bias of a norm have the same shape.
+    Shapes alone cannot tell: the weight and the bias of a norm have the same shape.
     """
     if not isinstance(ema, dict) or not isinstance(ema.get("shadow_params"), list):
         raise ValueError(
@@ -345,7 +344,7 @@ def _averaged(state: dict[str, Tensor], ema: Any, config: RaddConfig, file: str)
             "the raw weights."
         )
     averages, names = ema["shadow_params"], [name for name in state if name != FREQUENCIES]
-    # The order must be that of state_dict(), and a file that was saved again may have sorted names. Our network
+    # The names must be in the order of state_dict(); a file that was saved again may have sorted names. Our network
     # registers the same parameters in the same order.
     if [_rename(name, TO_OURS) for name in names] != list(_expected_shapes(config)):
         raise ValueError(
@@ -364,7 +363,7 @@ def _averaged(state: dict[str, Tensor], ema: Any, config: RaddConfig, file: str)
 
 
 def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> None:
-    """Raises a ValueError unless weights under the authors' names have the names and shapes of the configuration."""
+    """Raises a ValueError if weights do not have the authors' names and the shapes of the configuration."""
     expected = _expected_shapes(config)
     found = {_rename(name, TO_OURS): (name, tensor) for name, tensor in state.items() if name != FREQUENCIES}
     missing = {_rename(name, TO_THEIRS) for name in expected.keys() - found.keys()}
@@ -380,7 +379,7 @@ def _check_state(state: dict[str, Tensor], config: RaddConfig, source: str) -> N
 
 def _build(config: RaddConfig, state: dict[str, Tensor], dtype: str | None, source: str) -> RaddForMaskedLM:
     """Builds the model with `from_pretrained`, which gives the same bits as a direct load."""
-    # The frequencies are float32 even beside weights of 16 bits, and "auto" must not take their type for the model's.
+    # The frequencies are float32 even beside weights of 16 bits. "auto" must not take their type for the model's.
     state = {name: tensor for name, tensor in state.items() if name != FREQUENCIES}
     model = RaddForMaskedLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype or "auto")
     check_finite(model, source)
@@ -407,7 +406,7 @@ def _rename(name: str, rules: list[WeightRenaming]) -> str:
 def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Returns the nested configuration that the authors' network, noise and scripts read from a released model.
 
-    It is the inverse of `RaddConfig.from_dict` on a nested dictionary.
+    This is the inverse of `RaddConfig.from_dict` for a nested dictionary.
 
     Raises:
         ValueError: for a setting that is a constant in their code and has another value here.
@@ -443,7 +442,7 @@ def _to_authors(config: RaddConfig, dtype: torch.dtype) -> dict[str, Any]:
             "n_heads": config.num_attention_heads,
             "dropout": config.hidden_dropout,
             "use_checkpoint": False,
-            # The type of products inside autocast, not of the weights. The authors use float16 for float32 weights.
+            # The type of products inside autocast, not that of weights. For float32 weights the authors use float16.
             "dtype": "bfloat16" if dtype == torch.bfloat16 else "float16",
         },
     }
@@ -469,7 +468,7 @@ def _push(folder: Path, repository: str) -> None:
 
 
 def _free_target(target: str | Path) -> Path:
-    """Returns the absolute path of the target. Call it before anything large is read."""
+    """Returns the absolute path of the target. Call it before a model is read."""
     target = Path(target).resolve()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise ValueError(f"target={str(target)!r} exists and is not an empty folder; name a new folder.")
@@ -478,9 +477,9 @@ def _free_target(target: str | Path) -> Path:
 
 @contextmanager
 def _complete_or_absent(target: Path) -> Iterator[Path]:
-    """Gives a folder to write into, which gets the target's name at the end, or is deleted after an error.
+    """Yields a folder to write into. At the end it gets the target's name; after an error it is deleted.
 
-    It lies beside the target, because a rename is one step only within a file system.
+    It lies beside the target, because a rename is a single step only within one file system.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
@@ -502,20 +501,26 @@ def _complete_or_absent(target: Path) -> Iterator[Path]:
 
 def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="radd convert", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", help="released model, training run or `.pth` file of one, or a radd_hf model")
-    parser.add_argument("target", help="folder to make")
+    parser.usage = "radd convert SOURCE TARGET [options]"
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a model that the authors released, a training run of theirs or its .pth file, or a radd_hf model",
+    )
+    parser.add_argument("target", metavar="TARGET", help="folder to make")
     parser.add_argument(
         "--tokenizer",
-        help="name or folder of the tokenizer to put beside the model; default: the one in a source that is a folder",
+        metavar="NAME",
+        help="name or folder of the tokenizer to put beside the model (default: the one in SOURCE if it is a folder)",
     )
-    parser.add_argument("--no-ema", action="store_true", help="take the raw weights of a training run")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: the type of the source")
-    parser.add_argument("--license", help="license of the weights for the model card, such as apache-2.0")
+    parser.add_argument("--no-ema", action="store_true", help="take the raw weights of a training run, not the average")
+    parser.add_argument("--dtype", choices=DTYPES, help="number format of the weights (default: that of SOURCE)")
+    parser.add_argument("--license", metavar="ID", help="license of the weights for the model card, such as apache-2.0")
     parser.add_argument(
-        "--card", metavar="FILE", help="an earlier model card: keep its title and the sections that people wrote"
+        "--card", metavar="FILE", help="an earlier model card; keep its title and the sections that people wrote"
     )
     parser.add_argument(
-        "--endpoint", action="store_true", help="also write handler.py and requirements.txt of an inference endpoint"
+        "--endpoint", action="store_true", help="also write handler.py and requirements.txt for an inference endpoint"
     )
     parser.add_argument("--push-to-hub", metavar="REPO", help="repository to upload the folder to")
     parser.add_argument("--to-original", action="store_true", help="write the authors' layout instead of ours")
@@ -527,10 +532,9 @@ def main(argv: list[str]) -> None:
     """Runs [`convert`] or [`to_original`] by the arguments of a command line."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.to_original and (args.tokenizer or args.license or args.card or args.endpoint):
-        parser.error(
-            "--tokenizer, --license, --card, --endpoint: the authors' layout has no place for them; leave them out."
-        )
+    ours = [f"--{name}" for name in ("tokenizer", "license", "card", "endpoint") if getattr(args, name)]
+    if args.to_original and ours:
+        parser.error(f"{', '.join(ours)}: the authors' layout (--to-original) has no place for it; leave it out.")
 
     options = {"use_ema": not args.no_ema, "dtype": args.dtype, "push_to_hub": args.push_to_hub}
     if args.to_original:

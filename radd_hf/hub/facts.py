@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Describes a model without reading its weights: counts parameters and operations, and reads its small files.
 
-An operation (FLOP) is half a multiply-add of a matrix product. torch's `FlopCounterMode` counts the operations that
-ran. Importing this file teaches it the products of `kernels_radd.py`.
+An operation (FLOP) is half a multiply-add of a matrix product. torch's `FlopCounterMode` counts the operations of a
+run. Importing this file teaches it the products of `kernels_radd.py`.
 
 Symbols as in modeling_radd.py: D hidden size, I width inside the MLP, H heads, L length, V vocabulary, n layers.
 """
@@ -39,8 +39,8 @@ class Flops:
         """Returns the FLOPs of a training step: the forward pass, the backward pass (twice that) and recomputation.
 
         Args:
-            checkpointing: the backward pass computes the layers again (gradient checkpointing).
-            head_again: it computes the head again, which happens with more than one chunk of logits.
+            checkpointing: gradient checkpointing, where the backward pass computes the layers again.
+            head_again: the backward pass computes the head again, as it does with more than one chunk of logits.
         """
         return (3 + checkpointing) * self.layers + (3 + head_again) * self.head
 
@@ -49,8 +49,9 @@ def forward_flops(config: RaddConfig, masked: float, queries: float | None = Non
     """Counts the FLOPs of a row's forward pass.
 
     Args:
-        masked: number of positions at which the head runs: labelled ones, or those that an evaluation reveals.
-        queries: K, number of positions for which the last layer computes attention, the largest `masked` of the rows
+        masked: number of positions at which the head runs: labelled positions, or those that a network evaluation
+            reveals.
+        queries: number of positions for which the last layer computes attention. It is the largest `masked` of the rows
             in the batch; None: L.
         length: L; None: the length in the configuration.
     """
@@ -93,10 +94,10 @@ if ONEDNN_LINEAR is not None:
 
 
 def model_facts(name: str) -> dict[str, Any]:
-    """Collects what the small files beside a model's weights say. All values can be written as JSON.
+    """Collects facts about a model from the small files beside its weights. All values can be written as JSON.
 
     Raises:
-        ValueError: for a name without a RADD model.
+        ValueError: if there is no RADD model of that name.
     """
     name = newest_model(name)
     settings, config = read_config(name), load_config(name)

@@ -1,7 +1,7 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Loads a model and its tokenizer by name, for scripts, command line, web page and lm-evaluation-harness.
 
-A ValueError says what would be right if they cannot be loaded or do not fit together. It names the argument.
+If they cannot be loaded or do not fit together, a ValueError names the argument and says what would be right.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from ..text_radd import check_tokenizer_mask
 from .runs import newest_model
 from .sources import read_config, weight_files
 
-# The one buffer of the authors' network: d / 2 rotary frequencies, constants. Its shape alone depends on the number of
+# The only buffer of the authors' network: d / 2 constant rotary frequencies. No other tensor depends on the number of
 # heads.
 FREQUENCIES = "rotary_emb.inv_freq"
 
@@ -42,10 +42,9 @@ def load(
     """Loads a model, in evaluation mode, and the tokenizer that fits it.
 
     Args:
-        name: folder or repository of a RADD model, ours or the authors', or the folder of a training run, which stands
-            for its newest whole checkpoint.
+        name: folder or repository of a RADD model, ours or the authors', or a run folder (its newest whole checkpoint).
         tokenizer: name or folder; by default the one beside the model.
-        device: device of the model; None: an accelerator if there is one.
+        device: device of the model; None: a GPU if there is one.
         dtype: type of the weights, whatever the checkpoint has.
         revision: revision of the model's repository, and of a tokenizer in it.
         flag: the user's option for another tokenizer, for messages.
@@ -75,7 +74,7 @@ def load_model(
     Args:
         dtype: type of the weights, whatever the checkpoint has; "auto": the type of the checkpoint.
         config: replaces the configuration in the folder.
-        argument: the user's word for the name, for messages.
+        argument: the user's name for the argument `name`, for messages.
 
     Raises:
         ValueError: where [`load_config`] and [`load_whole`] do, and if the authors' file of weights has another number
@@ -97,20 +96,20 @@ def load_whole(
 ) -> Any:
     """Returns `kind.from_pretrained(name, **settings)` if the file has every weight.
 
-    transformers fills missing weights and those of another shape with random values, and only warns.
+    transformers fills missing weights, and those of another shape, with random values. It only warns.
 
     Args:
         kind: a class of models, or an auto class.
-        source: what the user passed, for messages.
-        others_may_be_there: the files may have more weights than the network, such as buffers of older versions.
-        advice: what to do, for the message about files that cannot be read.
+        source: the argument that the user passed, for messages.
+        others_may_be_there: allow more weights than those of the network, such as buffers of older versions.
+        advice: advice for the message about files that cannot be read.
 
     Raises:
         ValueError: for files that cannot be read, and for weights that are missing, unknown, of another shape or not
             finite.
     """
     try:
-        with _quiet():  # the messages below say what is wrong, in one line
+        with _quiet():  # the messages below name the fault in one line
             model, report = kind.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
             )
@@ -142,7 +141,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _why_not(error: Exception) -> str:
-    """Puts an error in one line, with what would help."""
+    """Describes an error in one line, with advice."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     reason = " ".join(str(error).split()).rstrip(".: ")
@@ -170,7 +169,7 @@ def weights_hash(model: RaddForMaskedLM) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Checks that the configuration is that of a RADD model
+# Checks of the configuration
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -186,10 +185,10 @@ def load_config(name: str, *, revision: str | None = None, argument: str = "mode
 
 
 def config_of(settings: Any, source: str) -> RaddConfig:
-    """Makes a configuration from the content of a file, flat like ours or nested like the authors'.
+    """Makes a configuration from the content of a config.json, flat like ours or nested like the authors'.
 
     Raises:
-        ValueError: for the configuration of another model, and for values that are missing or do not fit.
+        ValueError: for the configuration of another model, and for missing or wrong values.
     """
     try:
         if not isinstance(settings, dict) or not ("model_type" in settings or _is_nested(settings)):
@@ -202,9 +201,9 @@ def config_of(settings: Any, source: str) -> RaddConfig:
     except (
         TypeError,
         ValueError,
-        AttributeError,
+        AttributeError,  # a dtype that torch does not have
         StrictDataclassError,
-    ) as error:  # AttributeError: a dtype that torch does not have
+    ) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the configuration of {source} is not that of a RADD model: {reason}") from error
 
@@ -214,10 +213,10 @@ def _is_nested(settings: dict) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Checks that the weights are those of the network
+# Checks of the weights
 # ---------------------------------------------------------------------------------------------------------
 
-# Modules that wrap a network add their names to the names of its weights. The value says what adds them.
+# Modules that wrap a network add their names to the names of its weights. The value says which module does.
 WRAPPERS = {
     "module.": "torch's DataParallel or DistributedDataParallel adds",
     "_orig_mod.": "torch.compile adds",
@@ -239,7 +238,7 @@ def check_weight_names(missing: Collection[str], unexpected: Collection[str], so
 
 
 def _about_names(missing: Collection[str], unexpected: Collection[str]) -> str:
-    """Explains names with a known addition, and says what to do."""
+    """Explains names with a known addition, and gives advice."""
     for wrapper, whose in WRAPPERS.items():
         if any(f".{wrapper}" in f".{name}" for name in unexpected):
             return f" Names hold {wrapper!r}, which {whose}. Save the state dict of the network inside, or rename them."
@@ -261,7 +260,7 @@ def check_finite(model: nn.Module, source: str) -> None:
             and not all(map(torch.isfinite, weight.detach().aminmax()))
         ):
             raise ValueError(
-                f"{source}: the weight {name} holds numbers that are not finite as {weight.dtype}. Its training has "
+                f"{source}: the weight {name} holds numbers that are not finite as {weight.dtype}. Its training "
                 "diverged, or the file is damaged. Take an earlier checkpoint."
             )
 
@@ -297,7 +296,7 @@ def _stored_frequencies(name: str, revision: str | None) -> Tensor | None:
 
 
 def first_few(names: Collection[Any]) -> str:
-    """Lists the first three names, for a message, and counts the rest."""
+    """Lists the first three names for a message, and counts the rest."""
     shown = sorted(map(str, names))
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "") if shown else "none"
 
@@ -315,7 +314,7 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
     except Exception as error:  # missing, damaged or foreign files can raise any
         reason = " ".join(str(error).split())
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        if Path(name).is_dir() and not any(Path(name).glob("*token*")):  # transformers guesses at length
+        if Path(name).is_dir() and not any(Path(name).glob("*token*")):  # transformers' message only guesses
             kind, reason = "", "the folder has no tokenizer."
         raise ValueError(f"tokenizer={name!r} cannot be loaded: {kind}{reason} Pass {flag}.") from error
 
@@ -323,8 +322,8 @@ def load_tokenizer(name: str, flag: str = "--tokenizer", **settings: Any) -> Pre
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> None:
     """Raises a ValueError for a tokenizer with ids that the model does not have, or with another mask.
 
-    A tokenizer without a mask fits if the id of the model's mask comes after its last token. GPT-2's tokenizer fits the
-    authors' models in this way.
+    A tokenizer without a mask fits if the id of the model's mask is the next after its last token. In this way GPT-2's
+    tokenizer fits the authors' models.
     """
     name, mask = tokenizer.name_or_path, cast(int, config.mask_token_id)
     vocabulary, tokens = tokenizer.get_vocab(), config.num_tokens or config.vocab_size
@@ -349,7 +348,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> N
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """Returns the device of a name; for None an accelerator if there is one, else the CPU.
+    """Returns the device of a name; for None a GPU (or another accelerator) if there is one, else the CPU.
 
     Raises:
         ValueError: for a device that cannot be used.

@@ -4,11 +4,11 @@
     python -m radd_hf.hub.model_card my-radd
     python -m radd_hf.hub.model_card my-radd --evaluation result.json --license apache-2.0
 
-The card says how to use the model, where it is from, how it was trained and what was measured. Each of its sections is
-made from the files in the folder. A fact that no file holds is left out.
+The model card says how to use the model, where it is from, how it was trained and what was measured. Each section is
+made from the files in the folder. A fact that no file has is left out.
 
-The command keeps what people write into a card: the title and the text below it, and every section without the line
-`MARK`. A section with that line is made anew.
+The command keeps the words that people write into a model card: the title and the text below it, and every section
+without the line `MARK`. A section with that line is made anew.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from .loading import load_model
 from .runs import STEP, is_run
 from .sources import read_beside
 
-# The task of AutoModelForMaskedLM; text-generation would promise a model that generates from left to right.
+# The task of AutoModelForMaskedLM. text-generation would promise a model that generates from left to right.
 TASK = "fill-mask"
 TAGS = ["radd", "diffusion", "masked-diffusion", "text-generation"]
 
@@ -79,7 +79,7 @@ CITATION = """\
 ```
 """
 
-# Settings of a training run (`config.yaml` in its folder) that tell one run from another.
+# Settings in a training run's `config.yaml` that distinguish runs.
 RECIPE = (
     "dataset",
     "init_from",
@@ -109,13 +109,13 @@ Bits per byte are the bits that the model needs to encode a byte of the text. A 
 each row. The figures are upper bounds: the true ones are at most these. The standard error is that of the estimate on
 this text. To repeat the evaluation, run this in the folder:"""
 
-# The rows of a card that tell where a model came from.
+# The rows of a model card about the origin of the model.
 CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
 
 
 @dataclass
 class Origin:
-    """Holds what a card says of the source. A local folder goes by its base name: paths mean nothing elsewhere."""
+    """Holds the source of a model, for its model card. A local folder has its base name: paths differ elsewhere."""
 
     name: str
     is_repository: bool
@@ -127,7 +127,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Results:
-    """Holds what the files of a training run and of an evaluation say; None where there is no such file."""
+    """Holds the contents of the files of a training run and an evaluation; None if there is no such file."""
 
     recipe: Mapping[str, Any] | None = None  # `config.yaml` of the run
     metrics: Sequence[Mapping[str, Any]] = ()  # lines of its `metrics.jsonl`
@@ -135,7 +135,7 @@ class Results:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The card
+# The model card
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -152,15 +152,15 @@ def model_card(
     """Makes the text of README.md. It does not depend on the time, the machine or the folder.
 
     Args:
-        origin: where the weights are from; None keeps what `old` says.
-        with_tokenizer: a tokenizer lies beside the model; usage is then shown with text and not with ids.
-        license: identifier of the weights' license, such as "apache-2.0"; None takes that of `old`, or names none.
-        repository: name on the Hub, for the lines of usage.
-        results: what is known of training and evaluation.
-        old: the card that is to be brought up to date. Its title, its metadata and the sections that people wrote stay.
+        origin: source of the weights; None: the source in `old`.
+        with_tokenizer: a tokenizer lies beside the model. The usage then shows text instead of ids.
+        license: identifier of the weights' license, such as "apache-2.0"; None: that of `old`, or no license.
+        repository: name on the Hub, for the section on usage.
+        results: results of training and evaluation.
+        old: the model card to update. Its title, its metadata and the sections that people wrote stay.
 
     Raises:
-        ValueError: for a license or a repository that cannot be one, and for an evaluation without figures.
+        ValueError: for an impossible license or repository, and for an evaluation without figures.
     """
     check_license("license", license)
     check_repository("repository", repository)
@@ -191,19 +191,19 @@ def model_card(
 
 
 def read_results(folder: Path, evaluation: Path | None = None, recipe: Path | None = None) -> Results:
-    """Reads what the files of a folder say of training and evaluation.
+    """Reads the files of a folder about training and evaluation.
 
     Args:
-        folder: a model, whose `training/` holds the files of its run, or the checkpoint of a training run.
-        evaluation: what `eval_ppl.py --output` wrote; default: `evaluation.json` in the folder.
-        recipe: `config.yaml` of the run; `metrics.jsonl` lies beside it.
+        folder: a model with the files of its run in `training/`, or a checkpoint in a run folder.
+        evaluation: the file that `eval_ppl.py --output` wrote; by default `evaluation.json` in the folder.
+        recipe: `config.yaml` of the run, with `metrics.jsonl` beside it.
 
     Raises:
-        ValueError: for a file that is damaged, and for a named one that is missing.
+        ValueError: for a damaged file, and if `evaluation` or `recipe` is missing.
     """
     for argument, named in (("recipe", recipe), ("evaluation", evaluation)):
         if named is not None and not named.is_file():
-            raise ValueError(f"{argument}={str(named)!r} must be a file; there is none of that name.")
+            raise ValueError(f"{argument}={str(named)!r} must be a file; there is no such file.")
     run = run_of(folder)
     place = recipe.parent if recipe is not None else folder / "training" if run is None else run
     file = "config.yaml" if recipe is None else recipe.name
@@ -217,14 +217,14 @@ def read_results(folder: Path, evaluation: Path | None = None, recipe: Path | No
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Returns the folder of the training run that a checkpoint lies in, or None for another folder."""
+    """Returns the run folder of a checkpoint, or None for another folder."""
     run = checkpoint.absolute().parent.parent
     inside = checkpoint.absolute().parent == run / "checkpoints" and re.fullmatch(STEP, checkpoint.name)
     return run if inside and is_run(run) else None
 
 
 def _sections(text: str) -> dict[str, str]:
-    """Splits Markdown at its headings of level 2, outside of code; the key "" has what stands before the first one."""
+    """Splits Markdown at its headings of level 2, outside of code. The key "" has the text before the first one."""
     parts, heading, in_code = {"": ""}, "", False
     for line in text.lstrip("\n").splitlines(keepends=True):
         in_code ^= line.startswith("```")
@@ -235,9 +235,9 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _kept(made: dict[str, str | None], old: dict[str, str]) -> dict[str, str]:
-    """Returns the sections of `old` in their order, the marked ones made anew, and the new ones where they belong.
+    """Returns the sections of `old` in their order, with marked sections made anew, and inserts the new sections.
 
-    A new section stands behind the one that comes before it in `made`, and behind what people wrote below that.
+    A new section follows the section before it in `made`, and the sections that people wrote below that one.
     """
     kept = [(heading, made.get(heading) or part if MARK in part else part) for heading, part in old.items()]
     last = -1
@@ -277,7 +277,7 @@ def _metadata(old: dict[str, Any], license: str | None, name: str, results: Resu
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Its sections
+# Sections of the model card
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -307,8 +307,8 @@ def _source(origin: Origin) -> str:
 
 
 def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
-    """Shows how a stranger gets a text; the code needs transformers and torch only."""
-    name = f'name = "{repository}"' if repository else 'name = "..."  # of this repository, or the path of this folder'
+    """Shows how a user generates a text. The code needs only transformers and torch."""
+    name = f'name = "{repository}"' if repository else 'name = "..."  # name of this repository, or path of this folder'
     load = "model = AutoModel.from_pretrained(name, trust_remote_code=True)"
     if not with_tokenizer:
         lines = ["from transformers import AutoModel", "", name, load]
@@ -371,7 +371,7 @@ def _evaluation(evaluation: Mapping[str, Any], repository: str | None, config: R
     try:
         rows = []
         for title, (value, error, interval, digits) in FIGURES.items():
-            if evaluation.get(value) is None:  # none per byte where text was dropped; null: beyond the largest number
+            if evaluation.get(value) is None:  # no figure per byte if text was dropped; null: too large for a float
                 continue
             numbers = evaluation[value], evaluation[error], *evaluation[interval]
             if None not in numbers:
@@ -397,7 +397,7 @@ def _evaluation(evaluation: Mapping[str, Any], repository: str | None, config: R
 
 
 def _command(evaluation: Mapping[str, Any], repository: str | None, config: RaddConfig) -> str:
-    """Returns the command that evaluates the model again; settings at their defaults are left out."""
+    """Returns the command that evaluates the model again. It leaves out settings at their defaults."""
     usual = {"protocol": "clean", "estimator": "k_stratified", "length": config.max_position_embeddings, "seed": 0}
     flags = {"dataset": "dataset", "dataset_config": "config", "split": "split", "protocol": "protocol"}
     flags |= {name: name for name in ("length", "estimator", "passes", "seed")}
@@ -439,13 +439,13 @@ def _license(license: str | None) -> str:
 
 
 def check_license(argument: str, license: str | None) -> None:
-    """Raises a ValueError for a text that cannot be the identifier of a license; None names none."""
+    """Raises a ValueError for a text that cannot be the identifier of a license. None means no license."""
     if license is not None and not LICENSE.fullmatch(license):
         raise ValueError(f"{argument}={license!r} must be the identifier of a license, such as apache-2.0.")
 
 
 def check_repository(argument: str, repository: str | None) -> None:
-    """Raises a ValueError for a text that cannot name a repository on the Hub; None names none."""
+    """Raises a ValueError for a text that cannot name a repository on the Hub. None means no repository."""
     if repository is None:
         return
     try:
@@ -472,18 +472,18 @@ def _is_on_hub(name: str) -> bool:
 
 
 def _public(value: Any) -> str:
-    """Returns a value as text; of a local path the last name alone, since paths mean nothing elsewhere."""
+    """Returns a value as text. Of a local path it keeps only the last name, because paths differ elsewhere."""
     text = str(value)
     return Path(text).name if isinstance(value, str) and _is_path(text) else text
 
 
 def _escaped(value: Any) -> str:
-    """Returns a value as text of one line that Markdown and HTML show and do not obey."""
+    """Returns a value as one line of text that Markdown and HTML show literally."""
     return re.sub(r"[&<>`*|\[\]\\~$]", lambda found: f"&#{ord(found[0])};", visible(str(value)))
 
 
 def _code(name: str) -> str:
-    """Returns a name as code or, since entities mean nothing there, as text where something must be escaped."""
+    """Returns a name as code, or as text if a character must be escaped: entities have no meaning in code."""
     return f"`{name}`" if _escaped(name) == name else _escaped(name)
 
 
@@ -506,13 +506,17 @@ def _duration(seconds: float) -> str:
 def make_parser() -> OneLineParser:
     """Makes the parser of the command line."""
     parser = OneLineParser(prog="radd_hf.hub.model_card", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, help="a model; its README.md is made, or brought up to date")
+    parser.add_argument("folder", type=Path, help="folder of a model; its README.md is made or updated")
     parser.add_argument(
-        "--recipe", type=Path, help="config.yaml of the run; default: training/config.yaml in the folder"
+        "--recipe", type=Path, help="config.yaml of the run (default: training/config.yaml in the folder)"
     )
-    parser.add_argument("--evaluation", type=Path, help="output of eval_ppl.py; default: evaluation.json in the folder")
-    parser.add_argument("--license", help="of the weights, such as apache-2.0; default: the one that the card names")
-    parser.add_argument("--repository", help="name on the Hub, such as me/my-radd, for the lines of usage")
+    parser.add_argument(
+        "--evaluation", type=Path, help="output of eval_ppl.py (default: evaluation.json in the folder)"
+    )
+    parser.add_argument(
+        "--license", help="license of the weights, such as apache-2.0 (default: that of the old model card)"
+    )
+    parser.add_argument("--repository", help="name on the Hub, such as me/my-radd, for the section on usage")
     return parser
 
 
@@ -525,10 +529,10 @@ def card_of(
     repository: str | None = None,
     model: RaddForMaskedLM | None = None,
 ) -> str:
-    """Makes the card of a folder anew from the files in it, with what people wrote into the card that is there.
+    """Makes the model card of a folder anew from its files, and keeps the words that people wrote into the old one.
 
     Args:
-        model: what the folder holds, if it is loaded already.
+        model: the model in the folder, if it is loaded already.
 
     Raises:
         ValueError: as [`model_card`] and [`read_results`], and for a folder without a model.
@@ -536,7 +540,7 @@ def card_of(
     check_license("license", license)
     check_repository("repository", repository)
     results = read_results(folder, evaluation, recipe)
-    model = model or load_model(str(folder), dtype="auto", argument="folder")  # in the precision of the folder
+    model = model or load_model(str(folder), dtype="auto", argument="folder")  # in the precision of the file
     old = read_card(folder / "README.md") if (folder / "README.md").is_file() else None
     return model_card(
         model,
@@ -549,7 +553,7 @@ def card_of(
     )
 
 
-def read_card(file: Path) -> str:
+def read_card(file: Path, argument: str = "card") -> str:
     """Reads a model card.
 
     Raises:
@@ -559,12 +563,14 @@ def read_card(file: Path) -> str:
         text = file.read_text(encoding="utf-8")
         ModelCard(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"card={str(file)!r} must be a model card in Markdown; it cannot be read. {error}") from error
+        raise ValueError(
+            f"{argument}={str(file)!r} must be a model card in Markdown; it cannot be read. {error}"
+        ) from error
     return text
 
 
 def origin_of(folder: Path, revision: str | None = None) -> Origin:
-    """Tells what a card says of a local folder of ours: of a checkpoint, its run and its step."""
+    """Returns the origin of a local folder in our layout: for a checkpoint of a run, the run and the step."""
     run = run_of(folder)
     if run is None:
         return Origin(folder.resolve().name, False, "a radd_hf model", revision)
@@ -573,7 +579,7 @@ def origin_of(folder: Path, revision: str | None = None) -> Origin:
 
 
 def main(argv: list[str]) -> None:
-    """Writes README.md of a folder by the arguments of a command line."""
+    """Writes README.md of a folder with the arguments of a command line."""
     args: argparse.Namespace = make_parser().parse_args(argv)
     text = card_of(**vars(args))
     (args.folder / "README.md").write_text(text, encoding="utf-8")

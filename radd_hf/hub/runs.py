@@ -4,8 +4,8 @@
     checkpoints/step_N/                       a checkpoint: a model, and the state from which training resumes
     checkpoints/step_N/state/manifest.json    size and SHA-256 of every other file in it; written last
 
-A checkpoint is whole if its files match its manifest. The folder of a run can be passed as a model: it stands for its
-newest whole checkpoint. `training/run.py` and `training/checkpoints.py` write these files.
+A checkpoint is whole if its files match its manifest. A run folder can be passed as a model; it means the newest whole
+checkpoint of the run. `training/run.py` and `training/checkpoints.py` write these files.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from ..text_radd import encode_with_blanks
 logger = logging.getLogger(__name__)
 
 MANIFEST, PROGRESS = "state/manifest.json", "state/progress.json"
-IDENTITIES = ("run_id", "save_id")  # one of the run, which restarts keep, and one of a single save
+IDENTITIES = ("run_id", "save_id")  # the run's, which restarts keep, and that of a single save
 STEP = r"step_[1-9][0-9]*"
 # The text with a blank in the shell command that `generate_command` shows.
 EXAMPLE, EXAMPLE_LENGTH = "It was [MASK:12] of spring", 128
@@ -37,12 +37,12 @@ FILES_AT_ONCE = min(8, os.cpu_count() or 1)  # threads that read; hashing releas
 
 
 def newest_model(name: str, argument: str = "model") -> str:
-    """Returns the path of the newest whole checkpoint for the folder of a training run, and any other name unchanged.
+    """Returns the path of the newest whole checkpoint if `name` is a run folder, and any other name unchanged.
 
-    The log says which checkpoint that is.
+    The log says which checkpoint it is.
 
     Args:
-        argument: the user's word for the name, for messages.
+        argument: the user's name for the argument `name`, for messages.
 
     Raises:
         ValueError: for a run without a whole checkpoint.
@@ -63,12 +63,12 @@ def newest_model(name: str, argument: str = "model") -> str:
 
 
 def _as_argument(path: str) -> str:
-    """Returns a path in a form that no command takes for an option."""
+    """Returns a path in a form that no command mistakes for an option."""
     return f"./{path}" if path.startswith("-") else path
 
 
 def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: RaddConfig) -> str:
-    """Returns a shell command with which a model fills `EXAMPLE`, or generates a text if it cannot encode that."""
+    """Returns a shell command that fills `EXAMPLE` with a model. If the model cannot encode it, it generates a text."""
     length, mask = config.max_position_embeddings, cast(int, config.mask_token_id)
     try:
         fits = len(encode_with_blanks(EXAMPLE, tokenizer, mask).ids) <= length
@@ -79,7 +79,7 @@ def generate_command(model: str, tokenizer: PreTrainedTokenizerBase, config: Rad
 
 
 def is_run(folder: Path) -> bool:
-    """Tells whether a folder holds a training run of ours, and not a model."""
+    """Tells whether a folder holds a training run of this package, and not a model."""
     place = folder / "checkpoints"
     if (folder / "config.json").exists() or not place.is_dir():
         return False
@@ -92,7 +92,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def folders(output: Path, pattern: str) -> list[Path]:
-    """Returns the folders in a run's `checkpoints` whose whole name matches the pattern; no links and no files."""
+    """Returns the folders in a run's `checkpoints` whose whole name matches the pattern, without links and files."""
     place = output / "checkpoints"
     if not place.exists():
         return []
@@ -107,7 +107,7 @@ def all_checkpoints(output: Path) -> list[Path]:
 
 
 def newest_checkpoint(output: Path) -> tuple[Path | None, dict[str, str]]:
-    """Returns the newest whole checkpoint of a run, or None, and the damage of each newer one by its name.
+    """Returns the newest whole checkpoint of a run, or None, and why each newer one is damaged, by its name.
 
     Raises:
         OSError: if the folder cannot be read.
@@ -122,7 +122,7 @@ def newest_checkpoint(output: Path) -> tuple[Path | None, dict[str, str]]:
 
 
 def damage_of(checkpoint: Path) -> str | None:
-    """Returns why a checkpoint is damaged, with the file that differs from the manifest; None if it is whole."""
+    """Returns why a checkpoint is damaged, with the file that differs from the manifest. None: it is whole."""
     place = checkpoint / MANIFEST
     if os.path.lexists(place) and not place.is_file():  # reading a pipe would block
         return f"{MANIFEST} is not a file"
@@ -198,7 +198,7 @@ def damage_of_bytes(path: Path, entry: tuple[int, str]) -> str | None:
 
 
 def identities_in(path: Path) -> dict[str, str | None]:
-    """Reads which run and which save wrote a file of the state."""
+    """Reads from a file of the state which run and which save wrote it."""
     if path.suffix == ".json":
         said = json.loads(path.read_text(encoding="utf-8"))
     else:
@@ -208,5 +208,5 @@ def identities_in(path: Path) -> dict[str, str | None]:
 
 
 def digest_of(manifest: dict[str, Any]) -> str:
-    """Returns the SHA-256 of the manifest itself, which is in the file beside it."""
+    """Returns the SHA-256 of the manifest. The file of the manifest has it, too."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tells what a folder or a repository holds, and reads the small files in it.
+"""Finds out what a folder or a repository holds, and reads the small files in it.
 
 A model, ours or the authors', has a config.json. If it is missing, the message names what is there instead (an adapter,
-a training run, a single file) and says what to do.
+a training run, a single file) and gives advice.
 """
 
 import json
@@ -26,7 +26,7 @@ def read_config(name: str, *, revision: str | None = None, argument: str = "mode
     """Reads the config.json of any model.
 
     Raises:
-        ValueError: if there is none. The message says what is there instead and what to do.
+        ValueError: if there is none. The message names what is there instead and gives advice.
     """
     source, folder = f"{argument}={name!r}", Path(name)
     if folder.is_file():
@@ -39,12 +39,12 @@ def read_config(name: str, *, revision: str | None = None, argument: str = "mode
 
 
 def _what_else(name: str, revision: str | None, argument: str) -> str:
-    """Says what is there instead of a config.json, and what to do."""
+    """Names what is there instead of a config.json, and gives advice."""
     source = f"{argument}={name!r}"
     folder, adapter = Path(name), read_beside(name, "adapter_config.json", revision=revision, argument=argument)
     if adapter is not None:
         what = f"{source} is a {adapter.get('peft_type', 'PEFT')} adapter of {adapter.get('base_model_name_or_path')!r}"
-        if (folder.absolute().parent / "config.json").is_file():  # as our training writes it
+        if (folder.absolute().parent / "config.json").is_file():  # our training writes adapters in this way
             return f"{what}. The folder around it has the model with the adapter added: pass that folder."
         return (
             f"{what}, and not a whole model. Add it to that model with peft's PeftModel.from_pretrained and "
@@ -54,14 +54,14 @@ def _what_else(name: str, revision: str | None, argument: str) -> str:
         return f"{source} is a training run of the authors' code. Convert it first: radd convert {name} FOLDER."
     if folder.is_dir():
         return (
-            f"{source} is a folder without a config.json, so it holds no model. It is no training run of the authors' "
-            f"code either, which has {RUN_CONFIG}."
+            f"{source} is a folder without a config.json, so it holds no model. It is not a training run of the "
+            f"authors' code either, because it has no {RUN_CONFIG}."
         )
     return f"Cannot find {source}: no such folder, and no reachable Hub repository with a config.json."
 
 
 def read_beside(name: str, file: str, *, revision: str | None = None, argument: str = "model") -> Any:
-    """Reads a file beside a model: a dictionary from JSON or YAML, or a text; returns None if there is no such file.
+    """Reads a file beside a model: a dictionary from JSON or YAML, or a text. None: there is no such file.
 
     Raises:
         ValueError: for a repository that cannot be reached, and for a damaged file.
@@ -82,7 +82,7 @@ def read_beside(name: str, file: str, *, revision: str | None = None, argument: 
 
 
 def find_beside(name: str, file: str, revision: str | None = None) -> Path | None:
-    """Finds where a file of a folder or repository lies on this machine; returns None if there is no such file.
+    """Returns the path on this machine of a file in a folder or repository. None: there is no such file.
 
     Raises:
         OSError: for a repository that cannot be reached.
@@ -93,7 +93,7 @@ def find_beside(name: str, file: str, revision: str | None = None) -> Path | Non
     try:
         found = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
-        if isinstance(error.__cause__, HFValidationError):  # a path, which cannot be a repository's name
+        if isinstance(error.__cause__, HFValidationError):  # the name is a path; no repository can have it
             return None
         raise
     return None if found is None else Path(found)
@@ -118,6 +118,6 @@ def weight_files(name: str, revision: str | None = None) -> list[Path]:
             found = {shard: find_beside(name, shard, revision) for shard in shards}
             for shard, place in found.items():
                 if place is None:
-                    raise FileNotFoundError(f"{shard} is missing, which {file} lists.")
+                    raise FileNotFoundError(f"{shard} is missing; {file} lists it.")
             return [place for place in found.values() if place is not None]
     return []

@@ -11,7 +11,7 @@ BATCH_TOKENS, BATCH_TOKENS_ON_A_GPU = 2048, 16384
 
 
 def tokens_of_a_batch(batch_tokens: int | None, device: Any) -> int:
-    """Returns the given number of tokens, or the default of a torch.device. Raises a ValueError for no count."""
+    """Returns `batch_tokens`, or the default of a torch.device for None. Raises a ValueError if it is no count."""
     if batch_tokens is None:
         return BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS_ON_A_GPU
     return check_count("batch_tokens", batch_tokens)

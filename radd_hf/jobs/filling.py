@@ -3,8 +3,8 @@
 
     rows with text or prefix, suffix and length  ->  tasks  ->  batches of like length  ->  a result for each row
 
-The random numbers of a row come from the seed and the row's number, or from its own seed. So its result depends on no
-other row, on no number of processes and on no restart, apart from rounding (see `generate`).
+The random numbers of a row come from the seed and the row's number, or from its own seed. So its result does not depend
+on other rows, on the number of processes or on restarts, apart from rounding (see `generate`).
 """
 
 import math
@@ -28,7 +28,7 @@ COLUMNS = (*REQUEST[1:], "seed")
 
 
 class RowFiller:
-    """Fills the blanks of rows, given as dictionaries of their columns.
+    """Fills the blanks of rows. A row is a dictionary with a value for each column.
 
         filler = RowFiller(model, tokenizer, seed=0, temperature=0.8)
         results = filler([{"text": "It was [MASK:4] of spring."}, {"prefix": "She", "length": 24}], numbers=[0, 1])
@@ -42,8 +42,8 @@ class RowFiller:
     Args:
         seed: seed of rows without a column `seed`.
         number: number of results for each row.
-        batch_tokens: tokens of a batch, rows x length; default: the device's, see [`tokens_of_a_batch`].
-        columns: columns to read; by default "text" or those of `COLUMNS`, see [`columns_to_fill`].
+        batch_tokens: tokens of a batch, rows x length; by default that of the device, see [`tokens_of_a_batch`].
+        columns: columns to read; by default "text" or those in `COLUMNS`, see [`columns_to_fill`].
         settings: settings of `generate`. `length` and `max_new_tokens` apply to rows that set neither.
 
     Raises:
@@ -74,7 +74,7 @@ class RowFiller:
         self.lengths = {name: settings.pop(name, None) for name in LENGTHS}
         if any(self.lengths.values()) and columns is not None and "text" in columns:
             given = ", ".join(f"{name}={value}" for name, value in self.lengths.items() if value)
-            raise ValueError(f"{given} is for rows of prefix and suffix, not for texts with blanks: leave it out.")
+            raise ValueError(f"{given} is for rows with prefix and suffix, not for texts with blanks: leave it out.")
         if not any(self.lengths.values()):
             self.lengths = {name: getattr(model.generation_config, name) for name in LENGTHS}
         self.settings = settings
@@ -104,7 +104,10 @@ class RowFiller:
         }
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Iterable[int]) -> list[dict[str, Any]]:
-        """Returns the results of rows with these numbers, in their order: `number` for a row, one for a refused row.
+        """Returns the results of rows in their order: `number` results for a row, one for a refused row.
+
+        Args:
+            numbers: numbers of the rows in their file, for their seeds.
 
         Raises:
             ValueError: for numbers that are not integers, or not all different.
@@ -136,7 +139,7 @@ class RowFiller:
     def compute(self, batch: Sequence[Task]) -> list[dict[str, Any]]:
         """Fills tasks together and returns their results. Shorter ones are padded on the right."""
         longest = max(task.length for task in batch)
-        padding = 0 if self.model.config.mask_token_id else 1  # any token but the mask; attention ignores it
+        padding = 0 if self.model.config.mask_token_id else 1  # any token but the mask will do; attention ignores it
         canvas = torch.full((len(batch), longest), padding)  # (B, L)
         for row, task in enumerate(batch):
             canvas[row, : task.length] = torch.tensor(task.content[0].ids)
@@ -149,8 +152,8 @@ class RowFiller:
             return_dict_in_generate=True,
             **self.settings,
         )
-        logprobs, written = output.token_logprobs.double().cpu(), (output.reveal_step >= 0).sum(dim=1)  # (B, L), (B,)
-        columns = output.sequences.tolist(), logprobs, written.tolist(), output.num_function_evaluations.tolist()
+        logprobs, generated = output.token_logprobs.double().cpu(), (output.reveal_step >= 0).sum(dim=1)  # (B, L), (B,)
+        columns = output.sequences.tolist(), logprobs, generated.tolist(), output.num_function_evaluations.tolist()
         results = []
         for task, ids, nats, tokens, evaluations in zip(batch, *columns, strict=True):
             given = task.content[0]
@@ -175,7 +178,7 @@ class RowFiller:
         return dict.fromkeys(self.results) | self._numbered(number, 0) | {"error": " ".join(str(error).split())}
 
     def summed(self, result: Mapping[str, Any]) -> dict[str, float]:
-        """Returns the numbers of a result to add up."""
+        """Returns the numbers of a result that are summed over all results."""
         return {"tokens": result["tokens"] or 0}
 
     def summary(self, totals: Mapping[str, float]) -> str:
@@ -190,7 +193,7 @@ def columns_to_fill(columns: Sequence[str], text_column: str | None = None) -> d
     """Returns the column of a file for each entry of a request.
 
     Raises:
-        ValueError: if there are none, or several choices.
+        ValueError: if no column fits, or if several choices do.
     """
     if text_column is not None:
         check_text_column(columns, text_column)
@@ -198,24 +201,24 @@ def columns_to_fill(columns: Sequence[str], text_column: str | None = None) -> d
     ends = [name for name in ("prefix", "suffix") if name in columns]
     if "text" in columns and ends:
         raise ValueError(
-            f"there are both 'text' and {ends[0]!r} among the columns {list(columns)}: name the text with blanks by "
-            "text_column, or leave out one of them."
+            f"the columns {list(columns)} have both 'text' and {ends[0]!r}: name the text with blanks by text_column, "
+            "or leave out one of them."
         )
     if "text" in columns:
         return columns_to_fill(columns, "text")
     found = {name: name for name in COLUMNS if name in columns}
     if not found.keys() - {"seed"}:
         raise ValueError(
-            f"the columns {list(columns)} have no 'text', nor any of {COLUMNS[:-1]}: name the text with blanks by "
+            f"the columns {list(columns)} have neither 'text' nor any of {COLUMNS[:-1]}: name the text with blanks by "
             "text_column."
         )
     return found
 
 
 def _cell(value: Any) -> Any:
-    """Undoes what missing values do to a column: they become NaN, and integers become floats."""
+    """Restores a cell of a column with missing values, where None became NaN and integers became floats."""
     value = plain(value)
     if isinstance(value, float):
-        exact = value.is_integer() and abs(value) <= 2**53  # above, several integers have the same float
+        exact = value.is_integer() and abs(value) <= 2**53  # beyond, several integers have the same float
         return None if math.isnan(value) else int(value) if exact else value
     return value

@@ -41,17 +41,17 @@ from .rows import RowsFile, RowsWriter, json_line, windows_of
 
 logger = logging.getLogger(__name__)
 
-# The most batches of a shard, which a process computes before it writes them. The fewest shards of a window that has
-# enough batches; then several processes share even a small file.
+# The most batches of a shard: a process computes them and then writes the shard. The fewest shards of a window, if it
+# has enough batches: several processes share even a small file.
 SHARD, FEWEST_SHARDS = 8, 16
-# With at least this many windows for each process, one process computes a window, and others need not encode its rows.
+# If each process has at least this many windows, one process computes a whole window. Others do not encode its rows.
 MANY = 4
 
 
 class Work(Encoder, Protocol):
     """Computes the results of rows, like `RowFiller` and `RowScorer`.
 
-    `summed` gives the numbers of a result to add up; `summary` describes the totals.
+    `summed` returns the numbers of a result that are summed over all results; `summary` describes the sums.
     """
 
     number: int  # results of a row
@@ -110,7 +110,7 @@ class Job:
             The report of a finished job, else None.
 
         Raises:
-            ValueError: if the output or its folder belongs to another job or to none, or is in use.
+            ValueError: if the output or its folder belongs to another job or to no job, or is in use.
         """
         making, removed = self._hidden("partial"), self._hidden("removed")
         for left in (making, removed):  # left by a job that was killed while it made or removed its folder
@@ -155,13 +155,13 @@ class Job:
         if changed := differences(record["job"], self.identity):
             raise ValueError(
                 f"output: {of} belongs to another job: (saved, now) differ in {changed}. Name another output, or "
-                "remove it."
+                "remove this one."
             )
 
     def _remove_damaged(self) -> None:
         for file in self.folder.glob("shard-*.jsonl"):
             if self.read(file) is None:
-                logger.warning("%s is damaged and is computed again", visible(str(file)))
+                logger.warning("%s is damaged. It is computed again.", visible(str(file)))
                 file.unlink()
 
     def shard_file(self, window: int, shard: int, shards: int) -> Path:
@@ -208,7 +208,8 @@ class Job:
                 if lacking or not self.complete(window):
                     raise OSError(
                         f"{self.folder} lacks results of {len(lacking)} rows from row {min(lacking, default=first)}: "
-                        "all processes must see the same folder, and nobody may change it. Give the command again."
+                        "all processes must see the same folder, and no other program may change it. Run the command "
+                        "again."
                     )
                 ordered = [
                     (row, result)
@@ -221,7 +222,7 @@ class Job:
         record = {"job": self.identity, "report": asdict(report), "bytes": self.output.stat().st_size}
         replace_text(self.record, to_json(record, indent=2) + "\n")
         removed = self._hidden("removed")
-        self.folder.rename(removed)  # a half-removed folder must not look like that of a job
+        self.folder.rename(removed)  # a half-removed folder must not look like the folder of a job
         shutil.rmtree(removed)
         return report
 
@@ -233,12 +234,14 @@ def read_record(file: Path) -> dict[str, Any]:
         if not isinstance(record["job"], dict) or not isinstance(record.get("report", {}), dict):
             raise TypeError("it holds no job")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"output: {file} does not describe a job ({error}): remove it, or name another.") from error
+        raise ValueError(
+            f"output: {file} does not describe a job ({error}): remove it, or name another output."
+        ) from error
     return record
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns the differences by name, also those within mappings: {"settings.steps": (None, 4)}."""
+    """Returns the entries that differ, by name. Entries of mappings inside have names like "settings.steps"."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted(saved.keys() | now.keys()):
         before, after = saved.get(name), now.get(name)
@@ -283,7 +286,7 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
     index, processes = accelerator.process_index, accelerator.num_processes
     by_window = source.windows >= MANY * processes
     bar = tqdm(
-        total=math.ceil(source.rows * work.number / processes),  # of this process, about
+        total=math.ceil(source.rows * work.number / processes),  # of this process, approximately
         unit=unit,
         dynamic_ncols=True,
         disable=quiet or not accelerator.is_main_process,
@@ -291,7 +294,7 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
     )
 
     def skip(results: int) -> None:
-        """Counts results that were there already, and does not count their time."""
+        """Counts results that were there already, without their time."""
         if not bar.disable:
             bar.initial += results
             bar.update(results)
@@ -318,11 +321,11 @@ def _compute_share(work: Work, source: RowsFile, job: Job, accelerator: Accelera
                     results = results + work.compute(batch)
                     bar.update(len(batch))
                 job.write(file, results)
-        bar.total = bar.n  # exactly
+        bar.total = bar.n  # the exact number
 
 
 class RowsRefused(ValueError):
-    """Says that some rows of a file have an error in place of a result."""
+    """Says that some rows of a file have an error instead of a result."""
 
     exit_status = 1
 
@@ -347,8 +350,8 @@ def run_on_file(
 
     Args:
         make_work: makes the work for a seed.
-        identity: what the results depend on in the model and in its computation.
-        seed: None takes the seed of the interrupted job, or a new one.
+        identity: facts about the model and its computation that the results depend on.
+        seed: seed of the job; None: the seed of the interrupted job, or a new one.
 
     Raises:
         ValueError, OSError: where `run_job` does, in all processes.
@@ -367,7 +370,7 @@ def run_on_file(
         when = "finished before" if report.finished_before else f"{seconds:.1f} s"
         note(visible(f"{output}: {done}, {when}"))
     if report.refused:
-        # The first process says it for all.
+        # Only the first process prints the reason.
         raise RowsRefused(report) if accelerator.is_main_process else Stopped("", RowsRefused.exit_status)
     return report
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Reads the rows of a file, and writes them with their results.
 
-    txt       a row for each line, in the column "text"
-    jsonl     a row for each object; json: objects or a list of objects
-    parquet   a row for each row
+    txt       each line is a row with the column "text"
+    jsonl     each object is a row; also json: objects or a list of objects
+    parquet   each row is a row
 
 Input files may be compressed (.gz, .bz2, .xz, .zst).
 """
@@ -33,7 +33,7 @@ OUTPUTS = (".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class RowsFile:
-    """Describes a file after one pass over it. `schema` is that of a parquet file to write, without the results."""
+    """Describes a file after one pass over it. schema: types of its columns in a parquet output."""
 
     path: Path
     columns: tuple[str, ...]
@@ -43,11 +43,11 @@ class RowsFile:
 
     @classmethod
     def examine(cls, argument: str, name: str, output: Path) -> "RowsFile":
-        """Reads a file once, to report its faults before work starts.
+        """Reads a file once, to report its faults before the work starts.
 
         Args:
-            argument: the user's word for the file, for messages.
-            output: file that the rows will be written to; for parquet their types must agree.
+            argument: the user's name for the argument, for messages.
+            output: file that the rows will be written to. In parquet the values of a column must have one type.
 
         Raises:
             ValueError: for a missing file, another kind of file, a file without rows, and where [`read_rows`] does.
@@ -56,7 +56,7 @@ class RowsFile:
         if path.is_dir() or ending_of(path) not in KINDS:
             raise ValueError(f"{argument}={name!r} must be a file that ends in {ENDINGS}.")
         if not path.is_file():
-            raise ValueError(f"{argument}={name!r}: there is no such file.")
+            raise ValueError(f"{argument}={name!r}: no such file.")
         columns, rows, types = dict[str, None](), 0, None
         sha256 = hash_of(path)
         if ending_of(path) == ".parquet":
@@ -79,7 +79,7 @@ class RowsFile:
         if not self.path.is_file() or hash_of(self.path) != self.sha256:
             raise ValueError(
                 f"{str(self.path)!r} was changed while the job ran, so the results belong to other rows. Restore the "
-                "file and run the command again, or start again with another output."
+                "file and run the command again, or name another output."
             )
 
     @property
@@ -102,14 +102,14 @@ def hash_of(path: Path) -> str:
 def _names(schema: pa.Schema, argument: str, name: str) -> list[str]:
     twice = {column for column in schema.names if schema.names.count(column) > 1}
     if twice:
-        raise ValueError(f"{argument}={name!r} has several columns of the name {min(twice)!r}: give each its own name.")
+        raise ValueError(f"{argument}={name!r} has several columns named {min(twice)!r}: give each its own name.")
     return schema.names
 
 
 class _Types:
     """Finds the types of columns in parquet. `source` is the user's input, for messages."""
 
-    # Integers beyond these are not exact in a column of floats.
+    # Larger integers are not exact in a column of floats.
     EXACT = 2**53
 
     def __init__(self, source: str):
@@ -128,7 +128,7 @@ class _Types:
                 self.inexact.add(column)
 
     def checked(self) -> pa.Schema:
-        """Returns the types. Raises a ValueError for types that a file cannot have."""
+        """Returns the types. Raises a ValueError for types that parquet does not have."""
         for field in self.schema:
             if field.name in self.inexact and pa.types.is_floating(field.type):
                 raise self._misfit(field.name, f"it has floats and integers beyond {self.EXACT}")
@@ -146,18 +146,18 @@ class _Types:
 
 
 def check_text_column(columns: Sequence[str], text_column: str) -> None:
-    """Raises a ValueError unless the user's column exists."""
+    """Raises a ValueError if the column does not exist."""
     if text_column not in columns:
         raise ValueError(f"text_column={text_column!r} must be one of {list(columns)}.")
 
 
 def check_rows_output(argument: str, name: str) -> Path:
-    """Returns the file to write. Raises a ValueError if it could not be written, and for another ending."""
+    """Returns the file to write. Raises a ValueError if it cannot be written, and for an unknown ending."""
     if Path(name).suffix not in OUTPUTS:
         raise ValueError(f"{argument}={name!r} must end in {' or '.join(OUTPUTS)}.")
     check_output(argument, name)
     path = Path(name)
-    return path.resolve() if path.is_symlink() else path  # a link stays, and its target is written
+    return path.resolve() if path.is_symlink() else path  # writing keeps a link and replaces its target
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -166,10 +166,10 @@ def check_rows_output(argument: str, name: str) -> Path:
 
 
 class RowsWriter:
-    """Writes rows one after another. The file appears when the `with` block ends without an error, else never.
+    """Writes rows one after another. The file appears only when the `with` block ends without an error.
 
     Args:
-        results: types of the results by name; a column of the input with such a name becomes "input_NAME".
+        results: types of the results by name. An input column with the name of a result becomes "input_NAME".
         source: the input.
         partial: file that collects the rows, on the same disk; it becomes `path` at the end.
     """
@@ -216,7 +216,7 @@ class RowsWriter:
 
 
 def input_names(columns: Sequence[str], results: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the name of each input column in the output, which differs from the names of results."""
+    """Returns the name of each input column in the output. It differs from all names of results."""
     names = {}
     for column in columns:
         name = column

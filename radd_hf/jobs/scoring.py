@@ -3,7 +3,7 @@
 
     row -> token ids, cut into blocks of the model's length -> masks, from (seed, row number) -> nats of the row
 
-Rows of equal length share forwards.
+Rows of equal length are computed in the same forward passes.
 
 Shapes: L tokens of a block.
 """
@@ -88,7 +88,7 @@ class RowScorer:
 
         row             its number
         nats            -log p of the text, or of the continuation given the prefix
-        standard_error  standard error of nats; 0 for an estimator that is exact in an order
+        standard_error  standard error of nats; 0 for estimators that compute the exact likelihood of an order
         nats_per_token, bits_per_byte, bits_per_byte_error
         tokens, bytes   number of scored tokens, and of their bytes in UTF-8. If an unknown token replaces some of the
                         text, bytes and bits per byte are None
@@ -96,17 +96,18 @@ class RowScorer:
         error           None, or why the row was refused, in one line; all other figures are then None. If a row
                         cannot reach `target_se`, the figures are those of its first passes.
 
-    A text of more tokens than the model's length is cut into blocks of that length, of which the last may be shorter.
-    Each block is scored by itself, like in `eval_ppl.py`. A prefix and its continuation must fit into one block. White
-    space at the end of a prefix belongs to the continuation, like in the lm-evaluation-harness, because a token begins
-    with the space before its word.
+    A text of more tokens than the model's length is cut into blocks of that length; the last may be shorter. Each block
+    is scored by itself, like in `eval_ppl.py`. A prefix and its continuation must fit into one block. White space at
+    the end of a prefix belongs to the continuation, like in the lm-evaluation-harness, because a token begins with the
+    space before its word.
 
     Args:
         model: a RADD model. tokenizer: its tokenizer, of transformers.
         seed: seed of all draws. A row draws from (seed, its number), see [`row_seed`]. So batches and processes change
             its result only by rounding.
-        batch_tokens: tokens of a forward pass, rows x length; default: the device's, see [`tokens_of_a_batch`].
-        columns: the column of each of `PARTS`; by default the one of the same name.
+        batch_tokens: tokens of a forward pass, rows x length; by default that of the device, see
+            [`tokens_of_a_batch`].
+        columns: the column of each of `PARTS`; by default the column of the same name.
         estimator, passes, target_se: arguments of `estimate_likelihood`, applied to each row.
 
     Raises:
@@ -147,12 +148,12 @@ class RowScorer:
         return {"row": pa.int64(), **FIGURES, "error": pa.string()}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the results of rows; `numbers` are those of the rows in their file."""
+        """Returns the results of rows. `numbers` are the numbers of the rows in their file."""
         scored = zip(numbers, self.score(rows, numbers), strict=True)
         return [{"row": number} | row.to_dict() for number, row in scored]
 
     def score(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> list[ScoredRow]:
-        """Returns the likelihoods of rows, for statistics that the results do not have."""
+        """Returns the likelihoods of rows, which have more statistics than the results."""
         tasks, scored = list[Task](), dict[int, ScoredRow]()  # by place in `rows`
         for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
             try:
@@ -181,7 +182,7 @@ class RowScorer:
         return {"row": number} | ScoredRow(error=reason_of(error)).to_dict()
 
     def summed(self, result: Mapping[str, Any]) -> dict[str, float]:
-        """Returns the numbers of a result to add up, without its nats if its bytes are unknown."""
+        """Returns the numbers of a result that are summed over all results. Without bytes its nats do not count."""
         sums = {"tokens": result["tokens"] or 0, "bytes": result["bytes"] or 0, "nats": 0.0, "variance": 0.0}
         if result["bytes"] is not None:
             sums |= {"nats": result["nats"], "variance": result["standard_error"] ** 2}
@@ -212,7 +213,7 @@ class RowScorer:
         if math.isfinite(likelihood.nats_per_token):
             return ScoredRow(likelihood, None if error is None else reason_of(error))
         return ScoredRow(
-            error=f"nats={likelihood.nats_per_token}: numbers of the network overflow in {self.model.dtype}; float32 "
+            error=f"nats={likelihood.nats_per_token}: numbers of the network overflow in {self.model.dtype}. float32 "
             "and bfloat16 have a wider range than float16."
         )
 
@@ -228,7 +229,7 @@ def row_seed(seed: int, number: int) -> int:
 
 
 def encode_parts(parts: Mapping[str, Any], tokenizer: Any, length: int) -> EncodedRow:
-    """Returns the tokens of a row's parts, of which some may be None, in blocks of at most `length` tokens.
+    """Returns the tokens of a row's parts in blocks of at most `length` tokens. Missing parts are None.
 
     Raises:
         ValueError: for neither a text nor a continuation, or both; for a part that is not a text, is empty or cannot be
@@ -240,12 +241,12 @@ def encode_parts(parts: Mapping[str, Any], tokenizer: Any, length: int) -> Encod
             raise ValueError(f"{name}={shortened(value)} must be a string.")
         check_characters(value, name)
     if "text" in given and len(given) > 1:
-        raise ValueError("the row has a text and a prefix or continuation; it must have one or the other.")
+        raise ValueError("the row has both a text and a prefix or continuation; it must have one or the other.")
     if "text" in given:
         return _encode_text(given["text"], tokenizer, length)
     if "continuation" in given:
         return _encode_continuation(given.get("prefix", ""), given["continuation"], tokenizer, length)
-    raise ValueError("the row has nothing to score: it must have a text, or a continuation and its prefix.")
+    raise ValueError("the row has nothing to score; it must have a text, or a continuation and its prefix.")
 
 
 def _encode_text(text: str, tokenizer: Any, length: int) -> EncodedRow:
@@ -264,8 +265,8 @@ def _encode_continuation(prefix: str, continuation: str, tokenizer: Any, length:
     ids = _ids("continuation", continuation, encode([target], tokenizer, "continuation")[0])
     if len(given) + len(ids) > length:
         raise ValueError(
-            f"prefix ({len(given)} tokens) and continuation ({len(ids)} tokens) must have at most the model's {length} "
-            "tokens together: shorten the prefix."
+            f"prefix ({len(given)} tokens) and continuation ({len(ids)} tokens) must together have at most the model's "
+            f"{length} tokens: shorten the prefix."
         )
     whole = torch.cat([given, ids])
     return EncodedRow([whole], [torch.arange(len(whole)) >= len(given)], _bytes(target, ids, tokenizer))
@@ -285,7 +286,7 @@ def columns_to_score(columns: Sequence[str], text_column: str | None = None) -> 
     """Returns the column of a file for each part of a row, as [`RowScorer`] takes them.
 
     Raises:
-        ValueError: if there are none, or several choices.
+        ValueError: if no column fits, or if several choices do.
     """
     if text_column is not None:
         check_text_column(columns, text_column)
@@ -293,13 +294,12 @@ def columns_to_score(columns: Sequence[str], text_column: str | None = None) -> 
     found = {part: part for part in PARTS if part in columns}
     if not found.keys() & {"text", "continuation"}:
         raise ValueError(
-            f"the columns {list(columns)} have no 'text', nor a 'continuation' of a 'prefix': name the text by "
-            "text_column."
+            f"the columns {list(columns)} have neither 'text' nor 'continuation': name the text by text_column."
         )
     if "text" in found and len(found) > 1:
         *_, other = found
         raise ValueError(
-            f"there are both 'text' and {other!r} among the columns {list(columns)}: name the text by text_column, or "
-            "leave out one of them."
+            f"the columns {list(columns)} have both 'text' and {other!r}: name the text by text_column, or leave out "
+            "one of them."
         )
     return found

@@ -1,5 +1,5 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads the command line of `radd serve`. It does not need the server's packages."""
+"""Parses the command line of `radd serve`. It does not need the server's packages."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from ..options import OneLineParser
 from .batcher import GATHER, QUEUE
 from .handler import Limits
 
-MOST = 2**31 - 1  # largest value of any number
+MOST = 2**31 - 1  # the largest number of any option
 
 EXAMPLES = """\
 examples:
@@ -40,39 +40,40 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or repository of a RADD model")
-    parser.add_argument("--tokenizer", metavar="NAME", help="name or folder; default: the tokenizer of the model")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the computation (default float32)")
-    parser.add_argument(
-        "--device", metavar="NAME", help="such as cpu or cuda:0; default: an accelerator if there is one"
-    )
+    parser.usage = "radd serve MODEL [options]"
+    parser.add_argument("--tokenizer", metavar="NAME", help="name or folder (default: the model's)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default float32)")
+    parser.add_argument("--device", metavar="NAME", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     where = parser.add_argument_group("address")
     where.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1, this machine alone)"
     )
-    where.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0: any free one, printed")
+    where.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port to listen at (default 8000; 0: a free one)"
+    )
     where.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME", help="another host name to accept; repeatable"
     )
     limits = parser.add_argument_group("limits")
     for name, default, text in (
-        ("max-length", None, "tokens of a text; default: the length that the model was trained at"),
-        ("max-inputs", Limits().inputs, "texts of a request"),
-        ("max-number", Limits().samples, "samples of a text, num_return_sequences"),
-        ("max-steps", Limits().steps, "steps"),
-        ("max-tokens", Limits().tokens, "tokens of a request, all samples together"),
+        ("max-length", None, "the most tokens of a text (default: the length that the model was trained at)"),
+        ("max-inputs", Limits().inputs, "the most texts of a request"),
+        ("max-number", Limits().samples, "the most samples of a text, num_return_sequences"),
+        ("max-steps", Limits().steps, "the most steps"),
+        ("max-tokens", Limits().tokens, "the most tokens of a request, all samples together"),
         (
             "batch-tokens",
             None,
-            f"tokens of a batch; default: {BATCH_TOKENS} on a CPU, {BATCH_TOKENS_ON_A_GPU} on a GPU",
+            f"the most tokens of a batch (default {BATCH_TOKENS} on a CPU, {BATCH_TOKENS_ON_A_GPU} on a GPU)",
         ),
-        ("max-queue", QUEUE, "texts that may wait; more are refused with status 429"),
+        ("max-queue", QUEUE, "the most texts that wait; others are refused with status 429"),
     ):
         help = text if default is None else f"{text} (default {default})"
         limits.add_argument(f"--{name}", type=int, metavar="N", default=default, help=help)
     for name, seconds, text in (
-        ("max-wait", 60.0, "seconds that a text may wait for its batch, then status 503"),
+        ("max-wait", 60.0, "the most seconds that a text waits for its batch; then it is refused with status 503"),
         ("gather", GATHER, "seconds without a new text after which a batch begins"),
-        ("grace", 30.0, "seconds to end requests after SIGTERM or Ctrl-C"),
+        ("grace", 30.0, "seconds that running requests get after SIGTERM or Ctrl-C"),
     ):
         limits.add_argument(
             f"--{name}", type=float, metavar="SECONDS", default=seconds, help=f"{text} (default {seconds:g})"
@@ -82,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line. Ends the process with status 2 for a wrong one."""
+    """Parses the command line. A wrong one ends the process with status 2."""
     parser = make_parser()
     args = parser.parse_args(argv)
     for name, value in vars(args).items():

@@ -1,9 +1,9 @@
 # Copyright 2026 The radd_hf authors. Licensed under the Apache License, Version 2.0.
 """Reads, checks and refuses HTTP requests in ASGI's form, for the web page and for `radd serve`.
 
-The browser of its user reaches a server at a loopback address, and so does any web site that is open in that browser.
-Two headers show such a request: Host has the name that the site gave the address (DNS rebinding), and Origin has the
-site itself. [`Names`] checks both.
+A server at a loopback address is open to the browser of its user, and to any web site in that browser. Two headers show
+the request of another site: Host has the name that the site gave the address (DNS rebinding), and Origin names the
+site. [`Names`] checks both.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BODY_SECONDS = 30.0
-# Limits of reading on, and discarding, a body that is too large. A client that sends before it reads then gets the
-# refusal.
+# Limits for reading and discarding the rest of a body that is too large. A client that sends everything before it reads
+# then gets the refusal.
 DRAINED_BYTES, DRAINED_SECONDS = 2**23, 2.0
 LONGEST_INTEGER = 300  # digits
 
 
 class Refused(Exception):
-    """Refuses a request with an HTTP status of 4xx or 5xx, and with the reason in one line.
+    """Says that a request is refused: an HTTP status of 4xx or 5xx, and the reason in one line.
 
-    retry_after: seconds after which the client may try again; None if that would not help.
+    retry_after: seconds after which the client may try again; None if that does not help.
     """
 
     def __init__(self, status: int, reason: str, retry_after: int | None = None):
@@ -45,8 +45,8 @@ class Names:
 
     Args:
         hosts: names besides those of this machine. A browser sends the host name that its user sees. So the server can
-            refuse the name of another site that resolves to its address (DNS rebinding).
-        addresses_allowed: also accept any IP address, such as 192.168.1.7; another site cannot own one.
+            refuse the name of another site that resolves to this machine (DNS rebinding).
+        addresses_allowed: also accept any IP address, such as 192.168.1.7. No site can have one as its name.
     """
 
     def __init__(self, hosts: Iterable[str] = (), addresses_allowed: bool = False):
@@ -60,18 +60,18 @@ class Names:
         """Raises Refused for requests with another host name, and for those from the page of another site."""
         hosts, origins = headers.get("host", []), headers.get("origin", [])
         if len(hosts) != 1 or host_of(f"//{hosts[0]}") not in self:
-            raise Refused(421, "Nothing is served here under that name: allow it by --allowed-host.")
+            raise Refused(421, "Nothing is served here under that host name: allow it by --allowed-host.")
         for origin in origins:
             host = host_of(origin)
             if origin.partition("//")[2] != hosts[0] and (host is None or host not in self.hosts.difference(LOOPBACK)):
                 raise Refused(
                     403,
-                    "Only a page of this server itself may call it: the server allows more names by --allowed-host.",
+                    "Only a page of this server itself may call it: allow other names by --allowed-host.",
                 )
 
 
 def headers_of(scope: Scope) -> dict[str, list[str]]:
-    """Returns the values of each header by its name in small letters."""
+    """Returns the values of each header by its name in lower case."""
     headers: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
         headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
@@ -79,10 +79,10 @@ def headers_of(scope: Scope) -> dict[str, list[str]]:
 
 
 def host_of(url: str) -> str | None:
-    """Returns the host of an origin or of `//host:port`, in small letters, without brackets and a last dot, or None."""
+    """Returns the host of an origin or of `//host:port`, in lower case, without brackets and a last dot, or None."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises an error for what is no number
+        parts.port  # noqa: B018 - raises an error for a port that is no number
     except ValueError:
         return None
     plain = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]@:]*)(:\d*)?", parts.netloc)
@@ -101,7 +101,7 @@ def is_address(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether only this machine can reach a host to listen at."""
+    """Tells whether a server that listens at `host` is reachable only from this machine."""
     return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
@@ -112,7 +112,7 @@ def address_of(scope: Scope) -> str:
 
 
 def visitor_at(address: str) -> str:
-    """Returns the key of the visitor at an address; for an IPv6 address it is the network of 64 bits."""
+    """Returns a key for the visitor at an address. For an IPv6 address it is the network of 64 bits."""
     try:
         number = ipaddress.ip_address(address)
     except ValueError:
@@ -124,10 +124,10 @@ def visitor_at(address: str) -> str:
 
 async def read_body(receive: Receive, headers: dict[str, list[str]], largest: int) -> bytes:
     """Returns the body of a request. Raises Refused if it has more than `largest` bytes or is late."""
-    too_large = Refused(413, f"A call has at most {largest:,} bytes.")
+    too_large = Refused(413, f"A request must have at most {largest:,} bytes.")
     length = headers.get("content-length", ["0"])[0]
     if not length.isdecimal() or int(length[:20]) > largest:
-        if "expect" not in headers:  # such a client waits for the answer before it sends the body
+        if "expect" not in headers:  # a client with this header waits for the answer before it sends the body
             await _drain(receive)
         raise too_large
     body, more = bytearray(), True
@@ -136,13 +136,13 @@ async def read_body(receive: Receive, headers: dict[str, list[str]], largest: in
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Refused(400, "The call has no end.")
+                    raise Refused(400, "The request has no end.")
                 body += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(body) > largest:
                     break
     except TimeoutError:
-        raise Refused(408, f"A call must arrive within {BODY_SECONDS:g} s.") from None
+        raise Refused(408, f"A request must arrive within {BODY_SECONDS:g} s.") from None
     if len(body) > largest:
         if more:
             await _drain(receive)
@@ -177,14 +177,14 @@ def object_of(body: bytes) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
         reason = f"it is {'null' if value is None else 'a ' + JSON_KINDS[type(value)]}"
-    raise Refused(400, f"A call is an object of JSON: {reason}.")
+    raise Refused(400, f"A request must be a JSON object: {reason}.")
 
 
 JSON_KINDS = {list: "list", str: "string", int: "number", float: "number", bool: "boolean"}
 
 
 def _no_number(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def _integer(digits: str) -> int:

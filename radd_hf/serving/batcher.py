@@ -3,7 +3,7 @@
 
     submit -> queue -> the oldest row, and waiting rows of its shape -> fill -> the future of each row
 
-A shape is a length and settings. The rows of a batch have equal shapes, so they need no padding. Each row has its own
+A shape is a length and settings. The rows of a batch have the same shape, so they need no padding. Each row has its own
 random generator, so its samples do not depend on the batch. While a batch is computed, other rows wait.
 """
 
@@ -21,18 +21,21 @@ from .handler import Request, length_of
 
 # Number of texts that may wait, and seconds that a batch waits for another text; see `Batcher`.
 QUEUE, GATHER = 256, 0.005
-# A batch waits this fraction of the last batch's time if that is longer, and at most so many times; see `Batcher`.
+# A batch waits for a moment: GATHER seconds, or this fraction of the last batch's time if that is longer. It waits for
+# at most so many moments; see `Batcher`.
 GATHER_SHARE, MOMENTS = 0.02, 5
+
+STOPPING = "The server is stopping."
 
 Fill = Callable[..., list[list[dict[str, Any]]]]
 
 
 class Full(Exception):
-    """Says that the queue has no place for so many rows."""
+    """Says that the queue has no room for all rows of a request."""
 
 
 class Closed(Exception):
-    """Says that the server stops."""
+    """Says that the server is stopping."""
 
 
 @dataclass(eq=False)
@@ -41,7 +44,7 @@ class Job:
 
     samples: number of samples of the row. tokens: tokens of all sequences that a network evaluation computes for it.
     on_draft: called by the thread of the model whenever tokens were filled, with the ids of each sample, (samples, L).
-    gone: nobody waits for the result.
+    gone: whether no client waits for the result any more.
     """
 
     row: dict[str, Any]
@@ -76,11 +79,11 @@ class Batcher:
         fill: fills rows of one length, as `RaddInfillingPipeline.fill` does.
         batch_tokens: tokens of a batch, all sequences of its rows together; a row with more is computed alone.
         queue: number of rows that may wait.
-        gather: seconds without a new row after which a batch begins that is not full. They are 2 % of the time of the
-            last batch if that is longer. A batch waits five times as long at most. Clients that ask again as soon as
-            they have an answer of the last batch then get into the next batch.
-        on_batch: called before the results are given, with each batch, its seconds and its outcome: "filled", "failed",
-            or "abandoned" when nobody waited for it.
+        gather: seconds without a new row after which a batch begins although it is not full. If 2 % of the last batch's
+            time is longer, that is the wait. A batch waits at most five times as long in all. So clients that send
+            their next request after an answer of the last batch get into the next batch.
+        on_batch: called for each batch before its results are set, with the batch, its seconds and its outcome:
+            "filled", "failed", or "abandoned" if no client waited for it.
     """
 
     def __init__(
@@ -111,13 +114,13 @@ class Batcher:
         """Queues either all jobs of one request or none.
 
         Raises:
-            Full: if there is no place for all. Closed: after [`Batcher.close`].
+            Full: if there is no room for all. Closed: after [`Batcher.close`].
         """
         with self.changed:
             if self.closed:
-                raise Closed("The server stops.")
+                raise Closed(STOPPING)
             if len(self.waiting) + len(jobs) > self.queue:
-                raise Full(f"{len(self.waiting)} texts wait already, and at most {self.queue} may: try again later.")
+                raise Full(f"{len(self.waiting)} texts wait, and the most is {self.queue}: try again later.")
             self.waiting += jobs
             self.changed.notify_all()
 
@@ -131,7 +134,7 @@ class Batcher:
         return bool(mine)
 
     def forget(self, jobs: Sequence[Job]) -> None:
-        """Withdraws jobs for which nobody waits. A batch of only such jobs ends at its next draft."""
+        """Withdraws jobs whose clients have gone. A batch of only such jobs ends at its next draft."""
         for job in jobs:
             job.gone = True
         self.withdraw(jobs)
@@ -150,7 +153,7 @@ class Batcher:
             for job in self.running:
                 job.gone = True
         for job in left:
-            job.result.set_exception(Closed("The server stops."))
+            job.result.set_exception(Closed(STOPPING))
 
     # The thread of the model.
 
@@ -171,7 +174,7 @@ class Batcher:
                     job.result.set_result(samples)
 
     def _next(self) -> list[Job]:
-        """Waits for jobs and returns the next batch. It is empty when the batcher is closed and all jobs are done."""
+        """Waits for jobs and returns the next batch. The batch is empty if the batcher is closed and no job is left."""
         with self.changed:
             self.running = []
             while not self.running:
@@ -185,7 +188,7 @@ class Batcher:
             return self.running
 
     def _wait_for_more(self) -> None:
-        """Waits until the batch is full or no row has come for a moment."""
+        """Waits until the batch is full, or until no row has come for a moment."""
         moment = max(self.gather, GATHER_SHARE * self.seconds)
         deadline = time.monotonic() + MOMENTS * moment
 
@@ -215,19 +218,19 @@ class Batcher:
         try:
             return self.fill([job.row for job in batch], streamer=drafts, **batch[0].settings)
         except Abandoned:
-            raise Closed("The server stops.") from None
+            raise Closed(STOPPING) from None
         except ValueError as error:
-            if not drafts.begun:  # wrong settings are refused before the first draft
+            if not drafts.begun:  # `fill` checks settings before the first draft
                 raise
             raise RuntimeError(str(error)) from error
 
 
 class Abandoned(Exception):
-    """Says that nobody waits for the result of a batch."""
+    """Says that no client waits for the results of a batch."""
 
 
 class _Drafts:
-    """Streams the drafts of `generate` to each row, and ends a batch that nobody waits for."""
+    """Streams the drafts of `generate` to each row, and ends a batch that no client waits for."""
 
     def __init__(self, batch: list[Job]):
         self.batch, self.begun = batch, False

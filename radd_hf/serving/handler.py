@@ -4,9 +4,9 @@
     {"inputs": "It was [MASK:4] of spring.", "parameters": {"temperature": 0.7, "seed": 1}}
         -> {"outputs": [{"text": "It was a fine day of spring.", "fills": [...], ...}], "seed": 1}
 
-An inference endpoint of the Hub loads the file `handler.py` beside a model and calls its `EndpointHandler`. This file
-is that `handler.py`: `radd convert --endpoint` copies it. So it imports only torch, transformers and the standard
-library. Everything else comes from the code that the model carries. `radd serve` answers with the same class.
+An inference endpoint of the Hub loads the file `handler.py` beside a model and calls its `EndpointHandler`. `radd
+convert --endpoint` copies this file there. So it imports only torch, transformers and the standard library. Everything
+else comes from the code in the model's folder. `radd serve` answers with the same class.
 
 Every request is checked before the network is evaluated. A client cannot name a model, file or Python object.
 """
@@ -24,7 +24,7 @@ CHARACTERS_OF_TOKEN = 16
 
 
 class Limits(NamedTuple):
-    """Limits what one request may ask for.
+    """Limits the size of one request.
 
     inputs: number of texts. samples: `num_return_sequences`. length: tokens of a text, its blanks included; None: the
     length that the model was trained at. steps: `steps`. tokens: tokens of all sequences together, which are
@@ -74,7 +74,7 @@ class EndpointHandler:
         path: folder of the model, with its tokenizer and code.
         pipeline: a "radd-infilling" pipeline to use instead of loading the one at `path`.
         limits: see [`Limits`].
-        others: further names that a request may have; the caller reads them.
+        others: further names that a request may have. The caller reads them.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class EndpointHandler:
         """Checks a request and encodes its texts.
 
         Raises:
-            ValueError: for what is malformed, unknown or beyond the limits, and settings that do not fit together.
+            ValueError: for a malformed request, an unknown name, a value beyond the limits, and contradicting settings.
         """
         if not isinstance(data, Mapping) or "inputs" not in data:
             raise ValueError(f'data={self.shortened(data)} must be an object with "inputs", and "parameters" if any.')
@@ -183,23 +183,23 @@ class EndpointHandler:
             raise ValueError(f"{name}={value} must be at most {most} here.")
 
     def _code(self, name: str) -> Any:
-        """Returns a module of the code that the model carries. The pipeline is part of that code."""
+        """Returns a module of the code in the model's folder. The pipeline is part of that code."""
         return importlib.import_module(f"{type(self.pipeline).__module__.rpartition('.')[0]}.{name}")
 
 
 def load_pipeline(path: str) -> Any:
-    """Loads the pipeline of a folder onto an accelerator if there is one.
+    """Loads the pipeline of a folder, onto a GPU if there is one.
 
-    It computes in float32, whatever the dtype of the weights. Then a seed gives the same text as elsewhere.
+    It computes in float32, whatever the dtype of the weights. So a seed gives the same text as on other machines.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = accelerator or torch.device("cpu")
-    task: Any = "radd-infilling"  # which the folder's config.json explains
+    task: Any = "radd-infilling"  # the folder's config.json names its class
     return transformers.pipeline(task, model=path, trust_remote_code=True, device=device, dtype=torch.float32)
 
 
 def _as_parameter(setting: Any, default: Any) -> Any:
-    """Returns a setting that a client can set. It takes names only; a program may also pass functions or lists."""
+    """Returns a setting as clients see it. A client can only name a choice; a program can pass functions or lists."""
     setting = setting._replace(default=default)
     if not setting.choices:
         return setting

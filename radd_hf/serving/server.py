@@ -56,12 +56,13 @@ from .asgi import (
     object_of,
     read_body,
 )
-from .batcher import Batcher, Closed, Full, Job, jobs_of
+from .batcher import STOPPING, Batcher, Closed, Full, Job, jobs_of
 from .handler import EndpointHandler, Limits, Request
 
 LARGEST_BODY = 2**20  # bytes
-# The most requests at once; more get 503. The most connections; the one that has been silent for longest is closed for
-# a new one. The most connections that are accepted at once. Together they stay below the usual 1,024 open files.
+# The most requests at once; more get status 503. The most connections; a new one then closes the one that has been
+# silent for longest. The most connections that are accepted at once. Together they stay below 1,024, the usual limit of
+# open files.
 REQUESTS, CONNECTIONS, BACKLOG = 512, 640, 64
 # A stream without news sends a comment after this many seconds, because proxies close silent connections.
 KEEP_ALIVE = 10.0
@@ -82,21 +83,23 @@ class Metrics:
         everything: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter(
             "radd_requests",
-            "Responses; 499: the client had gone; a stream that ended with an error has the status of the error",
+            "Responses. Status 499: the client had gone. A stream that ended with an error has the error's status.",
             ["path", "status"],
             **everything,
         )
         self.seconds = Histogram(
-            "radd_request_seconds", "From a request for texts to its answer, or to that a stream begins", **everything
+            "radd_request_seconds", "Seconds from a request to its answer, or to the start of its stream", **everything
         )
         self.batches = Counter("radd_batches", "Batches: filled, failed or abandoned", ["outcome"], **everything)
         self.rows = Histogram(
-            "radd_batch_rows", "Texts of a batch", buckets=[2**n for n in range(10)] + [math.inf], **everything
+            "radd_batch_rows", "Texts in a batch", buckets=[2**n for n in range(10)] + [math.inf], **everything
         )
-        self.batch_seconds = Histogram("radd_batch_seconds", "Of a batch on the model", **everything)
-        self.tokens = Counter("radd_written_tokens", "Tokens written, of all samples", **everything)
+        self.batch_seconds = Histogram("radd_batch_seconds", "Seconds that the model takes for a batch", **everything)
+        self.tokens = Counter("radd_written_tokens", "Tokens generated, of all samples", **everything)
         Gauge("radd_queue_rows", "Texts that wait", **everything).set_function(lambda: len(batcher.waiting))
-        Gauge("radd_running_rows", "Texts that are computed", **everything).set_function(lambda: len(batcher.running))
+        Gauge("radd_running_rows", "Texts in the running batch", **everything).set_function(
+            lambda: len(batcher.running)
+        )
         batcher.on_batch = self.count_batch
 
     def count_batch(self, batch: list[Job], seconds: float, outcome: str) -> None:
@@ -109,7 +112,7 @@ class Metrics:
 
 
 class Service:
-    """Answers HTTP requests with one handler, which reads them, and one batcher, which has the model.
+    """Answers HTTP requests. A handler reads them, and a batcher fills their texts with the model.
 
     Args:
         model, tokenizer: a model in evaluation mode, and its tokenizer.
@@ -134,13 +137,13 @@ class Service:
         **batcher: Any,
     ):
         fill = RaddInfillingPipeline(model=model, tokenizer=tokenizer, device=model.device)
-        # Requests are read, and drafts shown, while a batch is computed. A tokenizer is for one thread at a time.
+        # Another thread reads requests and decodes drafts while a batch is computed. Each thread needs its tokenizer.
         reader = copy.copy(fill)
         reader.tokenizer = copy.deepcopy(fill.tokenizer)
         self.reader = ThreadPoolExecutor(1, "reader")
         self.batcher = Batcher(fill.fill, batch_tokens=tokens_of_a_batch(batch_tokens, model.device), **batcher)
         limits = limits or Limits()
-        limits = limits._replace(inputs=min(limits.inputs, self.batcher.queue))  # more would never find a place
+        limits = limits._replace(inputs=min(limits.inputs, self.batcher.queue))  # the queue never has room for more
         self.handler = EndpointHandler(pipeline=reader, limits=limits, others=["stream"])
         self.metrics = Metrics(self.batcher)
         self.name, self.max_wait, self.debug = name, max_wait, debug
@@ -194,8 +197,8 @@ class Service:
     async def generate(self, request: HttpRequest) -> Response:
         try:
             return await self._generate(request)
-        except asyncio.CancelledError:  # by a second Ctrl-C
-            refusal = self._refusal(Closed("The server stops."))
+        except asyncio.CancelledError:  # a second Ctrl-C cancels
+            refusal = self._refusal(Closed(STOPPING))
         except Exception as error:
             refusal = self._refusal(error)
         headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
@@ -219,7 +222,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.reader, work, *arguments)
 
     async def _results(self, jobs: list[Job], receive: Receive) -> list[list[dict[str, Any]]]:
-        """Waits for the samples of all jobs. The jobs leave the queue in any case."""
+        """Waits for the samples of all jobs. However it ends, the jobs leave the queue."""
         done: Any = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
         done.add_done_callback(_hear)
         gone: Any = asyncio.ensure_future(_disconnected(receive))
@@ -276,7 +279,7 @@ class Service:
                 request.scope["status"] = refusal.status  # for Counted
                 yield event("error", {"error": str(refusal), "status": refusal.status})
             finally:
-                results.cancel()  # which forgets the jobs
+                results.cancel()  # `_results` then forgets the jobs
 
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
@@ -287,7 +290,7 @@ class Service:
         return [draft_text(row, ids, self.handler.pipeline.tokenizer, mask_token_id) for ids in draft.tolist()]
 
     def _refusal(self, error: Exception) -> Refused:
-        """Returns the refusal that tells a client of an error. Errors of the server are logged."""
+        """Returns the refusal that reports an error to the client. The server's own errors are logged."""
         if isinstance(error, Refused):
             return error
         if isinstance(error, ClientGone):
@@ -301,11 +304,11 @@ class Service:
         note(f"radd serve: error: {reason_of(error)}")
         if self.debug:
             traceback.print_exception(error)
-        return Refused(500, "The server failed at this request; its log says why.")
+        return Refused(500, "The server failed at this request. Its log has the reason.")
 
 
 class Counted:
-    """Counts every response by path and status, as ASGI middleware; scope["status"] goes before that of a response."""
+    """Counts every response by path and status, as ASGI middleware. scope["status"] replaces the response's status."""
 
     def __init__(self, app: Any, metrics: Metrics):
         self.app, self.metrics = app, metrics
@@ -333,7 +336,7 @@ class Counted:
 
 
 class Guard:
-    """Refuses requests under other host names, from pages of other sites and of a crowd, as ASGI middleware."""
+    """Refuses requests with other host names, from other sites, and above the limit of requests, as ASGI middleware."""
 
     def __init__(self, app: Any, names: Names, is_crowded: Callable[[], bool]):
         self.app, self.names, self.is_crowded = app, names, is_crowded
@@ -355,7 +358,7 @@ async def _as_json(request: HttpRequest, error: Any) -> Response:
 
 
 def _hear(future: asyncio.Future) -> None:
-    """Retrieves the exception of a future. asyncio reports an exception that nobody retrieved."""
+    """Retrieves the exception of a future. Otherwise asyncio reports it as never retrieved."""
     if not future.cancelled():
         future.exception()
 
@@ -366,12 +369,12 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def event(name: str, data: dict[str, Any]) -> str:
-    """Returns a server-sent event. Its data has no line breaks: JSON escapes those in strings."""
+    """Returns a server-sent event. Its data has no line breaks, because JSON escapes them."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def draft_text(row: dict[str, Any], ids: Sequence[int], tokenizer: Any, mask_token_id: int) -> str:
-    """Returns the text of a row with some masks left. n neighbouring masks are the blank [MASK:n]."""
+    """Returns the text of a row in which some masks are left. n adjacent masks become the blank [MASK:n]."""
 
     def fill(begin: int, end: int) -> str:
         text = ""
@@ -400,7 +403,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.answered: Any = None  # the cycle of the last request at the last look
+        self.answered: Any = None  # the cycle of the last request, as of the last check
         self.began = self.loop.time()
         self.timer = self.loop.call_later(BODY_SECONDS, self.close_if_silent)
         connections = [cast(Connection, each) for each in self.connections if not each.transport.is_closing()]
@@ -409,7 +412,7 @@ class Connection(H11Protocol):
             min(silent, key=lambda each: each.began).transport.close()
 
     def waits(self) -> bool:
-        """Tells whether no request is here: none has come, or the last is answered."""
+        """Tells whether the connection has no open request: none has come, or the last is answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -425,9 +428,9 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Stops in order: refuses new requests, gives the others `grace` seconds, then answers the rest with 503.
+    """Runs uvicorn and stops in order: it refuses new requests, waits `grace` seconds, then answers the rest with 503.
 
-    A second Ctrl-C ends the grace at once.
+    A second Ctrl-C stops at once.
 
     stopped_by: number of the signal that stopped the server; 0 for none.
     """
@@ -439,7 +442,7 @@ class Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="critical",  # the service logs each reason in a line
+            log_level="critical",  # the service logs each reason in one line
             access_log=False,
             proxy_headers=False,
             server_header=False,
@@ -452,10 +455,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for each in sockets or ():
-            each.listen(REQUESTS)  # the system keeps so many; BACKLOG are accepted at once
+            each.listen(REQUESTS)  # the system queues so many; the server accepts BACKLOG at once
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        # uvicorn's own method raises the signals again at the end, while other things are being closed.
+        # uvicorn's own method raises the signals again at the end, while the rest of the program closes.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit, self.stopped_by = True, sig
 
@@ -466,7 +469,7 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Binds a port; 0 takes a free one. Clients are refused until the server listens.
+    """Binds a port; 0 means a free one. Clients are refused until the server listens.
 
     Raises:
         ValueError: if the address or the port cannot be used.
@@ -477,7 +480,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host.strip("[]"), port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ValueError(f"host={host!r} and port={port} cannot be listened at: {error}") from error
+        raise ValueError(f"cannot listen at host={host!r} and port={port}: {error}") from error
     return listener
 
 
@@ -498,11 +501,12 @@ def serve(
     alone = is_loopback(bare)
     server = Server(service, Names([bare, *allowed_hosts], addresses_allowed=not alone), grace)
     place = f"[{bare}]" if ":" in bare else bare
-    listener.listen(REQUESTS)  # clients that connect from here on get an answer as soon as the server runs
+    listener.listen(REQUESTS)  # clients that connect from now on get an answer when the server runs
     note(f"{visible(service.name)} is served at http://{place}:{listener.getsockname()[1]}/generate")
     if not alone:
         note(
-            f"warning: host={host!r} lets every machine that reaches this one use it, unencrypted, without a password."
+            f"warning: host={host!r} lets every machine that reaches this one use the server, unencrypted and without "
+            "a password."
         )
     try:
         server.run(sockets=[listener])

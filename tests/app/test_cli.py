@@ -503,7 +503,7 @@ def test_info_tells_what_the_shipped_checkpoint_is(radd):
     assert facts["tokenizer"] == {"tokens": 4096, "mask": "<|mask|>", "end": "<|endoftext|>"}
     assert facts["training"]["loss_type"] == "k_DCE"
     assert facts["evaluation"]["bits_per_byte"] == evaluation["bits_per_byte"]
-    assert facts["source"].startswith("step_6400, ")
+    assert (facts["source"], facts["training_step"]) == ("austen, a radd_hf training run", "6400")
     printed = radd("info", model=AUSTEN).out
     assert re.search(r"^parameters +5,256,704$", printed, re.MULTILINE)
     assert len(printed.splitlines()) == len(facts)
@@ -616,7 +616,7 @@ def test_a_command_line_that_names_nothing_to_do_is_a_fault(arguments, capsys):
 
 def test_the_settings_and_choices_are_those_of_the_library():
     assert cli.DTYPES == convert.DTYPES
-    tokens = f"default {BATCH_TOKENS}, on a GPU {BATCH_TOKENS_ON_A_GPU}"
+    tokens = f"default {BATCH_TOKENS} on a CPU, {BATCH_TOKENS_ON_A_GPU} on a GPU"
     assert tokens in " ".join(cli._generate_parser().format_help().split())
     flags = vars(cli._generate_parser().parse_args(["m"]))
     assert flags.keys() >= settings_radd.TEXT_SETTINGS.keys()

@@ -61,7 +61,7 @@ def test_what_is_neither_a_command_nor_a_folder_is_told_so(capsys):
         with pytest.raises(SystemExit) as ended:
             cli.main([word])
         assert ended.value.code == 2
-        assert f"{word!r} is no command, and no folder here; {reason}" in capsys.readouterr().err
+        assert f"{word!r} is neither a command nor a folder; {reason}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["generate", "score"])

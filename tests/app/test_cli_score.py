@@ -144,7 +144,7 @@ def test_text_that_would_command_the_terminal_is_shown_as_characters(radd_score,
     [
         (["A", "--prefix", "B"], "TEXT 'A' is the whole text"),
         (["A", "--continuation", "B"], "TEXT 'A' is the whole text"),
-        (["--prefix", "B"], "pass a text to score, or --continuation"),
+        (["--prefix", "B"], "pass a text to score, or a --continuation"),
         ([], "pass a text to score"),
         (["--prefix", "-", "--continuation", "-"], "cannot both be read from standard input"),
         ([""], "text='' has no token"),
@@ -276,8 +276,8 @@ def test_a_row_that_is_refused_stands_in_the_file_and_in_the_exit_status(radd_sc
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--output", "o.jsonl"], "--output o.jsonl: pass --input, too"),
-        (["--input", "in.jsonl"], "--input in.jsonl: pass --output, too"),
+        (["--output", "o.jsonl"], "--output o.jsonl: also pass --input"),
+        (["--input", "in.jsonl"], "--input in.jsonl: also pass --output"),
         (["--input", "in.jsonl", "--output", "o.jsonl", "A"], "TEXT is not for a file of texts"),
         (["--input", "in.jsonl", "--output", "o.jsonl", "--json"], "--json is not for a file of texts"),
         (["--input", "in.jsonl", "--output", "o.jsonl", "--text-column", "body"], "text_column='body' must be one of"),

@@ -180,7 +180,7 @@ def test_rows_without_number_or_seed_are_refused_with_the_way_to_number_them(pre
 
 
 def test_columns_without_a_request_are_refused(predictor):
-    with pytest.raises(ValueError, match=r"\['body', 'row'\] have no 'text'"):
+    with pytest.raises(ValueError, match=r"\['body', 'row'\] have neither 'text'"):
         predictor({"body": ["It was [MASK:4]."], "row": [0]})
 
 

@@ -275,7 +275,7 @@ def test_the_authors_checkpoints_are_evaluated_as_they_are(evaluate, golden, che
         ({"dataset": "/no/such/text"}, "dataset='/no/such/text' could not be read"),
         ({"dataset": "austen", "split": "dev"}, "dataset='austen' has no split 'dev'; it has"),
         ({"output": "/no/such/folder/result.json"}, "output='/no/such/folder/result.json': there is no folder"),
-        ({"output": "/"}, "output='/' must be a file, and is a folder"),
+        ({"output": "/"}, "output='/' is a folder; it must be a file"),
         (
             {"model": GOLDEN / "run"},
             r"model='.*golden/run' is a training run of the authors' code. Convert it first: radd convert",

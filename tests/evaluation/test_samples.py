@@ -321,7 +321,7 @@ def test_the_tables_show_names_from_outside_and_obey_none(text):
         ({"top_p": 2}, "top_p=2"),
         ({"schedule": "cosine"}, "schedule='cosine' must be one of"),
         ({"output": "no/such/folder/result.json"}, "output='no/such/folder/result.json': there is no folder"),
-        ({"output": "/"}, "output='/' must be a file, and is a folder"),
+        ({"output": "/"}, "output='/' is a folder; it must be a file"),
         ({"plot": "picture.nope"}, r"plot='picture\.nope' must end in one of \["),
         ({"judge": "no/such/judge"}, "judge='no/such/judge' cannot be loaded"),
         ({"reference": "no/such/text"}, "reference='no/such/text' could not be read"),

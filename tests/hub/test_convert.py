@@ -103,7 +103,7 @@ def test_a_part_that_is_absent_and_a_damaged_index_are_named(tmp_path, hub):
     split_in_two(hub, load((hub / "model.safetensors").read_bytes()), "safetensors")
     (hub / "model.safetensors").unlink()
     (hub / "part-2.safetensors").unlink()
-    refuse(hub, tmp_path / "targets", r"part-2\.safetensors is missing, which model\.safetensors\.index\.json lists")
+    refuse(hub, tmp_path / "targets", r"part-2\.safetensors is missing; model\.safetensors\.index\.json lists it")
     (hub / "model.safetensors.index.json").write_text("{}")
     refuse(hub, tmp_path / "more-targets", r"model\.safetensors\.index\.json has no 'weight_map'")
 
@@ -551,7 +551,7 @@ def test_the_command_line_converts_and_says_that_no_tokenizer_is_there(tmp_path,
     ("arguments", "message"),
     [
         (["--dtype", "int8"], "invalid choice: 'int8'"),
-        (["--to-original", "--tokenizer", "gpt2"], "the authors' layout has no place for them"),
+        (["--to-original", "--tokenizer", "gpt2"], "the authors' layout (--to-original) has no place for it"),
     ],
 )
 def test_a_command_line_at_fault_ends_with_the_reason(tmp_path, capsys, arguments, message):

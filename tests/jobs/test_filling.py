@@ -116,9 +116,9 @@ def test_a_length_for_all_is_of_rows_that_name_none(filler):
         ({"text": "a [MASK:2]", "seed": -1}, "seed=-1 must be an integer"),
         ({"text": "a [mask:2]"}, "a blank is written"),
         ({"text": "\ud800 [MASK:2]"}, "lone surrogate"),
-        ({"title": "a"}, "the columns ['title'] have no 'text'"),
-        ({"text": "a [MASK]", "prefix": "a"}, "there are both 'text' and 'prefix'"),
-        ({"seed": 3}, "have no 'text'"),
+        ({"title": "a"}, "the columns ['title'] have neither 'text'"),
+        ({"text": "a [MASK]", "prefix": "a"}, "have both 'text' and 'prefix'"),
+        ({"seed": 3}, "have neither 'text'"),
     ],
 )
 def test_a_row_that_cannot_be_filled_is_refused_and_the_others_are_filled(filler, row, reason):
@@ -137,7 +137,7 @@ def test_settings_that_do_not_fit_are_refused_before_any_row(filler):
         ({"max_time": 3.0}, "max_time=3.0 makes a text depend on the speed of the machine"),
         ({"num_beams": 3}, "num_beams=3 is not a setting"),
         ({"steps": 3, "method": "first_hitting"}, "steps=3 does not fit method='first_hitting'"),
-        ({"length": 30, "columns": {"text": "text"}}, "length=30 is for rows of prefix and suffix"),
+        ({"length": 30, "columns": {"text": "text"}}, "length=30 is for rows with prefix and suffix"),
     ):
         with pytest.raises(ValueError, match=reason):
             filler(**settings)

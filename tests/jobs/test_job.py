@@ -223,7 +223,7 @@ def test_a_damaged_shard_is_computed_again(run, tmp_path, caplog):
     text = shards[1].read_text()
     shards[1].write_text(text.replace('"tokens": 2', '"tokens": 3', 1) if '"tokens": 2' in text else text + "\n{}")
     run(tmp_path / "o.jsonl")
-    assert caplog.text.count("is damaged and is computed again") == 2
+    assert caplog.text.count("is damaged. It is computed again.") == 2
     assert (tmp_path / "o.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

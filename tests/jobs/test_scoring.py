@@ -165,7 +165,7 @@ def test_what_is_exact_in_an_order_reaches_every_error(scorer):
         ({"prefix": "A", "continuation": ""}, "continuation='' has no token"),
         ({"prefix": "A ", "continuation": ""}, "continuation='' has no token"),
         ({"prefix": 5, "continuation": "B"}, "prefix=5 must be a string."),
-        ({"prefix": "A " * 30, "continuation": "B"}, "at most the model's 16 tokens together: shorten the prefix."),
+        ({"prefix": "A " * 30, "continuation": "B"}, "must together have at most the model's 16 tokens: shorten"),
         ({}, "the row has nothing to score"),
         ("It is", "row='It is' must be a mapping"),
     ],
@@ -262,9 +262,9 @@ def test_the_columns_of_a_file_are_scored_that_are_named_so_or_by_the_user():
 @pytest.mark.parametrize(
     ("columns", "text_column", "message"),
     [
-        (["id", "prefix"], None, r"\['id', 'prefix'\] have no 'text', nor a 'continuation'"),
-        (["text", "prefix"], None, "both 'text' and 'prefix' among the columns"),
-        (["text", "continuation"], None, "both 'text' and 'continuation' among the columns"),
+        (["id", "prefix"], None, r"\['id', 'prefix'\] have neither 'text' nor 'continuation'"),
+        (["text", "prefix"], None, "have both 'text' and 'prefix'"),
+        (["text", "continuation"], None, "have both 'text' and 'continuation'"),
         (["text"], "body", r"text_column='body' must be one of \['text'\]"),
     ],
 )

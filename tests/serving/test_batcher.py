@@ -97,7 +97,7 @@ def test_a_batch_waits_a_moment_for_more_rows_unless_it_is_full(model, make):
 def test_a_full_queue_refuses_all_rows_of_a_request(model, make):
     batcher = make(queue=3)
     batcher.submit([job(0), job(1)])
-    with pytest.raises(Full, match="2 texts wait already, and at most 3 may"):
+    with pytest.raises(Full, match="2 texts wait, and the most is 3"):
         batcher.submit([job(2), job(3)])
     assert [each.row["number"] for each in batcher.waiting] == [0, 1]
     batcher.submit([job(4)])

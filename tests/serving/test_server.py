@@ -248,12 +248,12 @@ def test_every_response_is_counted_and_a_batch_that_failed(run):
 
 REFUSED = {
     "no blank": ({"data": {"inputs": "A"}}, 400, "has no blank"),
-    "no JSON": ({"data": b'{\n"a" 3}'}, 400, "object of JSON: line 2, column 5: Expecting"),
-    "a list": ({"data": b"[]"}, 400, "object of JSON: it is a list."),
-    "no UTF-8": ({"data": b'{"\xff'}, 400, "object of JSON: byte 2 is not UTF-8."),
-    "not a number": ({"data": b'{"top_p": NaN}'}, 400, "object of JSON: NaN is no number of JSON."),
-    "a long number": ({"data": b'{"a": %s}' % (b"1" * 5000)}, 400, "object of JSON: an integer has 5000 digits"),
-    "a deep one": ({"data": b"[" * 100_000}, 400, "object of JSON: lists or objects are nested too deep."),
+    "no JSON": ({"data": b'{\n"a" 3}'}, 400, "must be a JSON object: line 2, column 5: Expecting"),
+    "a list": ({"data": b"[]"}, 400, "must be a JSON object: it is a list."),
+    "no UTF-8": ({"data": b'{"\xff'}, 400, "must be a JSON object: byte 2 is not UTF-8."),
+    "not a number": ({"data": b'{"top_p": NaN}'}, 400, "JSON object: NaN is not a number in JSON."),
+    "a long number": ({"data": b'{"a": %s}' % (b"1" * 5000)}, 400, "must be a JSON object: an integer has 5000 digits"),
+    "a deep one": ({"data": b"[" * 100_000}, 400, "must be a JSON object: lists or objects are nested too deep."),
     "a model": ({"data": {"inputs": TEXT, "model": "/etc/passwd"}}, 400, "it may have inputs, parameters, stream."),
     "many tokens": ({"data": {"inputs": "[MASK:65]"}}, 400, "65 tokens; it must have at most 64"),
     "a stream": ({"data": {"inputs": TEXT, "stream": "yes"}}, 400, "must be true or false"),
@@ -350,7 +350,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again(run):
         for stream in (False, True):
             status, headers, answer = running.ask(data={"inputs": TEXT, "stream": stream})
             assert (status, headers["retry-after"]) == (429, "1")
-            assert "1 texts wait already" in answer["error"]
+            assert "1 texts wait, and the most is" in answer["error"]
         running.open.set()
         assert all(answer.result(WAIT)["outputs"] for answer in answers)
 
@@ -382,7 +382,7 @@ def test_a_failure_of_the_server_is_told_without_its_reason_and_logged(run, monk
 
     running.service.batcher.fill = fails
     status, _, answer = running.ask(data={"inputs": TEXT})
-    assert (status, answer) == (500, {"error": "The server failed at this request; its log says why."})
+    assert (status, answer) == (500, {"error": "The server failed at this request. Its log has the reason."})
     assert capsys.readouterr().err.count("\n") == 1
     assert running.ask("GET", "/health")[0] == 200
 
@@ -435,9 +435,9 @@ def test_after_the_grace_period_those_who_wait_are_refused(run):
         answers.append(clients.submit(running.ask, data={"inputs": TEXT}))
         running.wait_until(lambda: running.service.batcher.waiting)
         running.server.should_exit = True
-        assert answers[1].result(WAIT)[::2] == (503, {"error": "The server stops."})
+        assert answers[1].result(WAIT)[::2] == (503, {"error": "The server is stopping."})
         running.open.set()
-        assert answers[0].result(WAIT)[::2] == (503, {"error": "The server stops."})
+        assert answers[0].result(WAIT)[::2] == (503, {"error": "The server is stopping."})
 
 
 def test_a_second_interrupt_refuses_those_who_wait_at_once(run):
@@ -448,7 +448,7 @@ def test_a_second_interrupt_refuses_those_who_wait_at_once(run):
         assert running.begun.acquire(timeout=WAIT)
         for _ in range(2):
             running.server.handle_exit(signal.SIGINT, None)
-        assert answer.result(WAIT)[::2] == (503, {"error": "The server stops."})
+        assert answer.result(WAIT)[::2] == (503, {"error": "The server is stopping."})
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -483,7 +483,7 @@ def test_a_port_that_is_taken_and_a_limit_of_nothing_are_refused_before_a_model_
     monkeypatch.setattr(server_module, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"host='127.0.0.1' and port={port} cannot be listened at"):
+        with pytest.raises(ValueError, match=f"cannot listen at host='127.0.0.1' and port={port}"):
             main(parse_arguments(["toy", "--port", str(port)]))
     with pytest.raises(SystemExit, match="2"):
         parse_arguments(["toy", "--max-queue", "0"])

@@ -99,7 +99,7 @@ def test_training_takes_what_the_launcher_says_of_gradients(monkeypatch, name, v
     monkeypatch.setenv(variable, "auto")
     assert getattr(parse_arguments([f"--{name}", "3"])[2], name) == 3
     monkeypatch.setenv(variable, "many")
-    with pytest.raises(ValueError, match=rf"{variable}='many' of the launcher is no value of {name}"):
+    with pytest.raises(ValueError, match=rf"{variable}='many' of the launcher is not a valid {name}"):
         parse_arguments([])
 
 
