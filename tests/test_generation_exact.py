@@ -56,7 +56,14 @@ def test_exact_is_refused_beside_a_setting_that_changes_the_distribution(model, 
     with pytest.raises(ValueError, match=re.escape(message)):
         generated(model, exact=True, **{name: CHANGED[name]})
     with pytest.raises(ValueError, match=re.escape(message)):
+        generated(model, exact=True, generation_config={name: CHANGED[name]})
+    with pytest.raises(ValueError, match=re.escape(message)):
         RaddGenerationConfig(exact=True, **{name: CHANGED[name]})
+
+
+def test_exact_is_refused_beside_a_logits_processor(model):
+    with pytest.raises(ValueError, match="exact=True and logits_processor="):
+        generated(model, exact=True, logits_processor=[lambda ids, scores: scores])
 
 
 def test_a_keyword_changes_the_distribution_of_an_exact_configuration(model):

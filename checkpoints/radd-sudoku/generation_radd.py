@@ -405,7 +405,7 @@ class RaddGenerationMixin:
                 token is then drawn from the network's whole distribution. Without a method, "first_hitting" chooses
                 the positions, one an event: that samples the model's distribution exactly. Lengths, the ids of EOS and
                 padding, and the information profile stay. Settings that change the distribution (temperature, top_k,
-                top_p, refresh_interval, max_time) cannot be passed with it. Default False.
+                top_p, refresh_interval, max_time, logits_processor) cannot be passed with it. Default False.
             temperature, top_k, top_p: change the distribution that tokens are drawn from, as transformers' warpers
                 define it. The defaults 1, 0, 1 change nothing. Temperature 0 takes the likeliest token.
             use_cache: False evaluates every row at every step of the grid, even if the step reveals nothing. The tokens
@@ -462,8 +462,11 @@ class RaddGenerationMixin:
         arguments = own_arguments(named | others, named, "an argument of RADD's generate")
         input_ids = arguments.get("input_ids")
         given = {name: arguments.get(name) for name in (*SETTINGS, "eos_token_id", "pad_token_id")}
-        if given["speculate"] is None and generation_config is not None:  # a value given by this call must fit
-            given["speculate"] = own_settings(generation_config).get("speculate")
+        if generation_config is not None:  # its values are given by this call, too, and must fit
+            of_call = own_settings(generation_config)
+            given["speculate"] = of_call.get("speculate") if given["speculate"] is None else given["speculate"]
+            if given["exact"]:
+                RaddGenerationConfig(exact=True, **{name: of_call.get(name) for name in INEXACT})
         # The lengths in the model's own config are for texts that do not have a length of their own.
         sources = given, generation_config, self.generation_config
         settings = RaddGenerationConfig.resolve(*sources)
@@ -577,6 +580,11 @@ class RaddGenerationMixin:
     ) -> Sampling:
         """Returns the settings by which tokens are drawn; raises a ValueError for settings that do not fit together."""
         _check_together(settings, given, streamer, tokenizer)
+        if settings.exact and logits_processor:
+            raise ValueError(
+                f"exact=True and logits_processor={shortened(logits_processor)} contradict each other: a processor changes "
+                "the distribution that tokens are drawn from. Leave out one of them."
+            )
         ending = self._ending(settings) if settings.stop_on_eos else None
         return _make_sampling(logits_processor, settings, ending, policy_of(settings))
 
