@@ -33,10 +33,11 @@ from ..serving.asgi import (
 
 API = "/gradio_api"
 SESSION = r"[A-Za-z0-9_-]{1,64}"
-# What a browser asks for to show the page, to call its functions, and to say that it is open.
+# What a browser asks for to show the page, to call its functions, and to say that it is open. By app_id it learns that
+# a server is back to which the connection was lost.
 READ = re.compile(
     rf"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/(?!.*\.\.)[\w./-]+)"
-    rf"|{API}/(theme\.css|startup-events|queue/data|heartbeat/{SESSION})"
+    rf"|{API}/(app_id|theme\.css|startup-events|queue/data|heartbeat/{SESSION})"
 )
 JOIN = f"{API}/queue/join"
 CALLS = (JOIN, f"{API}/run/predict")
