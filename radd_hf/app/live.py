@@ -103,7 +103,9 @@ def canvas_of_form(
         check_length("the text with its blanks", sum(split_at_blanks(text, tokenizer.mask_token)[1]), longest)
         ids = encode_blanks(text, tokenizer, model.config.mask_token_id)
         if model.config.mask_token_id not in ids:
-            raise ValueError(f"text={shortened(text)} has no blank to fill: write [MASK:12] where twelve tokens are wanted.")
+            raise ValueError(
+                f"text={shortened(text)} has no blank to fill: write [MASK:12] where twelve tokens are wanted."
+            )
         canvas = torch.tensor(ids)
     elif form == ENDS:
         TEXT_SETTINGS["length"].check("length", length)
