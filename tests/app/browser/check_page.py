@@ -454,7 +454,7 @@ def test_another_model_is_loaded_with_its_settings_and_one_that_is_none_is_refus
     page.wait_for_text("#about", "5.3 million parameters")
     page.fill("#model input", "/no/such/model")
     page.press("#load")
-    wait_until(lambda: "is no folder here" in page.text(".toast-wrap"), "the model is refused")
+    wait_until(lambda: "no such folder" in page.text(".toast-wrap"), "the model is refused")
     page.fill("#model input", str(GOLDEN / "hub"))
     page.fill("#tokenizer textarea", str(CHECKPOINT))
     page.press("#load")
