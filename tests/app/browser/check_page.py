@@ -458,7 +458,9 @@ def test_another_model_is_loaded_with_its_settings_and_one_that_is_none_is_refus
     page.fill("#model input", str(GOLDEN / "hub"))
     page.fill("#tokenizer textarea", str(CHECKPOINT))
     page.press("#load")
-    wait_until(lambda: "it belongs to another model" in page.text(".toast-wrap"), "another model's tokenizer is refused")
+    wait_until(
+        lambda: "it belongs to another model" in page.text(".toast-wrap"), "another model's tokenizer is refused"
+    )
     assert "5.3 million parameters" in page.text("#about")
     wait_until(page.one("#load").is_enabled, "one can try another")
     page.fill("#model input", str(SUDOKU))
