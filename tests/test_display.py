@@ -73,6 +73,26 @@ def test_an_output_without_steps_leaves_its_display_to_the_notebook():
     assert RaddGenerateOutput(sequences=torch.zeros(1, 2))._repr_html_() is None
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"token_logprobs": None},
+        {"num_function_evaluations": None},
+        {"sequences": torch.zeros(0, LENGTH, dtype=torch.int64)},
+        {"sequences": torch.zeros(2, LENGTH - 1, dtype=torch.int64)},
+        {"sequences": torch.zeros(4, LENGTH, dtype=torch.int64)},
+        {"sequences": torch.zeros(LENGTH, dtype=torch.int64)},
+    ],
+    ids=lambda changed: ", ".join(changed),
+)
+def test_an_output_that_somebody_has_changed_leaves_its_display_to_the_notebook(model, changed):
+    output = write(model)
+    assert output._repr_html_()
+    for name, value in changed.items():
+        setattr(output, name, value)
+    assert output._repr_html_() is None
+
+
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda output: pickle.loads(pickle.dumps(output))])
 def test_a_copy_of_an_output_is_without_the_tokenizer(model, tiny_tokenizer, copied):
     output = write(model, prefix="It was", tokenizer=tiny_tokenizer)

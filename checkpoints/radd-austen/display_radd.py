@@ -272,8 +272,9 @@ STYLE = """<style>
 .radd-denoising b.newest { color: inherit; background: none !important; outline: 2px solid currentColor;
   position: relative; z-index: 1; }
 .radd-denoising i { font-style: normal; opacity: .6; }
-.radd-denoising .radd-bar { font: 13px/1.6 system-ui, sans-serif; opacity: .85; display: flex; gap: 1em;
-  align-items: center; justify-content: space-between; }
+.radd-denoising .radd-bar { font: 13px/1.6 system-ui, sans-serif; opacity: .85; display: flex; flex-wrap: wrap;
+  gap: 0 1em; align-items: center; justify-content: space-between; }
+.radd-denoising .radd-bar > span { white-space: nowrap; }
 .radd-denoising .radd-bar[hidden] { display: none; }
 .radd-denoising input { flex: 1; accent-color: currentColor; }
 .radd-denoising button { font: inherit; color: inherit; background: none; width: 6em; padding: .2em 0; cursor: pointer;

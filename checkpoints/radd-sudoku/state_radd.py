@@ -60,9 +60,13 @@ class RaddGenerateOutput(ModelOutput):
         return f"{type(self).__name__}({', '.join(f'{name}={_summary(value)}' for name, value in self.items())})"
 
     def _repr_html_(self) -> str | None:
-        if self.sequences is None or self.reveal_step is None:
+        shape = () if self.sequences is None else tuple(self.sequences.shape)
+        evaluations = self.num_function_evaluations
+        beside = [None if each is None else tuple(each.shape) for each in (self.reveal_step, self.token_logprobs)]
+        # A notebook shows the repr of an output that has lost parts, or whose rows somebody has cut or joined.
+        if beside != [shape, shape] or 0 in shape or evaluations is None or len(evaluations) != shape[0]:
             return None
-        rows, length = self.sequences.shape
+        rows, length = shape
         shown = max(min(rows, MOST_TEXTS, MOST_TOKENS // max(length, 1)), 1)
         notes = [f"{shown} of {rows} texts are shown."] * (shown < rows)
         if self.tokenizer is None:

@@ -33,10 +33,11 @@ from ..serving.asgi import (
 
 API = "/gradio_api"
 SESSION = r"[A-Za-z0-9_-]{1,64}"
-# Paths that a browser reads to show the page, to get the answers of calls, and to report that the page is open.
+# Paths that a browser reads to show the page, to get the answers of calls, and to report that the page is open. By
+# app_id it notices that a server is back after a lost connection.
 READ = re.compile(
     rf"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(assets|static)/(?!.*\.\.)[\w./-]+)"
-    rf"|{API}/(theme\.css|startup-events|queue/data|heartbeat/{SESSION})"
+    rf"|{API}/(app_id|theme\.css|startup-events|queue/data|heartbeat/{SESSION})"
 )
 JOIN = f"{API}/queue/join"
 CALLS = (JOIN, f"{API}/run/predict")

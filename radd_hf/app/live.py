@@ -106,7 +106,9 @@ def canvas_of_form(
         check_length("the text with its blanks", sum(split_at_blanks(text, tokenizer.mask_token)[1]), longest)
         ids = encode_blanks(text, tokenizer, model.config.mask_token_id)
         if model.config.mask_token_id not in ids:
-            raise ValueError(f"text={text!r} has no blank to fill: write [MASK:12] where twelve tokens are wanted.")
+            raise ValueError(
+                f"text={shortened(text)} has no blank to fill: write [MASK:12] where twelve tokens are wanted."
+            )
         canvas = torch.tensor(ids)
     elif form == ENDS:
         TEXT_SETTINGS["length"].check("length", length)
@@ -383,6 +385,7 @@ def fill(
     network, words = load_for_page(model, tokenizer)
     canvas = canvas_of_form(network, words, form, text, prefix, suffix, length)  # (L,)
     seed, settings = choose_seed(seed), generation_settings(sampling)
+    network.check_settings(**settings)  # before the masks replace the last result
     given = canvas != network.config.mask_token_id
     total, started = int((~given).sum()) * texts, time.monotonic()
     shown, page, line, output = canvas.expand(texts, -1), "", "", None
@@ -417,7 +420,7 @@ def score_text(stop: Stop, *, model: str, tokenizer: str, text: str, order: str)
     ids = torch.tensor(encode_text([text], words)[0], dtype=torch.int64)  # (L,)
     check_length("the text", len(ids), network.config.max_position_embeddings)
     if len(ids) == 0:
-        raise ValueError(f"text={text!r} has no token to score: type something.")
+        raise ValueError(f"text={shortened(text)} has no token to score: type something.")
     heat, line = "", f"0 of {number_of(len(ids), 'token')} scored"
     nll = torch.full(ids.shape, math.nan)
     for nll in score(network, ids, order, stop=stop):

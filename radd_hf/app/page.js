@@ -1,13 +1,22 @@
-// What only a browser can do: insert at the cursor, copy, save files, scroll, play again. Nothing is sent to the server.
+// What only a browser can do: insert at the cursor, copy, save files, scroll, play again, come back. Nothing is sent to the server.
 () => {
     const only = (selector) => document.querySelector(selector);
 
-    // Puts a blank of so many tokens at the cursor, in place of what is selected.
+    // Puts a blank of so many tokens at the cursor, in place of what is selected. A blank that the cursor stands in, or
+    // that is selected in part, is replaced whole.
     function insertBlank(size) {
         const field = only("#text textarea");
         const count = Math.max(1, Math.round(Number(size)) || 1);
+        const blank = count === 1 ? "[MASK]" : `[MASK:${count}]`;
+        let { selectionStart: start, selectionEnd: end } = field;
+        for (const found of field.value.matchAll(/\[MASK(:\d+)?\]/g)) {
+            const after = found.index + found[0].length;
+            if (found.index < end && start < after) {
+                [start, end] = [Math.min(start, found.index), Math.max(end, after)];
+            }
+        }
         field.focus();
-        field.setRangeText(count === 1 ? "[MASK]" : `[MASK:${count}]`, field.selectionStart, field.selectionEnd, "end");
+        field.setRangeText(blank, start, end, "end");
         field.dispatchEvent(new Event("input", { bubbles: true }));
     }
 
@@ -58,5 +67,7 @@
         const button = event.target.closest("[data-radd]");
         if (button) actions[button.dataset.radd](button.closest(".radd-sample") ?? only(".radd-puzzles"), button);
     });
+    // A browser that goes back shows the page as it was left, but the page's connections are closed.
+    window.addEventListener("pageshow", (event) => { if (event.persisted) window.location.reload(); });
     window.radd = { insertBlank, show };
 }

@@ -366,12 +366,10 @@ def _add_sudoku(turns: Turns, checkpoint: str) -> None:
             )
             buttons = _add_buttons("Solve", "solve")
             with gr.Accordion("Settings", open=False, elem_id="sudoku-settings"):
-                with gr.Row():
-                    info = "Which empty cell is filled next."
-                    left = gr.Dropdown(orders, value="random", label="Order on the left", info=info, elem_id="left")
-                    right = gr.Dropdown(
-                        orders, value="confidence", label="Order on the right", info=info, elem_id="right"
-                    )
+                # One below the other: beside each other they are too narrow for their values.
+                info = "Which empty cell is filled next."
+                left = gr.Dropdown(orders, value="random", label="Order on the left", info=info, elem_id="left")
+                right = gr.Dropdown(orders, value="confidence", label="Order on the right", info=info, elem_id="right")
                 bound = gr.Number(
                     None,
                     label="Entropy bound",

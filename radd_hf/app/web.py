@@ -77,6 +77,7 @@ def make_theme() -> Any:
         block_background_fill="white",
         input_border_width="1px",
         input_border_color="*neutral_300",
+        checkbox_border_color="*neutral_500",
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_500",

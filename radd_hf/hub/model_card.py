@@ -107,7 +107,7 @@ FIGURES = {
 MEANING = """\
 Bits per byte are the bits that the model needs to encode a byte of the text. A nat is 1.44 bits. Lower is better in
 each row. The figures are upper bounds: the true ones are at most these. The standard error is that of the estimate on
-this text. To repeat the evaluation, run this in the folder:"""
+this text. To repeat the evaluation, run this"""
 
 # The rows of a model card about the origin of the model.
 CARD_ROW = re.compile(r"^\| (Source|Revision|Weights|Training step) \| (.+) \|$", re.MULTILINE)
@@ -182,7 +182,7 @@ def model_card(
     }
     sections: dict[str, str | None] = {"": f"{TITLE}\n"}
     for heading, body in made.items():
-        sections[heading] = None if body is None else f"## {heading}\n\n{MARK}\n\n{body}\n"
+        sections[heading] = f"## {heading}\n\n{MARK}\n\n{body}\n" if body else body
     kept = _kept(sections, {} if old is None else _sections(ModelCard(old).text))
     text = "".join(kept.values()).rstrip("\n") + "\n"
     if repository is not None:  # also in the code that people wrote
@@ -207,12 +207,17 @@ def read_results(folder: Path, evaluation: Path | None = None, recipe: Path | No
     run = run_of(folder)
     place = recipe.parent if recipe is not None else folder / "training" if run is None else run
     file = "config.yaml" if recipe is None else recipe.name
-    lines = read_beside(str(place), "metrics.jsonl") or ""
     figures = folder / "evaluation.json" if evaluation is None else evaluation
+
+    def read(folder: Path, file: str) -> Any:
+        # A folder that is not there, such as mine/training, could be the name of a repository of somebody else.
+        return read_beside(str(folder), file) if folder.is_dir() else None
+
+    lines = read(place, "metrics.jsonl") or ""
     return Results(
-        recipe=read_beside(str(place), file),
+        recipe=read(place, file),
         metrics=[json.loads(line) for line in lines.splitlines() if line.startswith("{") and line.endswith("}")],
-        evaluation=read_beside(str(figures.parent), figures.name),
+        evaluation=read(figures.parent, figures.name),
     )
 
 
@@ -238,14 +243,18 @@ def _kept(made: dict[str, str | None], old: dict[str, str]) -> dict[str, str]:
     """Returns the sections of `old` in their order, with marked sections made anew, and inserts the new sections.
 
     A new section follows the section before it in `made`, and the sections that people wrote below that one.
+    A section that is "" is left out. One that is None is not known, so the old one stays.
     """
-    kept = [(heading, made.get(heading) or part if MARK in part else part) for heading, part in old.items()]
+    kept = [
+        (heading, part if MARK not in part or (new := made.get(heading)) is None else new)
+        for heading, part in old.items()
+    ]
     last = -1
     for heading, part in made.items():
         headings = [each for each, _ in kept]
         if heading in headings:
             last = headings.index(heading)
-        elif part is not None:
+        elif part:
             last += 1
             while last < len(kept) and headings[last] not in made:
                 last += 1
@@ -329,12 +338,12 @@ def _usage(repository: str | None, length: int, with_tokenizer: bool) -> str:
     return USAGE.format(code="\n".join(code)) + (PIPELINE if with_tokenizer else "")
 
 
-def _generation(model: RaddForMaskedLM) -> str | None:
-    """Names the settings that are saved with the model; None if there are none."""
+def _generation(model: RaddForMaskedLM) -> str:
+    """Names the settings that are saved with the model; "" if there are none."""
     own = {name: getattr(model.generation_config, name, None) for name in SETTINGS if name != "information_profile"}
     saved = [f"{_code(f'{name}={value!r}')}" for name, value in own.items() if value is not None]
     if not saved:
-        return None
+        return ""
     return f"`generate` and the pipeline use the settings in generation_config.json: {', '.join(saved)}.\n{EXACT}\n"
 
 
@@ -368,6 +377,7 @@ def _training(results: Results, step: int | None) -> str:
 
 def _evaluation(evaluation: Mapping[str, Any], repository: str | None, config: RaddConfig) -> str:
     """Shows the figures, each with its error, and the command that prints them."""
+    where = ":" if repository else " in the folder:"
     try:
         rows = []
         for title, (value, error, interval, digits) in FIGURES.items():
@@ -387,7 +397,7 @@ def _evaluation(evaluation: Mapping[str, Any], repository: str | None, config: R
                 "| | | standard error | 95 % interval |",
                 "|---|---:|---:|---|",
                 *rows,
-                f"\n{MEANING}\n\n```bash\n{_command(evaluation, repository, config)}\n```\n",
+                f"\n{MEANING}{where}\n\n```bash\n{_command(evaluation, repository, config)}\n```\n",
             ]
         )
     except KeyError as error:

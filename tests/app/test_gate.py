@@ -62,6 +62,11 @@ def test_what_shows_the_page_passes(path):
     assert ask(path=path)[0] == 200
 
 
+def test_a_page_that_lost_its_connection_learns_that_the_server_is_back():
+    assert ask(path="/gradio_api/app_id")[0] == 200
+    assert ask("POST", "/gradio_api/app_id", call()) == (404, None)
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -101,6 +101,11 @@ def test_the_answer_on_the_landing_page_is_what_its_python_prints(monkeypatch, c
     assert capsys.readouterr().out == printed
 
 
+def test_the_faq_cites_the_paper_as_the_readme_does():
+    (entry,) = re.findall(r"```bibtex\n.*?```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert entry in PAGES["faq.md"]
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What pages quote
 # ---------------------------------------------------------------------------------------------------------
@@ -184,7 +189,7 @@ def search():
     built = builder.build()
 
     def pages(query: str) -> list[str]:
-        asked = query.lower().split()
+        asked = query.lower().replace("-", " ").split()  # lunr parts a query at hyphens, whatever the separator
         scores = []
         for match in built.search(" ".join(f"{word}*" for word in asked)):
             found = [any(term.startswith(word) for term in match["match_data"].metadata) for word in asked]
@@ -207,6 +212,13 @@ def search():
         ("confidence", {"generation.html", "glossary.html"}),
         ("sudoku", {"sudoku.html"}),
         ("resume", {"training.html"}),
+        ("fine-tune", {"training.html"}),
+        ("finetune", {"glossary.html"}),
+        ("top-p", {"generation.html", "glossary.html"}),
+        ("fill-mask", {"coming_from.html", "integrations.html"}),
+        ("first-hitting", {"generation.html", "glossary.html"}),
+        ("cite", {"faq.html"}),
+        ("BibTeX", {"faq.html"}),
         ("NFE", {"glossary.html"}),
     ],
 )

@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -240,6 +241,21 @@ def test_an_evaluation_is_not_passed_on_to_weights_of_another_type(tmp_path):
         assert ("1.7708" in card) == (dtype is None)
 
 
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    from radd_hf.hub import sources
+
+    monkeypatch.setattr(sources, "cached_file", lambda *asked, **settings: pytest.fail(f"the Hub was asked: {asked}"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(CHECKPOINT, "mine", ignore=shutil.ignore_patterns("README.md", "training", "evaluation.json"))
+    assert read_results(Path("mine")) == Results(metrics=[])
+
+
+def test_the_suffix_in_the_code_of_a_card_begins_a_word(model):
+    """A suffix without a space at its beginning would be the end of the last word that is generated."""
+    code = section(model_card(model, None, with_tokenizer=True), "Usage")
+    assert 'suffix=" ' in code
+
+
 def test_a_log_that_was_cut_short_is_read_up_to_there(tmp_path):
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
@@ -282,6 +298,16 @@ def test_a_card_made_anew_keeps_what_people_wrote(model):
     assert section(new, "Evaluation") == section(first, "Evaluation")
     headings = re.findall(r"^## ([A-Z].*)", new, re.MULTILINE)
     assert headings == ["Model", "Source", "Usage", "Training", "Evaluation", "Limits", "Citation", "License"]
+
+
+def test_settings_that_are_no_longer_saved_leave_the_card(model):
+    old = (CHECKPOINT / "README.md").read_text()
+    assert "`temperature=0.6`" in old
+    new = model_card(model, None, with_tokenizer=True, old=old)
+    assert "## Generation settings" not in new
+    assert section(new, "Training") == section(old, "Training"), "what is not known stays"
+    own = old.replace(f"{MARK}\n\n`generate` and", "Mine. `generate` and")
+    assert "Mine." in section(model_card(model, None, with_tokenizer=True, old=own), "Generation settings")
 
 
 def test_a_card_of_another_kind_keeps_its_text_and_gets_the_sections_of_ours(model):

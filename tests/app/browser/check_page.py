@@ -227,6 +227,24 @@ def test_a_blank_is_inserted_at_the_cursor_in_place_of_what_is_selected(page):
     assert filled.endswith(" day.")
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "text"),
+    [
+        (10, 10, "It was [MASK:3]"),
+        (4, 9, "It w[MASK:3]"),
+        (7, 7, "It was [MASK:3][MASK:5]"),
+        (15, 15, "It was [MASK:5][MASK:3]"),
+    ],
+)
+def test_a_blank_that_the_cursor_stands_in_is_replaced_whole(page, start, end, text):
+    page.fill("#text textarea", "It was [MASK:5]")
+    page.fill("#blank-size input", "3")
+    page.script("document.querySelector('#text textarea').setSelectionRange(arguments[0], arguments[1])", start, end)
+    page.press("#insert-blank")
+    field = page.one("#text textarea")
+    wait_until(lambda: field.get_property("value") == text, "the blank is there")
+
+
 def test_several_texts_are_copied_and_saved_each_as_text_and_as_a_picture_that_plays(page, tmp_path):
     folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
     page.chromium.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
@@ -399,6 +417,15 @@ def test_a_page_that_is_closed_stops_generating_so_that_others_get_their_turn(ch
     chromium.get_log("browser")  # gradio complains that the page which was closed was listening
 
 
+def test_a_reader_who_goes_back_to_the_page_can_use_it(page):
+    page.chromium.get("about:blank")
+    page.chromium.back()
+    wait_until(lambda: page.count("#fill") == 1, "the page is back")
+    page.fill("#text textarea", "It was [MASK:3] of spring")
+    page.press("#fill")
+    page.wait_for_text("#line", "^3 of 3 .* seed")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -427,11 +454,13 @@ def test_another_model_is_loaded_with_its_settings_and_one_that_is_none_is_refus
     page.wait_for_text("#about", "5.3 million parameters")
     page.fill("#model input", "/no/such/model")
     page.press("#load")
-    wait_until(lambda: "is no folder here" in page.text(".toast-wrap"), "the model is refused")
+    wait_until(lambda: "no such folder" in page.text(".toast-wrap"), "the model is refused")
     page.fill("#model input", str(GOLDEN / "hub"))
     page.fill("#tokenizer textarea", str(CHECKPOINT))
     page.press("#load")
-    wait_until(lambda: "more than the model's 97" in page.text(".toast-wrap"), "another model's tokenizer is refused")
+    wait_until(
+        lambda: "it belongs to another model" in page.text(".toast-wrap"), "another model's tokenizer is refused"
+    )
     assert "5.3 million parameters" in page.text("#about")
     wait_until(page.one("#load").is_enabled, "one can try another")
     page.fill("#model input", str(SUDOKU))
