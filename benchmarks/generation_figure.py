@@ -28,6 +28,7 @@ from radd_hf.figure_style import WIDTH, Theme, label_values, ramp, save_figure
 
 from .commands import ROOT
 from .estimators import CHECKPOINT
+from .measure import EXACT
 
 FIGURE = ROOT / "docs" / "figures" / "generation.png"
 SHORT, STEPS = 24, 16  # the sequence shown: its tokens, and the steps of its grid
@@ -49,6 +50,7 @@ class Example:
 
 def make_example(model, tokenizer) -> Example:
     output = model.generate(
+        generation_config=EXACT,
         prefix="She had never",
         suffix=" of her.",
         length=SHORT,
@@ -87,7 +89,7 @@ def count_evaluations(noise_type: str, steps: int, rows: int) -> Tensor:
     """Returns the network evaluations (rows,) of each sample."""
     output = RaddForMaskedLM(small_config(noise_type)).generate(
         length=LENGTH,
-        method="tweedie",
+        generation_config=EXACT,
         steps=steps,
         num_return_sequences=rows,
         generator=torch.Generator().manual_seed(steps),

@@ -60,7 +60,7 @@ def test_all_who_fill_a_text_write_the_same_for_one_seed(model, tokenizer, capsy
 
     page = {"method": "tweedie", "order": "forward", "steps": 0, "exact": False} | settings
     run = live.denoise(model, canvas[0], stop=threading.Event(), seed=1, **live.generation_settings(page))
-    assert list(run)[-1][0].tolist() == expected[0]
+    assert list(run)[-1][0].tolist() == expected[:1]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
