@@ -582,8 +582,8 @@ class RaddGenerationMixin:
         _check_together(settings, given, streamer, tokenizer)
         if settings.exact and logits_processor:
             raise ValueError(
-                f"exact=True and logits_processor={shortened(logits_processor)} contradict each other: a processor "
-                "changes the distribution that tokens are drawn from. Leave out one of them."
+                f"exact=True and logits_processor={shortened(logits_processor)} contradict each other: processors "
+                "change the distribution that tokens are drawn from. Leave out one of them."
             )
         ending = self._ending(settings) if settings.stop_on_eos else None
         return _make_sampling(logits_processor, settings, ending, policy_of(settings))

@@ -213,7 +213,7 @@ def test_files_that_do_not_fit_are_refused_before_ray_starts(prompts, tmp_path, 
     for model, source, output, reason in (
         (CHECKPOINT, empty, tmp_path / "out", "has no rows"),
         (CHECKPOINT, tmp_path / "absent.jsonl", tmp_path / "out", "absent.jsonl"),
-        (CHECKPOINT, prompts, there, "is there already"),
+        (CHECKPOINT, prompts, there, "exists already"),
         (tmp_path / "no_model", prompts, tmp_path / "out", "no_model"),
     ):
         assert status_of(lambda: main([str(model), str(source), str(output)]), "ray_data.py") == 1  # noqa: B023

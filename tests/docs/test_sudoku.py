@@ -335,7 +335,7 @@ def test_wrong_cells_are_those_that_differ_or_where_several_solutions_are_those_
     ("puzzle", "message"),
     [
         ("53..7", r"puzzle='53\.\.7' has 5 characters; it must have 81"),
-        ("a" + GRID[1:], r"has 'a' in row 1, column 1; a cell must be 1-9, or 0 or \. where it is empty"),
+        ("a" + GRID[1:], r"has 'a' in row 1, column 1; a cell must be 1-9, and an empty cell 0 or a dot\."),
         (f"5{'.' * 9}5{'.' * 70}", r"has 5 twice in box 1: in row 1, column 1 and in row 2, column 2"),
         (f"12345678{'.' * 9}9{'.' * 63}", "has no solution"),
         (GRID, "has no empty cell"),
