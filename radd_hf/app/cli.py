@@ -356,13 +356,16 @@ def demo(argv: Sequence[str]) -> int:
     checkpoint = PACKAGE.parent / "checkpoints" / "radd-austen"
 
     def run() -> None:
+        from radd_hf.app.arguments import make_parser
+
+        make_parser(str(checkpoint)).parse_args(argv)  # help and mistakes need no gradio
         try:
             from radd_hf.app.web import main as web_main
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise
             raise ValueError("the page needs gradio: pip install 'radd_hf[demo]'") from error
-        if not checkpoint.is_dir() and not {"--model", "-h", "--help"} & set(argv):
+        if not checkpoint.is_dir() and "--model" not in argv:
             raise UsageError("name a folder or repository of a RADD model: radd demo --model NAME")
         web_main(list(argv), model=str(checkpoint))
 
@@ -483,7 +486,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "convert": _maker("radd_hf.hub.convert"),
     "score": _maker("radd_hf.app.score"),
     "serve": _maker("radd_hf.serving.arguments"),
-    "demo": _maker("radd_hf.app.web"),
+    "demo": _maker("radd_hf.app.arguments"),
     "completion": _completion_parser,
 }
 

@@ -573,6 +573,10 @@ def test_the_demo_runs_the_page_and_names_what_it_needs(capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "radd_hf.app.web", raising=False)
     assert cli.main(["demo"]) == 1
     assert "the page needs gradio: pip install 'radd_hf[demo]'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["demo", "--help"])
+    assert ended.value.code == 0, "help needs no gradio"
+    assert "--allowed-host" in capsys.readouterr().out
     page = SimpleNamespace(main=lambda arguments, model: print(arguments, model))
     monkeypatch.setitem(sys.modules, "radd_hf.app.web", page)
     assert cli.main(["demo", "--port", "7"]) == 0
