@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..canvas_radd import make_canvas
+from ..display_radd import number_of
 from ..generation_radd import RaddGenerateOutput, RaddGenerationConfig
 from ..hub.facts import model_facts
 from ..hub.loading import load
@@ -348,10 +349,6 @@ def render_sample(
 srcdoc="{html.escape(to_html(denoising, title))}"></iframe></details>
 <details class="radd-unlikely"><summary>How unlikely each token was when it was drawn</summary>{heat}</details>
 </section>"""
-
-
-def number_of(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 # ---------------------------------------------------------------------------------------------------------
