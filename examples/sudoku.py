@@ -215,10 +215,8 @@ def rows_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def check_mode(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuses an argument that would have no effect: one for --file without --file, or one for a puzzle with --file."""
-    of_one = {
-        "order": "orders",
-        "entropy_bound": "entropy_bounds",
-    }  # from the argument for one puzzle to that for --file
+    # From the argument for one puzzle to that for --file.
+    of_one = {"order": "orders", "entropy_bound": "entropy_bounds"}
     of_many = {many: one for one, many in of_one.items()} | {"first": None, "output": None}
     for name, other in (of_many if args.file is None else of_one).items():
         if getattr(args, name) != parser.get_default(name):

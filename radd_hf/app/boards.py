@@ -15,9 +15,10 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from ..display_radd import number_of
 from ..hub.loading import load
 from ..settings_radd import BOUNDS, ORDERS, TEXT_SETTINGS, is_adaptive, shortened
-from .live import check_text, choose_seed, denoise, number_of
+from .live import check_text, choose_seed, denoise
 from .sudoku import Solver, check_empty, check_puzzle, is_valid, solutions, wrong_cells
 from .turns import Stop
 from .visualize import ramp_color

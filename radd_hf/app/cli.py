@@ -227,14 +227,10 @@ def _generate_parser() -> argparse.ArgumentParser:
     out.add_argument("--order-map", metavar="FILE", help="save a .png of when each position was filled in each text")
     out.add_argument("--quiet", "-q", action="store_true", help="print only results and errors")
 
-    where = parser.add_argument_group("computation")
-    where.add_argument("--tokenizer", metavar="NAME", help="name or folder (default: the model's)")
-    where.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default float32)")
-    where.add_argument("--device", metavar="NAME", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    where = add_computation_arguments(parser)
     where.add_argument(
         "--batch-size", type=int, metavar="N", default=8, help="texts generated together (default 8; 1 with --live)"
     )
-    where.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
 
 
@@ -248,6 +244,16 @@ def _add_setting(group: Any, name: str, setting: Any) -> None:
     else:
         metavar = {int: "N", float: "X"}[setting.kind]
         group.add_argument(flag, type=setting.kind, metavar=metavar, help=setting.help)
+
+
+def add_computation_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Adds the group of flags for the computation with a model, and returns the group."""
+    group = parser.add_argument_group("computation")
+    group.add_argument("--tokenizer", metavar="NAME", help="name or folder (default: the model's)")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default float32)")
+    group.add_argument("--device", metavar="NAME", help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    group.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return group
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, columns: str) -> None:

@@ -16,6 +16,7 @@ from functools import partial, update_wrapper, wraps
 from pathlib import Path
 from typing import Any
 
+from ..display_radd import number_of
 from ..serving.asgi import visitor_at
 from ..settings_radd import ADAPTIVE_ORDERS, GROUP_SCHEDULES, METHODS, ORDERS, TEXT_SETTINGS
 from .boards import TITLES, checkpoint_beside, solve
@@ -28,7 +29,6 @@ from .live import (
     describe,
     fill,
     load_for_page,
-    number_of,
     own_settings,
     score_text,
 )
@@ -67,6 +67,9 @@ PUZZLES = {
     "28 clues": "000003400700100280492700010000008000950400006041000320000040001083020060000301000",
     "34 clues": "730012900508769030106045070049203000010004600000091000080907000070006004300400200",
 }
+
+# Settings of events that change only the page: they do not wait for the runs.
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def build_page(models: Sequence[str], any_model: bool = True, turns: Turns | None = None) -> gr.Blocks:
@@ -260,14 +263,7 @@ def _add_text(longest: int) -> dict[str, Any]:
     async def show_form(form):
         return gr.update(visible=form == BLANKS), gr.update(visible=form == ENDS)
 
-    form.change(
-        show_form,
-        form,
-        [blanks, ends],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    form.change(show_form, form, [blanks, ends], **AT_ONCE)
     return {"form": form, "text": text, "prefix": prefix, "suffix": suffix, "length": length}
 
 
@@ -325,9 +321,8 @@ def _add_settings(own: dict[str, Any], exact: gr.Checkbox) -> tuple[dict[str, An
     async def show_replaced(exact):
         return gr.update(visible=not exact)
 
-    at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on([method.change, order.change], show_settings, [method, order], [steps, order, bounds], **at_once)
-    exact.change(show_replaced, exact, replaced, **at_once)
+    gr.on([method.change, order.change], show_settings, [method, order], [steps, order, bounds], **AT_ONCE)
+    exact.change(show_replaced, exact, replaced, **AT_ONCE)
     fields = {"method": method, "steps": steps, "order": order, "temperature": temperature, "top_k": top_k}
     fields |= {"entropy_bound": entropy_bound, "confidence_threshold": threshold, "schedule": schedule}
     fields |= {"top_p": top_p, "refresh_interval": refresh, "refresh_window": window}
@@ -392,6 +387,7 @@ def _add_sudoku(turns: Turns, checkpoint: str) -> None:
 
 
 def _add_scoring(turns: Turns, paths: dict[str, str], chosen: dict[str, Any]) -> None:
+    run = at_path(score_text, paths)
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             text = gr.Textbox(PASSAGE, label="Text", lines=4, elem_id="passage")
@@ -404,10 +400,10 @@ def _add_scoring(turns: Turns, paths: dict[str, str], chosen: dict[str, Any]) ->
             buttons = _add_buttons("Score", "score_text")
         with gr.Column(scale=6, min_width=320):
             opening = {"model": chosen["model"].value, "tokenizer": "", "text": PASSAGE, "order": ORDERS[0]}
-            page, told = _opening(at_path(score_text, paths)(Stop(), **opening))
+            page, told = _opening(run(Stop(), **opening))
             heat = gr.HTML(page, elem_id="scored", min_height=120)
             line = gr.HTML(told, elem_id="scored-line")
-    _connect(turns, buttons, at_path(score_text, paths), chosen | {"text": text, "order": order}, [heat, line])
+    _connect(turns, buttons, run, chosen | {"text": text, "order": order}, [heat, line])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -448,8 +444,7 @@ def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict
     async def end():
         return gr.update(interactive=True), gr.update(interactive=False)
 
-    at_once = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    begun = start.click(begin, None, [start, stop], **at_once)
+    begun = start.click(begin, None, [start, stop], **AT_ONCE)
     ended = begun.then(
         go,
         set(fields.values()),
@@ -460,9 +455,9 @@ def _connect(turns: Turns, buttons: tuple[Any, Any], run: Callable, fields: dict
         api_visibility="private",
     )
     # Not `then`, which gradio 6 does not trigger after an exception.
-    ended.success(end, None, [start, stop], **at_once)
-    ended.failure(end, None, [start, stop], **at_once)
-    stop.click(halt, None, None, **at_once)
+    ended.success(end, None, [start, stop], **AT_ONCE)
+    ended.failure(end, None, [start, stop], **AT_ONCE)
+    stop.click(halt, None, None, **AT_ONCE)
     # A phone shows only the fields. It scrolls to the result when the run begins, and again when the run ends.
     show = f"() => {{ window.radd.show('{result.elem_id}'); return []; }}"
     start.click(None, None, None, js=show)

@@ -13,7 +13,7 @@ from ..jobs.scoring import RowScorer, ScoredRow, columns_to_score
 from ..likelihood import ESTIMATORS, check_estimate
 from ..ranges import check_count
 from ..results import to_json
-from .cli import DTYPES, _parser, add_file_arguments
+from .cli import _parser, add_computation_arguments, add_file_arguments
 from .files import check_file_arguments, check_model, load_for_file, load_model, open_file, read_input, usage
 
 # Default passes of one text, and of a row of a file. The errors of many rows average out, that of one text does not.
@@ -90,11 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     out.add_argument("--quiet", "-q", action="store_true", help="print no remarks on standard error")
 
-    where = parser.add_argument_group("computation")
-    where.add_argument("--tokenizer", metavar="NAME", help="name or folder (default: the model's)")
-    where.add_argument("--dtype", choices=DTYPES, default="float32", help="number format (default float32)")
-    where.add_argument("--device", metavar="NAME", help="such as cpu or cuda:0 (default: a GPU if there is one)")
-    where.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    add_computation_arguments(parser)
     return parser
 
 
